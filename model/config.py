@@ -1,0 +1,126 @@
+"""The shape of the network, and its translation to and from the Hugging Face `config.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+
+class ModelConfigError(ValueError):
+    """A shape that cannot be built; the message lists every problem."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and switches of the network; the defaults are the origin document's model (45 M parameters).
+
+    `head_dim=None` means hidden_size / num_attention_heads. `intermediate_size` is the width of the dense
+    feed-forward layer (`use_moe=False`), `moe_intermediate_size` that of one expert. `capacity_factor=0` routes
+    without dropping a token; a positive value caps an expert at that multiple of its even share while training.
+    """
+
+    vocab_size: int = 6400
+    hidden_size: int = 512
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    head_dim: int | None = None
+    intermediate_size: int = 1408
+    use_moe: bool = True
+    moe_intermediate_size: int = 704
+    num_experts: int = 4
+    num_experts_per_tok: int = 2
+    router_aux_loss_coef: float = 0.01
+    capacity_factor: float = 0.0
+    ep_size: int = 1
+    max_position_embeddings: int = 2048
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    mask_documents: bool = True
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    pad_token_id: int = 0
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def active_experts(self) -> int:
+        """Experts that one token passes through in a layer; 0 for a dense model."""
+        return self.num_experts_per_tok if self.use_moe else 0
+
+    def validate(self) -> None:
+        """Raise ModelConfigError with every size that does not fit the others."""
+        problems = list(self._problems())
+        if problems:
+            raise ModelConfigError("; ".join(problems))
+
+    def _problems(self):
+        if self.vocab_size > 65536:
+            yield f"vocab_size {self.vocab_size} is over 65,536: token ids are stored in 16 bits"
+        positive = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                    "intermediate_size", "moe_intermediate_size", "num_experts", "num_experts_per_tok", "ep_size",
+                    "max_position_embeddings")
+        bad = [name for name in positive if getattr(self, name) < 1]
+        yield from (f"{name} is {getattr(self, name)}: give a number of at least 1" for name in bad)
+        if bad:
+            return
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            yield (f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}: "
+                   "change one, or give --head_dim")
+        if self.head_size % 2:
+            yield f"a head is {self.head_size} wide, and rotary positions need an even width"
+        if self.num_attention_heads % self.num_key_value_heads:
+            yield (f"num_attention_heads {self.num_attention_heads} is no multiple of "
+                   f"num_key_value_heads {self.num_key_value_heads}")
+        if self.use_moe and self.num_experts_per_tok > self.num_experts:
+            yield (f"num_experts_per_tok {self.num_experts_per_tok} is more than num_experts {self.num_experts}")
+        if self.use_moe and self.num_experts % self.ep_size:
+            yield f"num_experts {self.num_experts} is no multiple of ep_size {self.ep_size}"
+        if self.capacity_factor < 0:
+            yield "capacity_factor is negative: give 0 (no token dropped) or a positive factor such as 1.25"
+
+    def to_hf(self, dtype: str) -> dict[str, Any]:
+        """The `config.json` of the same network as Qwen3-MoE (or Qwen3 when dense) in transformers.
+
+        `bufudu` keeps what the standard file has no name for, so that `from_hf` gives the same object back.
+        """
+        shared = {
+            "attention_bias": False, "attention_dropout": 0.0, "hidden_act": "silu", "tie_word_embeddings": True,
+            "head_dim": self.head_size, "torch_dtype": dtype, "use_cache": True, "use_sliding_window": False,
+            "bos_token_id": self.bos_token_id, "eos_token_id": self.eos_token_id, "pad_token_id": self.pad_token_id,
+        }
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                     "intermediate_size", "max_position_embeddings", "rope_theta", "rms_norm_eps",
+                     "initializer_range"):
+            shared[name] = getattr(self, name)
+        own = {"bufudu": asdict(self)}
+        if not self.use_moe:
+            return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **shared, **own}
+        experts = {
+            "num_experts": self.num_experts, "num_experts_per_tok": self.num_experts_per_tok,
+            "moe_intermediate_size": self.moe_intermediate_size, "decoder_sparse_step": 1, "mlp_only_layers": [],
+            "router_aux_loss_coef": self.router_aux_loss_coef, "output_router_logits": False,
+            # DeepSpeed weighs a single expert with its raw probability and renormalises two or more
+            "norm_topk_prob": self.num_experts_per_tok > 1,
+        }
+        return {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", **shared, **experts, **own}
+
+    @classmethod
+    def from_hf(cls, path: Path) -> ModelConfig:
+        """Read a `config.json` that `to_hf` wrote. Raises ModelConfigError for a file of another origin."""
+        try:
+            own = json.loads(path.read_text(encoding="utf-8"))["bufudu"]
+            known = {field.name for field in fields(cls)}
+            return cls(**{name: value for name, value in own.items() if name in known})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelConfigError(f"{path} was not written by this project (no usable 'bufudu' block)") from error
+
+    def for_inference(self) -> ModelConfig:
+        """The same network on one process with no token dropped, as it is generated from and exported."""
+        return replace(self, ep_size=1, capacity_factor=0.0)
