@@ -157,14 +157,21 @@ class CausalLM(nn.Module):
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Losses:
         """Mean cross-entropy of packed rows; `targets_BT` are the inputs shifted by one, none of them padding."""
-        mask = (document_mask(ids_BT, self.config.bos_token_id, self.config.eos_token_id)
-                if self.config.mask_documents else None)
-        position = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-        logits = self._head(self.model(ids_BT, mask, position, None))
-        lm = F.cross_entropy(logits.float().flatten(0, 1), targets_BT.flatten())
+        lm = F.cross_entropy(self._packed_logits(ids_BT).float().flatten(0, 1), targets_BT.flatten())
         balance = self._balance_loss()
         total = lm if balance is None else lm + self.config.router_aux_loss_coef * balance
         return Losses(total, lm, balance)
+
+    def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Summed cross-entropy of packed rows, targets of -100 left out: for evaluation."""
+        logits = self._packed_logits(ids_BT).float().flatten(0, 1)
+        return F.cross_entropy(logits, targets_BT.flatten(), reduction="sum")
+
+    def _packed_logits(self, ids_BT: Tensor) -> Tensor:
+        mask = (document_mask(ids_BT, self.config.bos_token_id, self.config.eos_token_id)
+                if self.config.mask_documents else None)
+        position = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
+        return self._head(self.model(ids_BT, mask, position, None))
 
     def logits(self, ids_BT: Tensor, *, mask: Tensor | None = None, position_BT: Tensor | None = None,
                cache: KVCache | None = None, last_only: bool = False) -> Tensor:

@@ -1,0 +1,1 @@
+"""Plan, loop, evaluation, checkpoints and monitoring of a run."""

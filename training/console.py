@@ -1,0 +1,52 @@
+"""What the user sees, kept apart from what the libraries print.
+
+`Console.take_over` keeps the terminal for our own lines and sends file descriptors 1 and 2, to which DeepSpeed,
+NCCL, compilers and Python's warnings write, into the run's log file.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+
+class Console:
+    """The user's terminal; only rank 0 speaks, except to say that a rank has failed."""
+
+    def __init__(self, rank: int, stream: TextIO = sys.stdout) -> None:
+        self.rank = rank
+        self.stream = stream
+        self.log_file: Path | None = None
+
+    def take_over(self, log_file: Path) -> None:
+        """From here on everything that is not said through this object goes to `log_file`."""
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.stream.flush()
+        self.stream = os.fdopen(os.dup(self.stream.fileno()), "w", encoding="utf-8", buffering=1)
+        descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+        self.log_file = log_file
+        print(f"--- rank {self.rank}, process {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S')}", flush=True)
+
+    def say(self, text: str) -> None:
+        """One fact, one line; safe while a progress bar is on the screen."""
+        if self.rank == 0:
+            tqdm.write(text, file=self.stream)
+            self.stream.flush()
+
+    def fail(self, text: str) -> None:
+        """An error, from whichever rank has one."""
+        self.stream.write(text + "\n")
+        self.stream.flush()
+
+    @property
+    def interactive(self) -> bool:
+        """Whether a progress bar can move on this terminal."""
+        return self.rank == 0 and self.stream.isatty()

@@ -1,0 +1,107 @@
+"""The process group: joined once, after rank 0 has made the data ready."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from corpus.errors import UserError
+
+PREPARE_TIMEOUT = timedelta(days=1)
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands; read from the variables that the launcher sets, one process without them."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    @classmethod
+    def from_environment(cls) -> World:
+        """Reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_SIZE (DeepSpeed's) or LOCAL_WORLD_SIZE (torchrun's)."""
+        size = int(os.environ.get("WORLD_SIZE", 1))
+        local = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or size
+        return cls(int(os.environ.get("RANK", 0)), size, int(os.environ.get("LOCAL_RANK", 0)), int(local))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _complete_environment(world: World) -> None:
+    """`python train.py` without a launcher is a world of one; DeepSpeed wants it spelled out."""
+    defaults = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.local_rank,
+                "MASTER_ADDR": "127.0.0.1"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, str(value))
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(_free_port())
+
+
+def join(world: World, device_kind: str, prepare: Callable[[], str]) -> str:
+    """Form the process group; `prepare` runs on rank 0 first, and its result is handed to every rank.
+
+    The others wait at the store (not inside a collective, whose time-out would have to cover hours of tokenising).
+    A UserError of rank 0 is raised there; the other ranks raise SystemExit(2) without a word.
+    """
+    _complete_environment(world)
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world.size,
+                          is_master=world.rank == 0, timeout=PREPARE_TIMEOUT, wait_for_workers=False)
+    if world.rank == 0:
+        try:
+            result = prepare()
+        except BaseException:
+            store.set("prepared", "failed")
+            raise
+        store.set("prepared", "ready:" + result)
+    answer = store.get("prepared").decode()
+    if answer == "failed":
+        raise SystemExit(2)
+    backend = "nccl" if device_kind == "cuda" else "gloo"
+    if device_kind == "cuda":
+        torch.cuda.set_device(world.local_rank)
+    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=world.rank, world_size=world.size,
+                            timeout=COLLECTIVE_TIMEOUT)
+    return answer.removeprefix("ready:")
+
+
+def set_threads(world: World, device_kind: str) -> int:
+    """Share the machine's cores between its processes; returns the threads of this one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // world.local_size)
+    if device_kind == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """All-reduced copy of a small tensor."""
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True everywhere if it is true anywhere."""
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def check_visible(path: str, exists: bool) -> None:
+    """Rank 0 prepared `path`; on another machine it may not be there."""
+    if not exists:
+        raise UserError(f"{path} is not visible on {socket.gethostname()}: prepare the corpus first and put its folder "
+                        "at the same path on every machine (a shared file system does)")

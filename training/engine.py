@@ -1,0 +1,98 @@
+"""The DeepSpeed engine: parameter groups, start of the experts, and the few switches its JSON has no key for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from model import CausalLM, ModelConfig
+from model.init import init_weights
+from model.moe import DeepSpeedMoE
+from model.weights import hf_name
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Two groups, weight decay off for norms, biases and embeddings, experts split off as DeepSpeed-MoE needs them."""
+    from deepspeed.moe.utils import has_moe_layers, split_params_into_different_moe_groups_for_optimizer
+
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        (plain if parameter.ndim < 2 or "embed" in name else decayed).append(parameter)
+    groups = [{"name": "decay", "params": decayed}, {"name": "no_decay", "params": plain, "weight_decay": 0.0}]
+    if has_moe_layers(model)[0]:
+        return split_params_into_different_moe_groups_for_optimizer(groups)
+    return groups
+
+
+@contextmanager
+def _router_left_to_adam() -> Iterator[None]:
+    """Keep Muon off the routers.
+
+    DeepSpeed marks every matrix whose name lacks `embed` for Muon inside `initialize`, over any mark of ours. A
+    router's rows are scores of separate experts, not one linear map: orthogonalising their update moves every expert
+    alike.
+    """
+    import deepspeed
+
+    mark_all = deepspeed.set_optimizer_flags
+
+    def mark(config: Any, model: nn.Module) -> None:
+        mark_all(config, model)
+        for name, parameter in model.named_parameters():
+            if hf_name(name, model).endswith(".mlp.gate.weight") and hasattr(parameter, "use_muon"):
+                parameter.use_muon = False
+
+    with mock.patch.object(deepspeed, "set_optimizer_flags", mark):
+        yield
+
+
+@contextmanager
+def _fp16_allowed_on_cpu() -> Iterator[None]:
+    """Only a check keeps fp16 off the CPU; the tests lift it to exercise the T4 configurations' path."""
+    from deepspeed.accelerator import get_accelerator
+
+    with mock.patch.object(get_accelerator(), "is_fp16_supported", lambda: True):
+        yield
+
+
+def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, rank: int, shm_reduce: bool) -> Any:
+    """The network under `deepspeed.initialize`; torch.distributed must be up.
+
+    `shm_reduce` lets DeepSpeed compile its shared-memory all-reduce for CPU ranks (needs a C++ compiler, about half a
+    minute at the first use); without it gloo reduces.
+    """
+    import deepspeed
+
+    # DeepSpeed would compile the operator on every CPU machine, and fail where there is no compiler
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = shm_reduce
+    # expert-parallel groups are runs of consecutive ranks (deepspeed.utils.groups)
+    ep_rank = rank % config.ep_size
+    model = CausalLM(config, lambda shape: DeepSpeedMoE(shape, ep_rank))
+    init_weights(model, config, seed)
+    with ExitStack() as stack:
+        stack.enter_context(_router_left_to_adam())
+        if os.environ.get("BUFUDU_TEST_CPU_FP16") == "1":
+            stack.enter_context(_fp16_allowed_on_cpu())
+        engine, *_ = deepspeed.initialize(model=model, model_parameters=parameter_groups(model), config=ds_config)
+    return engine
+
+
+def loss_scale(engine: Any) -> float | None:
+    """The dynamic loss scale, None where the precision needs none."""
+    return float(engine.optimizer.cur_scale) if engine.fp16_enabled() else None
+
+
+def learning_rate(engine: Any) -> float:
+    """The rate that the next optimizer step uses."""
+    return float(engine.optimizer.param_groups[0]["lr"])
+
+
+def compute_dtype(engine: Any) -> torch.dtype:
+    """The precision of the weights in the forward pass."""
+    return next(engine.module.parameters()).dtype

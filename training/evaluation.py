@@ -1,0 +1,58 @@
+"""Validation loss, shared out over the ranks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from corpus.shards import TokenStream
+from training.data import tensors
+from training.distributed import World, sum_over_ranks
+
+IGNORED = -100  # cross-entropy's mark for a target that does not count
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`loss` in nats a token over `tokens` targets."""
+
+    loss: float
+    tokens: int
+    bits_per_byte: float
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), infinite rather than an overflow."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+def evaluation_rows(total: int, wanted_tokens: int, seq_len: int) -> list[int]:
+    """Rows spread evenly over the split, the same at every evaluation; all of them for `wanted_tokens` = 0."""
+    wanted = total if wanted_tokens == 0 else min(total, max(1, wanted_tokens // seq_len))
+    return np.linspace(0, total, wanted, endpoint=False).astype(int).tolist()
+
+
+def evaluate(engine: Any, stream: TokenStream, rows: list[int], *, seq_len: int, micro_batch: int, world: World,
+             bytes_per_token: float) -> Evaluation:
+    """Mean negative log-likelihood of `rows`; a collective call with the same number of passes on every rank."""
+    share = math.ceil(len(rows) / world.size)
+    mine = rows[world.rank * share:(world.rank + 1) * share]
+    sums = torch.zeros(2, dtype=torch.float64)
+    engine.eval()
+    with torch.no_grad():
+        for start in range(0, share, micro_batch):
+            # a rank whose share has run out still takes part (experts on other ranks wait for it), uncounted
+            chosen = mine[start:start + micro_batch]
+            ids, targets = tensors(stream, chosen or rows[:1], seq_len, engine.device)
+            if not chosen:
+                targets = torch.full_like(targets, IGNORED)
+            loss_sum = engine.module.loss_sum(ids, targets)
+            sums += torch.tensor([loss_sum.item(), float((targets != IGNORED).sum().item())], dtype=torch.float64)
+    engine.train()
+    total, tokens = sum_over_ranks(sums.to(engine.device)).tolist()
+    loss = total / tokens
+    return Evaluation(loss, int(tokens), loss / math.log(2) / bytes_per_token)

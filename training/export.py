@@ -1,0 +1,51 @@
+"""Weights out of a running engine, under their Hugging Face names, whichever rank holds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from corpus.tokenizer import write_hf_tokenizer
+from model import CausalLM, ModelConfig, save_model
+from model.weights import hf_name, is_expert
+
+
+def gather_weights(engine: Any, config: ModelConfig) -> dict[str, Tensor]:
+    """All weights by Hugging Face name; a collective call. With `ep_size` > 1 only rank 0's answer is complete.
+
+    Tensors of rank 0's own are views of the live weights, not copies: use them before the next step.
+    """
+    from deepspeed.utils import groups
+
+    own = {hf_name(name, engine.module): parameter.detach() for name, parameter in engine.module.named_parameters()}
+    if config.use_moe and config.ep_size > 1:
+        group = groups._get_expert_parallel_group(f"ep_size_{config.ep_size}")
+        experts = {name: tensor.cpu() for name, tensor in own.items() if is_expert(name)}
+        parts: list[Any] = [None] * config.ep_size
+        dist.all_gather_object(parts, experts, group=group)
+        device = next(iter(own.values())).device
+        for part in parts:
+            own |= {name: tensor.to(device) for name, tensor in part.items() if name not in own}
+    return own
+
+
+def inference_model(engine: Any, config: ModelConfig) -> CausalLM:
+    """The live weights in the form that generates (no copy); a collective call, the answer is rank 0's to use."""
+    with torch.device("meta"):
+        model = CausalLM(config.for_inference())
+    weights = gather_weights(engine, config)
+    if dist.get_rank() == 0:
+        model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval()
+
+
+def export_model(engine: Any, config: ModelConfig, tokenizer: Path, folder: Path) -> None:
+    """Write `folder` as a Hugging Face model; a collective call, rank 0 writes."""
+    weights = gather_weights(engine, config)
+    if dist.get_rank() == 0:
+        save_model(folder, config, weights)
+        write_hf_tokenizer(tokenizer, folder)
