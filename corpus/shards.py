@@ -1,0 +1,103 @@
+"""Prepared folders, opened: a split is one long stream of token ids, memory-mapped over its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .errors import UserError
+from .fingerprint import sha256_file
+from .manifest import BYTES_PER_TOKEN, TOKENIZER_NAME, Manifest
+
+ID_TYPE = np.dtype("<u2")
+
+
+class TokenStream:
+    """The packed ids of one split: begin mark, document, end mark, and so on without gaps."""
+
+    def __init__(self, shards: Sequence[np.ndarray]) -> None:
+        self._shards = list(shards)
+        self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
+
+    def __len__(self) -> int:
+        """Tokens in the stream."""
+        return int(self._starts[-1])
+
+    def num_rows(self, seq_len: int) -> int:
+        """Whole rows of `seq_len` + 1 ids; neighbours share one id, so that every id but the first is a target once."""
+        return max(0, (len(self) - 1) // seq_len)
+
+    def batch(self, rows: Sequence[int], seq_len: int) -> np.ndarray:
+        """Rows by number as int64 (len(rows), seq_len + 1); inputs are [:, :-1], targets [:, 1:].
+
+        IndexError for a row outside 0 .. num_rows(seq_len) - 1.
+        """
+        count = self.num_rows(seq_len)
+        result = np.empty((len(rows), seq_len + 1), dtype=np.int64)
+        for i, row in enumerate(rows):
+            if not 0 <= row < count:
+                raise IndexError(f"row {row} of a stream of {count} rows")
+            self._read_into(result[i], int(row) * seq_len)
+        return result
+
+    def _read_into(self, target: np.ndarray, start: int) -> None:
+        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        filled = 0
+        while filled < len(target):
+            offset = start + filled - int(self._starts[shard])
+            piece = self._shards[shard][offset : offset + len(target) - filled]
+            target[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            shard += 1
+
+
+class Corpus:
+    """An opened prepared folder."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.tokenizer_path = folder / TOKENIZER_NAME
+
+    @classmethod
+    def open(cls, folder: Path, verify: str = "hash") -> Corpus:
+        """Open and check a folder made by prepare.py.
+
+        verify="hash" compares the SHA-256 of every shard and of the tokenizer (reads all of them), "size" only the
+        sizes of the shards. UserError names the file that is missing, cut short or changed.
+        """
+        if verify not in ("hash", "size"):
+            raise ValueError(f'verify must be "hash" or "size", not {verify!r}')
+        folder = Path(folder)
+        corpus = cls(folder, Manifest.read(folder))
+        for split in corpus.manifest.splits.values():
+            for shard in split.shards:
+                _check_size(folder / shard.file, shard.tokens * BYTES_PER_TOKEN)
+                if verify == "hash":
+                    _check_hash(folder / shard.file, shard.sha256)
+        if verify == "hash":
+            _check_hash(corpus.tokenizer_path, corpus.manifest.tokenizer_sha256)
+        elif not corpus.tokenizer_path.is_file():
+            raise UserError(f"{corpus.tokenizer_path}: missing; prepare the corpus again")
+        return corpus
+
+    def split(self, name: str) -> TokenStream:
+        """The stream of "train" or "val"; the latter may be empty."""
+        shards = self.manifest.splits[name].shards
+        return TokenStream([np.memmap(self.folder / shard.file, dtype=ID_TYPE, mode="r") for shard in shards])
+
+
+def _check_size(path: Path, expected: int) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); prepare the corpus again") from None
+    if size != expected:
+        raise UserError(f"{path}: {size:,} bytes instead of {expected:,}; prepare the corpus again")
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    if sha256_file(path) != expected:
+        raise UserError(f"{path}: changed since it was prepared (SHA-256 differs); prepare the corpus again")

@@ -1,0 +1,148 @@
+"""The byte-level BPE tokenizer: trained here, or taken from a tokenizer.json and checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from .errors import UserError
+
+PAD, BEGIN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SPECIAL_TOKENS = (PAD, BEGIN, END)  # ids 0, 1, 2
+MAX_ENTRIES = 65_536  # ids are stored as uint16
+MIN_ENTRIES = 256 + len(SPECIAL_TOKENS)
+
+# A token is at most 16 bytes, five Chinese characters: without a bound, a small uniform corpus gets whole clauses as
+# tokens, and a model that only has to name the clause looks as if it had learned the language.
+MAX_TOKEN_BYTES = 16
+
+# What a corpus may hold and a tokenizer may lose. Each probe must come back from encode and decode as it was.
+PROBES = {
+    "Chinese characters": "天地玄黄，宇宙洪荒。「繁體字」與简体字",
+    "rare characters": "𠮷野家 龘靐 㐂 𰻝",
+    "emoji": "你好😀👍🏽👨‍👩‍👧",
+    "full-width forms": "ＡＢＣ１２３　（全角）",
+    "capital letters and accents": "Ångström Ça va",
+    "runs of spaces": "  if x:\n        return  1  ",
+    "newlines and tabs": "第一行\n\n第二行\r\n\t末行\n",
+    "control and combining characters": "a\u0301\u200b\ufeffe\x00\x7f",
+}
+
+# Marks of other tokenizers around a document, in the order they are looked for.
+FOREIGN_MARKS = (
+    (BEGIN, END),
+    ("<|begin_of_text|>", "<|end_of_text|>"),
+    ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+    ("<s>", "</s>"),
+    ("<bos>", "<eos>"),
+    ("[BOS]", "[EOS]"),
+    ("[CLS]", "[SEP]"),
+    (PAD, PAD),
+)
+FOREIGN_PADS = (PAD, "<pad>", "<|pad|>", "[PAD]")
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE with at most `vocab_size` entries; ids 0, 1, 2 are the special tokens.
+
+    A small text may not have enough repeated pairs for that many entries: then there are fewer. UserError if
+    `vocab_size` is outside 259 to 65,536.
+    """
+    if not MIN_ENTRIES <= vocab_size <= MAX_ENTRIES:
+        raise UserError(f"--vocab_size {vocab_size}: must be from {MIN_ENTRIES:,} to {MAX_ENTRIES:,}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        # All 256 bytes, seen or not: this is what makes every string round-trip.
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=MAX_TOKEN_BYTES,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_without_marks(texts), trainer)
+    return tokenizer
+
+
+def _without_marks(texts: Iterable[str]) -> Iterator[str]:
+    """Marks written in the text are special ids later; left in, they would spend entries on "im", "start", "|>"."""
+    marks = re.compile("|".join(re.escape(mark) for mark in SPECIAL_TOKENS))
+    for text in texts:
+        yield from marks.split(text)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load a tokenizer.json; UserError if it is none, has over 65,536 entries or does not give every text back."""
+    try:
+        tokenizer = Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a tokenizer.json") from None
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{path}: not a Hugging Face tokenizer.json ({error})") from None
+    _make_lossless(tokenizer)
+    entries = vocab_size(tokenizer)
+    if entries > MAX_ENTRIES:
+        raise UserError(f"{path}: {entries:,} entries, but ids are stored in 16 bits; at most {MAX_ENTRIES:,} go in")
+    lost = [name for name, probe in PROBES.items() if _round_trip(tokenizer, probe) != probe]
+    if lost:
+        raise UserError(f"{path}: encoding and decoding loses {', '.join(lost)}; take a byte-level BPE tokenizer")
+    return tokenizer
+
+
+def _make_lossless(tokenizer: Tokenizer) -> None:
+    """Switch off what a tokenizer.json may carry from its training: cutting, filling up and random merges."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
+
+
+def _round_trip(tokenizer: Tokenizer, text: str) -> str:
+    return tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
+
+
+def vocab_size(tokenizer: Tokenizer) -> int:
+    """The number of ids a model needs: the highest id plus one (a foreign vocabulary may have holes)."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def special_ids(tokenizer: Tokenizer) -> tuple[int, int, int]:
+    """(begin, end, pad) of a document; UserError if the tokenizer has no marks that could serve."""
+    for begin, end in FOREIGN_MARKS:
+        begin_id, end_id = tokenizer.token_to_id(begin), tokenizer.token_to_id(end)
+        if begin_id is not None and end_id is not None:
+            pads = (tokenizer.token_to_id(pad) for pad in FOREIGN_PADS)
+            return begin_id, end_id, next((pad for pad in pads if pad is not None), end_id)
+    known = ", ".join(f"{begin} {end}" for begin, end in FOREIGN_MARKS)
+    raise UserError(f"the tokenizer has no marks for the begin and end of a document; add a pair of these: {known}")
+
+
+def write_hf_tokenizer(tokenizer_json: Path, out_folder: Path) -> None:
+    """Write the three files from which transformers.AutoTokenizer makes the same ids as the packed corpus has."""
+    tokenizer = load_tokenizer(tokenizer_json)
+    begin, end, pad = (tokenizer.id_to_token(i) for i in special_ids(tokenizer))
+    # A post-processor would put marks around every text that a user encodes, which the packer does by itself.
+    content = json.loads(tokenizer.to_str())
+    content["post_processor"] = None
+    marks = {"bos_token": begin, "eos_token": end, "pad_token": pad}
+    config = {
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "add_prefix_space": False,
+        **marks,
+        "clean_up_tokenization_spaces": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    out_folder.mkdir(parents=True, exist_ok=True)
+    for name, data in (
+        ("tokenizer.json", content),
+        ("tokenizer_config.json", config),
+        ("special_tokens_map.json", marks),
+    ):
+        (out_folder / name).write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
