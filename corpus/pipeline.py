@@ -31,8 +31,10 @@ from .survey import Survey, survey_chunk
 from .tokenizer import MAX_ENTRIES, MIN_ENTRIES, load_tokenizer, special_ids, train_tokenizer, vocab_size
 from .workers import PARALLELISM, WorkerPool
 
-# Merges of 6,400 entries are settled long before this much text; more would only cost time and memory.
-TOKENIZER_SAMPLE_BYTES = 100 * 10**6
+# Text to train a tokenizer on: 32 MB for 6,400 entries, which settles their merges in about a minute; training takes
+# time in proportion to the text, and would otherwise cost as much as packing the whole corpus.
+SAMPLE_BYTES_PER_ENTRY = 5_000
+MAX_SAMPLE_BYTES = 100 * 10**6
 # Below this, starting processes takes longer than the work.
 IN_PROCESS_BYTES = 2 * 2**20
 
@@ -197,7 +199,7 @@ def _describe(path: Path, side: str) -> dict[str, Any]:
 def _survey(job: Job, pool: WorkerPool) -> Survey:
     """The first pass."""
     s = job.settings
-    sample = HashSubset(0 if s["tokenizer"] else TOKENIZER_SAMPLE_BYTES)
+    sample = HashSubset(0 if s["tokenizer"] else min(MAX_SAMPLE_BYTES, SAMPLE_BYTES_PER_ENTRY * s["vocab_size"]))
     survey = Survey(s["dedup"], s["val_fraction"], bool(job.val_inputs), sample)
     # The ceiling is read when the task is made: by then the sample may have filled up, and less text need travel.
     tasks = ((chunk, from_val_file, survey.cut, sample.ceiling) for chunk, from_val_file in job.chunks())
@@ -222,7 +224,7 @@ def _make_tokenizer(job: Job, folder: Path, pool: WorkerPool, survey: Survey) ->
     (folder / TOKENIZER_NAME).write_text(text, encoding="utf-8")
     return (
         f"trained on the {len(sample):,} training documents ({sample.size:,} bytes) with the smallest hashes, "
-        f"limit {TOKENIZER_SAMPLE_BYTES:,} bytes"
+        f"limit {sample.budget:,} bytes"
     )
 
 

@@ -1,0 +1,22 @@
+"""Made-up documents for the tests."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+WORDS = ["春眠不觉晓", "处处闻啼鸟", "夜来风雨声", "花落知多少", "疑是地上霜", "the", "cat", "sat", "12345"]
+
+
+def make_texts(count: int, seed: int = 0) -> list[str]:
+    """Different short documents."""
+    rng = random.Random(seed)
+    return [f"第{i}篇：" + "，".join(rng.choices(WORDS, k=rng.randint(1, 12))) + "。" for i in range(count)]
+
+
+def write_jsonl(path: Path, texts: Iterable[str]) -> Path:
+    """One {"text": ...} a line."""
+    path.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts), encoding="utf-8")
+    return path
