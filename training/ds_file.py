@@ -1,0 +1,156 @@
+"""Reading a DeepSpeed JSON file, and the changes that the command line makes to it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from corpus.errors import UserError
+from training.ds_keys import nearest
+
+OWN_BLOCK = "bufudu"
+"""The one block that is not DeepSpeed's: default flags of train.py for the runs of this file."""
+
+_KEY = re.compile(r"[^\s.=]+(\.[^\s.=]+)*")
+_DEEPEST = 30  # DeepSpeed's own files are 4 deep; without a limit a hostile file ends in a RecursionError somewhere
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> dict:
+    """The file's content with each `a.b.c=value` of `overrides` put in; nothing is resolved or judged yet."""
+    config = _parse(_read(path), path)
+    problems = [problem for override in overrides if (problem := _override(config, override))]
+    if problems:
+        raise UserError("\n".join(problems))
+    if _deeper_than(_DEEPEST, config):
+        raise UserError(f"{path}: blocks within blocks, more than {_DEEPEST} deep.")
+    return config
+
+
+def run_defaults(config: dict, known_flags: Collection[str]) -> dict:
+    """The file's "bufudu" block: values for flags that the command line leaves open, such as {"ep_size": 2}.
+
+    DeepSpeed has no key for some choices that belong to an experiment; a flag given explicitly wins.
+    """
+    block = config.get(OWN_BLOCK) or {}
+    if not isinstance(block, dict):
+        raise UserError(f'{OWN_BLOCK}: must be a block of flags and their values, such as {{"ep_size": 2}}')
+    problems = []
+    for flag, value in block.items():
+        if flag not in known_flags:
+            guess = nearest(flag, known_flags)
+            hint = f"did you mean {guess}?" if guess else f"the flags are {', '.join(sorted(known_flags))}."
+            problems.append(f"{OWN_BLOCK}.{flag}: train.py has no flag --{flag}; {hint}")
+        elif isinstance(value, (dict, list)):
+            problems.append(f"{OWN_BLOCK}.{flag}: must be a single value, as after --{flag}")
+    if problems:
+        raise UserError("\n".join(problems))
+    return {flag: value for flag, value in block.items() if value is not None}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file.{_there_are(path)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def _there_are(path: Path) -> str:
+    """The files that the user may have meant: beside the missing one, else in ds_configs/."""
+    for folder in (path.parent, Path("ds_configs")):
+        found = sorted(folder.glob("*.json"))
+        if found:
+            names = {file.stem: file for file in found}
+            close = difflib.get_close_matches(path.stem, names, n=1)
+            hint = f" Did you mean {names[close[0]]}?" if close else ""
+            return f"{hint} In {folder}/ there are: {', '.join(file.name for file in found)}."
+    return ""
+
+
+def _parse(text: str, path: Path) -> dict:
+    try:
+        config = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {error.lineno}, column {error.colno}"
+        raise UserError(f"{where}: not valid JSON: {error.msg}.{_usual_slip(text, error)}") from None
+    except RecursionError:
+        raise UserError(f"{path}: blocks within blocks, more than {_DEEPEST} deep.") from None
+    except ValueError as error:  # a key twice, NaN, a number of thousands of digits
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: must hold one block in {{ }}, as DeepSpeed's documentation shows.")
+    return config
+
+
+def _usual_slip(text: str, error: json.JSONDecodeError) -> str:
+    before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
+    if before.endswith(",") and after[:1] in ("}", "]", ""):
+        return " There is a comma after the last entry."
+    if after.startswith(("//", "#", "/*")):
+        return " JSON has no comments."
+    if after.startswith(("True", "False", "None")):
+        return " JSON writes true, false, null."
+    if after.startswith("'"):
+        return ' JSON wants "double quotes".'
+    return ""
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Python would keep the last of two equal keys and say nothing."""
+    block: dict[str, object] = {}
+    for key, value in pairs:
+        if key in block:
+            raise ValueError(f'the key "{key}" stands twice in one block; keep one of them.')
+        block[key] = value
+    return block
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON value.")
+
+
+def _override(config: dict, override: str) -> str | None:
+    """Puts one `a.b.c=value` into `config`; returns what is wrong with it, if something is."""
+    path, equals, text = override.partition("=")
+    path = path.strip()
+    if not equals or not _KEY.fullmatch(path):
+        return f"--set {override}: write it as key.of.the.file=value, e.g. --set optimizer.params.lr=3e-4"
+    *parents, last = path.split(".")
+    block = config
+    for depth, key in enumerate(parents, 1):
+        inner = block.get(key)
+        if inner is None:
+            inner = block[key] = {}
+        if not isinstance(inner, dict):
+            what = ".".join(parents[:depth])
+            return f"--set {override}: {what} is no block but {json.dumps(inner)}; set {what} as a whole"
+        block = inner
+    block[last] = _value(text)
+    return None
+
+
+def _value(text: str) -> object:
+    """JSON if it is JSON, else the text itself, so that nobody has to quote quotes in a shell."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _deeper_than(levels: int, value: object) -> bool:
+    layer = [value]
+    for _ in range(levels):
+        layer = [inner for outer in layer if isinstance(outer, (dict, list)) for inner in _items(outer)]
+        if not layer:
+            return False
+    return True
+
+
+def _items(outer: dict | list) -> list:
+    return list(outer.values()) if isinstance(outer, dict) else outer
