@@ -127,6 +127,13 @@ def test_tokenizer_never_sees_validation_documents(jsonl, tmp_path: Path) -> Non
     assert len(vocabulary.encode("垚焱").ids) == 6
 
 
+def test_tokenizer_does_not_see_the_document_moved_to_validation(jsonl, tmp_path: Path) -> None:
+    manifest = prepare([jsonl(make_texts(8))], tmp_path / "out", vocab_size=300, val_fraction=1e-9, progress=None)
+    train = manifest.splits["train"]
+    assert manifest.splits["val"].documents == 1
+    assert f"trained on the 7 training documents ({train.bytes:,} bytes)" in manifest.tokenizer_source
+
+
 def test_val_files_take_their_documents_from_train(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
     texts, val = make_texts(50), [*make_texts(10), "only here", "only here"]
     source, held_out = jsonl(texts), jsonl(val, "val.jsonl")
