@@ -151,6 +151,7 @@ def back_time(world: World, v: Values) -> None:
       "{a}回到家里。", "{a}高高兴兴地回了家。", "{a}快步走回家。", "{a}不敢耽搁，赶回家里。", "{a}顺着原路回了家。",
       "没过多久，{a}就到家了。", most=2)
 def go_home(world: World, v: Values) -> None:
+    world.need(world.facts.get("a") == v["a"], f"{v['a']} has no reason to go home now")
     world.move(v["a"], lex.home(v["a"]))
 
 
@@ -163,7 +164,7 @@ def time(world: World, v: Values) -> None:
     world.later(v["w"])
 
 
-@kind("scene", "{g}。", "一眼望去，{g}。", "只见{g}。", "四下一望，{g}。", most=2)
+@kind("scene", "{g}。", "{g}，和往常一样。", "{g}，真让人喜欢。", "今天，{g}。", most=2)
 def scene(world: World, v: Values) -> None:
     place = world.present(world.actor)
     world.need(lex.SCENES[v["g"]] == place, f"“{v['g']}” is not seen at {place}")
@@ -173,7 +174,7 @@ def scene(world: World, v: Values) -> None:
 
 
 @kind("arrive_scene",
-      "{a}来到{p}，{g}。", "{a}到了{p}，只见{g}。", "{a}走到{p}，停下脚步，只见{g}。",
+      "{a}来到{p}，{g}。", "{a}到了{p}，{g}，和往常一样。", "{a}走到{p}，停下脚步，{g}。",
       "{a}赶到{p}的时候，{g}。", most=2)
 def arrive_scene(world: World, v: Values) -> None:
     go(world, v)

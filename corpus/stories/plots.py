@@ -18,7 +18,7 @@ class Teller:
         self.rng = rng
         self.world = World()
         self.lines: list[str] = []
-        self.used: list[Wording] = []
+        self.used: set[Wording] = set()
         self.cast = self.shuffled(list(lex.PEOPLE))
 
     def pick(self, options: Sequence[str]) -> str:
@@ -47,7 +47,7 @@ class Teller:
         fitting = [wording for wording in entry.wordings if wording.letters <= values.keys()]
         fresh = [wording for wording in fitting if wording not in self.used] or fitting
         wording = fresh[int(self.rng.random() * len(fresh))]
-        self.used.append(wording)
+        self.used.add(wording)
         sentence = wording.render(values, self.pick)
         entry.apply(self.world, {letter: values[letter] for letter in sorted(wording.letters)}, sentence)
         self.lines.append(sentence)
@@ -371,10 +371,12 @@ def animal(t: Teller) -> None:
     t.start_pair(a, b, lex.home(b))
     t.say("animal_lost", a=a, b=b, t=pet)
     t.say("animal_help", a=a, b=b, t=pet)
-    t.go(a, first)
-    if t.maybe(0.5):
+    if t.maybe(0.4):
+        t.go(a, first)
         t.say("animal_miss", a=a, p=first, t=pet)
-    t.say("see", a=a, b=c, x=t.pick(lex.acts_at(first)))
+        t.say("see", a=a, b=c, x=t.pick(lex.acts_at(first)))
+    else:
+        t.call_on(a, c, first, lex.acts_at(first))
     t.say("animal_ask", a=a, c=c, t=pet)
     t.say("lost_seen", b=c, a=a, p=second, s=spot, t=pet)
     t.go(a, second)
