@@ -117,8 +117,10 @@ class ModelConfig:
         try:
             own = json.loads(path.read_text(encoding="utf-8"))["bufudu"]
             known = {field.name for field in fields(cls)}
-            return cls(**{name: value for name, value in own.items() if name in known})
-        except (KeyError, TypeError, ValueError) as error:
+            config = cls(**{name: value for name, value in own.items() if name in known})
+            list(config._problems())  # a value of the wrong type fails here, and not in the middle of building
+            return config
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             raise ModelConfigError(f"{path} was not written by this project (no usable 'bufudu' block)") from error
 
     def for_inference(self) -> ModelConfig:
