@@ -1,4 +1,4 @@
-"""The order in which training rows are seen: one endless stream of shuffled epochs, the same for any number of ranks."""
+"""The order in which training rows are seen: one endless stream of shuffled epochs, whatever the number of ranks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class SampleStream:
         return [self[sample] for sample in range(first, first + micro_batch)]
 
 
-def tensors(stream: TokenStream, rows: list[int], seq_len: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def tensors(stream: TokenStream, rows: list[int], seq_len: int,
+            device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """(inputs, targets), both (B, seq_len) int64; targets are the inputs shifted by one."""
     ids = torch.from_numpy(stream.batch(rows, seq_len))
     if device.type == "cuda":

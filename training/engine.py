@@ -61,16 +61,15 @@ def _fp16_allowed_on_cpu() -> Iterator[None]:
         yield
 
 
-def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, rank: int, shm_reduce: bool) -> Any:
+def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, rank: int) -> Any:
     """The network under `deepspeed.initialize`; torch.distributed must be up.
 
-    `shm_reduce` lets DeepSpeed compile its shared-memory all-reduce for CPU ranks (needs a C++ compiler, about half a
-    minute at the first use); without it gloo reduces.
+    Nothing is compiled at the first start: on CPU, DeepSpeed's shared-memory all-reduce would be (half a minute, and a
+    failure where there is no compiler), but a step is no shorter with it than with gloo (docs/LOG.md).
     """
     import deepspeed
 
-    # DeepSpeed would compile the operator on every CPU machine, and fail where there is no compiler
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = shm_reduce
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # expert-parallel groups are runs of consecutive ranks (deepspeed.utils.groups)
     ep_rank = rank % config.ep_size
     model = CausalLM(config, lambda shape: DeepSpeedMoE(shape, ep_rank))

@@ -1,0 +1,17 @@
+"""Pretrain a Chinese mixture-of-experts language model with DeepSpeed.
+
+    deepspeed --num_gpus 2 train.py                                    the sample corpus, configuration by machine
+    deepspeed --num_gpus 2 train.py --data corpus.jsonl                your text, JSON Lines with {"text": ...}
+    deepspeed --num_gpus 2 train.py --deepspeed_config ds_configs/t4x2.json --data DIR --output runs/NAME
+    python train.py --plan --plan_rows 1413103                         sizes, memory and hours, without training
+    python train.py                                                    one process
+
+The same command continues an interrupted run.
+"""
+
+import sys
+
+if __name__ == "__main__":
+    from training.run import main
+
+    sys.exit(main(sys.argv[1:], __doc__))

@@ -1,0 +1,267 @@
+"""From flags to a finished run: choose, prepare, resolve, build, continue, train, sum up."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from corpus.errors import UserError
+from corpus.pipeline import fingerprint, prepare
+from corpus.shards import Corpus
+from corpus.stories import write_sample_corpus
+from model import ModelConfig, count_parameters
+from training import arguments, checkpoint
+from training.arguments import Options
+from training.console import Console
+from training.device import Device, detect
+from training.distributed import World, check_visible, join, set_threads
+from training.ds_config import Resolved, RunFacts, load, resolve, run_defaults
+from training.progress import human_time
+from training.stopping import StopRequest
+
+CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
+DATA_FOLDER = Path("data")
+SAMPLE_STORIES = {"cpu": 20_000, "cuda": 200_000}  # one pass is minutes on either
+ROWS_UNKNOWN = 10**9  # stands in until the corpus is prepared, to judge the JSON before hours of tokenising
+
+
+def main(argv: Sequence[str], description: str) -> int:
+    """Exit status of train.py: 0 for a run that ended as it should, 2 for wrong input, 1 for a fault of ours."""
+    started = time.monotonic()
+    world = World.from_environment()
+    console = Console(world.rank)
+    try:
+        return _run(arguments.parse(argv, description), world, console, started)
+    except UserError as error:
+        if world.rank == 0:
+            console.fail(f"train.py: {error}")
+        return 2
+    except Exception as error:
+        traceback.print_exc()
+        where = f"; the traceback is in {console.log_file}" if console.log_file else ""
+        console.fail(f"train.py: rank {world.rank} failed: {type(error).__name__}: {error}{where}")
+        return 1
+
+
+def _run(given: dict[str, Any], world: World, console: Console, started: float) -> int:
+    device = detect()
+    path = given.get("deepspeed_config") or _default_config(device, world)
+    ds_config = load(path, given.get("set", []))
+    options = arguments.options(given, run_defaults(ds_config, arguments.run_flags()))
+    output = options.output or Path("runs") / f"{path.stem}-{_data_name(options)}"
+    _judge_early(options, ds_config, path, world, device, output)
+    if options.plan:
+        return _plan(options, ds_config, path, world, device, output, console)
+    console.say(f"不复读: {world.size} process{'es' if world.size > 1 else ''} on {device.summary}")
+    why = "" if "deepspeed_config" in given else _why(device, world)
+    console.say(f"configuration: {path}{why}")
+    console.say(f"run: {output} (log: {output}/logs/rank0.log)")
+    stop = StopRequest(started, options.time_limit)
+    set_threads(world, device.kind)
+    console.take_over(output / "logs" / f"rank{world.rank}.log")
+    folder = Path(join(world, device.kind, lambda: str(_prepare(options, device, console))))
+    check_visible(str(folder), folder.is_dir())
+    corpus = Corpus.open(folder, verify="hash" if world.rank == 0 else "size")
+    config = _model_config(options, corpus)
+    rows = corpus.split("train").num_rows(options.max_seq_len)
+    if rows < 1:
+        raise UserError(f"{folder}: {corpus.manifest.splits['train'].tokens:,} training tokens are less than one row of "
+                        f"{options.max_seq_len}: give more text or a smaller --max_seq_len")
+    resolved = resolve(ds_config, _facts(options, world, output, rows, config), device, source=str(path))
+    return _train(options, output, config, resolved, corpus, world, device, console, stop)
+
+
+def _default_config(device: Device, world: World) -> Path:
+    if device.kind == "cpu":
+        return CONFIGS / "cpu_x2.json"
+    return CONFIGS / ("t4x2.json" if world.size > 1 or device.count > 1 else "t4x1.json")
+
+
+def _why(device: Device, world: World) -> str:
+    found = "no CUDA GPU here" if device.kind == "cpu" else f"{world.size} process(es) on {device.count} CUDA GPU(s)"
+    return f" ({found}; --deepspeed_config chooses another)"
+
+
+def _data_name(options: Options) -> str:
+    if not options.data:
+        return "sample"
+    name = options.data[0].resolve().name
+    for suffix in (".gz", ".zst", ".jsonl"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _facts(options: Options, world: World, output: Path, rows: int, config: ModelConfig | None) -> RunFacts:
+    shape = config or ModelConfig(**options.model)
+    return RunFacts(world_size=world.size, rows=rows, epochs=options.epochs, max_steps=options.max_steps,
+                    output=output, num_experts=shape.num_experts, ep_size=shape.ep_size, use_moe=shape.use_moe)
+
+
+def _judge_early(options: Options, ds_config: dict[str, Any], path: Path, world: World, device: Device,
+                 output: Path) -> None:
+    """Find every contradiction before text is tokenised or processes join."""
+    arguments.model_config(options, vocab_size=options.vocab_size, begin_id=1, end_id=2, pad_id=0)
+    if not options.plan:
+        resolve(ds_config, _facts(options, world, output, ROWS_UNKNOWN, None), device, source=str(path))
+    for data in options.data:
+        if not data.exists():
+            raise UserError(f"--data {data}: there is no such file or folder")
+    if len(options.data) > 1 and any(data.is_dir() for data in options.data):
+        raise UserError("--data takes one prepared folder, or .jsonl files, not both")
+    checkpoint.find(output, options.resume)
+
+
+def _prepare(options: Options, device: Device, console: Console) -> Path:
+    """The folder of the prepared corpus, made from .jsonl or from the sample corpus if need be; rank 0 only."""
+    inputs = list(options.data)
+    if len(inputs) == 1 and inputs[0].is_dir():
+        return inputs[0]
+    if not inputs:
+        inputs = [sample_corpus(device, console)]
+    settings = {"tokenizer": options.tokenizer, "vocab_size": options.vocab_size}
+    key = fingerprint(inputs, **settings)[:12]
+    folder = DATA_FOLDER / f"{_data_name(options)}-{key}"
+    if not (folder / "manifest.json").is_file():
+        console.say(f"preparing {', '.join(str(path) for path in inputs)} -> {folder}")
+    manifest = prepare(inputs, folder, progress=console.stream, **settings)
+    train, val = manifest.splits["train"], manifest.splits["val"]
+    console.say(f"corpus: {folder}: {train.documents:,} documents, {train.tokens:,} tokens to train on; "
+                f"{val.documents:,} documents, {val.tokens:,} tokens to validate")
+    return folder
+
+
+def sample_corpus(device: Device, console: Console) -> Path:
+    """The stories that a first run learns from, written once."""
+    count = SAMPLE_STORIES[device.kind]
+    path = DATA_FOLDER / f"sample-{count}.jsonl"
+    if not path.is_file():
+        console.say(f"no --data given: writing {count:,} sample stories to {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sample_corpus(path, count)
+    return path
+
+
+def _model_config(options: Options, corpus: Corpus) -> ModelConfig:
+    manifest = corpus.manifest
+    return arguments.model_config(options, vocab_size=manifest.vocab_size, begin_id=manifest.begin_id,
+                                  end_id=manifest.end_id, pad_id=manifest.pad_id)
+
+
+def _plan(options: Options, ds_config: dict[str, Any], path: Path, world: World, device: Device, output: Path,
+          console: Console) -> int:
+    """`--plan`: needs no launcher, so the number of processes is the one that the configuration is made for."""
+    from training.plan import PLANNED_T4X2, plan_lines
+
+    processes = world.size if world.size > 1 else _planned_processes(path)
+    if device.kind == "cpu" and ds_config.get("fp16", {}).get("enabled"):
+        device = PLANNED_T4X2
+    planned = World(0, processes, 0, processes)
+    if options.plan_rows is not None:
+        vocab, rows = options.vocab_size, options.plan_rows
+        config = arguments.model_config(options, vocab_size=vocab, begin_id=1, end_id=2, pad_id=0)
+    else:
+        corpus = Corpus.open(_prepare(options, device, console), verify="size")
+        config, rows = _model_config(options, corpus), corpus.split("train").num_rows(options.max_seq_len)
+    facts = _facts(options, planned, output, max(rows, 1), config)
+    resolved = resolve(ds_config, facts, device, source=str(path))
+    for line in plan_lines(config, resolved, facts, device, seq_len=options.max_seq_len,
+                           utilisation=options.plan_utilisation):
+        console.say(line)
+    return 0
+
+
+def _planned_processes(path: Path) -> int:
+    """`..._x1`, `t4x1`: the file's name says for how many it is; two where it says nothing."""
+    return 1 if "x1" in path.stem else 2
+
+
+def _train(options: Options, output: Path, config: ModelConfig, resolved: Resolved, corpus: Corpus, world: World,
+           device: Device, console: Console, stop: StopRequest) -> int:
+    from training.engine import build_engine
+    from training.loop import Setup, Trainer
+
+    found = checkpoint.find(output, options.resume)
+    identity = _identity(options, config, resolved, corpus)
+    state = checkpoint.RunState(identity=identity)
+    if found:
+        state = checkpoint.read_state(found)
+        checkpoint.check_identity(state, identity, found)
+        if state.step >= resolved.total_steps:
+            console.say(f"{output} has finished its {state.step:,} steps already: --output starts another run")
+            return 0
+    _announce(options, config, resolved, corpus, output, console, world)
+    console.say("starting DeepSpeed (some seconds)")
+    engine = build_engine(config, resolved.config, seed=options.seed, rank=world.rank)
+    if found:
+        checkpoint.load(engine, found)
+        console.say(f"continuing from {found} (step {state.step:,})")
+    tokenizer = Tokenizer.from_file(str(corpus.tokenizer_path))
+    stop.listen()
+    setup = Setup(options, output, config, resolved, corpus, tokenizer, world, device, console, stop)
+    trainer = Trainer(setup, engine, state)
+    reason = trainer.fit()
+    if world.rank == 0:
+        _sum_up(trainer, reason)
+    engine.destroy()
+    return 0
+
+
+def _identity(options: Options, config: ModelConfig, resolved: Resolved, corpus: Corpus) -> dict[str, Any]:
+    """What must not change between the sessions of one run; all else may."""
+    shape = {f"model.{name}": value for name, value in asdict(config).items() if name != "max_position_embeddings"}
+    return shape | {"corpus": corpus.manifest.fingerprint, "tokenizer": corpus.manifest.tokenizer_sha256,
+                    "train_batch_size": resolved.train_batch, "max_seq_len": options.max_seq_len, "seed": options.seed}
+
+
+def _announce(options: Options, config: ModelConfig, resolved: Resolved, corpus: Corpus, output: Path,
+              console: Console, world: World) -> None:
+    """What was chosen, a line a fact, and the resolved JSON beside it."""
+    total, active = count_parameters(config)
+    kind = (f"{config.num_experts} experts, {config.num_experts_per_tok} a token" if config.use_moe else "dense")
+    console.say(f"model: {total / 1e6:.1f} M parameters, {active / 1e6:.1f} M active a token ({kind}, hidden "
+                f"{config.hidden_size}, {config.num_hidden_layers} layers, vocabulary {config.vocab_size:,})")
+    for note in resolved.notes:
+        console.say(f"  {note}")
+    console.say(f"training: {resolved.total_steps:,} steps of {resolved.train_batch} x {options.max_seq_len} tokens, "
+                f"{resolved.precision}, ZeRO-{resolved.zero_stage}, {resolved.optimizer_name}")
+    console.say(f"loss to beat: {corpus.manifest.entropy_nats:.3f} nats a token (a model that knows only how frequent "
+                "each token is)")
+    if world.rank == 0:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "ds_config.json").write_text(json.dumps(resolved.config, indent=2) + "\n", encoding="utf-8")
+        flags = {name: value for name, value in asdict(options).items() if name != "model"}
+        record = {"command": sys.argv, "flags": flags, "model": asdict(config), "corpus": str(corpus.folder)}
+        (output / "run.json").write_text(json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n",
+                                         encoding="utf-8")
+
+
+def _sum_up(trainer: Any, reason: str) -> None:
+    setup, state, last = trainer.setup, trainer.state, trainer.last_evaluation
+    corpus = setup.corpus.manifest
+    tokens = state.step * setup.tokens_per_step
+    summary = {
+        "reason": reason, "steps": state.step, "total_steps": trainer.total_steps, "tokens": tokens,
+        "seconds": round(state.seconds, 1), "tokens_per_second": round(tokens / state.seconds) if state.seconds else None,
+        "val_loss": last.loss if last else None, "val_bits_per_byte": last.bits_per_byte if last else None,
+        "best_val_loss": state.best_loss, "best_step": state.best_step,
+        "token_entropy": corpus.entropy_nats, "skipped_steps": int(trainer.engine.skipped_steps),
+    }
+    (setup.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    console = setup.console
+    console.say(f"{reason}: {state.step:,} of {trainer.total_steps:,} steps, {tokens / 1e6:.2f} M tokens in "
+                f"{human_time(state.seconds)} of training")
+    if state.best_loss is not None:
+        console.say(f"best validation loss {state.best_loss:.3f} at step {state.best_step:,}, beside "
+                    f"{corpus.entropy_nats:.3f} for token frequencies alone")
+    console.say(f"model: {setup.output}/model   curves: tensorboard --logdir {setup.output}/tensorboard")
+    if state.step < trainer.total_steps:
+        console.say("the same command continues the run")
+

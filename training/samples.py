@@ -1,0 +1,59 @@
+"""Continuations of fixed prompts while a model trains: what no curve shows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from corpus.shards import TokenStream
+from model import CausalLM, ModelConfig
+
+PROMPT_TOKENS, NEW_TOKENS, COUNT = 12, 60, 3
+TEMPERATURE, TOP_P = 0.8, 0.95
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The first tokens of a validation document."""
+
+    ids: list[int]
+    text: str
+
+
+def fixed_prompts(stream: TokenStream, tokenizer: Tokenizer, config: ModelConfig) -> list[Prompt]:
+    """The beginnings of the first few validation documents."""
+    row_length = 2048
+    rows = stream.num_rows(row_length)
+    ids = stream.batch([0], row_length if rows else len(stream) - 1)[0].tolist()
+    marks = (config.eos_token_id, config.bos_token_id)
+    starts = [0, *(i for i in range(1, len(ids)) if (ids[i - 1], ids[i]) == marks)]
+    prompts = []
+    for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+        document = ids[start:end]
+        if len(prompts) < COUNT and len(document) > 2:
+            kept = document[:min(PROMPT_TOKENS, max(2, len(document) // 2))]
+            prompts.append(Prompt(kept, tokenizer.decode(kept)))
+    return prompts
+
+
+def continue_prompts(model: CausalLM, tokenizer: Tokenizer, prompts: list[Prompt], seed: int) -> list[str]:
+    """One seeded continuation of each."""
+    device = next(model.parameters()).device
+    texts = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt.ids], device=device)
+        output = model.generate(ids, max_new_tokens=NEW_TOKENS, temperature=TEMPERATURE, top_k=0, top_p=TOP_P,
+                                repetition_penalty=1.0, do_sample=True, seed=seed)
+        texts.append(tokenizer.decode(output[0, len(prompt.ids):].tolist()))
+    return texts
+
+
+def append(path: Path, step: int, prompts: list[Prompt], texts: list[str]) -> None:
+    """Add them to runs/NAME/samples.jsonl."""
+    with path.open("a", encoding="utf-8") as file:
+        for prompt, text in zip(prompts, texts, strict=True):
+            file.write(json.dumps({"step": step, "prompt": prompt.text, "text": text}, ensure_ascii=False) + "\n")
