@@ -73,8 +73,9 @@ def _run(given: dict[str, Any], world: World, console: Console, started: float) 
     config = _model_config(options, corpus)
     rows = corpus.split("train").num_rows(options.max_seq_len)
     if rows < 1:
-        raise UserError(f"{folder}: {corpus.manifest.splits['train'].tokens:,} training tokens are less than one row of "
-                        f"{options.max_seq_len}: give more text or a smaller --max_seq_len")
+        tokens = corpus.manifest.splits["train"].tokens
+        raise UserError(f"{folder}: {tokens:,} training tokens are less than one row of {options.max_seq_len}: give "
+                        "more text or a smaller --max_seq_len")
     resolved = resolve(ds_config, _facts(options, world, output, rows, config), device, source=str(path))
     return _train(options, output, config, resolved, corpus, world, device, console, stop)
 
@@ -249,7 +250,8 @@ def _sum_up(trainer: Any, reason: str) -> None:
     tokens = state.step * setup.tokens_per_step
     summary = {
         "reason": reason, "steps": state.step, "total_steps": trainer.total_steps, "tokens": tokens,
-        "seconds": round(state.seconds, 1), "tokens_per_second": round(tokens / state.seconds) if state.seconds else None,
+        "seconds": round(state.seconds, 1),
+        "tokens_per_second": round(tokens / state.seconds) if state.seconds else None,
         "val_loss": last.loss if last else None, "val_bits_per_byte": last.bits_per_byte if last else None,
         "best_val_loss": state.best_loss, "best_step": state.best_step,
         "token_entropy": corpus.entropy_nats, "skipped_steps": int(trainer.engine.skipped_steps),

@@ -1,0 +1,111 @@
+"""`make demo`: train on the sample stories, write some, and say honestly how many of them hold together."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from corpus.stories import check
+from model import CausalLM, load_model
+from training.device import detect
+from training.progress import human_time
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = Path("runs/demo")
+PROMPT = "有一天早上，"
+STORIES, BATCH, LONGEST = 64, 32, 240
+TEMPERATURE, TOP_P = 0.7, 0.95
+
+
+def main() -> int:
+    """Exit status 0 if every step ended well, else the status of the one that did not."""
+    started = time.monotonic()
+    device = detect()
+    processes = 2 if device.kind == "cpu" else min(2, device.count)
+    launcher = Path(sys.executable).with_name("deepspeed")
+    commands = [
+        [str(launcher) if launcher.is_file() else "deepspeed", "--quiet", "--num_gpus", str(processes), "train.py",
+         "--output", str(RUN)],
+        [sys.executable, "generate.py", "--checkpoint", str(RUN), "--prompt", PROMPT, "--max_new_tokens", "160",
+         "--temperature", str(TEMPERATURE), "--top_p", str(TOP_P), "--repetition_penalty", "1.0", "--seed", "1"],
+    ]
+    for command in commands:
+        print(f"\n$ {' '.join([Path(command[0]).name, *command[1:]])}", flush=True)
+        if status := subprocess.run(command, cwd=ROOT).returncode:
+            return status
+    for line in verdict(RUN, "cuda" if device.kind == "cuda" else "cpu"):
+        print(line)
+    print(f"\ntime: {human_time(time.monotonic() - started)}")
+    return 0
+
+
+def verdict(run: Path, device: str) -> list[str]:
+    """What the run has learned: loss beside the entropy of token frequencies, and stories judged by the checker."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    corpus = Path(json.loads((run / "run.json").read_text(encoding="utf-8"))["corpus"])
+    stories = write_stories(load_model(run / "model", device=device), run / "model" / "tokenizer.json")
+    verdicts = [check(story) for story in stories]
+    known = set(_training_stories(corpus))
+    good = [story for story, judged in zip(stories, verdicts, strict=True) if judged.ok]
+    new = sum(story not in known for story in good)
+    loss, entropy = summary["best_val_loss"], summary["token_entropy"]
+    lines = [
+        "", "verdict",
+        f"  validation loss {loss:.3f} nats a token; {entropy:.3f} would be token frequencies alone, "
+        f"{math.log(load_vocabulary(run)):.3f} pure chance",
+        f"  {len(good)} of {len(stories)} freely written stories ({len(good) / len(stories):.0%}) are well-formed and "
+        f"consistent with the stories' world; {new} of those {len(good)} stand nowhere in the training text",
+    ]
+    wrong = next((judged for judged in verdicts if not judged.ok), None)
+    if wrong:
+        lines.append(f"  a rejected one: {wrong.reason}")
+    lines += [
+        "where to look next",
+        f"  curves       {Path(sys.executable).name} -m tensorboard.main --logdir {run}/tensorboard",
+        f"  more text    python generate.py --checkpoint {run}",
+        "  your text    deepspeed --num_gpus 2 train.py --data YOUR.jsonl",
+    ]
+    return lines
+
+
+def load_vocabulary(run: Path) -> int:
+    """Entries of the run's vocabulary."""
+    return json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+
+
+def write_stories(model: CausalLM, tokenizer_file: Path, count: int = STORIES, seed: int = 0) -> list[str]:
+    """Stories from the begin mark alone, sampled with a fixed seed."""
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    stories = []
+    for first in range(0, count, BATCH):
+        begin = torch.full((min(BATCH, count - first), 1), model.config.bos_token_id)
+        ids = model.generate(begin, max_new_tokens=LONGEST, temperature=TEMPERATURE, top_k=0, top_p=TOP_P,
+                             repetition_penalty=1.0, do_sample=True, seed=seed, first_row=first)
+        stories += [tokenizer.decode(_text_ids(row, model)) for row in ids[:, 1:].tolist()]
+    return stories
+
+
+def _text_ids(row: list[int], model: CausalLM) -> list[int]:
+    end = model.config.eos_token_id
+    return row[:row.index(end)] if end in row else row
+
+
+def _training_stories(corpus: Path) -> list[str]:
+    manifest = json.loads((corpus / "manifest.json").read_text(encoding="utf-8"))
+    texts = []
+    for entry in manifest["inputs"]:
+        path = corpus.parent / Path(entry["file"]).name
+        if path.is_file():
+            texts += [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+    return texts
+
+
+if __name__ == "__main__":
+    sys.exit(main())
