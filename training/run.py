@@ -22,7 +22,7 @@ from training import arguments, checkpoint
 from training.arguments import Options
 from training.console import Console
 from training.device import Device, detect
-from training.distributed import World, check_visible, join, set_threads
+from training.distributed import World, check_visible, join, keep_freed_memory, set_threads
 from training.ds_config import Resolved, RunFacts, load, resolve, run_defaults
 from training.progress import human_time
 from training.stopping import StopRequest
@@ -66,6 +66,8 @@ def _run(given: dict[str, Any], world: World, console: Console, started: float) 
     console.say(f"run: {output} (log: {output}/logs/rank0.log)")
     stop = StopRequest(started, options.time_limit)
     set_threads(world, device.kind)
+    if device.kind == "cpu":
+        keep_freed_memory()
     console.take_over(output / "logs" / f"rank{world.rank}.log")
     folder = Path(join(world, device.kind, lambda: str(_prepare(options, device, console))))
     check_visible(str(folder), folder.is_dir())
