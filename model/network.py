@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from model.cache import KVCache
 from model.config import ModelConfig
+from model.generation import generate
+from model.loss import linear_cross_entropy
 from model.moe import DeepSpeedMoE, DenseMLP, LocalMoE
 
 ExpertLayer = Callable[[ModelConfig], nn.Module]
@@ -88,6 +90,11 @@ class Attention(nn.Module):
         v_BKSD = self.v_proj(x_BTH).view(heads).transpose(1, 2)
         if cache is not None:
             k_BKSD, v_BKSD = cache.append(layer, k_BKSD, v_BKSD)
+        if length == 1:
+            # one new token: the heads that share keys become the query's positions, and no key is copied
+            y_BKRD = F.scaled_dot_product_attention(q_BNTD.reshape(batch, self.num_kv_heads, -1, heads[-1]),
+                                                    k_BKSD, v_BKSD, attn_mask=mask)
+            return self.o_proj(y_BKRD.reshape(batch, length, -1))
         # SDPA's own grouped-query switch leaves the memory-efficient kernel, the best one a T4 has
         repeats = self.num_heads // self.num_kv_heads
         k_BNSD, v_BNSD = (t.repeat_interleave(repeats, dim=1) for t in (k_BKSD, v_BKSD))
@@ -157,21 +164,22 @@ class CausalLM(nn.Module):
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Losses:
         """Mean cross-entropy of packed rows; `targets_BT` are the inputs shifted by one, none of them padding."""
-        lm = F.cross_entropy(self._packed_logits(ids_BT).float().flatten(0, 1), targets_BT.flatten())
+        hidden = self._packed_hidden(ids_BT).flatten(0, 1)
+        lm = linear_cross_entropy(hidden, self.model.embed_tokens.weight, targets_BT.flatten())
         balance = self._balance_loss()
         total = lm if balance is None else lm + self.config.router_aux_loss_coef * balance
         return Losses(total, lm, balance)
 
     def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Summed cross-entropy of packed rows, targets of -100 left out: for evaluation."""
-        logits = self._packed_logits(ids_BT).float().flatten(0, 1)
+        logits = self._head(self._packed_hidden(ids_BT)).float().flatten(0, 1)
         return F.cross_entropy(logits, targets_BT.flatten(), reduction="sum")
 
-    def _packed_logits(self, ids_BT: Tensor) -> Tensor:
+    def _packed_hidden(self, ids_BT: Tensor) -> Tensor:
         mask = (document_mask(ids_BT, self.config.bos_token_id, self.config.eos_token_id)
                 if self.config.mask_documents else None)
         position = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-        return self._head(self.model(ids_BT, mask, position, None))
+        return self.model(ids_BT, mask, position, None)
 
     def logits(self, ids_BT: Tensor, *, mask: Tensor | None = None, position_BT: Tensor | None = None,
                cache: KVCache | None = None, last_only: bool = False) -> Tensor:
@@ -182,11 +190,13 @@ class CausalLM(nn.Module):
         past = cache.length if cache is not None else 0
         if position_BT is None:
             position_BT = torch.arange(past, past + ids_BT.shape[1], device=ids_BT.device)[None]
-        if mask is None and past:
+        if mask is None and past and ids_BT.shape[1] > 1:
             mask = torch.ones(ids_BT.shape[1], past + ids_BT.shape[1], dtype=torch.bool, device=ids_BT.device)
             mask = mask.tril(past)[None, None]
         hidden = self.model(ids_BT, mask, position_BT, cache)
         return self._head(hidden[:, -1:] if last_only else hidden)
+
+    generate = generate  # model.generate(input_ids, max_new_tokens=50, ...)
 
     def _head(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.model.embed_tokens.weight)

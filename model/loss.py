@@ -1,0 +1,54 @@
+"""Cross-entropy straight from hidden states, without ever holding all logits.
+
+Shapes in names: S tokens, C tokens of one chunk, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 2**23  # logits held at a time: 32 MB in fp32
+SMALLEST = 1e-38  # a probability below fp32 counts as 87 nats
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Mean of -log softmax(h W^T)[target]; the gradient is made chunk by chunk in the forward pass.
+
+    Softmax minus one-hot is all that the backward pass needs, so no logits are kept for it. It goes through the
+    matrix products before it is divided by the number of tokens: in fp16 a probability over 16,384 tokens
+    would round to nothing.
+    """
+
+    @staticmethod
+    def forward(ctx, h_SH: Tensor, weight_VH: Tensor, target_S: Tensor) -> Tensor:
+        """The loss, fp32."""
+        tokens = h_SH.shape[0]
+        grad_h, grad_weight = torch.empty_like(h_SH, dtype=torch.float32), None
+        loss = torch.zeros((), dtype=torch.float32, device=h_SH.device)
+        chunk = max(1, CHUNK_ELEMENTS // weight_VH.shape[0])
+        for start in range(0, tokens, chunk):
+            rows = slice(start, start + chunk)
+            h_CH, target_C1 = h_SH[rows], target_S[rows, None]
+            p_CV = (h_CH @ weight_VH.T).softmax(-1, dtype=torch.float32)
+            p_target_C1 = p_CV.gather(1, target_C1)
+            loss -= p_target_C1.clamp_min(SMALLEST).log().sum()
+            error_CV = p_CV.scatter_(1, target_C1, p_target_C1 - 1).to(h_SH.dtype)
+            grad_h[rows] = error_CV @ weight_VH
+            part_weight = (error_CV.T @ h_CH).float()
+            grad_weight = part_weight if grad_weight is None else grad_weight.add_(part_weight)
+        ctx.save_for_backward(grad_h.div_(tokens), grad_weight.div_(tokens))
+        ctx.dtypes = h_SH.dtype, weight_VH.dtype
+        return loss / tokens
+
+    @staticmethod
+    def backward(ctx, grad_loss: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The kept gradients, times the loss scale."""
+        grad_h, grad_weight = ctx.saved_tensors
+        h_dtype, weight_dtype = ctx.dtypes
+        return (grad_h * grad_loss).to(h_dtype), (grad_weight * grad_loss).to(weight_dtype), None
+
+
+def linear_cross_entropy(h_SH: Tensor, weight_VH: Tensor, target_S: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of the logits h W^T, differentiable in both; every target counts."""
+    return _LinearCrossEntropy.apply(h_SH, weight_VH, target_S)
