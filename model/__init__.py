@@ -1,7 +1,20 @@
 """The network and its generation: no training code, and no torch.distributed needed."""
 
 from model.config import ModelConfig, ModelConfigError
+from model.generation import GenerationError, TextStream, generate, pad_left, until_end
 from model.network import CausalLM, count_parameters
 from model.saving import load_model, save_model
 
-__all__ = ["CausalLM", "ModelConfig", "ModelConfigError", "count_parameters", "load_model", "save_model"]
+__all__ = [
+    "CausalLM",
+    "GenerationError",
+    "ModelConfig",
+    "ModelConfigError",
+    "TextStream",
+    "count_parameters",
+    "generate",
+    "load_model",
+    "pad_left",
+    "save_model",
+    "until_end",
+]

@@ -53,6 +53,9 @@ class LocalMoE(nn.Module):
         weight_SK, expert_SK = probs_SE.topk(self.top_k, dim=-1)
         if self.top_k > 1:
             weight_SK = weight_SK / weight_SK.sum(-1, keepdim=True)
+        if len(x_SH) == 1:  # decoding: no sorting of tokens by expert
+            y_KH = torch.stack([self.experts[expert](x_SH)[0].float() for expert in expert_SK[0].tolist()])
+            return (weight_SK @ y_KH).to(x_BTH.dtype).view_as(x_BTH)
         out_SH = torch.zeros_like(x_SH, dtype=torch.float32)
         for expert in expert_SK.unique().tolist():
             token, slot = torch.where(expert_SK == expert)

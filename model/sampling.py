@@ -1,0 +1,108 @@
+"""From the scores of the next token to one token: the steps of Hugging Face's `generate`, in its order.
+
+Shapes in names: B batch, T tokens so far, V vocabulary, W windows of consecutive tokens, N tokens in a window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BANNED = -math.inf
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen. Off: `top_k=0`, `top_p=1`, `repetition_penalty=1`, `no_repeat_ngram_size=0`.
+
+    `do_sample=False` takes the best token (greedy) and looks only at the last two.
+    """
+
+    do_sample: bool = True
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 0.95
+    repetition_penalty: float = 1.2
+    no_repeat_ngram_size: int = 0
+
+    def problems(self) -> Iterator[str]:
+        """One sentence for each value that makes no sense."""
+        if self.do_sample and not 0 < self.temperature < math.inf:
+            yield f"temperature is {self.temperature:g}: give a number above 0, or decode greedily for no randomness"
+        if self.top_k < 0:
+            yield f"top_k is {self.top_k}: give a number of tokens, or 0 for no limit"
+        if not 0 < self.top_p <= 1:
+            yield f"top_p is {self.top_p:g}: give a share above 0, and at most 1 (no limit)"
+        if not 0 < self.repetition_penalty < math.inf:
+            yield f"repetition_penalty is {self.repetition_penalty:g}: give a number above 0; 1 means none"
+        if self.no_repeat_ngram_size < 0:
+            yield f"no_repeat_ngram is {self.no_repeat_ngram_size}: give a length in tokens, or 0 to allow repeats"
+
+
+def process(scores_BV: Tensor, ids_BT: Tensor, valid_BT: Tensor, how: Sampling) -> Tensor:
+    """Scores of the next token -> scores to choose by, (B, V); `valid_BT` is false on padding, which never counts."""
+    scores_BV = penalise_repetition(scores_BV, ids_BT, valid_BT, how.repetition_penalty)
+    scores_BV = forbid_repeated_ngrams(scores_BV, ids_BT, valid_BT, how.no_repeat_ngram_size)
+    if not how.do_sample:
+        return scores_BV
+    return keep_top_p(keep_top_k(scores_BV / how.temperature, how.top_k), how.top_p)
+
+
+def penalise_repetition(scores_BV: Tensor, ids_BT: Tensor, valid_BT: Tensor, penalty: float) -> Tensor:
+    """Divide the score of a token that has occurred by `penalty`, or multiply a negative one (Keskar et al. 2019)."""
+    if penalty == 1:
+        return scores_BV
+    batch, vocabulary = scores_BV.shape
+    # padding is marked in a column of its own, which is cut off again: its id may also occur as a real token
+    seen_BV = torch.zeros(batch, vocabulary + 1, dtype=torch.bool, device=scores_BV.device)
+    seen_BV = seen_BV.scatter_(1, ids_BT.masked_fill(~valid_BT, vocabulary), True)[:, :-1]
+    penalised_BV = torch.where(scores_BV < 0, scores_BV * penalty, scores_BV / penalty)
+    return torch.where(seen_BV, penalised_BV, scores_BV)
+
+
+def forbid_repeated_ngrams(scores_BV: Tensor, ids_BT: Tensor, valid_BT: Tensor, size: int) -> Tensor:
+    """Ban every token that would complete a run of `size` tokens which has already occurred."""
+    if size == 0 or ids_BT.shape[1] < size:
+        return scores_BV
+    ngrams_BWN = ids_BT.unfold(1, size, 1)
+    last_BN = ids_BT[:, ids_BT.shape[1] - (size - 1):]
+    repeats_BW = (ngrams_BWN[:, :, :-1] == last_BN[:, None]).all(-1) & valid_BT.unfold(1, size, 1).all(-1)
+    row, window = repeats_BW.nonzero(as_tuple=True)
+    banned_BV = torch.zeros_like(scores_BV, dtype=torch.bool)
+    banned_BV[row, ngrams_BWN[row, window, -1]] = True
+    # a text that has used up the whole vocabulary (size 1) may go on
+    banned_BV &= ~banned_BV.all(-1, keepdim=True)
+    return scores_BV.masked_fill(banned_BV, BANNED)
+
+
+def keep_top_k(scores_BV: Tensor, k: int) -> Tensor:
+    """Ban all but the k best tokens; those that tie with the last of them stay."""
+    if k == 0 or k >= scores_BV.shape[-1]:
+        return scores_BV
+    last_B1 = scores_BV.topk(k, dim=-1).values[:, -1:]
+    return scores_BV.masked_fill(scores_BV < last_B1, BANNED)
+
+
+def keep_top_p(scores_BV: Tensor, p: float) -> Tensor:
+    """Keep the smallest set of best tokens whose probability reaches p (Holtzman et al. 2020), at least one."""
+    if p == 1:
+        return scores_BV
+    sorted_BV, order_BV = scores_BV.sort(dim=-1)  # ascending: the sum runs over the tail, which is what is cut
+    tail_BV = sorted_BV.softmax(-1).cumsum(-1) <= 1 - p
+    tail_BV[:, -1] = False
+    return scores_BV.masked_fill(tail_BV.scatter(1, order_BV, tail_BV), BANNED)
+
+
+def draw(scores_BV: Tensor, uniform_B: list[float]) -> Tensor:
+    """(B,) tokens: each row's token at its point of [0, 1) on the row's cumulative probability.
+
+    The caller brings the random numbers, so that a row depends on no other and on no device's own generator.
+    """
+    # fp64 keeps point below the last sum; `right` steps over banned tokens, whose share of the line is empty
+    cumulative_BV = scores_BV.softmax(-1).double().cumsum(-1)
+    point_B = torch.tensor(uniform_B, dtype=torch.float64, device=scores_BV.device)
+    return torch.searchsorted(cumulative_BV, point_B[:, None] * cumulative_BV[:, -1:], right=True)[:, 0]
