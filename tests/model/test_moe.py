@@ -31,10 +31,16 @@ def _one_process():
                       DS_ACCELERATOR="cpu")
     dist.init_process_group("gloo")
     import deepspeed
+    from deepspeed.utils import groups
 
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     yield
     dist.destroy_process_group()
+    # what DeepSpeed remembers of the group would fail whoever makes the next one in this process
+    deepspeed.comm.comm.cdb = None
+    for known in (groups._EXPERT_PARALLEL_GROUP, groups._EXPERT_DATA_PARALLEL_GROUP,
+                  groups._EXPERT_PARALLEL_GROUP_RANKS, groups._EXPERT_DATA_PARALLEL_GROUP_RANKS):
+        known.clear()
     os.environ.clear()
     os.environ.update(before)
 

@@ -70,7 +70,9 @@ def test_documents_may_be_left_unmasked(make_model):
         assert not torch.isclose(make_model()(ids[:, :-1], ids[:, 1:]).total, expected, atol=1e-4)
 
 
-def test_the_loss_and_its_gradient_are_those_of_plain_cross_entropy(any_model):
+@pytest.mark.parametrize("chunk_elements", [2**23, 300 * 7])
+def test_the_loss_and_its_gradient_are_those_of_plain_cross_entropy(any_model, monkeypatch, chunk_elements):
+    monkeypatch.setattr("model.loss.CHUNK_ELEMENTS", chunk_elements)
     ids = torch.cat((random_ids(2, 20), torch.tensor([[2, 1], [2, 1]]), random_ids(2, 20, 1)), dim=1)
     inputs, targets = ids[:, :-1], ids[:, 1:]
     weights = list(any_model.parameters())
