@@ -84,13 +84,13 @@ def keep_freed_memory() -> None:
     A step on CPU allocates and frees hundreds of MB (the logits above all), and each return costs a page fault per
     4 KiB at the next step: about a sixth of the CPU time of a small model (docs/LOG.md). Without glibc nothing happens.
     """
-    m_mmap_max, m_trim_threshold = -4, -1  # names of malloc.h
+    m_mmap_threshold, m_trim_threshold = -3, -1  # names of malloc.h
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    mallopt(m_mmap_max, 0)
-    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_mmap_threshold, 32 * 2**20)  # glibc takes no more
+    mallopt(m_trim_threshold, 2**30)
 
 
 def set_threads(world: World, device_kind: str) -> int:
