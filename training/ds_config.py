@@ -105,6 +105,7 @@ def resolve(config: dict, run: RunFacts, device: Device, *, source: str) -> Reso
     work = keep_known({key: value for key, value in config.items() if key != OWN_BLOCK}, problems)
     batch = _resolve_batch(work, run, problems, notes)
     _resolve_precision(work, device, notes)
+    _resolve_muon(work, device, notes)
     total = _resolve_steps(work, run, batch, notes)
     _resolve_monitors(work, run, notes)
     case = Case(work, run, device, total)
@@ -176,6 +177,15 @@ def _resolve_precision(work: dict, device: Device, notes: list[str]) -> None:
         bf16["enabled"] = device.bf16_fast
         why = "computes in bf16" if device.bf16_fast else "has no bf16 instructions"
         notes.append(f"bf16.enabled: auto -> {str(device.bf16_fast).lower()} ({device.name} {why})")
+
+
+def _resolve_muon(work: dict, device: Device, notes: list[str]) -> None:
+    """Muon's two iterations end at the same place: "standard" works in bf16, "gram" in fp16 or, on a CPU, in fp32."""
+    params = work.get("optimizer", {}).get("params", {})
+    if isinstance(params, dict) and params.get("ns_method") == AUTO:
+        params["ns_method"] = "standard" if device.bf16_fast else "gram"
+        why = "computes in bf16" if device.bf16_fast else "has no bf16 instructions"
+        notes.append(f"optimizer.params.ns_method: auto -> {params['ns_method']} ({device.name} {why})")
 
 
 def _resolve_steps(work: dict, run: RunFacts, batch: int, notes: list[str]) -> int:

@@ -341,6 +341,7 @@ AUTO_KEYS = (
     "scheduler.params.total_num_steps",
     "scheduler.params.warmup_num_steps",
     "bf16.enabled",
+    "optimizer.params.ns_method",
     "tensorboard.output_path",
     "tensorboard.job_name",
     "csv_monitor.output_path",
