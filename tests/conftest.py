@@ -1,0 +1,198 @@
+"""What tests of several folders share: text, tiny runs of train.py, and the processes that they are started in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 400  # seconds, against a hang; nothing here takes a minute on a quiet machine
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "intermediate_size": 96, "moe_intermediate_size": 48, "max_seq_len": 64, "vocab_size": 512}
+PACE = {"max_steps": 12, "save_interval": 6, "keep_last": 5, "log_interval": 1, "eval_interval": 3, "sample_interval": 6}
+TINY = [word for name, value in (SIZES | PACE).items() for word in (f"--{name}", str(value))]
+FP32 = ["--deepspeed_config", str(ROOT / "ds_configs" / "t4x2.json"), "--set", "fp16.enabled=false",
+        "train_batch_size=auto", "train_micro_batch_size_per_gpu=4", "gradient_accumulation_steps=1",
+        "optimizer.params.lr=2e-3"]
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
+                      "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Running(subprocess.Popen):
+    """A started process, the head of a group of its own, whose output goes into a file: a pipe could fill up."""
+
+    def __init__(self, command: Sequence[str | Path], folder: Path, environment: dict[str, object]) -> None:
+        inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115
+        super().__init__([str(word) for word in command], cwd=folder, stdin=subprocess.DEVNULL, stdout=self.file,
+                         stderr=subprocess.STDOUT, start_new_session=True,
+                         env=inherited | {name: str(value) for name, value in environment.items()})
+
+    @property
+    def output(self) -> str:
+        """All that was printed so far."""
+        self.file.seek(0)
+        return self.file.read().decode("utf-8", errors="replace")
+
+    def wait_until(self, true: Callable[[], object], what: str) -> None:
+        """Wait for something that the process does."""
+        started = time.monotonic()
+        while not true():
+            assert self.poll() is None, f"ended with {self.returncode} before {what}:\n{self.output}"
+            assert time.monotonic() - started < PATIENCE, f"no sign of {what}:\n{self.output}"
+            time.sleep(0.05)
+
+    def stop_group(self) -> None:
+        """End what is left of it and its children."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        self.wait()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The worst exit status of some processes, and all that they printed."""
+
+    status: int
+    output: str
+
+
+class Processes:
+    """Starts commands in `folder`, and sees to it that none outlives its test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def start(self, command: Sequence[str | Path], **environment: object) -> Running:
+        """One process; `environment` comes on top of the usual variables."""
+        return Running(command, self.folder, environment)
+
+    def finish(self, *running: Running) -> Finished:
+        """Wait for all."""
+        try:
+            for process in running:
+                process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            pytest.fail("timed out:\n" + "".join(process.output for process in running), pytrace=False)
+        finally:
+            for process in running:
+                process.stop_group()
+        return Finished(max((process.returncode for process in running), key=abs),
+                        "".join(process.output for process in running))
+
+    def ranks(self, count: int, script: Sequence[str | Path], **environment: object) -> Finished:
+        """`count` processes joined as a launcher would, without the ten seconds that it takes to start one."""
+        shared = {"WORLD_SIZE": count, "LOCAL_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+        return self.finish(*(self.start([sys.executable, *script], **shared, RANK=rank, LOCAL_RANK=rank, **environment)
+                             for rank in range(count)))
+
+    def launcher(self, *flags: str, arguments: Sequence[str | Path], **environment: object) -> Running:
+        """`deepspeed FLAGS train.py ARGUMENTS`, on a port of its own unless the flags name one."""
+        beside = Path(sys.executable).with_name("deepspeed")
+        port = () if "--master_port" in flags else ("--master_port", str(_free_port()))
+        return self.start([beside if beside.is_file() else "deepspeed", *port, *flags, ROOT / "train.py", *arguments],
+                          **environment)
+
+
+@pytest.fixture(scope="session")
+def train_py() -> Path:
+    """The script, by a path that is right in any folder."""
+    return ROOT / "train.py"
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """A port of this machine that nobody listens at."""
+    return _free_port
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the runs of a session share, with a few hundred stories in it."""
+    from corpus.stories import generate_stories
+
+    folder = tmp_path_factory.mktemp("workplace")
+    lines = (json.dumps({"text": story}, ensure_ascii=False) + "\n" for story in generate_stories(600, seed=7))
+    (folder / "stories.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def processes(workplace: Path) -> Processes:
+    """Starts commands in `workplace`."""
+    return Processes(workplace)
+
+
+@pytest.fixture(scope="session")
+def flags() -> Callable[..., list[str]]:
+    """`flags("runs/name", ...)`: what train.py gets for a tiny run in fp32; later flags win over earlier ones."""
+    return lambda output, *more: ["--data", "stories.jsonl", "--output", str(output), *FP32, *TINY, *map(str, more)]
+
+
+@pytest.fixture(scope="session")
+def launched(processes: Processes, flags: Callable[..., list[str]]) -> Finished:
+    """The output of a whole run through the real launcher; its folder is `finished_run`."""
+    done = processes.finish(processes.launcher("--num_gpus", "2", arguments=flags("runs/two")))
+    assert done.status == 0, done.output
+    return done
+
+
+@pytest.fixture(scope="session")
+def finished_run(launched: Finished, workplace: Path) -> Path:
+    """The folder of a run of 12 steps on 2 processes, experts on both. Copy it before you change anything in it."""
+    return workplace / "runs" / "two"
+
+
+class EngineResults:
+    """What worker_engine.py found, on 1 process and on 2; each is started when the first test asks for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.found: dict[int, dict[str, Any]] = {}
+
+    def __call__(self, processes: int, scenario: str) -> dict[str, Any]:
+        """The figures of one scenario; the test fails if the scenario did."""
+        if processes not in self.found:
+            done = Processes(self.folder).ranks(
+                processes, [ROOT / "tests" / "training" / "worker_engine.py", self.folder], PYTHONPATH=ROOT,
+                BUFUDU_TEST_CPU_FP16=1, OMP_NUM_THREADS=1)
+            file = self.folder / f"{processes}.json"
+            self.found[processes] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            self.found[processes]["output"] = {"failed": done.output}
+        result = self.found[processes].get(scenario) or self.found[processes]["output"]
+        if "failed" in result:
+            pytest.fail(f"{scenario} on {processes} processes: {result['failed']}", pytrace=False)
+        return result
+
+    def weights(self, processes: int, scenario: str, file: str) -> dict[str, Any]:
+        """The weights that a scenario ended with."""
+        import torch
+
+        self(processes, scenario)
+        return torch.load(self.folder / f"{processes}-{file}.pt")
+
+
+@pytest.fixture(scope="session")
+def engine_results(tmp_path_factory: pytest.TempPathFactory) -> EngineResults:
+    """`engine_results(processes, scenario)`."""
+    return EngineResults(tmp_path_factory.mktemp("engine"))
