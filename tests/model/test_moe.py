@@ -120,7 +120,10 @@ def test_the_whole_model_is_the_same_in_both_forms(config):
     ids = torch.randint(3, 300, (2, 24), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(training.eval().logits(ids), local.eval().logits(ids), atol=1e-4, rtol=1e-4)
     options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": -1}
-    assert training.generate(ids, **options).tolist() == local.generate(ids, **options).tolist()
+    expected = local.generate(ids, **options).tolist()
+    assert training.train().generate(ids, **options).tolist() == expected
+    assert training.training
+    assert all(layer.route_counts.sum() == 0 for layer in training.expert_layers())  # no part of training
 
 
 def skew(layer: DeepSpeedMoE) -> torch.Tensor:
