@@ -58,6 +58,17 @@ def amount(text: str) -> float:
     return value
 
 
+def at_least_zero(text: str) -> float:
+    """A finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
+    return value
+
+
 def _flag(default: Any, text: str, convert: Callable[[str], Any], metavar: str | None = None, **more: Any) -> Any:
     meta = {"help": text, "convert": convert, "metavar": metavar, **more}
     if isinstance(default, list):
@@ -74,7 +85,8 @@ class Options:
                              Path, "PATH", nargs="+")
     output: Path | None = _flag(None, "the run's folder; runs/CONFIG-DATA if not given", Path, "DIR")
     tokenizer: Path | None = _flag(None, "tokenizer.json for .jsonl data; trained on it if not given", Path, "FILE")
-    vocab_size: int = _flag(6400, "entries of a tokenizer trained here", positive, "N")
+    vocab_size: int | None = _flag(None, "entries of a tokenizer trained here; 6400, for the sample stories 1200",
+                                   positive, "N")
     epochs: float = _flag(5.0, "passes over the training data", amount, "N")
     max_steps: int | None = _flag(None, "optimizer steps; overrides --epochs", positive, "N")
     max_seq_len: int = _flag(512, "tokens in a row", positive, "N")
@@ -97,7 +109,9 @@ class Options:
     model: dict[str, Any] = field(default_factory=dict)
 
 
-_TYPES: dict[str, Callable[[str], Any]] = {"int": positive, "int | None": positive, "float": float, "bool": boolean}
+_TYPES: dict[str, Callable[[str], Any]] = {"int": positive, "int | None": positive, "float": at_least_zero,
+                                           "bool": boolean}
+_COMMAND_LINE_ONLY = ("deepspeed_config", "set", "plan", "data")  # lists, or needed before a block is read
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 _MODEL_HELP = {
     "capacity_factor": "cap an expert at this multiple of its even share while training; 0 drops no token",
@@ -116,7 +130,8 @@ def model_flags() -> list[str]:
 
 def run_flags() -> list[str]:
     """All flags that a JSON's "bufudu" block may give a default for."""
-    return [f.name for f in fields(Options) if f.metadata] + model_flags()
+    own = [f.name for f in fields(Options) if f.metadata and f.name not in _COMMAND_LINE_ONLY]
+    return own + model_flags()
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -135,7 +150,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     kinds = {f.name: (f.type, f.default) for f in fields(ModelConfig)}
     for name in model_flags():
         kind, default = kinds[name]
-        shape.add_argument(f"--{name}", type=float if kind == "float" else _TYPES[kind],
+        shape.add_argument(f"--{name}", type=_TYPES[kind],
                            metavar="true|false" if kind == "bool" else "N",
                            help=f"{_MODEL_HELP.get(name, '')} (default {default})".lstrip())
     return parser

@@ -18,9 +18,9 @@ from tqdm import tqdm
 class Console:
     """The user's terminal; only rank 0 speaks, except to say that a rank has failed."""
 
-    def __init__(self, rank: int, stream: TextIO = sys.stdout) -> None:
+    def __init__(self, rank: int, stream: TextIO | None = None) -> None:
         self.rank = rank
-        self.stream = stream
+        self.stream = stream or sys.stdout
         self.log_file: Path | None = None
 
     def take_over(self, log_file: Path) -> None:

@@ -51,6 +51,18 @@ def _complete_environment(world: World) -> None:
         os.environ["MASTER_PORT"] = str(_free_port())
 
 
+def _store(world: World) -> dist.TCPStore:
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        return dist.TCPStore(address, port, world.size, is_master=world.rank == 0, timeout=PREPARE_TIMEOUT,
+                             wait_for_workers=False)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(f"port {port} is taken, by another run perhaps: start this one with deepspeed --master_port "
+                        f"{_free_port()} ...") from None
+
+
 def join(world: World, device_kind: str, prepare: Callable[[], str]) -> str:
     """Form the process group; `prepare` runs on rank 0 first, and its result is handed to every rank.
 
@@ -58,8 +70,7 @@ def join(world: World, device_kind: str, prepare: Callable[[], str]) -> str:
     A UserError of rank 0 is raised there; the other ranks raise SystemExit(2) without a word.
     """
     _complete_environment(world)
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world.size,
-                          is_master=world.rank == 0, timeout=PREPARE_TIMEOUT, wait_for_workers=False)
+    store = _store(world)
     if world.rank == 0:
         try:
             result = prepare()

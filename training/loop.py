@@ -95,7 +95,7 @@ class Trainer:
         while self.state.step < self.total_steps:
             self._step()
             self._after_step()
-            if any_rank(self.setup.stop.wanted, self.engine.device):
+            if self.state.step < self.total_steps and any_rank(self.setup.stop.wanted, self.engine.device):
                 reason = self.setup.stop.reason or "another process was asked to stop"
                 break
         self._finish()
