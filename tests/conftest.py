@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 400  # seconds, against a hang; nothing here takes a minute on a quiet machine
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
          "intermediate_size": 96, "moe_intermediate_size": 48, "max_seq_len": 64, "vocab_size": 512}
-PACE = {"max_steps": 12, "save_interval": 6, "keep_last": 5, "log_interval": 1, "eval_interval": 3, "sample_interval": 6}
+PACE = {"max_steps": 12, "save_interval": 6, "keep_last": 5, "log_interval": 1, "eval_interval": 3,
+        "sample_interval": 6}
 TINY = [word for name, value in (SIZES | PACE).items() for word in (f"--{name}", str(value))]
 FP32 = ["--deepspeed_config", str(ROOT / "ds_configs" / "t4x2.json"), "--set", "fp16.enabled=false",
         "train_batch_size=auto", "train_micro_batch_size_per_gpu=4", "gradient_accumulation_steps=1",

@@ -1,0 +1,100 @@
+"""metrics.jsonl and TensorBoard: what is written, and what is forgotten when a run continues."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from training.metrics import Metrics
+
+
+class Monitor:
+    """What DeepSpeed's has of it."""
+
+    def __init__(self, enabled=True):
+        self.enabled = enabled
+        self.events = []
+        self.tb_monitor = SimpleNamespace(enabled=False)
+
+    def write_events(self, events):
+        self.events += events
+
+
+def lines(folder):
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    assert text.endswith("\n") or not text
+    return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+
+
+def written(folder, *steps):
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in steps))
+
+
+def test_a_line_is_an_object_with_its_step_and_split(tmp_path):
+    metrics = Metrics(tmp_path, Monitor(), 0)
+    metrics.write("train", 3, {"loss": 2.5, "skipped_steps": 0, "expert_load": [[0.5, 0.5]]})
+    assert lines(tmp_path) == [{"step": 3, "split": "train", "loss": 2.5, "skipped_steps": 0,
+                                "expert_load": [[0.5, 0.5]]}]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_what_is_not_finite_becomes_null(tmp_path, value):
+    monitor = Monitor()
+    Metrics(tmp_path, monitor, 0).write("train", 1, {"loss": 2.0, "grad_norm": value})
+    assert lines(tmp_path)[0]["grad_norm"] is None
+    assert monitor.events == [("train/loss", 2.0, 1)]
+
+
+def test_what_is_none_is_left_out(tmp_path):
+    Metrics(tmp_path, Monitor(), 0).write("train", 1, {"loss": 2.0, "loss_scale": None})
+    assert "loss_scale" not in lines(tmp_path)[0]
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    monitor = Monitor()
+    metrics = Metrics(tmp_path, monitor, 0)
+    metrics.write("val", 7, {"tokens": 700, "loss": 2.0, "bits_per_byte": 1.5})
+    metrics.expert_load(7, [[0.25, 0.75]])
+    assert monitor.events == [("val/loss", 2.0, 7), ("val/bits_per_byte", 1.5, 7),
+                              ("expert_load/layer_0/expert_0", 0.25, 7), ("expert_load/layer_0/expert_1", 0.75, 7)]
+
+
+def test_without_a_monitor_there_is_still_the_file(tmp_path):
+    monitor = Monitor(enabled=False)
+    metrics = Metrics(tmp_path, monitor, 0)
+    metrics.write("train", 1, {"loss": 2.0})
+    metrics.expert_load(1, [[1.0]])
+    metrics.text("samples", "text", 1)
+    metrics.close()
+    assert monitor.events == []
+    assert len(lines(tmp_path)) == 1
+
+
+def test_each_line_is_on_the_disk_at_once(tmp_path):
+    metrics = Metrics(tmp_path, Monitor(), 0)
+    metrics.write("train", 1, {"loss": 2.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+    metrics.write("train", 2, {"loss": 2.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_lines_after_the_step_to_continue_from_are_dropped(tmp_path):
+    written(tmp_path, 0, 3, 6, 6, 7, 9)
+    Metrics(tmp_path, Monitor(), 6).write("train", 7, {})
+    assert [line["step"] for line in lines(tmp_path)] == [0, 3, 6, 6, 7]
+
+
+def test_a_new_run_starts_with_an_empty_file(tmp_path):
+    written(tmp_path, 1, 2)
+    metrics = Metrics(tmp_path, Monitor(), 0)
+    assert lines(tmp_path) == []
+    metrics.close()
+
+
+@pytest.mark.parametrize("half", ['{"step": 3, "spl', "3", "[3]", '{"loss": 1.0}'])
+def test_half_a_line_is_dropped(tmp_path, half):
+    written(tmp_path, 1, 2)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(half)
+    Metrics(tmp_path, Monitor(), 5).write("train", 6, {})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 6]
