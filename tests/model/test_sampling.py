@@ -55,7 +55,7 @@ def test_top_k(scores, ids, k):
     assert torch.equal(keep_top_k(scores, k), logits_process.TopKLogitsWarper(k)(ids, scores.clone()))
 
 
-@pytest.mark.parametrize("p", [1e-6, 0.3, 0.95, 0.999, 1.0])
+@pytest.mark.parametrize("p", [1e-12, 1e-6, 0.3, 0.95, 0.999, 1.0])
 def test_top_p(scores, ids, p):
     ours = keep_top_p(scores, p)
     assert torch.equal(ours, logits_process.TopPLogitsWarper(p)(ids, scores.clone()))
