@@ -192,7 +192,7 @@ def _train(options: Options, output: Path, config: ModelConfig, resolved: Resolv
     from training.loop import Setup, Trainer
 
     found = checkpoint.find(output, options.resume)
-    identity = _identity(options, config, resolved, corpus)
+    identity = _identity(options, config, resolved, corpus, world)
     state = checkpoint.RunState(identity=identity)
     if found:
         state = checkpoint.read_state(found)
@@ -217,11 +217,17 @@ def _train(options: Options, output: Path, config: ModelConfig, resolved: Resolv
     return 0
 
 
-def _identity(options: Options, config: ModelConfig, resolved: Resolved, corpus: Corpus) -> dict[str, Any]:
-    """What must not change between the sessions of one run; all else may."""
+def _identity(options: Options, config: ModelConfig, resolved: Resolved, corpus: Corpus,
+              world: World) -> dict[str, Any]:
+    """What must not change between the sessions of one run; all else may.
+
+    The number of processes, the precision, the optimizer and the ZeRO stage are what DeepSpeed's own files depend on.
+    """
     shape = {f"model.{name}": value for name, value in asdict(config).items() if name != "max_position_embeddings"}
     return shape | {"corpus": corpus.manifest.fingerprint, "tokenizer": corpus.manifest.tokenizer_sha256,
-                    "train_batch_size": resolved.train_batch, "max_seq_len": options.max_seq_len, "seed": options.seed}
+                    "train_batch_size": resolved.train_batch, "max_seq_len": options.max_seq_len, "seed": options.seed,
+                    "processes": world.size, "precision": resolved.precision, "optimizer": resolved.optimizer_name,
+                    "zero_stage": resolved.zero_stage}
 
 
 def _announce(options: Options, config: ModelConfig, resolved: Resolved, corpus: Corpus, output: Path,
