@@ -119,6 +119,8 @@ def _judge_early(options: Options, ds_config: dict[str, Any], path: Path, world:
             raise UserError(f"--data {data}: there is no such file or folder")
     if len(options.data) > 1 and any(data.is_dir() for data in options.data):
         raise UserError("--data takes one prepared folder, or .jsonl files, not both")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: is a file; give a folder")
     checkpoint.find(output, options.resume)
 
 
