@@ -85,7 +85,7 @@ class Options:
                              Path, "PATH", nargs="+")
     output: Path | None = _flag(None, "the run's folder; runs/CONFIG-DATA if not given", Path, "DIR")
     tokenizer: Path | None = _flag(None, "tokenizer.json for .jsonl data; trained on it if not given", Path, "FILE")
-    vocab_size: int | None = _flag(None, "entries of a tokenizer trained here; 6400, for the sample stories 1200",
+    vocab_size: int | None = _flag(None, "entries of a tokenizer trained here; 6400, for the sample stories 2000",
                                    positive, "N")
     epochs: float = _flag(5.0, "passes over the training data", amount, "N")
     max_steps: int | None = _flag(None, "optimizer steps; overrides --epochs", positive, "N")

@@ -111,7 +111,7 @@ def _facts(options: Options, world: World, output: Path, rows: int, config: Mode
 def _judge_early(options: Options, ds_config: dict[str, Any], path: Path, world: World, device: Device,
                  output: Path) -> None:
     """Find every contradiction before text is tokenised or processes join."""
-    arguments.model_config(options, vocab_size=options.vocab_size, begin_id=1, end_id=2, pad_id=0)
+    arguments.model_config(options, vocab_size=_vocab_size(options), begin_id=1, end_id=2, pad_id=0)
     if not options.plan:
         resolve(ds_config, _facts(options, world, output, ROWS_UNKNOWN, None), device, source=str(path))
     for data in options.data:
@@ -131,7 +131,7 @@ def _prepare(options: Options, device: Device, console: Console) -> Path:
         return inputs[0]
     if not inputs:
         inputs = [sample_corpus(device, console)]
-    settings = {"tokenizer": options.tokenizer, "vocab_size": options.vocab_size}
+    settings = {"tokenizer": options.tokenizer, "vocab_size": _vocab_size(options)}
     key = fingerprint(inputs, **settings)[:12]
     folder = DATA_FOLDER / f"{_data_name(options)}-{key}"
     if not (folder / "manifest.json").is_file():
@@ -141,6 +141,11 @@ def _prepare(options: Options, device: Device, console: Console) -> Path:
     console.say(f"corpus: {folder}: {train.documents:,} documents, {train.tokens:,} tokens to train on; "
                 f"{val.documents:,} documents, {val.tokens:,} tokens to validate")
     return folder
+
+
+def _vocab_size(options: Options) -> int:
+    """The stories have 805 characters; with 6,400 entries names melt into clauses and could not be copied."""
+    return options.vocab_size or (6400 if options.data or options.plan_rows else 2000)
 
 
 def sample_corpus(device: Device, console: Console) -> Path:
@@ -170,7 +175,7 @@ def _plan(options: Options, ds_config: dict[str, Any], path: Path, world: World,
         device = PLANNED_T4X2
     planned = World(0, processes, 0, processes)
     if options.plan_rows is not None:
-        vocab, rows = options.vocab_size, options.plan_rows
+        vocab, rows = _vocab_size(options), options.plan_rows
         config = arguments.model_config(options, vocab_size=vocab, begin_id=1, end_id=2, pad_id=0)
     else:
         corpus = Corpus.open(_prepare(options, device, console), verify="size")
