@@ -92,7 +92,8 @@ class DeepSpeedMoE(nn.Module):
             k=config.num_experts_per_tok,
             drop_tokens=config.capacity_factor > 0,
             capacity_factor=config.capacity_factor or 1.0,
-            eval_capacity_factor=float(config.num_experts),
+            # room for every token in every expert
+            eval_capacity_factor=config.num_experts / config.num_experts_per_tok,
             min_capacity=0,
             use_rts=config.capacity_factor > 0,
             top2_2nd_expert_sampling=False,

@@ -105,7 +105,7 @@ class Options:
     seed: int = _flag(42, "of the initial weights and the order of the data", whole, "N")
     plan: bool = _flag(False, "print sizes, memory and hours, then stop", bool, action="store_true")
     plan_rows: int | None = _flag(None, "plan for this many training rows instead of reading --data", positive, "N")
-    plan_utilisation: float = _flag(0.35, "share of the peak FLOP/s that --plan counts with", amount, "SHARE")
+    plan_utilisation: float = _flag(0.1, "share of the peak FLOP/s that --plan counts with", amount, "SHARE")
     model: dict[str, Any] = field(default_factory=dict)
 
 

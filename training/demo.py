@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -29,6 +30,8 @@ def main() -> int:
     started = time.monotonic()
     device = detect()
     processes = 2 if device.kind == "cpu" else min(2, device.count)
+    # DeepSpeed's launcher would look for a GPU, and warn
+    environment = os.environ | ({"DS_ACCELERATOR": "cpu"} if device.kind == "cpu" else {})
     launcher = Path(sys.executable).with_name("deepspeed")
     commands = [
         [str(launcher) if launcher.is_file() else "deepspeed", "--quiet", "--num_gpus", str(processes), "train.py",
@@ -38,7 +41,7 @@ def main() -> int:
     ]
     for command in commands:
         print(f"\n$ {' '.join([Path(command[0]).name, *command[1:]])}", flush=True)
-        if status := subprocess.run(command, cwd=ROOT).returncode:
+        if status := subprocess.run(command, cwd=ROOT, env=environment).returncode:
             return status
     for line in verdict(RUN, "cuda" if device.kind == "cuda" else "cpu"):
         print(line)

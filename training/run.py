@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -53,6 +54,8 @@ def main(argv: Sequence[str], description: str) -> int:
 
 def _run(given: dict[str, Any], world: World, console: Console, started: float) -> int:
     device = detect()
+    if device.kind == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for a GPU, and warn
     path = given.get("deepspeed_config") or _default_config(device, world)
     ds_config = load(path, given.get("set", []))
     options = arguments.options(given, run_defaults(ds_config, arguments.run_flags()))
