@@ -27,6 +27,7 @@ TINY = [word for name, value in (SIZES | PACE).items() for word in (f"--{name}",
 FP32 = ["--deepspeed_config", str(ROOT / "ds_configs" / "t4x2.json"), "--set", "fp16.enabled=false",
         "train_batch_size=auto", "train_micro_batch_size_per_gpu=4", "gradient_accumulation_steps=1",
         "optimizer.params.lr=2e-3"]
+ON_CPU = {"DS_ACCELERATOR": "cpu"}  # the same tests with and without a GPU
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
                       "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE")
 
@@ -45,7 +46,7 @@ class Running(subprocess.Popen):
         self.file = tempfile.TemporaryFile()  # noqa: SIM115
         super().__init__([str(word) for word in command], cwd=folder, stdin=subprocess.DEVNULL, stdout=self.file,
                          stderr=subprocess.STDOUT, start_new_session=True,
-                         env=inherited | {name: str(value) for name, value in environment.items()})
+                         env=inherited | ON_CPU | {name: str(value) for name, value in environment.items()})
 
     @property
     def output(self) -> str:

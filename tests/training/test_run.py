@@ -328,6 +328,20 @@ def test_overflows_are_counted_over_all_sessions(finished_at_last):
     assert summary(finished_at_last)["skipped_steps"] == rows[-1]["skipped_steps"] < 18
 
 
+@slow
+def test_tokens_dropped_at_random_are_the_same_after_a_restart(processes, flags, train_py, workplace):
+    run = workplace / "runs" / "dropping"
+    command = [sys.executable, train_py, *flags("runs/dropping", "--capacity_factor", "0.5", "--max_steps", "4",
+                                                "--save_interval", "2", "--sample_interval", "9")]
+    assert processes.finish(processes.start(command, OMP_NUM_THREADS=1)).status == 0
+    before, lines = weights(run), metrics(run, "train")
+    assert min(column(lines, "dropped_tokens")) > 0.1
+    shutil.rmtree(run / "checkpoints" / "step-00000004")
+    assert processes.finish(processes.start(command, OMP_NUM_THREADS=1)).status == 0
+    assert largest_difference(weights(run), before) == 0
+    assert column(metrics(run, "train"), "dropped_tokens") == column(lines, "dropped_tokens")
+
+
 # --- other ways to run ------------------------------------------------------------------------------------------------
 
 
@@ -391,6 +405,7 @@ def test_an_error_of_the_first_process_is_said_once(processes, flags):
 def train(monkeypatch, workplace, capsys):
     """train.py in this process, as rank 0 of `processes` that never meet: for what ends before an engine is built."""
     monkeypatch.chdir(workplace)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setattr(Console, "take_over", lambda self, log_file: None)
     monkeypatch.setattr("training.run.join", lambda world, device_kind, prepare: prepare())
     monkeypatch.setattr("training.run.set_threads", lambda world, device_kind: 1)
