@@ -208,8 +208,7 @@ class Trainer:
             lines = [f"{prompt.text}|{text}".replace("\n", " ")
                      for prompt, text in zip(self.prompts, texts, strict=True)]
             self.metrics.text("samples", "\n\n".join(lines), self.state.step)
-            for line in lines:
-                self.console.say(f"  sample: {line}")
+            self.console.say(f"  sample: {lines[0]}")  # the others are in samples.jsonl and TensorBoard
 
     def _save(self) -> None:
         self.progress.doing("saving")

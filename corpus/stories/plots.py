@@ -14,12 +14,12 @@ from corpus.stories.world import World
 class Teller:
     """Writes one story: chooses wordings, and lets the world veto what cannot be."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, people: Sequence[str] = tuple(lex.PEOPLE)) -> None:
         self.rng = rng
         self.world = World()
         self.lines: list[str] = []
         self.used: set[Wording] = set()
-        self.cast = self.shuffled(list(lex.PEOPLE))
+        self.cast = self.shuffled(list(people))
 
     def pick(self, options: Sequence[str]) -> str:
         """One of the options; only `random()` is used, whose sequence Python keeps from version to version."""
@@ -410,3 +410,6 @@ def umbrella(t: Teller) -> None:
 PLOTS: list[Callable[[Teller], None]] = [
     lend, lost, found, errand, gift, cook, swap, plan, message, plant, animal, umbrella,
 ]
+# Half of the plots and of the people, for a model that has minutes on two CPU cores: two people, one or two things.
+HAMLET_PLOTS: list[Callable[[Teller], None]] = [lost, gift, swap, plan, plant, umbrella]
+HAMLET_PEOPLE = ["小明", "小红", "阿福", "丽丽", "乐乐", "小兰", "王爷爷", "李奶奶", "周老师", "赵大爷"]
