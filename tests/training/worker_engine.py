@@ -41,7 +41,8 @@ FP32 = ("fp16.enabled=false", "train_batch_size=auto", "train_micro_batch_size_p
 # Gradient norms are about 0.5, so every step is clipped. AdamW's usual eps of 1e-8 would turn the rounding of tiny
 # gradients into whole steps, and hide behind it what is to be compared.
 RATE, CLIP, EPS = 2e-3, 0.2, 1e-6
-CONSTANT = (*FP32, "scheduler=null", f"optimizer.params.lr={RATE}", f"optimizer.params.eps={EPS}", f"gradient_clipping={CLIP}")
+CONSTANT = (*FP32, "scheduler=null", f"optimizer.params.lr={RATE}", f"optimizer.params.eps={EPS}",
+            f"gradient_clipping={CLIP}")
 
 
 @dataclass(frozen=True)
