@@ -61,6 +61,8 @@ def _keep(block: Mapping, schema: Schema, prefix: str, problems: Problems) -> di
     kept = {}
     for key, value in block.items():
         path, kind = prefix + key, schema.get(key)
+        if value is None:  # as if it were not written, whatever the key
+            continue
         if kind is None:
             _report_unknown(path, schema, problems)
         elif value == AUTO:
@@ -68,7 +70,7 @@ def _keep(block: Mapping, schema: Schema, prefix: str, problems: Problems) -> di
                 kept[key] = value
         elif isinstance(kind, Mapping) and isinstance(value, dict):
             kept[key] = _keep(value, kind, f"{path}.", problems)
-        elif value is not None and _fits(path, value, kind, problems):
+        elif _fits(path, value, kind, problems):
             kept[key] = value
     return kept
 

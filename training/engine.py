@@ -92,7 +92,7 @@ def loss_scale(engine: Any) -> float | None:
 
 
 def learning_rate(engine: Any) -> float:
-    """The rate that the next optimizer step uses."""
+    """The rate that the next optimizer step uses; with Muon that of its first group."""
     return float(engine.optimizer.param_groups[0]["lr"])
 
 

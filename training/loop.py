@@ -86,6 +86,8 @@ class Trainer:
         self.metrics = Metrics(setup.output, engine.monitor, state.step) if self.world.rank == 0 else None
         self.progress = Progress(self.console, state.step, self.total_steps)
         self.last_evaluation: Evaluation | None = None
+        self.rate = 0.0  # that the latest step was taken with
+        self.saved_step: int | None = None
 
     def fit(self) -> str:
         """Train to the end or until asked to stop; returns the reason, for people and for summary.json."""
@@ -112,7 +114,7 @@ class Trainer:
         started = time.perf_counter()
         # Every step has its own random numbers, so that a continued run draws what an uninterrupted one would
         torch.manual_seed(hash((self.options.seed, self.state.step, self.world.rank)))
-        resolved = self.setup.resolved
+        resolved, self.rate = self.setup.resolved, learning_rate(self.engine)
         for micro_step in range(resolved.accumulation):
             rows = self.order.micro_batch(
                 self.state.step, micro_step, self.world.rank, micro_batch=resolved.micro_batch,
@@ -152,7 +154,7 @@ class Trainer:
                 "loss": loss,
                 "bits_per_byte": loss / math.log(2) / setup.bytes_per_token("train"),
                 "balance_loss": balance / count if setup.config.use_moe else None,
-                "lr": learning_rate(self.engine),
+                "lr": self.rate,
                 "grad_norm": _number(self.engine.get_global_grad_norm()),
                 "loss_scale": loss_scale(self.engine),
                 "skipped_steps": int(self.engine.skipped_steps),
@@ -213,6 +215,7 @@ class Trainer:
     def _save(self) -> None:
         self.progress.doing("saving")
         started = time.perf_counter()
+        self.saved_step = self.state.step
         path = checkpoint.save(self.engine, self.setup.output / "checkpoints", self.state, self.options.keep_last)
         self.console.say(f"  saved {path} ({time.perf_counter() - started:.1f} s)")
 
@@ -220,7 +223,8 @@ class Trainer:
         """A last checkpoint, and a model even where there is no validation split to choose one by."""
         if self.state.best_loss is None:
             self._export()
-        self._save()
+        if self.saved_step != self.state.step:
+            self._save()
         self.progress.close()
         if self.metrics:
             self.metrics.close()

@@ -31,7 +31,7 @@ from training.stopping import StopRequest
 CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 DATA_FOLDER = Path("data")
 # Stories, and whether of the hamlet (half of the people and plots) rather than the village: minutes on either device
-SAMPLE_STORIES = {"cpu": (40_000, True), "cuda": (200_000, False)}
+SAMPLE_STORIES = {"cpu": (36_000, True), "cuda": (200_000, False)}
 ROWS_UNKNOWN = 10**9  # stands in until the corpus is prepared, to judge the JSON before hours of tokenising
 
 
@@ -121,6 +121,8 @@ def _judge_early(options: Options, ds_config: dict[str, Any], path: Path, world:
     for data in options.data:
         if not data.exists():
             raise UserError(f"--data {data}: there is no such file or folder")
+    if options.tokenizer and any(data.is_dir() for data in options.data):
+        raise UserError("--tokenizer goes with .jsonl data; a prepared folder has its own")
     if len(options.data) > 1 and any(data.is_dir() for data in options.data):
         raise UserError("--data takes one prepared folder, or .jsonl files, not both")
     if output.exists() and not output.is_dir():
