@@ -29,7 +29,7 @@ def draw_story(rng: random.Random, hamlet: bool = False) -> str | None:
 def generate_stories(count: int = 20000, seed: int = 0, hamlet: bool = False) -> Iterator[str]:
     """Yield `count` distinct stories; the first n of a seed do not depend on the count.
 
-    `hamlet` keeps to half of the people and of the plots.
+    `hamlet` keeps to half of the people and a third of the plots.
     """
     rng = random.Random(seed)
     seen: set[str] = set()

@@ -180,3 +180,11 @@ def test_a_broken_story_is_rejected_for_the_right_reason(name: str) -> None:
 ])
 def test_other_text_is_rejected(text: str) -> None:
     assert not check(text).ok
+
+
+def test_the_hamlet_has_fewer_people_and_its_stories_hold_together():
+    stories = list(generate_stories(300, hamlet=True))
+    assert len(set(stories)) == 300
+    assert all(check(story).ok for story in stories)
+    text = "".join(stories)
+    assert "小明" in text and "刘师傅" not in text and "刘师傅" in "".join(generate_stories(300))
