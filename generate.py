@@ -103,6 +103,8 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
         return [Prompt(args.prompt, "--prompt")]
     source = str(args.prompts) if args.prompts else "standard input"
     try:
+        if args.prompts is None and sys.stdin is None:
+            raise UserError("nothing to read prompts from: give --prompt TEXT or --prompts FILE")
         data = args.prompts.read_bytes() if args.prompts else sys.stdin.buffer.read()
     except OSError as error:
         raise UserError(f"{source} cannot be read ({error.strerror}): give --prompts a file of prompts") from None
@@ -260,7 +262,7 @@ def load(folder: Path, args: argparse.Namespace) -> Writer:
 
 def run(args: argparse.Namespace) -> None:
     folder = find_model(args.checkpoint)
-    interactive = args.prompt is None and args.prompts is None and sys.stdin.isatty()
+    interactive = args.prompt is None and args.prompts is None and sys.stdin is not None and sys.stdin.isatty()
     prompts = [] if interactive else read_prompts(args)
 
     from model import GenerationError, ModelConfigError

@@ -52,7 +52,7 @@ def describe(manifest: Manifest) -> str:
     for name, split in manifest.splits.items():
         lines.append(
             f"{name}: {split.documents:,} documents, {split.bytes / 1e6:,.1f} MB, {split.tokens:,} tokens, "
-            f"{split.characters_per_token:.2f} characters a token, {len(split.shards)} shards"
+            f"{split.characters_per_token:.2f} characters a token, shards: {len(split.shards)}"
         )
     lines.append(f"tokenizer: {manifest.vocab_size:,} entries, {manifest.tokenizer_source}")
     lines.append(f"entropy of the token frequencies: {manifest.entropy_nats:.3f} nats")

@@ -129,7 +129,8 @@ class Survey:
         if self.val_fraction and VAL not in self.fates and len(self._seen) > 1:
             self._give_smallest_to_val()
         if TRAIN not in self.fates:
-            raise UserError("--input: no document is left to train on; add documents or lower --val_fraction")
+            raise UserError("--input: no document is left to train on; add documents, or give fewer to validation "
+                            "(prepare.py --val_fraction, --val_input)")
         self._seen.clear()
         self._val_file_digests.clear()
 
@@ -143,7 +144,8 @@ class Survey:
         if self.bad > max_bad_share * self.lines:
             share = f"{self.bad:,} of {self.lines:,} lines are bad ({self.bad / self.lines:.2%})"
             raise UserError(
-                f"{share}, more than --max_bad_share {max_bad_share:g} allows; mend them or raise it. "
+                f"{share}, more than --max_bad_share {max_bad_share:g} allows; mend them, or prepare with "
+                "prepare.py and a higher --max_bad_share. "
                 f"The first:{_listing(self.bad_lines)}"
             )
 

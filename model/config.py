@@ -82,6 +82,9 @@ class ModelConfig:
             yield (f"num_experts_per_tok {self.num_experts_per_tok} is more than num_experts {self.num_experts}")
         if self.use_moe and self.num_experts % self.ep_size:
             yield f"num_experts {self.num_experts} is no multiple of ep_size {self.ep_size}"
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
+            if not getattr(self, name) > 0:
+                yield f"{name} is {getattr(self, name):g}: give a number above 0"
         if self.capacity_factor < 0:
             yield "capacity_factor is negative: give 0 (no token dropped) or a positive factor such as 1.25"
 

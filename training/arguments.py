@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from corpus.errors import UserError
 from model.config import ModelConfig, ModelConfigError
@@ -134,8 +134,14 @@ def run_flags() -> list[str]:
     return own + model_flags()
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, from rank 0 alone, in place of the whole usage from every rank."""
+        raise UserError(f"{message}; --help lists the flags")
+
+
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="train.py", description=description, allow_abbrev=False,
+    parser = _Parser(prog="train.py", description=description, allow_abbrev=False,
                                      argument_default=argparse.SUPPRESS,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
@@ -157,7 +163,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str], description: str) -> dict[str, Any]:
-    """The flags that were given, by name; argparse itself reports a wrong one and exits with 2."""
+    """The flags that were given, by name; UserError for a wrong one."""
     given = vars(_parser(description).parse_args(argv))
     given.pop("local_rank", None)
     return given

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from corpus.shards import Corpus
-from model import ModelConfig
+from model import GenerationError, ModelConfig
 from training import checkpoint, samples
 from training.arguments import Options
 from training.console import Console
@@ -191,7 +191,8 @@ class Trainer:
             self.metrics.write("val", self.state.step, {
                 "tokens": self.state.step * self.setup.tokens_per_step, "loss": result.loss,
                 "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte})
-        best = self.state.step > 0 and (self.state.best_loss is None or result.loss < self.state.best_loss)
+        better = self.state.best_loss is None or result.loss < self.state.best_loss
+        best = self.state.step > 0 and better and math.isfinite(result.loss)
         self.progress.evaluated(result.loss, result.bits_per_byte, best)
         if best:
             self.state.best_loss, self.state.best_step = result.loss, self.state.step
@@ -205,7 +206,11 @@ class Trainer:
         self.progress.doing("writing samples")
         model = inference_model(self.engine, self.setup.config)
         if self.metrics:
-            texts = samples.continue_prompts(model, self.setup.tokenizer, self.prompts, self.options.seed)
+            try:
+                texts = samples.continue_prompts(model, self.setup.tokenizer, self.prompts, self.options.seed)
+            except GenerationError as error:  # not finite: no reason to lose the run's last checkpoint
+                self.console.say(f"  no sample: {error}")
+                return
             samples.append(self.setup.output / "samples.jsonl", self.state.step, self.prompts, texts)
             lines = [f"{prompt.text}|{text}".replace("\n", " ")
                      for prompt, text in zip(self.prompts, texts, strict=True)]

@@ -11,11 +11,11 @@ from training.arguments import duration, model_config, options, parse, run_flags
 
 
 def wrong(capsys, *argv):
-    """What argparse says."""
-    with pytest.raises(SystemExit) as caught:
+    """What the user is told: one sentence, not the whole usage."""
+    with pytest.raises(UserError) as caught:
         parse(argv, "")
-    assert caught.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
+    assert capsys.readouterr().err == ""
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -151,3 +151,10 @@ def test_defaults_are_the_design_documents():
     assert (run.deepspeed_config, run.data, run.output, run.resume) == (None, [], None, "auto")
     assert run.model == {}
     assert options({"data": [Path("a")]}, {}).data == [Path("a")]
+
+
+@pytest.mark.parametrize("name", ["rope_theta", "rms_norm_eps", "initializer_range"])
+def test_a_size_of_zero_that_would_train_on_nan_is_refused(name):
+    run = options({name: 0.0}, {})
+    with pytest.raises(UserError, match=f"{name} is 0: give a number above 0"):
+        model_config(run, vocab_size=100, begin_id=1, end_id=2, pad_id=0)

@@ -573,3 +573,9 @@ def test_a_checkpoint_given_by_path_is_judged_too(complaint, flags, finished_run
     path = "runs/two/checkpoints/step-00000006"
     message = one_line(complaint(flags("runs/fresh", "--resume", path, "--num_hidden_layers", "3")))
     assert message.startswith(f"{path} belongs to another run (model.num_hidden_layers: 2 then, 3 now)")
+
+
+def test_a_run_may_not_be_written_into_the_corpus(complaint, tmp_path):
+    message = complaint(["--data", str(tmp_path), "--output", str(tmp_path)])
+    assert "is the folder of the corpus" in message
+    one_line(message)

@@ -1,0 +1,58 @@
+"""Draw a run's validation loss as an SVG, beside what chance and bare token frequencies would give.
+
+    python benchmarks/curve.py runs/demo docs/demo.svg
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 320, 50, 40, 20, 190
+
+
+def main(run: Path, output: Path) -> None:
+    """Read runs/NAME/metrics.jsonl and summary.json, write the picture."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    points = [(row["tokens"] / 1e6, row["loss"]) for row in rows if row["split"] == "val"]
+    entropy = json.loads((run / "summary.json").read_text(encoding="utf-8"))["token_entropy"]
+    vocabulary = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    levels = [(math.log(vocabulary), "chance, ln(vocabulary)"), (entropy, "token frequencies alone"),
+              (points[-1][1], "this run")]
+    output.write_text(svg(points, levels), encoding="utf-8")
+
+
+def svg(points: list[tuple[float, float]], levels: list[tuple[float, str]]) -> str:
+    """`points` are (million tokens, nats a token); `levels` are lines across with a label."""
+    most_tokens = max(tokens for tokens, _ in points)
+    most_loss = max(loss for loss, _ in [*points, *levels]) * 1.05
+
+    def x(tokens: float) -> float:
+        return round(LEFT + tokens / most_tokens * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(loss: float) -> float:
+        return round(HEIGHT - BOTTOM - loss / most_loss * (HEIGHT - BOTTOM - TOP), 1)
+
+    right = WIDTH - RIGHT
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
+             'font-size="12">', f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>']
+    for loss in range(int(most_loss) + 1):
+        parts.append(f'<text x="{LEFT - 8}" y="{y(loss) + 4}" text-anchor="end">{loss}</text>')
+    for loss, label in levels:
+        parts.append(f'<line x1="{LEFT}" x2="{right}" y1="{y(loss)}" y2="{y(loss)}" stroke="#999" '
+                     'stroke-dasharray="4 4"/>')
+        parts.append(f'<text x="{right + 6}" y="{y(loss) + 4}">{label}: {loss:.2f}</text>')
+    line = " ".join(f"{x(tokens)},{y(loss)}" for tokens, loss in points)
+    parts.append(f'<polyline points="{line}" fill="none" stroke="#c0392b" stroke-width="2"/>')
+    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 12}">0</text>')
+    parts.append(f'<text x="{right}" y="{HEIGHT - 12}" text-anchor="end">{most_tokens:.2f} M tokens</text>')
+    parts.append(f'<text x="{LEFT + 8}" y="{TOP + 2}">validation loss, nats a token</text></svg>')
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python benchmarks/curve.py runs/NAME OUTPUT.svg")
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
