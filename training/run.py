@@ -118,7 +118,7 @@ def _judge_early(options: Options, ds_config: dict[str, Any], path: Path, world:
     arguments.model_config(options, vocab_size=_vocab_size(options), begin_id=1, end_id=2, pad_id=0)
     if not options.plan:
         resolve(ds_config, _facts(options, world, output, ROWS_UNKNOWN, None), device, source=str(path))
-    if any(data.resolve() == output.resolve() for data in options.data):
+    if any(data.is_dir() and data.resolve() == output.resolve() for data in options.data):
         raise UserError(f"--output {output} is the folder of the corpus: give the run another one, such as runs/NAME")
     for data in options.data:
         if not data.exists():
