@@ -209,10 +209,6 @@ class CausalLM(nn.Module):
         """The training form of the expert layers, first block first; empty for dense and for LocalMoE."""
         return [block.mlp for block in self.model.layers if isinstance(block.mlp, DeepSpeedMoE)]
 
-    def parameter_counts(self) -> tuple[int, int]:
-        """(total, active a token) of the whole model, experts on other ranks included."""
-        return count_parameters(self.config)
-
 
 def count_parameters(config: ModelConfig) -> tuple[int, int]:
     """(total, active a token): the tied embedding counts once, and wholly, in both."""

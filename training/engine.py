@@ -94,8 +94,3 @@ def loss_scale(engine: Any) -> float | None:
 def learning_rate(engine: Any) -> float:
     """The rate that the next optimizer step uses; with Muon that of its first group."""
     return float(engine.optimizer.param_groups[0]["lr"])
-
-
-def compute_dtype(engine: Any) -> torch.dtype:
-    """The precision of the weights in the forward pass."""
-    return next(engine.module.parameters()).dtype

@@ -76,6 +76,9 @@ class Trainer:
         self.setup, self.engine, self.state = setup, engine, state
         self.options, self.world, self.console = setup.options, setup.world, setup.console
         self.train, self.val = setup.corpus.split("train"), setup.corpus.split("val")
+        seq_len = self.options.max_seq_len
+        val_rows = self.val.num_rows(seq_len) if len(self.val) else 0
+        self.val_rows = evaluation_rows(val_rows, self.options.eval_tokens, seq_len)
         self.order = SampleStream(self.train.num_rows(self.options.max_seq_len), self.options.seed)
         self.total_steps = setup.resolved.total_steps
         self.eval_interval = self.options.eval_interval or max(1, min(self.options.save_interval,
@@ -102,12 +105,6 @@ class Trainer:
                 break
         self._finish()
         return reason
-
-    @property
-    def val_rows(self) -> list[int]:
-        """The validation rows of every evaluation."""
-        total = self.val.num_rows(self.options.max_seq_len) if len(self.val) else 0
-        return evaluation_rows(total, self.options.eval_tokens, self.options.max_seq_len)
 
     def _step(self) -> None:
         """One optimizer step: `accumulation` micro-batches through DeepSpeed."""

@@ -95,7 +95,7 @@ def test_the_defaults_have_the_sizes_of_the_origin_document(changes, million, to
 
 def test_parameters_are_counted_by_what_is_there(any_model):
     config = any_model.config
-    total, active = any_model.parameter_counts()
+    total, active = count_parameters(config)
     assert total == sum(p.numel() for p in any_model.parameters())
     idle = (config.num_experts - config.num_experts_per_tok) if config.use_moe else 0
     assert total - active == config.num_hidden_layers * idle * 3 * config.hidden_size * config.moe_intermediate_size

@@ -27,7 +27,7 @@ from training.data import SampleStream, tensors
 from training.device import detect
 from training.distributed import World, join, sum_over_ranks
 from training.ds_config import Resolved, RunFacts, load, resolve, run_defaults
-from training.engine import build_engine, compute_dtype, loss_scale
+from training.engine import build_engine, loss_scale
 from training.evaluation import evaluate
 from training.export import gather_weights, inference_model
 
@@ -189,7 +189,7 @@ def shipped(here: Here, *, name: str) -> dict[str, Any]:
     groups = [{"weights": [names[parameter] for parameter in parameters], "muon": bool(group.get("use_muon")),
                "decay": group["weight_decay"]}
               for parameters, group in zip(optimizer.bit16_groups, optimizer.param_groups, strict=True)]
-    return {"lines": lines, "precision": plan.precision, "dtype": str(compute_dtype(training.engine)),
+    return {"lines": lines, "precision": plan.precision, "dtype": str(next(training.engine.module.parameters()).dtype),
             "said": [plan.lr_at(step) for step in range(6)], "peak": plan.peak_lr, "optimizer": plan.optimizer_name,
             "accumulation": training.engine.gradient_accumulation_steps(), "groups": groups,
             "moved": moved(before, training.weights())}
