@@ -246,7 +246,7 @@ def load(folder: Path, args: argparse.Namespace) -> Writer:
 
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" holds no numbers
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
         raise UserError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
     if not (folder / "tokenizer.json").is_file():
@@ -288,6 +288,10 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # whoever reads the output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # of the output: prompts and model turn their own into UserErrors
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"the text cannot be written ({error.strerror}): send it to another place", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -171,6 +171,7 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
     (["--tempo", "1"], ["--tempo"]),
     (["--device", "abacus"], ["--device abacus"]),
     (["--device", "cuda:99"], ["--device cuda:99"]),
+    (["--device", "meta"], ["--device meta"]),
     (["--max_new_tokens", "127"], ["--prompt has 3 tokens", "--max_new_tokens 127", "128 positions"]),
 ])
 def test_bad_arguments_are_named(cli, arguments, words):
@@ -266,3 +267,12 @@ def test_a_reader_that_has_enough_is_no_error(model_folder):
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+def test_a_full_disk_is_said_in_one_line(model_folder):
+    command = [sys.executable, "generate.py", "--checkpoint", str(model_folder), "--prompt", "a"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "the text cannot be written (No space left on device): send it to another place\n"
