@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from corpus.shards import TokenStream
@@ -28,12 +27,6 @@ class Evaluation:
     def perplexity(self) -> float:
         """exp(loss), infinite rather than an overflow."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
-
-
-def evaluation_rows(total: int, wanted_tokens: int, seq_len: int) -> list[int]:
-    """Rows spread evenly over the split, the same at every evaluation; all of them for `wanted_tokens` = 0."""
-    wanted = total if wanted_tokens == 0 else min(total, max(1, wanted_tokens // seq_len))
-    return np.linspace(0, total, wanted, endpoint=False).astype(int).tolist()
 
 
 def evaluate(engine: Any, stream: TokenStream, rows: list[int], *, seq_len: int, micro_batch: int, world: World,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from corpus.rows import evaluation_rows
 from corpus.shards import Corpus
 from model import GenerationError, ModelConfig
 from training import checkpoint, samples
@@ -21,7 +22,7 @@ from training.device import Device
 from training.distributed import World, any_rank, sum_over_ranks
 from training.ds_config import Resolved
 from training.engine import learning_rate, loss_scale
-from training.evaluation import Evaluation, evaluate, evaluation_rows
+from training.evaluation import Evaluation, evaluate
 from training.export import export_model, inference_model
 from training.flops import training_flops_per_token
 from training.metrics import Metrics

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from corpus.rows import evaluation_rows
 from corpus.shards import TokenStream
 from training.data import SampleStream, tensors
-from training.evaluation import Evaluation, evaluation_rows
+from training.evaluation import Evaluation
 
 CPU = torch.device("cpu")
 
