@@ -42,6 +42,12 @@ class TokenStream:
             self._read_into(result[i], int(row) * seq_len)
         return result
 
+    def read(self, start: int, length: int) -> np.ndarray:
+        """The ids from `start` on, int64: `length` of them, or fewer where the stream ends."""
+        ids = np.empty(max(0, min(length, len(self) - start)), dtype=np.int64)
+        self._read_into(ids, start)
+        return ids
+
     def _read_into(self, target: np.ndarray, start: int) -> None:
         shard = int(np.searchsorted(self._starts, start, side="right")) - 1
         filled = 0
