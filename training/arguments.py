@@ -103,6 +103,9 @@ class Options:
     set: list[str] = _flag([], "change a value of the JSON, e.g. optimizer.params.lr=3e-4", str, "KEY=VALUE",
                            nargs="+", action="extend")
     seed: int = _flag(42, "of the initial weights and the order of the data", whole, "N")
+    preflight: bool = _flag(False, "check the run, then stop: status 0 if nothing failed, 1 otherwise", bool,
+                            action="store_true")
+    skip_preflight: bool = _flag(False, "start a new run without checking it first", bool, action="store_true")
     plan: bool = _flag(False, "print sizes, memory and hours, then stop", bool, action="store_true")
     plan_rows: int | None = _flag(None, "plan for this many training rows instead of reading --data", positive, "N")
     plan_utilisation: float = _flag(0.1, "share of the peak FLOP/s that --plan counts with", amount, "SHARE")
@@ -111,7 +114,8 @@ class Options:
 
 _TYPES: dict[str, Callable[[str], Any]] = {"int": positive, "int | None": positive, "float": at_least_zero,
                                            "bool": boolean}
-_COMMAND_LINE_ONLY = ("deepspeed_config", "set", "plan", "data")  # lists, or needed before a block is read
+# lists, needed before a block is read, or what only the person at the keyboard can mean
+_COMMAND_LINE_ONLY = ("deepspeed_config", "set", "plan", "data", "preflight", "skip_preflight")
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 _MODEL_HELP = {
     "capacity_factor": "cap an expert at this multiple of its even share while training; 0 drops no token",

@@ -17,7 +17,7 @@ from model import GenerationError, ModelConfig
 from training import checkpoint, samples
 from training.arguments import Options
 from training.console import Console
-from training.data import SampleStream, tensors
+from training.data import SampleStream
 from training.device import Device
 from training.distributed import World, any_rank, sum_over_ranks
 from training.ds_config import Resolved
@@ -27,6 +27,7 @@ from training.export import export_model, inference_model
 from training.flops import training_flops_per_token
 from training.metrics import Metrics
 from training.progress import Progress
+from training.step import forward_backward
 from training.stopping import StopRequest
 
 
@@ -117,9 +118,7 @@ class Trainer:
             rows = self.order.micro_batch(
                 self.state.step, micro_step, self.world.rank, micro_batch=resolved.micro_batch,
                 accumulation=resolved.accumulation, world_size=self.world.size)
-            ids, targets = tensors(self.train, rows, self.options.max_seq_len, self.engine.device)
-            losses = self.engine(ids, targets)
-            self.engine.backward(losses.total)
+            losses = forward_backward(self.engine, self.train, rows, self.options.max_seq_len)
             self.engine.step()
             self.window.add(losses.lm, losses.balance)
         self.state.step += 1

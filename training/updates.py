@@ -1,8 +1,8 @@
 """What a step does to the weights: how many move at all, and how far, on a sample of those that the optimizer steps.
 
-Low-precision training keeps two sets of weights: the rounded ones that the network computes with, and the optimizer's
-own, usually in fp32. An update smaller than half a unit in the last place of the latter is lost, and a run whose updates
-are lost has a flat loss and no other symptom.
+Low-precision training keeps two sets of weights: the rounded ones that the network computes with, and the
+optimizer's own, usually in fp32. An update smaller than half a unit in the last place of the latter is lost, and a run
+whose updates are lost has a flat loss and no other symptom.
 """
 
 from __future__ import annotations
