@@ -172,8 +172,12 @@ class CausalLM(nn.Module):
 
     def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Summed cross-entropy of packed rows, targets of -100 left out: for evaluation."""
-        logits = self._head(self._packed_hidden(ids_BT)).float().flatten(0, 1)
+        logits = self.packed_logits(ids_BT).float().flatten(0, 1)
         return F.cross_entropy(logits, targets_BT.flatten(), reduction="sum")
+
+    def packed_logits(self, ids_BT: Tensor) -> Tensor:
+        """(B, T) packed rows -> (B, T, V) logits of the next token, as training and evaluation see them."""
+        return self._head(self._packed_hidden(ids_BT))
 
     def _packed_hidden(self, ids_BT: Tensor) -> Tensor:
         mask = (document_mask(ids_BT, self.config.bos_token_id, self.config.eos_token_id)
