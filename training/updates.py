@@ -28,6 +28,15 @@ class Update:
     ratio: float
 
 
+@dataclass(frozen=True)
+class Change:
+    """Of one parameter's sample on one rank: `unchanged` of `weights` values stayed, `ratio` as in Update."""
+
+    unchanged: int
+    weights: int
+    ratio: float
+
+
 def owned_weights(engine: Any) -> dict[str, Tensor]:
     """This rank's part of the weights that the optimizer steps, flat views by Hugging Face name.
 
@@ -69,14 +78,20 @@ class WeightSample:
 
     def compare(self) -> Update:
         """What has changed since the last snapshot; ValueError before the first."""
+        changes = self.changes()
+        total = sum(change.weights for change in changes.values())
+        matrices = [change for name, change in changes.items() if name not in self._vectors] or list(changes.values())
+        return Update(unchanged=sum(change.unchanged for change in changes.values()) / total,
+                      ratio=sum(change.ratio for change in matrices) / len(matrices))
+
+    def changes(self) -> dict[str, Change]:
+        """The same for each parameter that this rank has a part of."""
         if not self._before:
-            raise ValueError("compare() needs a snapshot() before it")
+            raise ValueError("a comparison needs a snapshot() before it")
         now = self._sampled()
-        same = torch.stack([(now[name] == before).sum() for name, before in self._before.items()]).sum().item()
-        total = sum(before.numel() for before in self._before.values())
-        matrices = [name for name in self._before if name not in self._vectors] or list(self._before)
-        ratios = torch.stack([_ratio(self._before[name], now[name]) for name in matrices])
-        return Update(unchanged=same / total, ratio=ratios.mean().item())
+        figures = torch.stack([_change(before, now[name]) for name, before in self._before.items()]).tolist()
+        return {name: Change(int(unchanged), before.numel(), ratio)
+                for (name, before), (unchanged, ratio) in zip(self._before.items(), figures, strict=True)}
 
     def _sampled(self) -> dict[str, Tensor]:
         # an odd stride, so that a matrix of even width is not sampled in one column only
@@ -84,7 +99,9 @@ class WeightSample:
                 for name, weights in owned_weights(self.engine).items() if weights.numel()}
 
 
-def _ratio(before: Tensor, now: Tensor) -> Tensor:
-    before = before.float()
-    change, size = (now.float() - before).square().mean().sqrt(), before.square().mean().sqrt()
-    return change / size.clamp_min(torch.finfo(torch.float32).tiny)
+def _change(before: Tensor, now: Tensor) -> Tensor:
+    """(2,): how many are the same, and rms(change) / rms(weight)."""
+    same = (now == before).sum().double()
+    before = before.double()
+    change, size = (now.double() - before).square().mean().sqrt(), before.square().mean().sqrt()
+    return torch.stack((same, change / size.clamp_min(torch.finfo(torch.float32).tiny)))
