@@ -1,0 +1,199 @@
+"""The ladder of entropies: what models without understanding lose on held-out text, the places that a loss can stand.
+
+Each rung knows one token more: none (uniform), its own frequency (unigram), the token before (bigram), the two tokens
+before (trigram). Every rung is a proper distribution over the whole vocabulary for every context, measured on the
+targets that the network's validation loss counts, so that the comparison is fair.
+
+Counts are smoothed by interpolated Kneser-Ney with three discounts, estimated from the counts themselves (Chen and
+Goodman 1999, "modified Kneser-Ney"); below the unigrams lies the uniform distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .shards import TokenStream
+
+Tokens = np.ndarray | TokenStream
+
+# 20 million tokens take some 15 seconds and 1.2 GB at most; more text lowers the last rung slowly.
+MAX_TRAIN_TOKENS = 20_000_000
+MAX_HELD_OUT_TOKENS = 2_000_000
+PIECES = 64  # a stream that is too long is read in so many pieces, spread evenly
+# The discounts where the counts are too few or too regular to tell any.
+USUAL_DISCOUNTS = (0.5, 1.0, 1.5)
+NO_CONTEXT = -1  # stands where the stream does not reach back far enough; no table holds it
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Nats a token on `tokens` held-out targets, by models of `train_tokens` tokens of training text.
+
+    `bytes_per_token` is that of the held-out text, marks counted as tokens.
+    """
+
+    uniform: float
+    unigram: float
+    bigram: float
+    trigram: float
+    bytes_per_token: float
+    tokens: int
+    train_tokens: int = 0
+
+    def rungs(self) -> list[tuple[str, float]]:
+        """Name and nats a token, from uniform down to trigram."""
+        return [(name, getattr(self, name)) for name in ("uniform", "unigram", "bigram", "trigram")]
+
+    def bits_per_byte(self, nats: float) -> float:
+        """Nats a token as bits a byte of the held-out text."""
+        return nats / math.log(2) / self.bytes_per_token
+
+    def stands(self, loss: float) -> str:
+        """How far down the ladder a loss in nats a token has come: "above_uniform", or "below_" and a rung's name."""
+        place = "above_uniform"
+        for name, nats in self.rungs():
+            if not loss < nats:
+                break
+            place = f"below_{name}"
+        return place
+
+
+def measure(
+    train: Tokens,
+    held_out: Tokens,
+    vocab_size: int,
+    bytes_per_token: float,
+    max_train_tokens: int = MAX_TRAIN_TOKENS,
+) -> Ladder:
+    """Count `train` and measure every rung on the targets of `held_out`, all of its ids but the first.
+
+    Streams that are longer than `max_train_tokens` (or MAX_HELD_OUT_TOKENS) are read in pieces, spread evenly.
+    ValueError if `held_out` has no target, `train` no token, or an id is outside the vocabulary.
+    """
+    if len(train) < 1 or len(held_out) < 2:
+        raise ValueError(f"a ladder needs 1 training and 2 held-out tokens, not {len(train)} and {len(held_out)}")
+    model = NGrams(train, vocab_size, max_train_tokens)
+    sums, targets = np.zeros(3), 0
+    for ids in _pieces(held_out, MAX_HELD_OUT_TOKENS):
+        _check_range(ids, vocab_size)
+        before = ids[:-1]
+        before_that = np.concatenate(([NO_CONTEXT], ids[:-2]))
+        sums -= [np.log(found).sum() for found in model.probabilities(before_that, before, ids[1:])]
+        targets += len(ids) - 1
+    unigram, bigram, trigram = (sums / targets).tolist()
+    return Ladder(math.log(vocab_size), unigram, bigram, trigram, bytes_per_token, targets, model.tokens)
+
+
+class NGrams:
+    """Smoothed unigrams, bigrams and trigrams of a stream of ids below `vocab_size` (at most 2^16).
+
+    A rung's own order counts occurrences; the orders below it count the different contexts that a token was seen in.
+    """
+
+    def __init__(self, train: Tokens, vocab_size: int, max_tokens: int = MAX_TRAIN_TOKENS) -> None:
+        self.vocab_size = vocab_size
+        pieces = list(_pieces(train, max_tokens))
+        self.tokens = sum(map(len, pieces))
+        for piece in pieces:
+            _check_range(piece, vocab_size)
+        words, word_counts = _tally(np.concatenate(pieces))
+        pairs, pair_counts = _tally(np.concatenate([piece[:-1] * vocab_size + piece[1:] for piece in pieces]))
+        self._unigrams = _Table(words, word_counts, vocab_size)
+        self._bigrams = _Table(pairs, pair_counts, vocab_size)
+        # after how many different tokens a token was seen
+        self._word_contexts = _Table(*_tally(pairs % vocab_size), vocab_size)
+        del words, word_counts, pairs, pair_counts
+        triples, triple_counts = _tally(np.concatenate(
+            [(piece[:-2] * vocab_size + piece[1:-1]) * vocab_size + piece[2:] for piece in pieces]))
+        self._trigrams = _Table(triples, triple_counts, vocab_size)
+        # after how many different tokens a pair was seen
+        self._pair_contexts = _Table(*_tally(triples % vocab_size**2), vocab_size)
+
+    def probabilities(
+        self, before_that: np.ndarray, before: np.ndarray, tokens: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """P(token), P(token | before) and P(token | before_that, before), each like `tokens` in shape (n,).
+
+        `before_that` may be NO_CONTEXT; the trigram then does with `before`.
+        """
+        start = np.zeros_like(tokens)
+        both = np.where(before_that == NO_CONTEXT, NO_CONTEXT, before_that * self.vocab_size + before)
+        uniform = np.full(len(tokens), 1 / self.vocab_size)
+        lowest = self._word_contexts.refine(start, tokens, uniform)
+        return (
+            self._unigrams.refine(start, tokens, uniform),
+            self._bigrams.refine(before, tokens, lowest),
+            self._trigrams.refine(both, tokens, self._pair_contexts.refine(before, tokens, lowest)),
+        )
+
+
+class _Table:
+    """Discounted counts of one order, by key (context * vocabulary + token), keys ascending."""
+
+    def __init__(self, keys: np.ndarray, counts: np.ndarray, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._keys = keys
+        discounts = np.array([0.0, *_discounts(counts)])[np.minimum(counts, 3)]
+        contexts = keys // vocab_size
+        starts = _run_starts(contexts)
+        self._contexts = contexts[starts]
+        totals = np.add.reduceat(counts, starts) if len(starts) else np.zeros(0)
+        lengths = np.diff(np.append(starts, len(keys)))
+        self._shares = (counts - discounts) / np.repeat(totals, lengths)
+        self._left = np.add.reduceat(discounts, starts) / totals if len(starts) else np.zeros(0)
+
+    def refine(self, contexts: np.ndarray, tokens: np.ndarray, lower: np.ndarray) -> np.ndarray:
+        """The probabilities of `tokens` after `contexts`, given those of the order below."""
+        left = _look_up(self._contexts, self._left, contexts, 1.0)
+        keys = np.where(contexts == NO_CONTEXT, NO_CONTEXT, contexts * self._vocab_size + tokens)
+        return _look_up(self._keys, self._shares, keys, 0.0) + left * lower
+
+
+def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray, default: float) -> np.ndarray:
+    if not len(keys):
+        return np.full(len(wanted), default)
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, values[places], default)
+
+
+def _tally(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different keys, ascending, and how often each stands in `keys`, which is sorted in place."""
+    keys.sort()
+    starts = _run_starts(keys)
+    return keys[starts], np.diff(np.append(starts, len(keys)))
+
+
+def _run_starts(ascending: np.ndarray) -> np.ndarray:
+    """Where in an ascending array a new value begins."""
+    return np.flatnonzero(np.concatenate(([True], ascending[1:] != ascending[:-1]))) if len(ascending) else (
+        np.zeros(0, dtype=np.int64))
+
+
+def _discounts(counts: np.ndarray) -> tuple[float, ...]:
+    """What is taken from counts of 1, of 2 and of 3 or more (Chen and Goodman 1999, equation 17)."""
+    n1, n2, n3, n4 = (int((counts == k).sum()) for k in (1, 2, 3, 4))
+    if not (n1 and n2 and n3 and n4):
+        return USUAL_DISCOUNTS
+    y = n1 / (n1 + 2 * n2)
+    found = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+    # Every token must keep something, and no count may turn negative.
+    return found if all(0 < d <= k for k, d in enumerate(found, 1)) else USUAL_DISCOUNTS
+
+
+def _pieces(stream: Tokens, most: int) -> Iterator[np.ndarray]:
+    """The ids as int64: all of them in one piece, or PIECES pieces of `most` tokens together, spread evenly."""
+    pieces = 1 if len(stream) <= most else min(PIECES, max(1, most // 2))
+    length = min(len(stream), most) // pieces
+    for piece in range(pieces):
+        start = (len(stream) - length) * piece // max(1, pieces - 1)
+        read = stream.read(start, length) if isinstance(stream, TokenStream) else stream[start:start + length]
+        yield np.asarray(read, dtype=np.int64)
+
+
+def _check_range(ids: np.ndarray, vocab_size: int) -> None:
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size <= 2**16:
+        raise ValueError(f"ids from {ids.min()} to {ids.max()} do not fit a vocabulary of {vocab_size}")

@@ -1,0 +1,164 @@
+"""The ladder of entropies: known answers, exact normalisation, nothing of the held-out text in the counts."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corpus import ladder as ladder_module
+from corpus.ladder import NO_CONTEXT, Ladder, NGrams, measure
+from corpus.shards import TokenStream
+
+LADDER = Ladder(uniform=8.0, unigram=6.0, bigram=4.0, trigram=3.0, bytes_per_token=2.0, tokens=100)
+
+
+def chain(table: np.ndarray, length: int, seed: int) -> np.ndarray:
+    """A sequence in which table[a, ..., :] are the shares of what follows the last tokens a, ... ."""
+    rng = np.random.default_rng(seed)
+    order = table.ndim - 1
+    limits = table.cumsum(axis=-1)
+    ids = [0] * order
+    for draw in rng.random(length):
+        ids.append(min(int(np.searchsorted(limits[tuple(ids[-order:])], draw)), table.shape[-1] - 1))
+    return np.array(ids, dtype=np.uint16)
+
+
+def random_table(order: int, size: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).dirichlet(np.full(size, 0.4), size=(size,) * order)
+
+
+def rate(table: np.ndarray, ids: np.ndarray) -> float:
+    """Nats a token that the true chain loses on `ids`: its entropy rate, up to the luck of this sequence."""
+    order = table.ndim - 1
+    columns = [ids[i:len(ids) - order + i] for i in range(order + 1)]
+    return float(-np.log(table[tuple(columns)]).mean())
+
+
+def test_uniform_noise_is_worth_ln_v_on_every_rung() -> None:
+    noise = np.random.default_rng(0).integers(0, 50, 400_000)
+    found = measure(noise[:300_000], noise[300_000:], 50, 1.0)
+    assert found.uniform == math.log(50)
+    assert found.unigram == pytest.approx(math.log(50), abs=1e-3)
+    assert found.bigram == pytest.approx(math.log(50), abs=0.01)
+    assert found.trigram == pytest.approx(math.log(50), abs=0.25)  # 125,000 cells to fill from 300,000 draws
+
+
+def test_a_first_order_chain_gives_its_entropy_rate_from_the_bigram_on() -> None:
+    table = random_table(1, 20, seed=1)
+    held_out = chain(table, 20_000, seed=3)
+    found = measure(chain(table, 200_000, seed=2), held_out, 20, 1.0)
+    assert found.bigram == pytest.approx(rate(table, held_out), abs=0.005)
+    assert found.trigram == pytest.approx(rate(table, held_out), abs=0.03)
+    assert found.unigram > found.bigram + 0.2
+
+
+def test_a_second_order_chain_gives_its_entropy_rate_at_the_trigram_alone() -> None:
+    table = random_table(2, 8, seed=4)
+    held_out = chain(table, 20_000, seed=6)
+    found = measure(chain(table, 200_000, seed=5), held_out, 8, 1.0)
+    assert found.trigram == pytest.approx(rate(table, held_out), abs=0.005)
+    assert found.bigram > found.trigram + 0.2
+
+
+def test_a_unigram_by_hand() -> None:
+    """Counts 3 and 1 of four: discounts 1.5 and 0.5, so 1.5/4 and 0.5/4, and 2/4 spread over four tokens."""
+    unigram, _, _ = NGrams(np.array([0, 0, 0, 1]), 4).probabilities(*(np.array([0, 1, 2, 3]) for _ in range(3)))
+    assert unigram.tolist() == [0.5, 0.25, 0.125, 0.125]
+
+
+def test_a_bigram_by_hand() -> None:
+    """0 1 0 2: after 0 stand 1 and 2, once each; the token pairs 01, 10, 02 give each token one context."""
+    _, bigram, _ = NGrams(np.array([0, 1, 0, 2]), 3).probabilities(
+        np.full(3, NO_CONTEXT), np.array([0, 0, 0]), np.array([0, 1, 2]))
+    lowest = 1 / 3  # 0.5/3 + (1.5/3)/3, for each
+    assert bigram == pytest.approx([0.5 * lowest, 0.25 + 0.5 * lowest, 0.25 + 0.5 * lowest])
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=200), st.integers(1, 200))
+def test_every_context_has_a_distribution_that_sums_to_one(ids: list[int], most: int) -> None:
+    model = NGrams(np.array(ids), 5, max_tokens=most)
+    tokens = np.arange(5)
+    for before_that, before in product([NO_CONTEXT, *range(5)], range(5)):
+        found = model.probabilities(np.full(5, before_that), np.full(5, before), tokens)
+        for probabilities in found:
+            assert probabilities.sum() == pytest.approx(1)
+            assert (probabilities > 0).all()
+
+
+def test_estimated_discounts_sum_to_one_too() -> None:
+    """A skewed stream, for which the discounts come from the counts and not from the usual ones."""
+    ids = np.minimum(np.random.default_rng(0).zipf(1.6, 3000) - 1, 29)
+    model = NGrams(ids, 30)
+    for before_that, before in product(range(30), range(30)):
+        for found in model.probabilities(np.full(30, before_that), np.full(30, before), np.arange(30)):
+            assert found.sum() == pytest.approx(1)
+
+
+def test_tokens_that_training_never_saw_cost_a_finite_price() -> None:
+    found = measure(np.array([1, 2, 3] * 50), np.array([4, 5, 6, 7]), 8, 1.0)
+    assert all(math.isfinite(nats) and nats > math.log(8) for _, nats in found.rungs()[1:])
+
+
+def test_nothing_of_the_held_out_text_is_counted() -> None:
+    """Noise repeated over and over in the held-out text stays noise to every rung."""
+    rng = np.random.default_rng(0)
+    found = measure(rng.integers(0, 100, 5_000), np.tile(rng.integers(0, 100, 50), 400), 100, 1.0)
+    assert min(nats for _, nats in found.rungs()) > math.log(100) - 0.1
+
+
+def test_the_largest_vocabulary_fits_the_packed_keys() -> None:
+    ids = np.array([65535, 65534, 65535] * 30, dtype=np.uint16)
+    found = measure(ids, ids, 65536, 1.0)
+    assert found.trigram < 0.2 < found.unigram
+
+
+def test_targets_are_all_ids_but_the_first() -> None:
+    assert measure(np.arange(10), np.arange(7), 10, 1.0).tokens == 6
+    assert measure(np.array([1]), np.array([1, 1]), 2, 1.0).tokens == 1
+
+
+def test_a_stream_over_shards_is_the_same_as_its_ids() -> None:
+    ids = chain(random_table(1, 12, seed=0), 5_000, seed=1)
+    stream = TokenStream([ids[:1_700], ids[1_700:1_701], ids[1_701:4_000]])
+    assert measure(stream, TokenStream([ids[4_000:]]), 12, 1.5) == measure(ids[:4_000], ids[4_000:], 12, 1.5)
+
+
+def test_a_long_stream_is_read_in_pieces_from_its_start_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first half knows 0 and 1 alone, the second 2 and 3; a limited count still sees both."""
+    ids = np.concatenate((np.tile([0, 1], 5_000), np.tile([2, 3], 5_000)))
+    limited = measure(ids, ids, 4, 1.0, max_train_tokens=1_280)
+    assert limited.train_tokens == 1_280
+    assert limited.unigram == pytest.approx(math.log(4), abs=0.01)
+    assert limited.bigram < 0.05
+    monkeypatch.setattr(ladder_module, "MAX_HELD_OUT_TOKENS", 640)
+    assert measure(ids, ids, 4, 1.0).tokens == 640 - 64
+
+
+@pytest.mark.parametrize(("train", "held_out", "said"), [
+    ([], [1, 2], "1 training"), ([1], [1], "2 held-out"), ([9], [1, 2], "vocabulary of 4"), ([1], [1, 9], "of 4"),
+])
+def test_streams_that_cannot_be_measured_are_refused(train: list[int], held_out: list[int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        measure(np.array(train, dtype=np.int64), np.array(held_out), 4, 1.0)
+
+
+@pytest.mark.parametrize(("loss", "stands"), [
+    (9.0, "above_uniform"), (8.0, "above_uniform"), (7.9, "below_uniform"), (5.0, "below_unigram"),
+    (3.5, "below_bigram"), (2.0, "below_trigram"), (math.nan, "above_uniform"), (math.inf, "above_uniform"),
+])
+def test_where_a_loss_stands(loss: float, stands: str) -> None:
+    assert LADDER.stands(loss) == stands
+
+
+def test_a_loss_must_pass_every_rung_on_its_way_down() -> None:
+    """Where the trigram is no better than the bigram, a loss between the two is not below both."""
+    assert Ladder(8.0, 6.0, 4.0, 5.0, 2.0, 100).stands(4.5) == "below_unigram"
+
+
+def test_bits_per_byte() -> None:
+    assert LADDER.bits_per_byte(2 * math.log(2)) == 1.0
