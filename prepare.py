@@ -13,6 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
+from corpus import report
 from corpus.errors import UserError
 from corpus.fingerprint import (
     DEFAULT_MAX_BAD_SHARE,
@@ -20,7 +21,6 @@ from corpus.fingerprint import (
     DEFAULT_VAL_FRACTION,
     DEFAULT_VOCAB_SIZE,
 )
-from corpus.manifest import Manifest
 from corpus.pipeline import prepare
 
 
@@ -44,24 +44,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.val_fraction is None:
         options.val_fraction = DEFAULT_VAL_FRACTION
     return options
-
-
-def describe(manifest: Manifest) -> str:
-    """The manifest in one line a fact."""
-    lines = []
-    for name, split in manifest.splits.items():
-        lines.append(
-            f"{name}: {split.documents:,} documents, {split.bytes / 1e6:,.1f} MB, {split.tokens:,} tokens, "
-            f"{split.characters_per_token:.2f} characters a token, shards: {len(split.shards)}"
-        )
-    lines.append(f"tokenizer: {manifest.vocab_size:,} entries, {manifest.tokenizer_source}")
-    lines.append(f"entropy of the token frequencies: {manifest.entropy_nats:.3f} nats")
-    lines.append(f"exact duplicates: {manifest.exact_duplicates:,}")
-    if manifest.dropped_in_val:
-        lines.append(f"dropped from train, since val holds them too: {manifest.dropped_in_val:,}")
-    if manifest.skipped:
-        lines.append("skipped: " + ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items()))
-    return "\n".join(lines)
 
 
 def main() -> int:
@@ -88,7 +70,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted; {options.output} is as it was", file=sys.stderr)
         return 130
-    print(describe(manifest))
+    print("\n".join(report.lines(manifest, report.read(options.output))))
     return 0
 
 

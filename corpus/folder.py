@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UserError
-from .manifest import MANIFEST_NAME, TOKENIZER_NAME
+from .manifest import MANIFEST_NAME, REPORT_NAME, TOKENIZER_NAME
 
-_OWN_FILE = re.compile(rf"(train|val)-\d{{5,}}\.bin|{re.escape(TOKENIZER_NAME)}|{re.escape(MANIFEST_NAME)}")
+_OWN_FILE = re.compile("|".join((r"(train|val)-\d{5,}\.bin", *map(re.escape, (
+    TOKENIZER_NAME, MANIFEST_NAME, REPORT_NAME)))))
 
 
 def check_replaceable(folder: Path) -> None:

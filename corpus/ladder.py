@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .shards import TokenStream
-
-Tokens = np.ndarray | TokenStream
+if TYPE_CHECKING:
+    from .shards import TokenStream
 
 # 20 million tokens take some 15 seconds and 1.2 GB at most; more text lowers the last rung slowly.
 MAX_TRAIN_TOKENS = 20_000_000
@@ -44,6 +44,12 @@ class Ladder:
     tokens: int
     train_tokens: int = 0
 
+    def check(self) -> None:
+        """ValueError unless every figure is a number above zero, as those of a file may not be."""
+        for name, value in vars(self).items():
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} of the ladder is {value!r}")
+
     def rungs(self) -> list[tuple[str, float]]:
         """Name and nats a token, from uniform down to trigram."""
         return [(name, getattr(self, name)) for name in ("uniform", "unigram", "bigram", "trigram")]
@@ -63,8 +69,8 @@ class Ladder:
 
 
 def measure(
-    train: Tokens,
-    held_out: Tokens,
+    train: np.ndarray | TokenStream,
+    held_out: np.ndarray | TokenStream,
     vocab_size: int,
     bytes_per_token: float,
     max_train_tokens: int = MAX_TRAIN_TOKENS,
@@ -94,7 +100,7 @@ class NGrams:
     A rung's own order counts occurrences; the orders below it count the different contexts that a token was seen in.
     """
 
-    def __init__(self, train: Tokens, vocab_size: int, max_tokens: int = MAX_TRAIN_TOKENS) -> None:
+    def __init__(self, train: np.ndarray | TokenStream, vocab_size: int, max_tokens: int = MAX_TRAIN_TOKENS) -> None:
         self.vocab_size = vocab_size
         pieces = list(_pieces(train, max_tokens))
         self.tokens = sum(map(len, pieces))
@@ -184,13 +190,13 @@ def _discounts(counts: np.ndarray) -> tuple[float, ...]:
     return found if all(0 < d <= k for k, d in enumerate(found, 1)) else USUAL_DISCOUNTS
 
 
-def _pieces(stream: Tokens, most: int) -> Iterator[np.ndarray]:
+def _pieces(stream: np.ndarray | TokenStream, most: int) -> Iterator[np.ndarray]:
     """The ids as int64: all of them in one piece, or PIECES pieces of `most` tokens together, spread evenly."""
     pieces = 1 if len(stream) <= most else min(PIECES, max(1, most // 2))
     length = min(len(stream), most) // pieces
     for piece in range(pieces):
         start = (len(stream) - length) * piece // max(1, pieces - 1)
-        read = stream.read(start, length) if isinstance(stream, TokenStream) else stream[start:start + length]
+        read = stream[start:start + length] if isinstance(stream, np.ndarray) else stream.read(start, length)
         yield np.asarray(read, dtype=np.int64)
 
 

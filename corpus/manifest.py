@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .ladder import Ladder
 
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
+REPORT_NAME = "report.json"
 # Raised whenever the layout of the shards or of this file changes: older folders are then refused, not misread.
-FORMAT = 1
+FORMAT = 2
 BYTES_PER_TOKEN = 2  # uint16, little-endian
 
 
@@ -44,7 +46,8 @@ class Manifest:
     `skipped` counts lines left out, by reason; `bad_lines` names the first hundred of them. `exact_duplicates` are
     documents that repeat an earlier one (dropped unless `settings["dedup"]` is "none"); `dropped_in_val` are training
     documents left out because the validation files hold them too. `entropy_nats` is the entropy of the frequencies
-    of the training tokens: the loss, in nats a token, of a model that knows no context.
+    of the training tokens: the loss, in nats a token, of a model that knows no context. `ladder` holds the fields of
+    `ladder.Ladder`, the losses of small models on the validation text; None where there is no such text.
     """
 
     format: int
@@ -58,6 +61,7 @@ class Manifest:
     tokenizer_sha256: str
     tokenizer_source: str
     entropy_nats: float
+    ladder: dict[str, Any] | None
     exact_duplicates: int
     dropped_in_val: int
     skipped: dict[str, int]
@@ -81,6 +85,8 @@ class Manifest:
             raise UserError(f"{path}: cannot be read ({error}); prepare the corpus again") from None
         try:
             manifest = cls._from_json(data)
+        except UserError as error:
+            raise UserError(f"{path}: {error}; prepare the corpus again") from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not a manifest of this version ({error}); prepare the corpus again") from None
         return manifest
@@ -88,11 +94,13 @@ class Manifest:
     @classmethod
     def _from_json(cls, data: dict[str, Any]) -> Manifest:
         if data["format"] != FORMAT:
-            raise ValueError(f"format {data['format']!r} instead of {FORMAT}")
+            raise UserError(f"made by another version of prepare.py (format {data['format']!r}, here {FORMAT})")
         splits = {name: _split_from_json(name, split) for name, split in data["splits"].items()}
         if set(splits) != {"train", "val"}:
             raise ValueError(f"splits {sorted(splits)} instead of train and val")
         plain = {field.name: data[field.name] for field in fields(cls) if field.name != "splits"}
+        if plain["ladder"] is not None:
+            Ladder(**plain["ladder"]).check()
         for key in ("vocab_size", "begin_id", "end_id", "pad_id"):
             _count(plain[key], key)
         return cls(**plain, splits=splits)

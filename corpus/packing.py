@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,10 +16,13 @@ from tokenizers import Tokenizer
 from .errors import UserError
 from .manifest import BYTES_PER_TOKEN, ShardInfo, SplitInfo
 from .reader import Chunk, parse_chunk
+from .report import TextFigures
+from .scripts import FORMS, SCRIPTS, count_scripts, languages
 from .shards import ID_TYPE
 from .split import TRAIN, VAL
-from .tokenizer import load_tokenizer, special_ids
+from .tokenizer import load_tokenizer, special_ids, without_marks
 
+LENGTH_TYPE = np.dtype("<u4")
 SPLIT_NAMES = {TRAIN: "train", VAL: "val"}
 
 
@@ -33,12 +36,15 @@ class TokenizerFile:
 
 @dataclass(frozen=True)
 class Packed:
-    """The documents that a chunk gives to one split."""
+    """The documents that a chunk gives to one split; `lengths` are their tokens, marks included, as uint32."""
 
     ids: bytes
     documents: int
     bytes: int
     characters: int
+    lengths: bytes
+    scripts: Counter[str]
+    languages: Counter[str]
 
 
 def pack_chunk(tokenizer_file: TokenizerFile, chunk: Chunk, fates: bytes) -> dict[str, Packed]:
@@ -51,9 +57,12 @@ def pack_chunk(tokenizer_file: TokenizerFile, chunk: Chunk, fates: bytes) -> dic
     for fate, name in SPLIT_NAMES.items():
         chosen = [i for i, f in enumerate(fates) if f == fate]
         texts = [parsed.texts[i] for i in chosen]
-        ids = encode_documents(tokenizer, texts, begin_id, end_id)
+        ids, lengths = encode_documents(tokenizer, texts, begin_id, end_id)
         size = sum(len(parsed.encoded[i]) for i in chosen)
-        result[name] = Packed(ids.tobytes(), len(texts), size, sum(map(len, texts)))
+        counts = count_scripts(["".join(without_marks(text)) for text in texts])
+        scripts = Counter(dict(zip((*SCRIPTS, *FORMS), counts.sum(axis=0).tolist(), strict=True)))
+        result[name] = Packed(ids.tobytes(), len(texts), size, sum(map(len, texts)), lengths.tobytes(), scripts,
+                              languages(counts))
     return result
 
 
@@ -64,11 +73,17 @@ def _loaded(tokenizer_file: TokenizerFile) -> tuple[Tokenizer, int, int]:
     return tokenizer, begin_id, end_id
 
 
-def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], begin_id: int, end_id: int) -> np.ndarray:
-    """The ids of all texts, each between its marks, as uint16. Marks that a text already wears are not doubled."""
+def encode_documents(
+    tokenizer: Tokenizer, texts: Sequence[str], begin_id: int, end_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of all texts, each between its marks, as uint16, and the number of ids of each text.
+
+    Marks that a text already wears are not doubled.
+    """
     # The fast variant leaves out the offsets of every token in the text, which nobody asks for here.
     encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
     stream: list[int] = []
+    ends = []
     for encoding in encode(texts, add_special_tokens=False):
         ids = encoding.ids
         if not ids or ids[0] != begin_id:
@@ -76,7 +91,8 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], begin_id: int, 
         stream.extend(ids)
         if not ids or ids[-1] != end_id:
             stream.append(end_id)
-    return np.array(stream, dtype=ID_TYPE)
+        ends.append(len(stream))
+    return np.array(stream, dtype=ID_TYPE), np.diff(ends, prepend=0).astype(LENGTH_TYPE)
 
 
 class SplitWriter:
@@ -88,6 +104,9 @@ class SplitWriter:
         self.shard_tokens = shard_tokens
         self.frequencies = np.zeros(2**16, dtype=np.int64)
         self.totals: Counter[str] = Counter()
+        self.lengths = bytearray()  # LENGTH_TYPE, one a document
+        self.scripts: Counter[str] = Counter()
+        self.languages: Counter[str] = Counter()
         self._shards: list[ShardInfo] = []
         self._file: BinaryIO | None = None
         self._digest = hashlib.sha256()
@@ -99,6 +118,9 @@ class SplitWriter:
         self.frequencies += np.bincount(ids, minlength=2**16)
         self.totals.update(documents=packed.documents, bytes=packed.bytes)
         self.totals.update(characters=packed.characters, tokens=len(ids))
+        self.lengths += packed.lengths
+        self.scripts += packed.scripts
+        self.languages += packed.languages
         rest = memoryview(packed.ids)
         while rest:
             if self._file is None:
@@ -131,6 +153,18 @@ class SplitWriter:
         name = Path(self._file.name).name
         self._shards.append(ShardInfo(name, self.shard_tokens - self._room, self._digest.hexdigest()))
         self._file = None
+
+
+def text_figures(writers: Iterable[SplitWriter]) -> TextFigures:
+    """What the report tells of the texts of all splits together."""
+    scripts: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    lengths = bytearray()
+    for writer in writers:
+        scripts += writer.scripts
+        found += writer.languages
+        lengths += writer.lengths
+    return TextFigures(np.frombuffer(lengths, LENGTH_TYPE), scripts, found)
 
 
 def entropy_nats(frequencies: np.ndarray) -> float:

@@ -6,10 +6,11 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from . import ladder, report
 from .errors import UserError
 from .fingerprint import (
     DEFAULT_MAX_BAD_SHARE,
@@ -21,11 +22,11 @@ from .fingerprint import (
     sha256_file,
 )
 from .folder import check_replaceable, replacing
-from .manifest import FORMAT, MANIFEST_NAME, TOKENIZER_NAME, Manifest
-from .packing import SplitWriter, TokenizerFile, entropy_nats, pack_chunk
+from .manifest import FORMAT, MANIFEST_NAME, TOKENIZER_NAME, Manifest, SplitInfo
+from .packing import SplitWriter, TokenizerFile, entropy_nats, pack_chunk, text_figures
 from .progress import Progress
 from .reader import Chunk, read_chunks
-from .shards import Corpus
+from .shards import Corpus, open_stream
 from .split import HashSubset
 from .survey import Survey, survey_chunk
 from .tokenizer import MAX_ENTRIES, MIN_ENTRIES, load_tokenizer, special_ids, train_tokenizer, vocab_size
@@ -148,6 +149,7 @@ def _reusable(output: Path, name: str, progress: Progress) -> Manifest | None:
         if manifest.fingerprint != name:
             return None
         Corpus.open(output)
+        report.read(output)
     except UserError as error:
         progress.say(f"preparing again: {error}")
         return None
@@ -170,6 +172,7 @@ def _build(job: Job, folder: Path, pool: WorkerPool, name: str) -> Manifest:
     writers = _pack(job, folder, pool, survey, tokenizer_file)
     tokenizer = load_tokenizer(tokenizer_file.path)
     begin_id, end_id, pad_id = special_ids(tokenizer)
+    splits = {split: writer.finish() for split, writer in writers.items()}
     manifest = Manifest(
         format=FORMAT,
         fingerprint=name,
@@ -182,14 +185,28 @@ def _build(job: Job, folder: Path, pool: WorkerPool, name: str) -> Manifest:
         tokenizer_sha256=tokenizer_file.sha256,
         tokenizer_source=source,
         entropy_nats=round(entropy_nats(writers["train"].frequencies), 6),
+        ladder=_measure_ladder(job, folder, splits, vocab_size(tokenizer)),
         exact_duplicates=survey.exact_duplicates,
         dropped_in_val=survey.dropped_in_val,
         skipped={reason: count for reason, count in sorted(survey.skipped.items()) if count},
         bad_lines=survey.bad_lines,
-        splits={split: writer.finish() for split, writer in writers.items()},
+        splits=splits,
     )
     manifest.write(folder)
+    duplicates = {"exact": survey.exact_duplicates, "near": 0, "examples": []}
+    report.write(folder, report.build(manifest, text_figures(writers.values()), duplicates, None))
     return manifest
+
+
+def _measure_ladder(job: Job, folder: Path, splits: dict[str, SplitInfo], entries: int) -> dict[str, Any] | None:
+    """The fields of a `ladder.Ladder`, or None without validation text."""
+    if splits["val"].tokens < 2:
+        return None
+    job.progress.say("counting pairs and triples of tokens for the ladder of entropies")
+    streams = {name: open_stream(folder, split) for name, split in splits.items()}
+    bytes_per_token = splits["val"].bytes / splits["val"].tokens
+    found = asdict(ladder.measure(streams["train"], streams["val"], entries, bytes_per_token))
+    return {key: round(value, 6) for key, value in found.items()}
 
 
 def _describe(path: Path, side: str) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from .errors import UserError
 from .fingerprint import sha256_file
-from .manifest import BYTES_PER_TOKEN, TOKENIZER_NAME, Manifest
+from .ladder import Ladder
+from .manifest import BYTES_PER_TOKEN, TOKENIZER_NAME, Manifest, SplitInfo
 
 ID_TYPE = np.dtype("<u2")
 
@@ -89,10 +90,20 @@ class Corpus:
             raise UserError(f"{corpus.tokenizer_path}: missing; prepare the corpus again")
         return corpus
 
+    @property
+    def ladder(self) -> Ladder | None:
+        """What models of no understanding lose on the validation text; None where there is no such text."""
+        figures = self.manifest.ladder
+        return None if figures is None else Ladder(**figures)
+
     def split(self, name: str) -> TokenStream:
         """The stream of "train" or "val"; the latter may be empty."""
-        shards = self.manifest.splits[name].shards
-        return TokenStream([np.memmap(self.folder / shard.file, dtype=ID_TYPE, mode="r") for shard in shards])
+        return open_stream(self.folder, self.manifest.splits[name])
+
+
+def open_stream(folder: Path, split: SplitInfo) -> TokenStream:
+    """The shards of a split, memory-mapped."""
+    return TokenStream([np.memmap(folder / shard.file, dtype=ID_TYPE, mode="r") for shard in split.shards])
 
 
 def _check_size(path: Path, expected: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -13,6 +13,7 @@ from .errors import UserError
 
 PAD, BEGIN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (PAD, BEGIN, END)  # ids 0, 1, 2
+_MARKS = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 MAX_ENTRIES = 65_536  # ids are stored as uint16
 MIN_ENTRIES = 256 + len(SPECIAL_TOKENS)
 
@@ -66,15 +67,14 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
         max_token_length=MAX_TOKEN_BYTES,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_without_marks(texts), trainer)
+    # Marks left in would spend entries on "im", "start", "|>".
+    tokenizer.train_from_iterator((piece for text in texts for piece in without_marks(text)), trainer)
     return tokenizer
 
 
-def _without_marks(texts: Iterable[str]) -> Iterator[str]:
-    """Marks written in the text are special ids later; left in, they would spend entries on "im", "start", "|>"."""
-    marks = re.compile("|".join(re.escape(mark) for mark in SPECIAL_TOKENS))
-    for text in texts:
-        yield from marks.split(text)
+def without_marks(text: str) -> list[str]:
+    """What stands between the marks written in a text: those are special ids later, no letters of its language."""
+    return _MARKS.split(text)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
