@@ -73,11 +73,13 @@ class DeepSpeedMoE(nn.Module):
     Second-expert sampling is off (its Gumbel noise would stay on in evaluation), the minimum capacity is 0, and
     evaluation never drops a token, so a validation loss does not depend on what shares the batch. After a forward
     pass `balance_loss` holds DeepSpeed's l_aux (1.0 is perfect balance) and `route_counts` (E + 1,) has grown, while
-    training, by the dropped routes [0] and the routes of each expert [1:].
+    training, by the dropped routes [0] and the routes of each expert [1:]. `entropy_sum` has grown by the entropy of
+    the router's probabilities, in nats, summed over the tokens (None before the first pass of training).
     """
 
     balance_loss: Tensor
     route_counts: Tensor
+    entropy_sum: Tensor | None  # no buffer: `module.half()` would round it
 
     def __init__(self, config: ModelConfig, ep_rank: int = 0) -> None:
         super().__init__()
@@ -99,10 +101,12 @@ class DeepSpeedMoE(nn.Module):
             top2_2nd_expert_sampling=False,
         )
         self.register_buffer("route_counts", torch.zeros(config.num_experts + 1, dtype=torch.long), persistent=False)
+        self.top_k = config.num_experts_per_tok
+        self.entropy_sum = None
         self.drop_free = config.capacity_factor == 0
         self.moe.deepspeed_moe.gate.register_forward_hook(self._after_gate)
 
-    def _after_gate(self, _gate: nn.Module, _args: tuple, output: tuple) -> tuple:
+    def _after_gate(self, gate: nn.Module, args: tuple, output: tuple) -> tuple:
         """Count the routes, and round the room of an expert up to a few sizes.
 
         Drop-free room is that of the busiest expert, another number at every step; the CPU's matrix library compiles
@@ -112,6 +116,8 @@ class DeepSpeedMoE(nn.Module):
         if self.training:
             slot = (expert_KS.detach() + 1).flatten().long()  # -1 where the capacity limit evicted the route
             self.route_counts.scatter_add_(0, slot, torch.ones_like(slot))
+            entropy = _entropy_sum(args[0].detach(), gate.wg.weight.detach())
+            self.entropy_sum = entropy if self.entropy_sum is None else self.entropy_sum + entropy
         if self.drop_free:
             capacity = (int(capacity) + ROOM_MULTIPLE - 1) // ROOM_MULTIPLE * ROOM_MULTIPLE
         return (balance_loss, capacity, num_experts, expert_KS, *rest)
@@ -120,3 +126,9 @@ class DeepSpeedMoE(nn.Module):
         """(B, T, H) -> (B, T, H)."""
         y_BTH, self.balance_loss, _ = self.moe(x_BTH)
         return y_BTH
+
+
+def _entropy_sum(x_SH: Tensor, router_EH: Tensor) -> Tensor:
+    """Entropy of the router's choice in nats, summed over the tokens; DeepSpeed keeps its probabilities to itself."""
+    log_SE = F.linear(x_SH.float(), router_EH.float()).log_softmax(-1)
+    return -(log_SE.exp() * log_SE).sum()

@@ -94,7 +94,10 @@ class Options:
     eval_interval: int | None = _flag(None, "steps between evaluations; a twentieth of the run if not given",
                                       positive, "N")
     eval_tokens: int = _flag(200_000, "validation tokens an evaluation, spread over the split; 0 is all", whole, "N")
-    sample_interval: int = _flag(1000, "steps between written samples", positive, "N")
+    patience: int | None = _flag(None, "stop after N evaluations without a better validation loss; the best is kept",
+                                 positive, "N")
+    sample_interval: int | None = _flag(None, "steps between written samples; 1000, or a tenth of the run if less",
+                                        positive, "N")
     save_interval: int = _flag(1000, "steps between checkpoints", positive, "N")
     keep_last: int = _flag(2, "checkpoints kept", positive, "K")
     time_limit: float | None = _flag(None, "save and stop after this long, e.g. 11h30m", duration, "TIME")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -20,13 +21,36 @@ STATE_FILE, LATEST_FILE = "run_state.json", "latest"
 
 @dataclass
 class RunState:
-    """Where a run stands. `identity` is what a continued run must share with the interrupted one."""
+    """Where a run stands. `identity` is what a continued run must share with the interrupted one.
+
+    `stale_evaluations` counts those since the best one; `alarms` names those that have been raised.
+    """
 
     step: int = 0
     best_loss: float | None = None
     best_step: int | None = None
+    stale_evaluations: int = 0
     seconds: float = 0.0
+    alarms: list[str] = field(default_factory=list)
     identity: dict[str, Any] = field(default_factory=dict)
+
+    def judge(self, loss: float) -> bool:
+        """Take note of a validation loss; whether it is the best of the run. One from before the first step is none."""
+        if self.step == 0:
+            return False
+        best = math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss)
+        if best:
+            self.best_loss, self.best_step, self.stale_evaluations = loss, self.step, 0
+        else:
+            self.stale_evaluations += 1
+        return best
+
+    def lost_patience(self, patience: int | None) -> str | None:
+        """Why to stop if --patience is used up."""
+        if patience is None or self.stale_evaluations < patience:
+            return None
+        best = "" if self.best_loss is None else f" than {self.best_loss:.3f} at step {self.best_step:,}"
+        return f"no better validation loss{best} in {self.stale_evaluations} evaluations (--patience {patience})"
 
 
 def save(engine: Any, folder: Path, state: RunState, keep_last: int) -> Path:

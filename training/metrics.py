@@ -10,25 +10,41 @@ from typing import Any
 
 import jsonlines
 
+RECORDS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl")  # a line for each step at which something was written
+REPETITION = ("repetition", "copying", "distinct_2", "greedy_repetition", "loops")
+
 
 class Metrics:
-    """Rank 0's writer; `monitor` is the engine's."""
+    """Rank 0's writer; `monitor` is the engine's. It clears away what is later than `first_step`."""
 
     def __init__(self, folder: Path, monitor: Any, first_step: int) -> None:
         self.path = folder / "metrics.jsonl"
         self.monitor = monitor
-        _forget_from(self.path, first_step)
+        for name in RECORDS:
+            _forget_after(folder / name, first_step)
         self._writer = jsonlines.Writer(self.path.open("a", encoding="utf-8"), flush=True,
                                         dumps=lambda row: json.dumps(row, ensure_ascii=False, allow_nan=False))
 
-    def write(self, split: str, step: int, values: dict[str, Any]) -> None:
-        """One line; what is not finite (a grad norm after an overflow) becomes null, what is None is left out."""
+    def write(self, split: str, step: int, values: dict[str, Any]) -> dict[str, Any]:
+        """Returns what it writes: one line; what is not finite (a grad norm after an overflow) becomes null, what is
+        None is left out.
+        """
         row = {"step": step, "split": split} | {k: _finite(v) for k, v in values.items() if v is not None}
         self._writer.write(row)
-        scalars = [(f"{split}/{name}", value, step) for name, value in row.items()
+        scalars = [(_tag(split, name), value, step) for name, value in row.items()
                    if isinstance(value, (int, float)) and name not in ("step", "tokens")]
+        scalars += [(f"{name}/layer_{layer}", value, step) for name in ("router_entropy",)
+                    for layer, value in enumerate(row.get(name, ()))]
         if self.monitor.enabled:
             self.monitor.write_events(scalars)
+        return row
+
+    def alarm(self, step: int, name: str, message: str) -> None:
+        """A line of alarms.jsonl."""
+        with (self.path.parent / "alarms.jsonl").open("a", encoding="utf-8") as file:
+            row = {"step": step, "alarm": name, "message": message}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.text("alarms", f"{name}: {message}", step)
 
     def expert_load(self, step: int, load: list[list[float]]) -> None:
         """Share of the routes that each expert of each layer got: a curve an expert, a histogram a layer."""
@@ -67,11 +83,19 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _forget_from(path: Path, step: int) -> None:
-    """Drop lines after `step`: a run that was cut off wrote them after the checkpoint it now continues from."""
+def _tag(split: str, name: str) -> str:
+    """TensorBoard's name of a figure: those of repetition get a page of their own, each beside the true text's."""
+    return f"repetition/{name}" if name.removeprefix("true_") in REPETITION else f"{split}/{name}"
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop lines after `step`: a run that was cut off wrote them after the checkpoint it now continues from.
+
+    A run without a checkpoint starts anew, and with it all that is written.
+    """
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if step > 0 and _step_of(line) <= step]
     beside = path.with_suffix(".jsonl.new")
     beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     os.replace(beside, path)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from tqdm import tqdm
 
+from corpus.ladder import Ladder
 from training.console import Console
 
 REFRESH_SECONDS = 2.0  # reading the loss makes the host wait for the device, so not at every step
@@ -48,14 +50,48 @@ class Progress:
         """Explain a pause on the bar."""
         self.bar.set_postfix_str(what)
 
-    def evaluated(self, loss: float, bits_per_byte: float, best: bool) -> None:
-        """The result of an evaluation."""
+    def evaluated(self, loss: float, bits_per_byte: float, ladder: Ladder | None, best: bool) -> None:
+        """The result of an evaluation, beside the two rungs of the ladder that it stands between."""
+        place = f" ({on_ladder(loss, ladder)})" if ladder else ""
         kept = "  best so far, kept" if best else ""
-        self.console.say(f"  validation: loss {loss:.3f} nats a token, {bits_per_byte:.3f} bits a byte{kept}")
+        self.console.say(f"  validation: loss {loss:.3f} nats a token{place}, {bits_per_byte:.3f} bits a byte{kept}")
+
+    def repetition(self, figures: dict[str, Any], prompts: int) -> None:
+        """Repetition on held-out prompts, beside that of the true text in brackets."""
+        self.console.say(
+            f"  repetition {_share(figures['repetition'])} (true {_share(figures['true_repetition'])})  "
+            f"copying {_share(figures['copying'])} ({_share(figures['true_copying'])})  "
+            f"distinct-2 {_share(figures['distinct_2'])} ({_share(figures['true_distinct_2'])})  "
+            f"greedy loops {figures['loops'] * prompts:.0f} of {prompts}")
+
+    def alarm(self, step: int, name: str, message: str) -> None:
+        """What goes wrong: seen, meant, mended."""
+        self.console.say(f"  ALARM at step {step:,} ({name}): {message}")
 
     def close(self) -> None:
         """Take the bar down."""
         self.bar.close()
+
+
+STANDINGS = {
+    "above_uniform": "no better than guessing",
+    "below_uniform": "it does not know yet how frequent each token is",
+    "below_unigram": "it knows frequencies and a little of what came before",
+    "below_bigram": "it uses context",
+    "below_trigram": "it uses long context",
+}
+
+
+def on_ladder(loss: float, ladder: Ladder) -> str:
+    """"bigram 4.10, trigram 3.66: it uses context": the rung above the loss, the rung below it, and what that means."""
+    stands = ladder.stands(loss)
+    place = list(STANDINGS).index(stands)
+    rungs = ladder.rungs()[max(0, min(place - 1, 2)):][:2 if place else 1]
+    return ", ".join(f"{name} {nats:.2f}" for name, nats in rungs) + f": {STANDINGS[stands]}"
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
 
 
 def human_time(seconds: float) -> str:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from corpus.errors import UserError
 from corpus.pipeline import fingerprint, prepare
+from corpus.report import loss_to_beat
 from corpus.shards import Corpus
 from corpus.stories import write_sample_corpus
 from model import ModelConfig, count_parameters
@@ -215,6 +216,9 @@ def _train(options: Options, output: Path, config: ModelConfig, resolved: Resolv
         if state.step >= resolved.total_steps:
             console.say(f"{output} has finished its {state.step:,} steps already: --output starts another run")
             return 0
+        if why := state.lost_patience(options.patience):
+            console.say(f"{output} has stopped already: {why}; a larger --patience continues it")
+            return 0
     _announce(options, config, resolved, corpus, output, console, world)
     console.say("starting DeepSpeed (some seconds)")
     engine = build_engine(config, resolved.config, seed=options.seed, rank=world.rank)
@@ -256,8 +260,7 @@ def _announce(options: Options, config: ModelConfig, resolved: Resolved, corpus:
         console.say(f"  {note}")
     console.say(f"training: {resolved.total_steps:,} steps of {resolved.train_batch} x {options.max_seq_len} tokens, "
                 f"{resolved.precision}, ZeRO-{resolved.zero_stage}, {resolved.optimizer_name}")
-    console.say(f"loss to beat: {corpus.manifest.entropy_nats:.3f} nats a token (a model that knows only how frequent "
-                "each token is)")
+    console.say(f"loss to beat: {loss_to_beat(corpus.manifest)}")
     if world.rank == 0:
         output.mkdir(parents=True, exist_ok=True)
         (output / "ds_config.json").write_text(json.dumps(resolved.config, indent=2) + "\n", encoding="utf-8")
@@ -278,6 +281,7 @@ def _sum_up(trainer: Any, reason: str) -> None:
         "val_loss": last.loss if last else None, "val_bits_per_byte": last.bits_per_byte if last else None,
         "best_val_loss": state.best_loss, "best_step": state.best_step,
         "token_entropy": corpus.entropy_nats, "skipped_steps": int(trainer.engine.skipped_steps),
+        "alarms": state.alarms,
     }
     (setup.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     console = setup.console

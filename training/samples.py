@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer
 
 from corpus.shards import TokenStream
 from model import CausalLM, ModelConfig
+from model.generation import pad_left
 
 PROMPT_TOKENS, NEW_TOKENS, COUNT = 12, 60, 3
 TEMPERATURE, TOP_P = 0.8, 0.95
@@ -42,14 +42,10 @@ def fixed_prompts(stream: TokenStream, tokenizer: Tokenizer, config: ModelConfig
 
 def continue_prompts(model: CausalLM, tokenizer: Tokenizer, prompts: list[Prompt], seed: int) -> list[str]:
     """One seeded continuation of each."""
-    device = next(model.parameters()).device
-    texts = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt.ids], device=device)
-        output = model.generate(ids, max_new_tokens=NEW_TOKENS, temperature=TEMPERATURE, top_k=0, top_p=TOP_P,
-                                repetition_penalty=1.0, do_sample=True, seed=seed)
-        texts.append(tokenizer.decode(output[0, len(prompt.ids):].tolist()))
-    return texts
+    ids, mask = pad_left([prompt.ids for prompt in prompts], model.config.pad_token_id)
+    output = model.generate(ids, mask, max_new_tokens=NEW_TOKENS, temperature=TEMPERATURE, top_k=0, top_p=TOP_P,
+                            repetition_penalty=1.0, do_sample=True, seed=seed)
+    return [tokenizer.decode(row) for row in output[:, ids.shape[1]:].tolist()]
 
 
 def append(path: Path, step: int, prompts: list[Prompt], texts: list[str]) -> None:
