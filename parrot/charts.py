@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from statistics import median
+from statistics import mean, median
 from typing import TypeGuard
 
 Point = tuple[float, float]
@@ -154,14 +154,18 @@ def path_of(points: Sequence[Point]) -> str:
 
 
 def smoothed(points: list[Point], stretches: int = 60) -> list[Point]:
-    """The median of each of about `stretches` stretches; nothing where the curve is short or hardly leaves it."""
+    """The median of each of about `stretches` stretches; nothing where the curve is short, or smooth by itself.
+
+    Smooth is what bends by less than one percent of the plot from point to point in the mean.
+    """
     if len(points) < 2 * stretches:
+        return []
+    bends = [abs(a - 2 * b + c) for (_, a), (_, b), (_, c) in zip(points, points[1:], points[2:], strict=False)]
+    if mean(bends) < 1.0:
         return []
     width = math.ceil(len(points) / stretches)
     windows = [points[start : start + width] for start in range(0, len(points), width)]
-    medians = [(median(x for x, _ in window), median(y for _, y in window)) for window in windows]
-    noise = sum(abs(y - middle) for window, (_, middle) in zip(windows, medians, strict=True) for _, y in window)
-    return medians if noise / len(points) > 0.5 else []
+    return [(median(x for x, _ in window), median(y for _, y in window)) for window in windows]
 
 
 def _value_scale(values: list[float], log: bool, floor: float | None, ceiling: float | None) -> Scale:

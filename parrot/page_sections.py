@@ -21,6 +21,8 @@ from parrot.page_format import amount, excerpt, number, percent, plain, repeated
 
 RUNGS = ("uniform", "unigram", "bigram", "trigram")
 MEASURES = ("repetition", "copying", "distinct_2", "loops")
+SHARE_RULES = ("lines", "ngrams", "redundancy")
+"""The rules of corpus/repeats.py that measure a share; runs are counted."""
 MAX_BANDS = 8
 """More experts than this are shown as busiest, middle and idlest: no eye follows twenty bands."""
 MAX_STAGES, MAX_PROMPTS, MAX_GRID, MAX_EXAMPLES = 6, 4, 120, 8
@@ -64,7 +66,7 @@ def ladder(found: dict[str, Any] | None, words: Words) -> Section | None:
         return None
     rungs = rows_of(found.get("rungs")) or [{"name": name, **found[name]} for name in RUNGS if found.get(name)]
     bars: list[Section] = [
-        {"name": row.get("name"), "kind": "rung", "label": row.get("label") or words.get(str(row.get("name")), ""),
+        {"name": row.get("name"), "kind": "rung", "label": words.get(str(row.get("name"))) or row.get("label"),
          "nats": row.get("nats"), "bits": row.get("bits_per_byte")} for row in rungs]
     for kind in ("model", "train"):
         side = found.get(kind)
@@ -212,7 +214,7 @@ def decoding(found: dict[str, Any] | None) -> Section | None:
 def _shares(found: object, words: Words) -> list[Section]:
     """Shares from the largest, by their names in the page's language; none that rounds to nothing."""
     pairs = [(name, share) for name, share in found.items() if finite(share)] if isinstance(found, dict) else []
-    return [{"label": words.get(name, name), "share": share, "width": 100 * min(max(share, 0), 1)}
+    return [{"label": words.get(name.lower(), name), "share": share, "width": 100 * min(max(share, 0), 1)}
             for name, share in sorted(pairs, key=lambda pair: -pair[1]) if share >= 0.0005]
 
 
@@ -236,9 +238,16 @@ def _rules(found: dict[str, Any], words: Words) -> Section | None:
     names = list(dict.fromkeys([*limits, *counts, *shares]))
     if not names and not finite(found.get("scored")):
         return None
-    rows = [{"rule": name, "limit": limits.get(name), "dropped": counts.get(name),
-             "quantiles": [(shares.get(name) or {}).get(key) for key in ("p50", "p90", "p99")]} for name in names]
-    examples = [{"rule": row.get("rule"), "value": row.get("value"),
+
+    def show(name: object, value: float | None) -> str:
+        return percent(value) if name in SHARE_RULES else plain(value)
+
+    rows = [{"rule": words.get(f"rule_{name}", name), "meaning": words.get(f"rule_{name}_means"),
+             "limit": show(name, limits.get(name)), "dropped": counts.get(name),
+             "quantiles": [show(name, (shares.get(name) or {}).get(key)) for key in ("p50", "p90", "p99")]}
+            for name in names]
+    examples = [{"rule": words.get(f"rule_{row.get('rule')}", row.get("rule")),
+                 "value": show(row.get("rule"), row.get("value")),
                  "pieces": repeated_pieces(excerpt(row.get("text"), EXAMPLE_CHARACTERS))}
                 for row in rows_of(found.get("examples"))[:MAX_EXAMPLES]]
     lead = words["rules_lead"].format(number(found.get("scored"), 0), number(found.get("dropped"), 0))

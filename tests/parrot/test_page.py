@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from parrot.page import TEMPLATES, page, report_page
 from parrot.page_sections import MEASURES
 from parrot.page_words import WORDS, words
 
+ROOT = TEMPLATES.parents[1]
 VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
 SECTIONS = ("causes", "ladder", "repetition", "samples", "curves", "experts", "decoding", "corpus", "checks", "notes")
 RUNGS = (("uniform", 8.76), ("unigram", 6.61), ("bigram", 5.10), ("trigram", 4.69))
@@ -75,12 +78,12 @@ def corpus_report() -> dict:
                     "histogram": {"edges": [8, 64, 512, 65536], "counts": [100, 8000, 2143]}},
         "duplicates": {"exact": 412, "near": 233,
                        "examples": [{"kept": "举头望明月", "dropped": "舉頭望明月", "similarity": 0.97}]},
-        "repetition": {"scored": 10243, "dropped": 57, "thresholds": {"repeated_lines": 0.3},
-                       "by_rule": {"repeated_lines": 57},
-                       "shares": {"repeated_lines": {"p50": 0.0, "p90": 0.03, "p99": 0.31}},
-                       "examples": [{"rule": "repeated_lines", "value": 0.72, "text": "点击这里。" * 9}]},
+        "repetition": {"scored": 10243, "dropped": 57, "thresholds": {"lines": 0.3},
+                       "by_rule": {"lines": 57},
+                       "shares": {"lines": {"p50": 0.0, "p90": 0.03, "p99": 0.31}},
+                       "examples": [{"rule": "lines", "value": 0.72, "text": "点击这里。" * 9}]},
         "scripts": {"han": 0.81, "punctuation": 0.12, "latin": 0.07}, "traditional_share": 0.083,
-        "languages": {"zh": 0.98, "en": 0.02}, "characters_per_token": {"train": 0.786, "val": 0.781},
+        "languages": {"zh-Hans": 0.98, "latin": 0.02}, "characters_per_token": {"train": 0.786, "val": 0.781},
         "ladder": ladder_report(),
     }  # fmt: skip
 
@@ -124,7 +127,7 @@ def test_a_whole_diagnosis_shows_every_section_and_finding(language):
     assert [name for name in found.ids if name in SECTIONS] == list(SECTIONS)
     text = "".join(found.texts)
     for said in ("HEADLINE", "STANDS", "TITLE ONE", "SEEN", "RAISE", "TITLE TWO", "SAMPLE", "GRID0.5", "GRID1.0",
-                 "CHOOSE", "FLAT", "FAILED", "MENDED", "NOTED", "来了100", "来了300", "7.42", "2.18", "repeated_lines",
+                 "CHOOSE", "FLAT", "FAILED", "MENDED", "NOTED", "来了100", "来了300", "7.42", "2.18",
                  "舉頭望明月"):
         assert said in text, said
     own = words(language)
@@ -302,8 +305,8 @@ def test_the_words_are_all_used():
     text = "".join(Path(path).read_text("utf-8") for path in sources)
     named = {*MEASURES, "uniform", "unigram", "bigram", "trigram", "model", "train", "true", "sampled", "greedy"}
     scripts = {"han", "latin", "digit", "punctuation", "kana", "hangul", "cyrillic", "space", "other", "zh", "zh-hans",
-               "zh-hant", "en", "ja", "ko", "mixed", "pass", "warn", "fail", "parrots", "healthy", "ailing"}
-    composed = re.compile("alarm_|kind_|offset_|.*_knows$|.*_means$")
+               "zh-hant", "ja", "ko", "greek", "arabic", "none", "pass", "warn", "fail", "parrots", "healthy", "ailing"}
+    composed = re.compile("alarm_|kind_|rule_|offset_|.*_knows$|.*_means$")
     unused = [key for key in WORDS if key not in named | scripts and not composed.match(key)
               and not re.search(rf"(\bt\.|[\"']){re.escape(key)}\b", text)]
     assert unused == []
@@ -311,6 +314,26 @@ def test_the_words_are_all_used():
 
 def test_the_report_page_holds_the_corpus_in_the_language_asked_for():
     text = text_of(report_page(corpus_report(), "zh", heading="data/corpus"))
-    for said in ("data/corpus", "10,243", "551 万", "汉字", "81\N{NO-BREAK SPACE}%", "均匀", "8.76", "点击这里"):
+    for said in ("data/corpus", "10,243", "551 万", "汉字", "简体中文", "行", "31\N{NO-BREAK SPACE}%",
+                 "81\N{NO-BREAK SPACE}%", "均匀", "8.76", "点击这里"):
         assert said in text
     assert "Han" in text_of(report_page(corpus_report(), "en"))
+
+
+def test_prepare_writes_the_page_of_its_report(tmp_path):
+    lines = [json.dumps({"text": f"第{k}篇：<b>春天</b>来了，小河边的柳树发芽了。"}) for k in range(60)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    command = [sys.executable, "prepare.py", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out"),
+               "--vocab_size", "300", "--val_fraction", "0.2", "--workers", "1", "--lang", "zh", "--html"]
+
+    def run(place):
+        return subprocess.run([*command, str(place)], cwd=ROOT, capture_output=True, text=True)
+
+    wrong = run(tmp_path / "nowhere" / "page.html")
+    assert wrong.returncode == 2 and "nowhere" in wrong.stderr and not (tmp_path / "out").exists()
+    right = run(tmp_path / "page.html")
+    assert right.returncode == 0, right.stderr
+    text = text_of((tmp_path / "page.html").read_text("utf-8"))
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert str(tmp_path / "out") in text
+    assert f"{report['ladder']['bigram']['nats']:.2f}" in text and f"{report['documents']:,}" in text
