@@ -2,8 +2,10 @@
 
     python prepare.py --input texts.jsonl more.jsonl.gz --output data/corpus
     python prepare.py --input texts.jsonl.zst --output data/corpus --tokenizer tokenizer.json --val_input val.jsonl
+    python prepare.py --report data/corpus
 
-Each line is an object {"text": ...}. The folder is what train.py takes as --data.
+Each line is an object {"text": ...}. The folder is what train.py takes as --data. --report shows
+again what is in a folder that was made before; report.json there holds it for programs.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from corpus import report
 from corpus.errors import UserError
@@ -21,6 +24,7 @@ from corpus.fingerprint import (
     DEFAULT_VAL_FRACTION,
     DEFAULT_VOCAB_SIZE,
 )
+from corpus.manifest import Manifest
 from corpus.pipeline import prepare
 
 
@@ -28,8 +32,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--input", nargs="+", type=Path, required=True, metavar="FILE", help=".jsonl, .jsonl.gz or .jsonl.zst")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder to make or, if it is one, to replace")
+    add("--input", nargs="+", type=Path, metavar="FILE", help=".jsonl, .jsonl.gz or .jsonl.zst")
+    add("--output", type=Path, metavar="DIR", help="folder to make or, if it is one, to replace")
+    add("--report", type=Path, metavar="DIR", help="show the report of a folder made before, and do nothing else")
     add("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use; without it, one is trained")
     add("--vocab_size", type=int, default=DEFAULT_VOCAB_SIZE, help="entries of a trained tokenizer (%(default)s)")
     add("--dedup", choices=("none", "exact"), default="exact", help="drop repeated documents (%(default)s)")
@@ -38,12 +43,32 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=int, metavar="N", help="processes (all cores)")
     add("--max_bad_share", type=float, default=DEFAULT_MAX_BAD_SHARE, help="bad lines to put up with (%(default)s)")
     add("--shard_tokens", type=int, default=DEFAULT_SHARD_TOKENS, metavar="N", help="tokens a shard (%(default)s)")
+    add("--html", type=Path, metavar="FILE", help="write the report as a page there, too")
+    add("--lang", choices=("en", "zh"), default="en", help="language of that page (%(default)s)")
     options = parser.parse_args(arguments)
+    if options.report and (options.input or options.output):
+        parser.error("--report shows a folder made before; leave out --input and --output")
+    missing = [flag for flag in ("input", "output") if not getattr(options, flag)]
+    if missing and not options.report:
+        parser.error(f"the following arguments are required: {', '.join(f'--{flag}' for flag in missing)}")
     if options.val_input and options.val_fraction:
         parser.error("--val_fraction and --val_input exclude each other; give one of them")
     if options.val_fraction is None:
         options.val_fraction = DEFAULT_VAL_FRACTION
+    if options.html and (options.html.is_dir() or not options.html.absolute().parent.is_dir()):
+        parser.error(f"--html {options.html} must be a file in a folder that exists")
     return options
+
+
+def write_page(path: Path, found: dict[str, Any], heading: str, language: str) -> None:
+    """The report as one HTML file; the corpus is there already, whatever becomes of it."""
+    # Imported here: without --html, preparing needs no templates.
+    from parrot.page import report_page
+
+    try:
+        path.write_text(report_page(found, language, heading), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--html {path} cannot be written ({error.strerror}); the corpus itself is complete") from None
 
 
 def main() -> int:
@@ -52,7 +77,7 @@ def main() -> int:
     # A polite kill cleans up like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        manifest = prepare(
+        manifest = Manifest.read(options.report) if options.report else prepare(
             options.input,
             options.output,
             tokenizer=options.tokenizer,
@@ -64,13 +89,17 @@ def main() -> int:
             max_bad_share=options.max_bad_share,
             shard_tokens=options.shard_tokens,
         )
+        folder = options.report or options.output
+        found = report.read(folder)
+        if options.html:
+            write_page(options.html, found, str(folder), options.lang)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\ninterrupted; {options.output} is as it was", file=sys.stderr)
         return 130
-    print("\n".join(report.lines(manifest, report.read(options.output))))
+    print("\n".join(report.lines(manifest, found)))
     return 0
 
 
