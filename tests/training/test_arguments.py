@@ -147,7 +147,7 @@ def test_every_shape_of_the_network_has_its_flag():
 def test_defaults_are_the_design_documents():
     run = options({}, {})
     assert (run.epochs, run.max_seq_len, run.log_interval, run.sample_interval, run.save_interval, run.seed) == (
-        5.0, 512, 50, 1000, 1000, 42)
+        5.0, 512, 50, None, 1000, 42)
     assert (run.deepspeed_config, run.data, run.output, run.resume) == (None, [], None, "auto")
     assert run.model == {}
     assert options({"data": [Path("a")]}, {}).data == [Path("a")]

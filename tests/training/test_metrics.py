@@ -59,6 +59,34 @@ def test_tensorboard_gets_the_numbers(tmp_path):
                               ("expert_load/layer_0/expert_0", 0.25, 7), ("expert_load/layer_0/expert_1", 0.75, 7)]
 
 
+def test_tensorboard_shows_repetition_on_its_own_page_and_the_entropy_of_each_layer(tmp_path):
+    monitor = Monitor()
+    metrics = Metrics(tmp_path, monitor, 0)
+    metrics.write("val", 7, {"loss": 2.0, "distinct_2": 0.5, "true_distinct_2": 0.6, "loops": 0.25})
+    metrics.write("train", 7, {"unchanged": 0.0, "router_entropy": [0.5, 0.75]})
+    assert monitor.events == [("val/loss", 2.0, 7), ("repetition/distinct_2", 0.5, 7),
+                              ("repetition/true_distinct_2", 0.6, 7), ("repetition/loops", 0.25, 7),
+                              ("train/unchanged", 0.0, 7), ("router_entropy/layer_0", 0.5, 7),
+                              ("router_entropy/layer_1", 0.75, 7)]
+
+
+def test_an_alarm_is_a_line_of_its_own_file(tmp_path):
+    Metrics(tmp_path, Monitor(), 0).alarm(30, "flat_loss", "the loss does not move")
+    Metrics(tmp_path, Monitor(), 60).alarm(70, "overfitting", "validation rises")
+    text = (tmp_path / "alarms.jsonl").read_text(encoding="utf-8")
+    assert [json.loads(line) for line in text.splitlines()] == [
+        {"step": 30, "alarm": "flat_loss", "message": "the loss does not move"},
+        {"step": 70, "alarm": "overfitting", "message": "validation rises"}]
+
+
+def test_what_is_later_than_the_checkpoint_is_forgotten_everywhere(tmp_path):
+    for name in ("metrics", "samples", "alarms"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 6, 7)))
+    Metrics(tmp_path, Monitor(), 6)
+    for name in ("metrics", "samples", "alarms"):
+        assert (tmp_path / f"{name}.jsonl").read_text() == '{"step": 0}\n{"step": 6}\n'
+
+
 def test_without_a_monitor_there_is_still_the_file(tmp_path):
     monitor = Monitor(enabled=False)
     metrics = Metrics(tmp_path, monitor, 0)
@@ -85,7 +113,7 @@ def test_lines_after_the_step_to_continue_from_are_dropped(tmp_path):
 
 
 def test_a_new_run_starts_with_an_empty_file(tmp_path):
-    written(tmp_path, 1, 2)
+    written(tmp_path, 0, 1, 2)  # from a run that ended before its first checkpoint
     metrics = Metrics(tmp_path, Monitor(), 0)
     assert lines(tmp_path) == []
     metrics.close()

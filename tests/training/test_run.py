@@ -19,6 +19,8 @@ from corpus.errors import UserError
 from corpus.shards import Corpus
 from corpus.stories import generate_stories
 from model import load_model
+from parrot.probe import held_out, write, writer
+from parrot.repetition import measure
 from training.console import Console
 from training.data import tensors
 from training.distributed import World, join
@@ -27,6 +29,8 @@ from training.schedule import warmup_cosine_lr
 
 slow = pytest.mark.slow
 LAUNCHER_LINE = re.compile(r"\[\d{4}-[\d:, -]+\] \[(INFO|WARNING)\] \[(real_accelerator|runner|launch)\.py:\d+:")
+REPETITION_LINE = re.compile(r"  repetition \d\.\d\d \(true \d\.\d\d\)  copying \d\.\d\d \(\d\.\d\d\)  "
+                             r"distinct-2 \d\.\d\d \(\d\.\d\d\)  greedy loops \d+ of \d+")
 OUR_LINE = re.compile(r"(不复读|configuration|run|preparing|reading|training the tokenizer|packing|corpus|model|"
                       r"training|loss to beat|starting DeepSpeed|step|finished|best validation loss)\b|  \S")
 
@@ -88,7 +92,8 @@ def test_metrics_of_training(finished_run, corpus):
     train = corpus.manifest.splits["train"]
     for row in rows:
         assert set(row) == {"step", "split", "tokens", "loss", "bits_per_byte", "balance_loss", "lr", "grad_norm",
-                            "skipped_steps", "tokens_per_second", "dropped_tokens", "expert_load"}
+                            "skipped_steps", "tokens_per_second", "dropped_tokens", "expert_load", "router_entropy",
+                            "update_ratio", "unchanged"}
         assert row["bits_per_byte"] == pytest.approx(row["loss"] / math.log(2) * train.tokens / train.bytes)
         assert row["balance_loss"] == pytest.approx(1, abs=0.1)
         assert (row["skipped_steps"], row["dropped_tokens"]) == (0, 0)
@@ -96,6 +101,39 @@ def test_metrics_of_training(finished_run, corpus):
         assert row["tokens_per_second"] > 0
         assert [len(layer) for layer in row["expert_load"]] == [4, 4]
         assert [sum(layer) for layer in row["expert_load"]] == pytest.approx([1, 1], abs=1e-4)
+        assert all(0.8 < entropy <= 1 for entropy in row["router_entropy"])  # it has hardly learned to choose yet
+    assert (rows[0]["update_ratio"], rows[0]["unchanged"]) == (0, 1)  # the schedule starts from a rate of 0
+    assert all(1e-5 < row["update_ratio"] < 0.2 and row["unchanged"] < 0.2 for row in rows[2:])
+
+
+@slow
+def test_metrics_of_evaluation_have_repetition_beside_the_true_texts(finished_run, corpus):
+    rows = metrics(finished_run, "val")
+    probe = held_out(corpus.split("val"), begin_id=corpus.manifest.begin_id, end_id=corpus.manifest.end_id,
+                     prompt_tokens=16, new_tokens=48)
+    truth = measure(probe.prompts, probe.truths)
+    assert truth.outputs > 4
+    for row in rows:
+        assert set(row) == {"step", "split", "tokens", "loss", "perplexity", "bits_per_byte", "repetition", "copying",
+                            "distinct_2", "greedy_repetition", "loops", "true_repetition", "true_copying",
+                            "true_distinct_2", "true_loops", "probe_seconds"}
+        assert (row["true_repetition"], row["true_copying"], row["true_distinct_2"], row["true_loops"]) == (
+            truth.repetition, truth.copying, truth.distinct_2, truth.loops)
+    # the weights kept are those of the last evaluation, so what they write now is what was measured then
+    model = load_model(finished_run / "model")
+    sampled, greedy = (measure(probe.prompts, write(writer(model), probe, end_id=corpus.manifest.end_id, greedy=greedy,
+                                                    seed=42)) for greedy in (False, True))
+    assert (rows[-1]["repetition"], rows[-1]["copying"], rows[-1]["distinct_2"]) == pytest.approx(
+        (sampled.repetition, sampled.copying, sampled.distinct_2), abs=0.02)
+    assert (rows[-1]["greedy_repetition"], rows[-1]["loops"]) == pytest.approx(
+        (greedy.repetition, greedy.loops), abs=0.1)
+
+
+@slow
+def test_a_healthy_run_has_no_alarms(finished_run, launched):
+    assert summary(finished_run)["alarms"] == []
+    assert not (finished_run / "alarms.jsonl").exists()
+    assert "ALARM" not in launched.output
 
 
 @slow
@@ -187,8 +225,9 @@ def test_tensorboard_shows_the_same(finished_run):
 def test_samples_continue_validation_documents(finished_run, corpus):
     rows = records(finished_run / "samples.jsonl")
     stories = [json.loads(line)["text"] for line in (finished_run.parents[1] / "stories.jsonl").open(encoding="utf-8")]
-    assert sorted({row["step"] for row in rows}) == [6, 12]
-    assert 2 <= len(rows) <= 6
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+    assert {row["step"] for row in rows} == {0, 6, 12}
+    assert 3 <= len(rows) <= 9
     for row in rows:
         prompt = row["prompt"].rstrip("\ufffd")
         assert len(prompt) >= 3
@@ -203,6 +242,9 @@ def test_the_terminal_shows_our_lines_and_the_launchers(launched):
     assert [line for line in ours if not OUR_LINE.match(line)] == []
     assert sum(line.startswith("step ") for line in ours) == 12
     assert len([line for line in ours if line.startswith("  validation: loss")]) == 5
+    assert re.search(r"loss 6\.\d+ nats a token \(uniform 6\.24: no better than guessing\)|"
+                     r"loss 6\.\d+ nats a token \(uniform 6\.24, unigram \d\.\d\d: ", launched.output)
+    assert sum(bool(REPETITION_LINE.fullmatch(line)) for line in ours) == 5
     assert any(line.startswith("finished: 12 of 12 steps") for line in ours)
     assert "nan" not in "".join(ours)
 
@@ -233,12 +275,14 @@ def test_a_continued_run_ends_with_the_same_weights_bit_for_bit(resumed, finishe
 
 @slow
 def test_a_continued_run_has_the_same_metrics_without_gap_or_double(resumed, finished_run):
-    def lasting(rows):  # all but the speed
-        return [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in rows]
+    def lasting(rows):  # all but the time it took
+        return [{name: value for name, value in row.items() if name not in ("tokens_per_second", "probe_seconds")}
+                for row in rows]
 
     assert lasting(records(resumed / "metrics.jsonl")) == lasting(records(finished_run / "metrics.jsonl"))
     assert {**summary(resumed), "seconds": 0, "tokens_per_second": 0} == {
         **summary(finished_run), "seconds": 0, "tokens_per_second": 0}
+    assert records(resumed / "samples.jsonl") == records(finished_run / "samples.jsonl")
 
 
 @pytest.fixture(scope="module")
