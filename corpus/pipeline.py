@@ -202,7 +202,7 @@ def _measure_ladder(job: Job, folder: Path, splits: dict[str, SplitInfo], entrie
     """The fields of a `ladder.Ladder`, or None without validation text."""
     if splits["val"].tokens < 2:
         return None
-    job.progress.say("counting pairs and triples of tokens for the ladder of entropies")
+    job.progress.say("reading the tokens once more for the ladder of entropies")
     streams = {name: open_stream(folder, split) for name, split in splits.items()}
     bytes_per_token = splits["val"].bytes / splits["val"].tokens
     found = asdict(ladder.measure(streams["train"], streams["val"], entries, bytes_per_token))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ PERCENTILES = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "p99": 99, "max": 100}
 EXAMPLES_SHOWN = 3
 EXAMPLE_CHARACTERS = 40
 LABEL_WIDTH = 13
+WIDTH = 110
+TRACE = 0.0005  # a smaller share rounds to 0.0 %
 
 RUNGS = {
     "uniform": "every token as likely as any other",
@@ -92,14 +95,17 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def lines(manifest: Manifest, report: dict[str, Any]) -> list[str]:
-    """Manifest and report for people, in at most 120 columns or so."""
+    """Manifest and report for people, a line a fact, wrapped at WIDTH columns."""
     return [*_size_lines(manifest), *_text_lines(report), *_left_out_lines(manifest, report), *_ladder_lines(manifest)]
 
 
-def ladder_line(ladder: Ladder) -> str:
+def loss_to_beat(manifest: Manifest) -> str:
     """The ladder in one line, for the start of a run."""
-    rungs = ", ".join(f"{name} {nats:.3f}" for name, nats in ladder.rungs())
-    return f"ladder of the corpus, nats a token on its validation text: {rungs}"
+    if manifest.ladder is None:
+        return f"{manifest.entropy_nats:.3f} nats a token (a model that knows only how frequent each token is)"
+    ladder = Ladder(**manifest.ladder)
+    return (f"{ladder.unigram:.3f} nats a token (a model that knows only how frequent each token is), "
+            f"{ladder.bigram:.3f} (and the token before), {ladder.trigram:.3f} (and the two before)")
 
 
 def _lengths(lengths: np.ndarray) -> dict[str, Any]:
@@ -129,13 +135,13 @@ def _size_lines(manifest: Manifest) -> list[str]:
 
 def _text_lines(report: dict[str, Any]) -> list[str]:
     at = report["lengths"]["tokens"]
-    result = [_line("lengths", f"{at['min']:,} to {at['max']:,} tokens a document, marks included; half are up to "
+    result = [_line("lengths", f"{at['min']:,} to {at['max']:,} tokens a document, marks included; half up to "
                                f"{at['p50']:,}, 90 % up to {at['p90']:,}, 99 % up to {at['p99']:,}")]
     result.append(_line("characters", _listing(report["scripts"])))
     if report["traditional_share"] is not None:
         result.append(_line("", f"of the Han characters with two forms, {_percent(report['traditional_share'])} are "
                                 "traditional"))
-    result.append(_line("languages", _listing(report["languages"]) + " of the documents, by script"))
+    result.append(_line("languages", f"of documents, told by script: {_listing(report['languages'])}"))
     return result
 
 
@@ -148,9 +154,9 @@ def _left_out_lines(manifest: Manifest, report: dict[str, Any]) -> list[str]:
         result.append(_line("", f"{example['similarity']:4.0%} {_quote(example['kept'])}"))
         result.append(_line("", f"{'like':>4} {_quote(example['dropped'])}"))
     if repetition is not None:
-        rules = ", ".join(f"{count:,} by {rule}" for rule, count in repetition["by_rule"].items() if count)
-        result.append(_line("repetition", f"{repetition['dropped']:,} of {repetition['scored']:,} documents left out, "
-                                          f"since they repeat themselves{': ' if rules else ''}{rules}"))
+        rules = ", ".join(f"{rule} {count:,}" for rule, count in repetition["by_rule"].items() if count)
+        result.append(_line("repetition", f"{repetition['dropped']:,} of {repetition['scored']:,} documents left out; "
+                                          f"over the limits by rule: {rules or 'none'}"))
         for example in repetition["examples"][:EXAMPLES_SHOWN]:
             result.append(_line("", f"{example['rule']} {example['value']:.2f}: {_quote(example['text'])}"))
     if manifest.dropped_in_val:
@@ -174,15 +180,19 @@ def _ladder_lines(manifest: Manifest) -> list[str]:
 
 
 def _line(label: str, text: str) -> str:
-    return f"{label:{LABEL_WIDTH}}{text}"
+    return textwrap.fill(f"{label:{LABEL_WIDTH}}{text}", WIDTH, subsequent_indent=" " * LABEL_WIDTH,
+                         break_long_words=False, break_on_hyphens=False)
 
 
 def _listing(shares: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {_percent(share)}" for name, share in shares.items())
+    """Shares in per cent; the ones that would round to nothing are only named."""
+    large = [f"{name} {_percent(share)}" for name, share in shares.items() if share >= TRACE]
+    traces = [name for name, share in shares.items() if share < TRACE]
+    return ", ".join(large) + (f", traces of {', '.join(traces)}" if traces else "")
 
 
 def _percent(share: float) -> str:
-    return "under 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+    return "under 0.1 %" if 0 < share < TRACE else f"{100 * share:.1f} %"
 
 
 def _quote(text: str) -> str:
