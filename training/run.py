@@ -26,6 +26,7 @@ from training.console import Console
 from training.device import Device, detect
 from training.distributed import World, check_visible, join, keep_freed_memory, set_threads
 from training.ds_config import Resolved, RunFacts, load, resolve, run_defaults
+from training.preflight.runner import Subject, preflight
 from training.progress import human_time
 from training.stopping import StopRequest
 
@@ -207,6 +208,10 @@ def _train(options: Options, output: Path, config: ModelConfig, resolved: Resolv
     from training.engine import build_engine
     from training.loop import Setup, Trainer
 
+    subject = Subject(options, output, config, resolved, corpus, world, device, console, stop.seconds_left)
+    if options.preflight:
+        _announce(options, config, resolved, corpus, output, console, world)
+        return 1 if preflight(subject) else 0
     found = checkpoint.find(output, options.resume)
     identity = _identity(options, config, resolved, corpus, world)
     state = checkpoint.RunState(identity=identity)
@@ -220,6 +225,8 @@ def _train(options: Options, output: Path, config: ModelConfig, resolved: Resolv
             console.say(f"{output} has stopped already: {why}; a larger --patience continues it")
             return 0
     _announce(options, config, resolved, corpus, output, console, world)
+    if not found and not options.skip_preflight:
+        _check_first(subject)
     console.say("starting DeepSpeed (some seconds)")
     engine = build_engine(config, resolved.config, seed=options.seed, rank=world.rank)
     if found:
@@ -234,6 +241,13 @@ def _train(options: Options, output: Path, config: ModelConfig, resolved: Resolv
         _sum_up(trainer, reason)
     engine.destroy()
     return 0
+
+
+def _check_first(subject: Subject) -> None:
+    """No hours for a run that a check found to be wrong."""
+    if failed := preflight(subject):
+        raise UserError(f"preflight failed in {', '.join(failed)} (above, and in {subject.output}/preflight.json): "
+                        "mend that, or go on anyway with --skip_preflight")
 
 
 def _identity(options: Options, config: ModelConfig, resolved: Resolved, corpus: Corpus,
@@ -261,7 +275,7 @@ def _announce(options: Options, config: ModelConfig, resolved: Resolved, corpus:
     console.say(f"training: {resolved.total_steps:,} steps of {resolved.train_batch} x {options.max_seq_len} tokens, "
                 f"{resolved.precision}, ZeRO-{resolved.zero_stage}, {resolved.optimizer_name}")
     console.say(f"loss to beat: {loss_to_beat(corpus.manifest)}")
-    if world.rank == 0:
+    if world.rank == 0 and not options.preflight:
         output.mkdir(parents=True, exist_ok=True)
         (output / "ds_config.json").write_text(json.dumps(resolved.config, indent=2) + "\n", encoding="utf-8")
         flags = {name: value for name, value in asdict(options).items() if name != "model"}

@@ -23,6 +23,11 @@ class StopRequest:
         self.reason = f"stopped by {signal.Signals(number).name}"
 
     @property
+    def seconds_left(self) -> float | None:
+        """Until the time limit; None without one."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+    @property
     def wanted(self) -> bool:
         """Whether this rank has a reason to stop."""
         if self.reason is None and self.deadline is not None and time.monotonic() >= self.deadline:

@@ -1,0 +1,181 @@
+"""The order of the checks, the time they may take, and what becomes of a failure."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from corpus.rows import evaluation_rows
+from corpus.shards import Corpus
+from model import ModelConfig
+from training.arguments import Options
+from training.console import Console
+from training.device import Device
+from training.distributed import World
+from training.ds_config import Resolved
+from training.preflight import cost_checks, data_checks, model_checks, step_checks
+from training.preflight.bench import Bench, untouched_randomness
+from training.preflight.report import Report
+
+SECONDS = 60.0
+_TOKENS = 1024  # of a rank's micro-batch in most checks
+_SHARE_FOR_FULL_BATCH, _SHARE_FOR_OVERFIT, _SHARE_FOR_OVERLAP = 0.4, 0.3, 0.08
+_PASSES_OF_FULL_BATCH = 8  # a rehearsal, two steps of at most two micro-batches, an evaluation, and slow first times
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The run that is looked at; `seconds_left` are those of --time_limit."""
+
+    options: Options
+    output: Path
+    config: ModelConfig
+    resolved: Resolved
+    corpus: Corpus
+    world: World
+    device: Device
+    console: Console
+    seconds_left: float | None
+
+
+def preflight(run: Subject) -> list[str]:
+    """Check the run; returns the ids of what failed, the same on every rank. Collective.
+
+    Nothing of it is left behind but `preflight.json`, on rank 0: the engine that is trained here is a throw-away copy.
+    """
+    started = time.monotonic()
+    report = Report(run.console)
+    run.console.say(f"preflight: trains a copy of the run for some seconds and looks at it, {SECONDS:.0f} s at most on "
+                    "two CPU cores at the size of the demo (--skip_preflight leaves it out)")
+    with untouched_randomness():
+        _data(run, report)
+        _engine(run, report, started)
+    failed = _from_rank_0(report.failed)
+    seconds = time.monotonic() - started
+    if run.world.rank == 0:
+        report.write(run.output / "preflight.json", seconds)
+    levels = [check.level for check in report.checks]
+    run.console.say(f"preflight: {levels.count('pass')} passed, {levels.count('warn')} warned, {levels.count('fail')} "
+                    f"failed, in {seconds:.1f} s")
+    return failed
+
+
+def _from_rank_0(value: Any) -> Any:
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _data(run: Subject, report: Report) -> None:
+    """What needs no model; the other ranks wait."""
+    checks = []
+    if run.world.rank == 0:
+        rows = data_checks.look_at_rows(run.corpus, run.options.max_seq_len, run.config.pad_token_id)
+        overlap = data_checks.find_overlap(run.corpus, SECONDS * _SHARE_FOR_OVERLAP)
+        checks = [data_checks.judge_row_targets(rows), data_checks.judge_padding(rows),
+                  data_checks.judge_overlap(overlap)]
+    for check in _from_rank_0(checks):
+        if check is not None:
+            report.add(check)
+
+
+def _engine(run: Subject, report: Report, started: float) -> None:
+    """What needs one."""
+    bench = Bench(run.config, run.resolved, seed=run.options.seed, world=run.world,
+                  stream=run.corpus.split("train"), seq_len=run.options.max_seq_len)
+    try:
+        _EngineChecks(run, report, bench, started).all()
+    except cost_checks.OutOfMemory as error:
+        report.add(cost_checks.judge_out_of_memory(str(error), run.resolved))
+    except (RuntimeError, MemoryError) as error:
+        if not cost_checks.is_out_of_memory(error):
+            raise
+        _alone(run, report, error)
+    finally:
+        bench.close()
+
+
+def _alone(run: Subject, report: Report, error: BaseException) -> None:
+    """This rank ran out of memory, and the others may be waiting for it: tell, and go; the launcher ends them."""
+    check = cost_checks.judge_out_of_memory(str(error).splitlines()[0], run.resolved)
+    run.console.fail(check.line())
+    report.checks.append(check)
+    if run.world.rank == 0:
+        report.write(run.output / "preflight.json", 0.0)
+    raise SystemExit(1 if run.options.preflight else 2)
+
+
+class _EngineChecks:
+    """The checks of one throw-away engine; every method is collective."""
+
+    def __init__(self, run: Subject, report: Report, bench: Bench, started: float) -> None:
+        self.run, self.report, self.bench, self.started = run, report, bench, started
+        self.rows = bench.rows(max(1, min(run.resolved.micro_batch, _TOKENS // run.options.max_seq_len)))
+        self.still = [0.0] * len(bench.peak)
+
+    def all(self) -> None:
+        """In the order in which the engine can serve them: first the untrained network, then the trained one."""
+        bench, vocab = self.bench, self.run.config.vocab_size
+        settled = bench.step(self.rows, self.still)  # an fp16 loss scale finds its level, first times are over
+        start = self._gradients()
+        self.report.add(model_checks.judge_start(start, vocab))
+        self.report.add(model_checks.judge_leak(model_checks.future_leak(bench)))
+        self._cost(settled.micro_seconds)
+        update = step_checks.updates(bench, self.rows)
+        self.report.add(step_checks.judge_updates(update, self.without_gradient))
+        losses = step_checks.overfit(bench, self.rows, self._seconds_left() * _SHARE_FOR_OVERFIT)
+        self.report.add(step_checks.judge_overfit(start, losses, update.ratio, vocab))
+        rise = max(losses) - start
+        self.report.add(step_checks.judge_warmup(bench.rates, self.run.resolved.total_steps, update.ratio, rise))
+        self._losses()
+
+    def _seconds_left(self) -> float:
+        """Of the time for all checks; rank 0's clock, so that all ranks decide alike."""
+        return _from_rank_0(max(5.0, SECONDS - (time.monotonic() - self.started)))
+
+    def _gradients(self) -> float:
+        """Returns the loss at the start."""
+        watch = step_checks.GradientWatch(self.bench)
+        found: list[step_checks.GradientFigures] = []
+        norms, loss = step_checks.gradient_norms(self.bench, self.rows, 3, lambda: found.append(watch.finish()))
+        self.without_gradient = {name for name, square in found[0].squares.items() if square == 0}
+        self.report.add(step_checks.judge_gradients(found[0]))
+        self.report.add(step_checks.judge_cleared(norms))
+        return loss
+
+    def _cost(self, micro_seconds: float) -> None:
+        """Memory and speed with the largest batch, or what there is time for."""
+        run, bench = self.run, self.bench
+        predicted = micro_seconds * run.resolved.micro_batch / len(self.rows) * _PASSES_OF_FULL_BATCH
+        full = not bench.agree(predicted > SECONDS * _SHARE_FOR_FULL_BATCH)
+        rows = bench.rows(run.resolved.micro_batch) if full else self.rows
+        cost = cost_checks.measure(bench, rows, full)
+        self.report.add(cost_checks.judge_memory(cost, run.device, run.resolved))
+        scaled = cost.for_rows(run.resolved.micro_batch / len(rows))
+        self.report.add(cost_checks.judge_speed(scaled, run.resolved.accumulation, self._pace(), run.seconds_left))
+
+    def _pace(self) -> cost_checks.Pace:
+        options, resolved, seq_len = self.run.options, self.run.resolved, self.run.options.max_seq_len
+        val = self.run.corpus.split("val")
+        rows = evaluation_rows(val.num_rows(seq_len), options.eval_tokens, seq_len) if len(val) > seq_len else []
+        total = resolved.total_steps
+        interval = options.eval_interval or max(1, min(options.save_interval, math.ceil(total / 20)))
+        return cost_checks.Pace(
+            total_steps=total, tokens_per_step=resolved.train_batch * seq_len,
+            epochs=None if options.max_steps else options.epochs,
+            evaluations=1 + math.ceil(total / interval) if rows else 0,
+            micro_batches_an_evaluation=math.ceil(len(rows) / self.run.world.size / resolved.micro_batch))
+
+    def _losses(self) -> None:
+        """Of a network that knows this batch by now, so that a wrong target cannot hide."""
+        found = model_checks.loss_figures(self.bench, self.run.corpus, self.rows)
+        precision = self.run.resolved.precision
+        if not any(check.id == "targets" for check in self.report.checks):
+            self.report.add(model_checks.judge_loss(found, precision))
+        self.report.add(model_checks.judge_evaluation(found, precision,
+                                                      drops_tokens=self.run.config.capacity_factor > 0))
