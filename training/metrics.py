@@ -68,7 +68,8 @@ class Metrics:
 
     def _board(self) -> Any:
         """DeepSpeed's monitor has scalars only; its TensorBoard writer can do more."""
-        return getattr(self.monitor.tb_monitor, "summary_writer", None) if self.monitor.tb_monitor.enabled else None
+        board = self.monitor.tb_monitor  # None where no monitor at all is enabled
+        return getattr(board, "summary_writer", None) if board is not None and board.enabled else None
 
     def close(self) -> None:
         """Flush both."""
