@@ -37,7 +37,7 @@ def page(diagnosis: dict[str, Any]) -> str:
         "samples": sections.samples(diagnosis.get("samples")),
         "curves": sections.curves(diagnosis.get("curves"), ladder, diagnosis.get("alarms"), t),
         "experts": sections.experts(diagnosis.get("expert_load"), t),
-        "decoding": sections.decoding(diagnosis.get("decoding")),
+        "decoding": sections.decoding(diagnosis.get("decoding"), t),
         "corpus": sections.corpus(diagnosis.get("corpus"), t, language),
         "alarms": sections.rows_of(diagnosis.get("alarms")),
         "preflight": sections.checks(diagnosis.get("preflight"), t),
@@ -47,7 +47,7 @@ def page(diagnosis: dict[str, Any]) -> str:
     return _render(
         "page.html.j2", language, t, **found, contents=_contents(found, t), state=state,
         headline=verdict.get("headline") or t[state], subject=str(subject.get("path") or ""),
-        facts=sections.facts(subject, t, language), measures=sections.MEASURES,
+        facts=sections.facts(subject, t, language), settings=sections.SETTINGS, measures=sections.MEASURES,
     )  # fmt: skip
 
 

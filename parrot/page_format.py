@@ -25,6 +25,8 @@ def percent(value: float | None) -> str:
     """A share as percent: one decimal below ten, none above. The sign never stands on a line of its own."""
     if not finite(value):
         return MISSING
+    if 0 < value < 0.0005:
+        return "<\N{NO-BREAK SPACE}0.1\N{NO-BREAK SPACE}%"
     digits = 1 if 0 < abs(value) < 0.0995 else 0
     return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
@@ -89,8 +91,11 @@ def excerpt(text: object, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def repeated_pieces(text: str, n: int = 4) -> list[tuple[str, bool]]:
-    """The text in pieces, each with whether it belongs to n units in a row that stood earlier in the text."""
+def repeated_pieces(text: str, n: int = 6) -> list[tuple[str, bool]]:
+    """The text in pieces, each with whether it belongs to n units in a row that stood earlier in the text.
+
+    Six characters are about the four tokens of the measure of repetition; a name, which may come again, is shorter.
+    """
     units = [match.span() for match in _UNIT.finditer(text)]
     names = [text[start:end] for start, end in units]
     seen: set[tuple[str, ...]] = set()

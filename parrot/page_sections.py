@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from parrot.charts import (
 from parrot.page_format import amount, excerpt, number, percent, plain, repeated_pieces, short, size
 
 RUNGS = ("uniform", "unigram", "bigram", "trigram")
+SETTINGS = ("temperature", "top_p", "repetition_penalty")
 MEASURES = ("repetition", "copying", "distinct_2", "loops")
 SHARE_RULES = ("lines", "ngrams", "redundancy")
 """The rules of corpus/repeats.py that measure a share; runs are counted."""
@@ -187,7 +189,7 @@ def _extremes(title: str, steps: Sequence[float], rows: Sequence[Sequence[float]
     return line_chart(title, lines, percent, short, levels=[(words["even_share"], 1 / len(whole[0][1]))])
 
 
-def decoding(found: dict[str, Any] | None) -> Section | None:
+def decoding(found: dict[str, Any] | None, words: Words) -> Section | None:
     """The grid as a heat table: `heat` is a figure's distance from the true text's, as a share of the furthest one."""
     grid = rows_of((found or {}).get("grid"))[:MAX_GRID]
     if not found or not grid:
@@ -202,11 +204,16 @@ def decoding(found: dict[str, Any] | None) -> Section | None:
         # A table whose figures all stand close to the truth has no reason to glow.
         return round(abs(row[name] - true[name]) / max(spans[name], 0.1), 2)
 
-    rows = [{"settings": [row.get(key) for key in ("temperature", "top_p", "repetition_penalty")],
+    def settings(row: dict[str, Any]) -> list[float]:
+        return [row[key] if finite(row.get(key)) else math.inf for key in SETTINGS]
+
+    ordered = sorted(enumerate(grid), key=lambda place: settings(place[1]))
+    rows = [{"settings": [words["greedy_setting"] if (key, row.get(key)) == ("temperature", 0) else number(row.get(key))
+                          for key in SETTINGS],
              "cells": [(row.get(name), heat(row, name)) for name in MEASURES],
              "sample": repeated_pieces(excerpt(row.get("sample"), GRID_CHARACTERS)),
              "preview": excerpt(" ".join(str(row.get("sample") or "").split()), 90),
-             "best": k == found.get("best")} for k, row in enumerate(grid)]
+             "best": k == found.get("best")} for k, row in ordered]
     return {"rows": rows, "true": [true.get(name) for name in MEASURES] if true else None,
             "prompt": excerpt(found.get("prompt"), SAMPLE_CHARACTERS), "sentence": found.get("sentence")}
 

@@ -109,9 +109,9 @@ WORDS: dict[str, tuple[str, str]] = {
     # samples
     "samples": ("Samples, stage by stage", "各阶段的样例"),
     "samples_lead": (
-        "The same prompt, continued at several steps of training. Tinted: four characters or words in a row that "
+        "The same prompt, continued at several steps of training. Tinted: six characters or words in a row that "
         "stood earlier in the same text.",
-        "同一提示在训练各阶段的续写。着色处：连续四个字或词在同一段文本中已经出现过。",
+        "同一提示在训练各阶段的续写。着色处：连续六个字或词在同一段文本中已经出现过。",
     ),
     "prompt": ("Prompt", "提示"),
     "at_step": ("Step {}", "第 {} 步"),
@@ -144,6 +144,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "top_p": ("Top-p", "Top-p"),
     "repetition_penalty": ("Penalty", "重复惩罚"),
     "sample": ("Sample", "样例"),
+    "greedy_setting": ("greedy", "贪心"),
     "best": ("best", "最佳"),
     # corpus
     "corpus": ("The training text", "训练语料"),

@@ -281,13 +281,17 @@ def test_the_lowest_offset_is_marked_and_a_wrong_one_is_marked_as_wrong():
 
 def test_heat_is_the_distance_from_the_true_text():
     grid = [{"temperature": t, "top_p": 1.0, "repetition_penalty": 1.0, "repetition": r, "copying": 0.0,
-             "distinct_2": 0.5, "loops": 0.0, "sample": "x"} for t, r in ((0.5, 0.62), (1.0, 0.02), (1.5, 0.32))]
+             "distinct_2": 0.5, "loops": 0.0, "sample": "x"} for t, r in ((1.0, 0.02), (1.5, 0.32), (0.0, 0.62))]
     true = {"repetition": 0.02, "copying": 0.0, "distinct_2": 0.5, "loops": 0.0}
-    html = page({"decoding": {"grid": grid, "true": true, "best": 1, "prompt": "p", "sentence": "s"}})
+    html = page({"decoding": {"grid": grid, "true": true, "best": 0, "prompt": "p", "sentence": "s"}})
     heats = [float(heat) for heat in re.findall(r"--heat:([\d.]+)", html)]
     assert heats[:: len(MEASURES)] == [1.0, 0.0, 0.5]
     assert not any(heats[k] for k in range(len(heats)) if k % len(MEASURES))
     assert html.count('class="best"') == 1
+    # Ordered by the settings, of which temperature 0 is greedy; the best one keeps its mark.
+    text = text_of(html)
+    assert text.index(WORDS["greedy_setting"][0]) < text.index("1.00") < text.index("1.50")
+    assert html.index("--heat:1.0") < html.index('class="best"') < html.index("--heat:0.5")
 
 
 def test_every_word_that_the_templates_ask_for_exists_in_both_languages():

@@ -12,8 +12,8 @@ def test_numbers_are_short_and_never_nan():
     assert [short(v) for v in (0, 0.25, 250, 1500, 20_000_000, 2e-4, 1.5e-4, 1e-6)] == [
         "0", "0.25", "250", "1.5k", "20M", "2e-4", "1.5e-4", "1e-6"]  # fmt: skip
     assert [plain(v) for v in (0.5, 12, 3400, 65536.0)] == ["0.5", "12", "3,400", "65,536"]
-    assert [percent(v).replace("\N{NO-BREAK SPACE}", " ") for v in (0, 0.012, 0.0996, 0.41, 1.0)] == [
-        "0 %", "1.2 %", "10 %", "41 %", "100 %"]  # fmt: skip
+    assert [percent(v).replace("\N{NO-BREAK SPACE}", " ") for v in (0, 0.0001, 0.012, 0.0996, 0.41, 1.0)] == [
+        "0 %", "< 0.1 %", "1.2 %", "10 %", "41 %", "100 %"]  # fmt: skip
     assert amount(45_234_688, "en") == "45.2 million" and amount(45_234_688, "zh") == "4,523 万"
     assert amount(983_040_000, "zh") == "9.83 亿" and amount(999, "en") == "999"
     assert size(12_400_000) == "12.4 MB"
@@ -27,9 +27,12 @@ def test_pieces_together_are_the_text(text):
 
 
 def test_repeated_pieces_are_the_second_occurrences():
-    assert repeated_pieces("我们去玩，我们去玩吧") == [("我们去玩，", False), ("我们去玩", True), ("吧", False)]
-    assert repeated_pieces("one two three. One two three") == [("one two three. One two three", False)]
-    assert repeated_pieces("a b c d a b c d") == [("a b c d ", False), ("a b c d", True)]
+    assert repeated_pieces("我们去玩，我们去玩吧", 4) == [("我们去玩，", False), ("我们去玩", True), ("吧", False)]
+    assert repeated_pieces("one two three. One two three", 4) == [("one two three. One two three", False)]
+    assert repeated_pieces("a b c d a b c d", 4) == [("a b c d ", False), ("a b c d", True)]
+    # five are a name that comes again
+    assert [mark for _, mark in repeated_pieces("李奶奶来了，李奶奶来了")] == [False]
+    assert repeated_pieces("他对李奶奶说，他对李奶奶说")[-1] == ("他对李奶奶说", True)
     assert repeated_pieces("各不相同的文字") == [("各不相同的文字", False)]
 
 
