@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from corpus import ladder as ladder_module
@@ -162,3 +163,50 @@ def test_a_loss_must_pass_every_rung_on_its_way_down() -> None:
 
 def test_bits_per_byte() -> None:
     assert LADDER.bits_per_byte(2 * math.log(2)) == 1.0
+
+
+def counted(keys: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], dict[int, int]]:
+    """Context -> token -> count."""
+    table: dict[tuple[int, ...], dict[int, int]] = {}
+    for *context, token in keys:
+        row = table.setdefault(tuple(context), {})
+        row[token] = row.get(token, 0) + 1
+    return table
+
+
+def by_the_book(ids: list[int], size: int, order: int, context: tuple[int, ...], token: int) -> float:
+    """Interpolated modified Kneser-Ney of Chen and Goodman (1999), written down as the paper says it, slow as it is."""
+    def probability(n: int, context: tuple[int, ...]) -> float:
+        if n == 0:
+            return 1 / size
+        own = [tuple(ids[i:i + n]) for i in range(len(ids) - n + 1)]
+        longer = {tuple(ids[i:i + n + 1]) for i in range(len(ids) - n)}
+        table = counted(own if n == order else [gram[1:] for gram in longer])
+        every = [count for row in table.values() for count in row.values()]
+        n1, n2, n3, n4 = (every.count(k) for k in (1, 2, 3, 4))
+        discounts = [0.0, 0.5, 1.0, 1.5]
+        if n1 and n2 and n3 and n4:
+            y = n1 / (n1 + 2 * n2)
+            found = [0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
+            discounts = found if all(0 < found[k] <= k for k in (1, 2, 3)) else discounts
+        row = table.get(context[len(context) - n + 1:] if n > 1 else ())
+        lower = probability(n - 1, context)
+        if row is None:
+            return lower
+        total = sum(row.values())
+        left = sum(discounts[min(count, 3)] for count in row.values()) / total
+        count = row.get(token, 0)
+        return (count - discounts[min(count, 3)]) / total + left * lower
+
+    return probability(order, context)
+
+
+@given(st.lists(st.sampled_from([0, 0, 0, 1, 1, 2, 3]), min_size=4, max_size=60))
+@example([3, 2, 2, 1, 1, 1, 0, 0, 0, 0])  # counts of 1, 2, 3 and 4: discounts of its own, a third, 1 and 5/3
+def test_probabilities_are_those_of_the_book(ids: list[int]) -> None:
+    model = NGrams(np.array(ids), 4)
+    for before_that, before in ((0, 0), (1, 0), (3, 2)):
+        found = model.probabilities(np.full(4, before_that), np.full(4, before), np.arange(4))
+        for order, probabilities in enumerate(found, 1):
+            expected = [by_the_book(ids, 4, order, (before_that, before), token) for token in range(4)]
+            assert probabilities == pytest.approx(expected)
