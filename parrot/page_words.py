@@ -145,6 +145,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "repetition_penalty": ("Penalty", "重复惩罚"),
     "sample": ("Sample", "样例"),
     "greedy_setting": ("greedy", "贪心"),
+    "best_sample": ("With the best setting", "最佳设置下的续写"),
     "best": ("best", "最佳"),
     # corpus
     "corpus": ("The training text", "训练语料"),
