@@ -39,10 +39,10 @@ class Packed:
     """The documents that a chunk gives to one split; `lengths` are their tokens, marks included, as uint32."""
 
     ids: bytes
+    lengths: bytes
     documents: int
     bytes: int
     characters: int
-    lengths: bytes
     scripts: Counter[str]
     languages: Counter[str]
 
@@ -61,7 +61,7 @@ def pack_chunk(tokenizer_file: TokenizerFile, chunk: Chunk, fates: bytes) -> dic
         size = sum(len(parsed.encoded[i]) for i in chosen)
         counts = count_scripts(["".join(without_marks(text)) for text in texts])
         scripts = Counter(dict(zip((*SCRIPTS, *FORMS), counts.sum(axis=0).tolist(), strict=True)))
-        result[name] = Packed(ids.tobytes(), len(texts), size, sum(map(len, texts)), lengths.tobytes(), scripts,
+        result[name] = Packed(ids.tobytes(), lengths.tobytes(), len(texts), size, sum(map(len, texts)), scripts,
                               languages(counts))
     return result
 

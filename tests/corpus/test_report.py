@@ -180,6 +180,7 @@ def test_a_report_that_cannot_be_read_has_its_sentence(tmp_path: Path, content: 
 def full_report(prepared: Path) -> dict[str, Any]:
     """A report with something in every part."""
     return report.read(prepared) | {
+        "scripts": {"han": 0.9997, "kana": 0.0002, "greek": 0.0001},
         "duplicates": {"exact": 3, "near": 2, "examples": [
             {"kept": "春眠不觉晓\n" * 30, "dropped": "春眠\x1b[31m不覺曉", "similarity": 0.9},
         ]},
@@ -194,7 +195,8 @@ def test_lines_are_short_and_say_what_the_report_holds(prepared: Path) -> None:
     manifest.settings["dedup"] = "near"
     text = "\n".join(report.lines(manifest, full_report(prepared)))
     assert max(map(len, text.splitlines())) <= report.WIDTH
-    for fact in ("duplicates   3 exact, 2 near ones (left out)", " 90% 春眠不觉晓 春眠", "like 春眠 [31m不覺曉",
+    for fact in ("characters   han 100.0 %, traces of kana, greek",
+                 "duplicates   3 exact, 2 near ones (left out)", " 90% 春眠不觉晓 春眠", "like 春眠 [31m不覺曉",
                  "repetition   5 of 1,234 documents left out; over the limits by rule: lines 5", "lines 0.75: 啊 啊"):
         assert fact in text
     assert not any(ord(c) < 32 and c != "\n" for c in text)
