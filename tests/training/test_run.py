@@ -31,7 +31,7 @@ slow = pytest.mark.slow
 LAUNCHER_LINE = re.compile(r"\[\d{4}-[\d:, -]+\] \[(INFO|WARNING)\] \[(real_accelerator|runner|launch)\.py:\d+:")
 REPETITION_LINE = re.compile(r"  repetition \d\.\d\d \(true \d\.\d\d\)  copying \d\.\d\d \(\d\.\d\d\)  "
                              r"distinct-2 \d\.\d\d \(\d\.\d\d\)  greedy loops \d+ of \d+")
-OUR_LINE = re.compile(r"(不复读|configuration|run|preparing|reading|training the tokenizer|packing|corpus|model|"
+OUR_LINE = re.compile(r"(不复读|configuration|run|preflight|preparing|reading|training the tokenizer|packing|corpus|model|"
                       r"training|loss to beat|starting DeepSpeed|step|finished|best validation loss)\b|  \S")
 
 
@@ -384,6 +384,22 @@ def test_tokens_dropped_at_random_are_the_same_after_a_restart(processes, flags,
     assert processes.finish(processes.start(command, OMP_NUM_THREADS=1)).status == 0
     assert largest_difference(weights(run), before) == 0
     assert column(metrics(run, "train"), "dropped_tokens") == column(lines, "dropped_tokens")
+
+
+@slow
+def test_looking_at_a_run_does_not_change_it(processes, flags, train_py, workplace):
+    """Evaluations, repetition and samples after every step, against none between the first and the last."""
+    found = {}
+    for name, interval in (("looked-at", 1), ("left-alone", 100)):
+        arguments = flags(f"runs/{name}", "--skip_preflight", "--capacity_factor", "0.5", "--max_steps", "4",
+                          "--save_interval", "9", "--eval_interval", interval, "--sample_interval", interval)
+        done = processes.finish(processes.start([sys.executable, train_py, *arguments], OMP_NUM_THREADS=1))
+        assert done.status == 0, done.output
+        found[name] = workplace / "runs" / name
+    assert len(metrics(found["looked-at"], "val")) == 5
+    assert len(metrics(found["left-alone"], "val")) == 2
+    assert summary(found["looked-at"])["best_step"] == summary(found["left-alone"])["best_step"] == 4
+    assert largest_difference(weights(found["looked-at"]), weights(found["left-alone"])) == 0
 
 
 # --- other ways to run ------------------------------------------------------------------------------------------------
