@@ -268,8 +268,7 @@ def _warmup_steps(run: RunRecord) -> int | None:
     """Of the resolved schedule; None if there is no configuration to read it from."""
     if not run.ds_config:
         return None
-    params = run.ds_config.get("scheduler", {}).get("params", {})
-    steps = params.get("warmup_num_steps", 0)
+    steps = run.schedule.get("warmup_num_steps", 0)
     return steps if isinstance(steps, int) else None
 
 
@@ -306,7 +305,7 @@ def evaluation_differs(e: Evidence) -> Cause | None:
     recorded, measured = e.recorded_val_loss, e.held_out.loss
     if abs(recorded - measured) <= EVALUATION_NATS + EVALUATION_SHARE * measured + 3 * e.held_out.error:
         return None
-    confidence = min(0.9, 0.7 + abs(recorded - measured) / measured)
+    confidence = min(0.9, 0.7 + 0.5 * abs(recorded - measured))
     return Cause("evaluation_differs", confidence, [("evaluation", {"recorded": recorded, "measured": measured})])
 
 

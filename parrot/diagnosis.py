@@ -100,6 +100,8 @@ def _open(request: Request, words: Words, say: Say) -> Case:
     total = run.total_steps if run else None
     if run and total and run.steps < total and not run.summary:
         notes.append(words("note_going_on", step=run.steps, total=total))
+    notes += [words("preflight_failed", text=check.get("text")) for check in (run.preflight or [] if run else [])
+              if check.get("level") == "fail"]
     vocab = subject.vocab_size if subject else run.model.get("vocab_size") if run else None
     if not isinstance(vocab, int) or vocab < 2:
         raise UserError(f"{folder}: neither a model nor the size of its vocabulary is there yet: wait for the first "

@@ -63,10 +63,13 @@ class RunRecord:
     @property
     def total_steps(self) -> int | None:
         """Steps that the run was to have, where it is known."""
-        total = self.summary.get("total_steps")
-        if total is None:
-            total = self.ds_config.get("scheduler", {}).get("params", {}).get("total_num_steps")
+        total = self.summary.get("total_steps", self.schedule.get("total_num_steps"))
         return total if isinstance(total, int) else None
+
+    @property
+    def schedule(self) -> Row:
+        """The parameters of the learning rate's schedule, empty where there is none."""
+        return _dict(_dict(self.ds_config.get("scheduler")).get("params"))
 
     @property
     def tokens(self) -> int | None:

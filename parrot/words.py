@@ -207,7 +207,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "greedy_loops": (
         "{greedy:.0%} of its greedy texts end in a loop ({true:.0%} of the true ones); sampled ones do not.",
         "贪心解码的文本有 {greedy:.0%} 以循环结尾（真实文本为 {true:.0%}）；采样的文本没有这个问题。"),
-    "preflight_failed": ("Preflight had failed: {text}", "训练前检查未通过：{text}"),
 
     # decoding
     "settings_greedy": ("greedy, repetition penalty {repetition_penalty:g}", "贪心，重复惩罚 {repetition_penalty:g}"),
@@ -218,6 +217,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "Nearest to true text: {settings}.", "最接近真实文本的设置：{settings}。"),
 
     # notes
+    "preflight_failed": ("Preflight had failed: {text}", "训练前检查有一项未通过：{text}"),
     "note_no_model": (
         "No model/ in the run yet: only its records were judged.", "训练目录里还没有 model/：只根据训练记录判断。"),
     "note_no_text": (
