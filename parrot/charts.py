@@ -169,13 +169,14 @@ def smoothed(points: list[Point], stretches: int = 60) -> list[Point]:
 
 
 def _value_scale(values: list[float], log: bool, floor: float | None, ceiling: float | None) -> Scale:
-    """A scale around the values with some air, but none above a ceiling. Without positive values no logarithm."""
+    """A scale around the values with some air, but none above a ceiling. Zeros stand at a logarithm's lower end."""
     low, high = min(values), max(values)
     if ceiling is not None:
         high = min(high, ceiling)
         low = min(low, high)
-    if log and low > 0 and high / low > 4:
-        return Scale(low / 1.25, high * 1.25, log=True)
+    smallest = min((value for value in values if value > 0), default=high)
+    if log and low >= 0 and smallest > 0 and high / smallest > 4:
+        return Scale(smallest / 1.25, high * 1.25, log=True)
     air = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     low = floor if floor is not None and low >= floor else low - air
     high += air

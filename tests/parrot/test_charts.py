@@ -107,6 +107,14 @@ def test_constant_and_single_values_have_a_chart(points, log):
     assert chart.y_ticks
 
 
+def test_a_logarithm_keeps_zeros_at_its_lower_end():
+    chart = line_chart("T", [Curve("a", [(0.0, 0.0), (1.0, 0.01), (2.0, 1.0)], "main")], str, str, log=True)
+    assert chart.log
+    heights = [y for _, y in chart.lines[0].dots]
+    assert heights[0] == 100 and 0 < heights[2] < heights[1] < 100
+    assert not line_chart("T", [Curve("a", [(0.0, -1.0), (1.0, 100.0)], "main")], str, str, log=True).log
+
+
 def test_only_noise_is_smoothed():
     calm = [(k / 10, 50 + k / 100) for k in range(1000)]
     noisy = [(k / 10, 50 + 10 * (-1) ** k) for k in range(1000)]
