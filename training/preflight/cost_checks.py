@@ -48,15 +48,14 @@ class Cost:
         return replace(self, micro=self.micro * factor, evaluation=self.evaluation * factor)
 
 
-def measure(bench: Bench, rows: list[int], full: bool) -> Cost:
-    """One step of the run's largest micro-batch at rate 0, twice, and its evaluation; collective.
+def measure(bench: Bench, rows: list[int], *, full: bool, steps: int) -> Cost:
+    """Some steps of one micro-batch at rate 0, the first of a size being slow, and its evaluation; collective.
 
     OutOfMemory where the forward pass does not fit; an allocation that fails later is left to the caller.
     """
     _reset_peak(bench.device)
-    if full:
-        _rehearse(bench, rows)
-    taken = [bench.step(rows, [0.0] * len(bench.peak)) for _ in range(2)]
+    _rehearse(bench, rows)
+    taken = [bench.step(rows, [0.0] * len(bench.peak)) for _ in range(steps)]
     evaluation = _evaluate(bench, rows)
     mine = (min(step.micro_seconds for step in taken), min(step.step_seconds for step in taken), evaluation)
     slowest = [max(parts) for parts in zip(*bench.gather(mine), strict=True)]

@@ -19,12 +19,12 @@ from training.device import Device
 from training.distributed import World
 from training.ds_config import Resolved
 from training.preflight import cost_checks, data_checks, model_checks, step_checks
-from training.preflight.bench import Bench, untouched_randomness
+from training.preflight.bench import Bench, Step, untouched_randomness
 from training.preflight.report import Report
 
 SECONDS = 60.0
 _TOKENS = 1024  # of a rank's micro-batch in most checks
-_SHARE_FOR_FULL_BATCH, _SHARE_FOR_OVERFIT, _SHARE_FOR_OVERLAP = 0.4, 0.3, 0.08
+_SHARE_FOR_FULL_BATCH, _SHARE_FOR_OVERFIT, _SHARE_FOR_OVERLAP = 0.4, 0.4, 0.08
 _PASSES_OF_FULL_BATCH = 8  # a rehearsal, two steps of at most two micro-batches, an evaluation, and slow first times
 
 
@@ -121,11 +121,12 @@ class _EngineChecks:
     def all(self) -> None:
         """In the order in which the engine can serve them: first the untrained network, then the trained one."""
         bench, vocab = self.bench, self.run.config.vocab_size
-        settled = bench.step(self.rows, self.still)  # an fp16 loss scale finds its level, first times are over
-        start = self._gradients()
+        bench.step(self.rows, self.still)  # an fp16 loss scale finds its level, and what is slow once is over
+        step = self._gradients()
+        start = step.loss
         self.report.add(model_checks.judge_start(start, vocab))
         self.report.add(model_checks.judge_leak(model_checks.future_leak(bench)))
-        self._cost(settled.micro_seconds)
+        self._cost(step.micro_seconds)
         update = step_checks.updates(bench, self.rows)
         self.report.add(step_checks.judge_updates(update, self.without_gradient))
         losses = step_checks.overfit(bench, self.rows, self._seconds_left() * _SHARE_FOR_OVERFIT)
@@ -138,23 +139,24 @@ class _EngineChecks:
         """Of the time for all checks; rank 0's clock, so that all ranks decide alike."""
         return _from_rank_0(max(5.0, SECONDS - (time.monotonic() - self.started)))
 
-    def _gradients(self) -> float:
-        """Returns the loss at the start."""
+    def _gradients(self) -> Step:
+        """Returns the last step, taken at rate 0."""
         watch = step_checks.GradientWatch(self.bench)
         found: list[step_checks.GradientFigures] = []
-        norms, loss = step_checks.gradient_norms(self.bench, self.rows, 3, lambda: found.append(watch.finish()))
+        norms, step = step_checks.gradient_norms(self.bench, self.rows, 2, lambda: found.append(watch.finish()))
         self.without_gradient = {name for name, square in found[0].squares.items() if square == 0}
         self.report.add(step_checks.judge_gradients(found[0]))
         self.report.add(step_checks.judge_cleared(norms))
-        return loss
+        return step
 
     def _cost(self, micro_seconds: float) -> None:
         """Memory and speed with the largest batch, or what there is time for."""
         run, bench = self.run, self.bench
         predicted = micro_seconds * run.resolved.micro_batch / len(self.rows) * _PASSES_OF_FULL_BATCH
         full = not bench.agree(predicted > SECONDS * _SHARE_FOR_FULL_BATCH)
-        rows = bench.rows(run.resolved.micro_batch) if full else self.rows
-        cost = cost_checks.measure(bench, rows, full)
+        larger = full and run.resolved.micro_batch > len(self.rows)
+        rows = bench.rows(run.resolved.micro_batch) if larger else self.rows
+        cost = cost_checks.measure(bench, rows, full=full, steps=2 if larger else 1)
         self.report.add(cost_checks.judge_memory(cost, run.device, run.resolved))
         scaled = cost.for_rows(run.resolved.micro_batch / len(rows))
         self.report.add(cost_checks.judge_speed(scaled, run.resolved.accumulation, self._pace(), run.seconds_left))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.weights import hf_name, is_expert
 from training.distributed import sum_over_ranks
-from training.preflight.bench import Bench
+from training.preflight.bench import Bench, Step
 from training.preflight.report import Check, failed, passed, warned
 from training.updates import Change, WeightSample, owned_weights
 
@@ -123,12 +123,12 @@ def reduced_norm(engine: Any) -> float:
 
 
 def gradient_norms(bench: Bench, rows: list[int], steps: int,
-                   first: Callable[[], None]) -> tuple[list[tuple[float, float]], float]:
-    """([(norm before the step, DeepSpeed's norm of the step)], loss) of some steps on one batch at rate 0; collective.
+                   first: Callable[[], None]) -> tuple[list[tuple[float, float]], Step]:
+    """([(norm before the step, DeepSpeed's norm of it)], the last step) on one batch at rate 0; collective.
 
     `first` is called when the gradients of the first step are there.
     """
-    norms, still, loss = [], [0.0] * len(bench.peak), math.nan
+    norms, still = [], [0.0] * len(bench.peak)
     for number in range(steps):
         before: list[float] = []
 
@@ -139,8 +139,7 @@ def gradient_norms(bench: Bench, rows: list[int], steps: int,
 
         taken = bench.step(rows, still, before=look)
         norms.append((before[-1], taken.norm))
-        loss = taken.loss
-    return norms, loss
+    return norms, taken
 
 
 def judge_cleared(norms: list[tuple[float, float]]) -> Check:
@@ -227,13 +226,17 @@ def judge_updates(found: UpdateFigures, still: set[str]) -> Check:
 
 
 def overfit(bench: Bench, rows: list[int], seconds: float) -> list[float]:
-    """Losses of steps on one batch at the peak rate, until halved, OVERFIT_STEPS are done or time is up; collective."""
+    """Losses of steps on one batch at the peak rate, until halved, OVERFIT_STEPS are done or time is up; collective.
+
+    Few steps say little, so a slow machine may take twice the `seconds` for them.
+    """
     losses: list[float] = []
-    deadline = time.monotonic() + seconds
+    started = time.monotonic()
     while len(losses) < OVERFIT_STEPS:
         losses.append(bench.step(rows, bench.peak).loss)
-        done = losses[-1] < losses[0] / 2 or not math.isfinite(losses[-1]) or time.monotonic() > deadline
-        if bench.agree(done):
+        limit = seconds if len(losses) >= _FEW_TO_JUDGE else 2 * seconds
+        late = time.monotonic() - started > limit
+        if bench.agree(late or losses[-1] < losses[0] / 2 or not math.isfinite(losses[-1])):
             break
     return losses
 
