@@ -19,10 +19,12 @@ from typing import Any
 from corpus import report
 from corpus.errors import UserError
 from corpus.fingerprint import (
+    DEDUP_CHOICES,
     DEFAULT_MAX_BAD_SHARE,
     DEFAULT_SHARD_TOKENS,
     DEFAULT_VAL_FRACTION,
     DEFAULT_VOCAB_SIZE,
+    REPETITION_CHOICES,
 )
 from corpus.manifest import Manifest
 from corpus.pipeline import prepare
@@ -37,7 +39,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--report", type=Path, metavar="DIR", help="show the report of a folder made before, and do nothing else")
     add("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use; without it, one is trained")
     add("--vocab_size", type=int, default=DEFAULT_VOCAB_SIZE, help="entries of a trained tokenizer (%(default)s)")
-    add("--dedup", choices=("none", "exact"), default="exact", help="drop repeated documents (%(default)s)")
+    add("--dedup", choices=DEDUP_CHOICES, default="exact", help="drop documents that repeat others (%(default)s)")
+    add("--repetition", choices=REPETITION_CHOICES, default="drop",
+        help="documents that repeat themselves (%(default)s)")
     add("--val_fraction", type=float, metavar="F", help=f"share held out, by hash ({DEFAULT_VAL_FRACTION})")
     add("--val_input", nargs="+", type=Path, default=[], metavar="FILE", help="validation files, instead of a share")
     add("--workers", type=int, metavar="N", help="processes (all cores)")
@@ -83,6 +87,7 @@ def main() -> int:
             tokenizer=options.tokenizer,
             vocab_size=options.vocab_size,
             dedup=options.dedup,
+            repetition=options.repetition,
             val_fraction=options.val_fraction,
             val_inputs=options.val_input,
             workers=options.workers,

@@ -15,12 +15,15 @@ DEFAULT_VOCAB_SIZE = 6400
 DEFAULT_VAL_FRACTION = 0.005
 DEFAULT_MAX_BAD_SHARE = 0.01
 DEFAULT_SHARD_TOKENS = 2**26  # 128 MB a shard
+DEDUP_CHOICES = ("none", "exact", "near")
+REPETITION_CHOICES = ("drop", "keep")
 
 # The settings that change what is written. The number of workers is not among them.
 DEFAULTS: dict[str, Any] = {
     "tokenizer": None,
     "vocab_size": DEFAULT_VOCAB_SIZE,
     "dedup": "exact",
+    "repetition": "drop",
     "val_fraction": DEFAULT_VAL_FRACTION,
     "val_inputs": (),
     "max_bad_share": DEFAULT_MAX_BAD_SHARE,

@@ -13,10 +13,12 @@ from typing import Any, TextIO
 from . import ladder, report
 from .errors import UserError
 from .fingerprint import (
+    DEDUP_CHOICES,
     DEFAULT_MAX_BAD_SHARE,
     DEFAULT_SHARD_TOKENS,
     DEFAULT_VAL_FRACTION,
     DEFAULT_VOCAB_SIZE,
+    REPETITION_CHOICES,
     fingerprint,
     normalise,
     sha256_file,
@@ -25,7 +27,8 @@ from .folder import check_replaceable, replacing
 from .manifest import FORMAT, MANIFEST_NAME, TOKENIZER_NAME, Manifest, SplitInfo
 from .packing import SplitWriter, TokenizerFile, entropy_nats, pack_chunk, text_figures
 from .progress import Progress
-from .reader import Chunk, read_chunks
+from .reader import Chunk, parse_chunk, read_chunks
+from .repeats import Repetition
 from .shards import Corpus, open_stream
 from .split import HashSubset
 from .survey import Survey, survey_chunk
@@ -74,6 +77,7 @@ def prepare(
     tokenizer: Path | None = None,
     vocab_size: int = DEFAULT_VOCAB_SIZE,
     dedup: str = "exact",
+    repetition: str = "drop",
     val_fraction: float = DEFAULT_VAL_FRACTION,
     val_inputs: Sequence[Path] = (),
     workers: int | None = None,
@@ -84,14 +88,16 @@ def prepare(
     """Make `output` a prepared corpus of the JSON Lines files `inputs`, or reuse it if it is one already.
 
     The result depends on the content of the files and on the settings, never on `workers` (default: all cores) or
-    chance. Memory stays constant but for 110 bytes a distinct document (see `survey.Survey`). With `val_inputs`,
-    `val_fraction` counts as 0. `progress` None is silent. UserError for bad input; then `output` is as it was.
+    chance. Memory stays constant but for 110 bytes a distinct document, with `dedup` "near" up to 1,400 (see
+    `survey.Survey`). With `val_inputs`, `val_fraction` counts as 0. `progress` None is silent. UserError for bad
+    input; then `output` is as it was.
     """
     settings = normalise(
         {
             "tokenizer": Path(tokenizer) if tokenizer else None,
             "vocab_size": vocab_size,
             "dedup": dedup,
+            "repetition": repetition,
             "val_fraction": val_fraction,
             "val_inputs": [Path(path) for path in val_inputs],
             "max_bad_share": max_bad_share,
@@ -122,8 +128,10 @@ def _check(job: Job, workers: int | None) -> None:
     for path in (*job.inputs, *s["val_inputs"]):
         if not path.is_file():
             problems.append(f"{path}: {'is a folder; give the files in it' if path.is_dir() else 'no such file'}")
-    if s["dedup"] not in ("none", "exact"):
-        problems.append(f"--dedup {s['dedup']}: must be none or exact")
+    if s["dedup"] not in DEDUP_CHOICES:
+        problems.append(f"--dedup {s['dedup']}: must be none, exact or near")
+    if s["repetition"] not in REPETITION_CHOICES:
+        problems.append(f"--repetition {s['repetition']}: must be drop or keep")
     if s["vocab_size"] is not None and not MIN_ENTRIES <= s["vocab_size"] <= MAX_ENTRIES:
         problems.append(f"--vocab_size {s['vocab_size']}: must be from {MIN_ENTRIES:,} to {MAX_ENTRIES:,}")
     if not 0 <= s["val_fraction"] < 1:
@@ -193,8 +201,8 @@ def _build(job: Job, folder: Path, pool: WorkerPool, name: str) -> Manifest:
         splits=splits,
     )
     manifest.write(folder)
-    duplicates = {"exact": survey.exact_duplicates, "near": 0, "examples": []}
-    report.write(folder, report.build(manifest, text_figures(writers.values()), duplicates, None))
+    figures = text_figures(writers.values())
+    report.write(folder, report.build(manifest, figures, survey.duplicates_report(), survey.repetition.report()))
     return manifest
 
 
@@ -217,13 +225,16 @@ def _survey(job: Job, pool: WorkerPool) -> Survey:
     """The first pass."""
     s = job.settings
     sample = HashSubset(0 if s["tokenizer"] else min(MAX_SAMPLE_BYTES, SAMPLE_BYTES_PER_ENTRY * s["vocab_size"]))
-    survey = Survey(s["dedup"], s["val_fraction"], bool(job.val_inputs), sample)
+    repetition = Repetition(drops=s["repetition"] == "drop")
+    survey = Survey(s["dedup"], repetition, s["val_fraction"], bool(job.val_inputs), sample)
     # The ceiling is read when the task is made: by then the sample may have filled up, and less text need travel.
-    tasks = ((chunk, from_val_file, survey.cut, sample.ceiling) for chunk, from_val_file in job.chunks())
+    tasks = ((chunk, from_val_file, survey.wanted, sample.ceiling) for chunk, from_val_file in job.chunks())
     with job.progress.bar("reading", job.file_bytes()) as advance:
         for found in pool.map(survey_chunk, tasks):
             survey.add(found)
             advance(found.file_bytes, survey.chunk_documents[-1])
+    if s["dedup"] == "near":
+        job.progress.say(f"comparing {len(survey.fates):,} documents for near duplicates")
     survey.finish(s["max_bad_share"])
     return survey
 
@@ -271,8 +282,15 @@ def _pack(
 
 def _chunks_with_fates(job: Job, survey: Survey) -> Iterator[tuple[Chunk, bytes]]:
     start = read = 0
+    examples = survey.duplicates.places()
     for read, (chunk, _) in enumerate(job.chunks(), 1):
         documents = survey.chunk_documents[read - 1] if read <= len(survey.chunk_documents) else 0
+        wanted = [place for place in examples if start <= place < start + documents]
+        if wanted:
+            texts = parse_chunk(chunk).texts
+            if len(texts) == documents:  # else the worker says that the file has changed
+                for place in wanted:
+                    survey.duplicates.add_text(place, texts[place - start])
         yield chunk, bytes(survey.fates[start : start + documents])
         start += documents
     if read != len(survey.chunk_documents):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 from hashlib import blake2b
 
 DIGEST_BYTES = 16
@@ -57,11 +58,13 @@ class HashSubset:
             self.size -= self._texts.pop(self._largest())[1]
             heapq.heappop(self._heap)
 
-    def discard(self, digest: bytes) -> None:
-        """Take a document out, if it is in."""
-        if digest in self._texts:
+    def discard(self, digests: Iterable[bytes]) -> None:
+        """Take documents out, as far as they are in. Others that were offered before do not come back."""
+        found = [digest for digest in digests if digest in self._texts]
+        for digest in found:
             self.size -= self._texts.pop(digest)[1]
-            self._heap.remove(-int.from_bytes(digest, "big"))
+        if found:
+            self._heap = [-int.from_bytes(digest, "big") for digest in self._texts]
             heapq.heapify(self._heap)
 
     def texts(self) -> list[str]:

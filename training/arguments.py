@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from corpus.errors import UserError
+from corpus.fingerprint import DEDUP_CHOICES, REPETITION_CHOICES
 from model.config import ModelConfig, ModelConfigError
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
@@ -69,6 +70,17 @@ def at_least_zero(text: str) -> float:
     return value
 
 
+def one_of(*choices: str) -> Callable[[str], str]:
+    """One of some words."""
+
+    def convert(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"{text!r} must be one of {', '.join(choices)}")
+        return text
+
+    return convert
+
+
 def _flag(default: Any, text: str, convert: Callable[[str], Any], metavar: str | None = None, **more: Any) -> Any:
     meta = {"help": text, "convert": convert, "metavar": metavar, **more}
     if isinstance(default, list):
@@ -87,6 +99,10 @@ class Options:
     tokenizer: Path | None = _flag(None, "tokenizer.json for .jsonl data; trained on it if not given", Path, "FILE")
     vocab_size: int | None = _flag(None, "entries of a tokenizer trained here; 6400, for the sample stories 2000",
                                    positive, "N")
+    dedup: str | None = _flag(None, "documents of .jsonl data that repeat others: none is dropped, exact or near ones; "
+                              "exact if not given", one_of(*DEDUP_CHOICES), "|".join(DEDUP_CHOICES))
+    repetition: str | None = _flag(None, "documents of .jsonl data that repeat themselves; drop if not given",
+                                   one_of(*REPETITION_CHOICES), "|".join(REPETITION_CHOICES))
     epochs: float = _flag(5.0, "passes over the training data", amount, "N")
     max_steps: int | None = _flag(None, "optimizer steps; overrides --epochs", positive, "N")
     max_seq_len: int = _flag(512, "tokens in a row", positive, "N")

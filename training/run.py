@@ -32,6 +32,7 @@ from training.stopping import StopRequest
 
 CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 DATA_FOLDER = Path("data")
+CLEANING = ("dedup", "repetition")  # flags that prepare.py has too
 # Stories, and whether of the hamlet (fewer people and plots) rather than the village: minutes on either device
 SAMPLE_STORIES = {"cpu": (44_000, True), "cuda": (200_000, False)}
 ROWS_UNKNOWN = 10**9  # stands in until the corpus is prepared, to judge the JSON before hours of tokenising
@@ -127,6 +128,9 @@ def _judge_early(options: Options, ds_config: dict[str, Any], path: Path, world:
             raise UserError(f"--data {data}: there is no such file or folder")
     if options.tokenizer and any(data.is_dir() for data in options.data):
         raise UserError("--tokenizer goes with .jsonl data; a prepared folder has its own")
+    for name in CLEANING:
+        if getattr(options, name) and any(data.is_dir() for data in options.data):
+            raise UserError(f"--{name} goes with .jsonl data; a prepared folder was cleaned by prepare.py --{name}")
     if len(options.data) > 1 and any(data.is_dir() for data in options.data):
         raise UserError("--data takes one prepared folder, or .jsonl files, not both")
     if output.exists() and not output.is_dir():
@@ -141,7 +145,8 @@ def _prepare(options: Options, device: Device, console: Console) -> Path:
         return inputs[0]
     if not inputs:
         inputs = [sample_corpus(device, console)]
-    settings = {"tokenizer": options.tokenizer, "vocab_size": _vocab_size(options)}
+    cleaning = {name: getattr(options, name) for name in CLEANING if getattr(options, name)}
+    settings = {"tokenizer": options.tokenizer, "vocab_size": _vocab_size(options), **cleaning}
     key = fingerprint(inputs, **settings)[:12]
     folder = DATA_FOLDER / f"{_data_name(options)}-{key}"
     if not (folder / "manifest.json").is_file():

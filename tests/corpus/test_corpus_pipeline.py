@@ -64,7 +64,7 @@ def test_stream_gives_back_every_document_once(jsonl, tmp_path: Path) -> None:
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: "<|" not in text)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(TEXT, min_size=1), shard_tokens=st.integers(1, 50), fraction=st.sampled_from([0.0, 0.3]))
 def test_packing_loses_nothing(
     tmp_path_factory, tokenizer_json: Path, texts: list[str], shard_tokens: int, fraction: float
@@ -239,7 +239,7 @@ def test_too_many_bad_lines_name_the_first_ten(jsonl, tmp_path: Path, tokenizer_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dedup": "fuzzy"}, "--dedup fuzzy: must be none or exact"),
+        ({"dedup": "fuzzy"}, "--dedup fuzzy: must be none, exact or near"),
         ({"vocab_size": 100}, "--vocab_size 100: must be from 259 to 65,536"),
         ({"val_fraction": 1.0}, "--val_fraction 1.0: must be at least 0 and below 1"),
         ({"max_bad_share": 2}, "--max_bad_share 2: must be from 0 to 1"),
