@@ -25,7 +25,7 @@ from training.preflight.report import Report
 SECONDS = 60.0
 _TOKENS = 1024  # of a rank's micro-batch in most checks
 _SHARE_FOR_FULL_BATCH, _SHARE_FOR_OVERFIT, _SHARE_FOR_OVERLAP = 0.4, 0.4, 0.08
-_PASSES_OF_FULL_BATCH = 8  # a rehearsal, two steps of at most two micro-batches, an evaluation, and slow first times
+_PASSES_OF_FULL_BATCH = 5  # two steps of at most two micro-batches; a rehearsal and an evaluation
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,14 @@ class _EngineChecks:
     def _cost(self, micro_seconds: float) -> None:
         """Memory and speed with the largest batch, or what there is time for."""
         run, bench = self.run, self.bench
-        predicted = micro_seconds * run.resolved.micro_batch / len(self.rows) * _PASSES_OF_FULL_BATCH
-        full = not bench.agree(predicted > SECONDS * _SHARE_FOR_FULL_BATCH)
-        larger = full and run.resolved.micro_batch > len(self.rows)
+        times = run.resolved.micro_batch / len(self.rows)
+        too_slow = bench.agree(micro_seconds * times * _PASSES_OF_FULL_BATCH > SECONDS * _SHARE_FOR_FULL_BATCH)
+        full = times == 1 or not too_slow
+        larger = full and times > 1
         rows = bench.rows(run.resolved.micro_batch) if larger else self.rows
         cost = cost_checks.measure(bench, rows, full=full, steps=2 if larger else 1)
         self.report.add(cost_checks.judge_memory(cost, run.device, run.resolved))
-        scaled = cost.for_rows(run.resolved.micro_batch / len(rows))
+        scaled = cost.for_rows(1 if full else times)
         self.report.add(cost_checks.judge_speed(scaled, run.resolved.accumulation, self._pace(), run.seconds_left))
 
     def _pace(self) -> cost_checks.Pace:
