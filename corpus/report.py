@@ -149,10 +149,13 @@ def _left_out_lines(manifest: Manifest, report: dict[str, Any]) -> list[str]:
     duplicates, repetition = report["duplicates"], report["repetition"]
     kept = manifest.settings["dedup"] == "none"
     near = f", {duplicates['near']:,} near ones" if manifest.settings["dedup"] == "near" else ""
+    near += f", {duplicates['near_in_val']:,} of those in val" if duplicates["near_in_val"] else ""
     result = [_line("duplicates", f"{duplicates['exact']:,} exact{near} ({'kept' if kept else 'left out'})")]
-    for example in duplicates["examples"][:EXAMPLES_SHOWN]:
+    # Those whose texts differ to the eye show more, so they come first.
+    for example in sorted(duplicates["examples"], key=_looks_alike)[:EXAMPLES_SHOWN]:
         result.append(_line("", f"{example['similarity']:4.0%} {_quote(example['kept'])}"))
-        result.append(_line("", f"{'like':>4} {_quote(example['dropped'])}"))
+        if not _looks_alike(example):
+            result.append(_line("", f"like {_quote(example['dropped'])}"))
     if repetition is not None:
         rules = ", ".join(f"{rule} {count:,}" for rule, count in repetition["by_rule"].items() if count)
         result.append(_line("repetition", f"{repetition['dropped']:,} of {repetition['scored']:,} documents left out; "
@@ -165,6 +168,10 @@ def _left_out_lines(manifest: Manifest, report: dict[str, Any]) -> list[str]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
         result.append(_line("skipped", reasons))
     return result
+
+
+def _looks_alike(example: dict[str, Any]) -> bool:
+    return example["kept"] == example["dropped"]
 
 
 def _ladder_lines(manifest: Manifest) -> list[str]:

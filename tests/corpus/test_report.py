@@ -181,7 +181,8 @@ def full_report(prepared: Path) -> dict[str, Any]:
     """A report with something in every part."""
     return report.read(prepared) | {
         "scripts": {"han": 0.9997, "kana": 0.0002, "greek": 0.0001},
-        "duplicates": {"exact": 3, "near": 2, "examples": [
+        "duplicates": {"exact": 3, "near": 2, "near_in_val": 1, "examples": [
+            {"kept": "花", "dropped": "花", "similarity": 1.0},
             {"kept": "春眠不觉晓\n" * 30, "dropped": "春眠\x1b[31m不覺曉", "similarity": 0.9},
         ]},
         "repetition": {"scored": 1234, "dropped": 5, "thresholds": {"lines": 0.5, "runs": 32},
@@ -196,9 +197,11 @@ def test_lines_are_short_and_say_what_the_report_holds(prepared: Path) -> None:
     text = "\n".join(report.lines(manifest, full_report(prepared)))
     assert max(map(len, text.splitlines())) <= report.WIDTH
     for fact in ("characters   han 100.0 %, traces of kana, greek",
-                 "duplicates   3 exact, 2 near ones (left out)", " 90% 春眠不觉晓 春眠", "like 春眠 [31m不覺曉",
+                 "duplicates   3 exact, 2 near ones, 1 of those in val (left out)",
+                 " 90% 春眠不觉晓 春眠", "like 春眠 [31m不覺曉",
                  "repetition   5 of 1,234 documents left out; over the limits by rule: lines 5", "lines 0.75: 啊 啊"):
         assert fact in text
+    assert text.index(" 90% 春眠") < text.index("100% 花") and "like 花" not in text
     assert not any(ord(c) < 32 and c != "\n" for c in text)
     for name, nats in ladder.Ladder(**manifest.ladder).rungs():
         assert any(line.split()[:2] == [name, f"{nats:.3f}"] for line in text.splitlines())
