@@ -147,7 +147,7 @@ def processes(workplace: Path) -> Processes:
 
 @pytest.fixture(scope="session")
 def flags() -> Callable[..., list[str]]:
-    """`flags("runs/name", ...)`: what train.py gets for a tiny run in fp32, unchecked; later flags win over earlier ones."""
+    """`flags("runs/name", ...)`: what train.py gets for a tiny unchecked run in fp32; later flags win over earlier."""
     return lambda output, *more: ["--data", "stories.jsonl", "--output", str(output), "--skip_preflight", *FP32, *TINY,
                                   *map(str, more)]
 

@@ -27,16 +27,18 @@ from training.updates import Change
 slow = pytest.mark.slow
 IDS = {"targets", "padding", "overlap", "gradients", "gradients_cleared", "loss_at_start", "causality", "memory",
        "speed", "updates", "overfit", "warm_up", "evaluation_repeats"}
-ONE = ["moe", "dense", "bf16", "muon", "fp16", "accumulated", "documents", "shifted by two", "not shifted",
-       "shifted in the loss", "padding", "future", "dropout", "embedding", "no gradient", "kept", "kept muon",
-       "pure bf16", "rate too high", "rate too low", "overlap", "memory", "time", "identity"]
-TWO = ["split", "split fp16", "identity split"]
+# (processes, scenarios of one start)
+STARTS = [(1, ["moe", "dense", "bf16", "muon", "fp16", "accumulated", "documents", "identity"]),
+          (1, ["shifted by two", "not shifted", "shifted in the loss", "padding", "future", "dropout", "embedding"]),
+          (1, ["no gradient", "kept", "kept muon", "pure bf16", "rate too high", "rate too low"]),
+          (1, ["overlap", "memory", "time"]),
+          (2, ["split", "split fp16", "identity split"])]
 ROWS = RowFigures({0: 0.01, 1: 1.0, 2: 0.01, 3: 0.01}, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 @pytest.fixture(scope="session")
 def found(processes, workplace, tmp_path_factory):
-    """`found(scenario)`: what worker_preflight.py found; all scenarios of a number of processes in one start."""
+    """`found(scenario)`: what worker_preflight.py found; a start does several."""
     from corpus.pipeline import prepare
 
     folder, worker, started = tmp_path_factory.mktemp("preflight"), Path(__file__).with_name("worker_preflight.py"), {}
@@ -44,13 +46,13 @@ def found(processes, workplace, tmp_path_factory):
         prepare([workplace / "stories.jsonl"], folder / "corpus", progress=progress, tokenizer=None, vocab_size=512)
 
     def result(scenario):
-        names = TWO if scenario in TWO else ONE
-        count = 2 if names is TWO else 1
-        if count not in started:
-            started[count] = processes.ranks(count, [worker, folder, *names], PYTHONPATH=worker.parents[2],
+        place = next(place for place, (_, names) in enumerate(STARTS) if scenario in names)
+        count, names = STARTS[place]
+        if place not in started:
+            started[place] = processes.ranks(count, [worker, folder, *names], PYTHONPATH=worker.parents[2],
                                              BUFUDU_TEST_CPU_FP16=1, OMP_NUM_THREADS=1)
         file = folder / f"{count}-{scenario}.json"
-        assert file.is_file(), started[count].output
+        assert file.is_file(), started[place].output
         content = json.loads(file.read_text(encoding="utf-8"))
         assert "broken" not in content, content["broken"]
         return content
