@@ -158,6 +158,12 @@ WORDS: dict[str, tuple[str, str]] = {
         "After {steps:,} steps the weights are only {share:.1%} away from where they began.",
         "经过 {steps:,} 步，权重离起点只有 {share:.1%}。"),
     "peak_rate": ("The learning rate rose to {rate:.2g}.", "学习率最高到 {rate:.2g}。"),
+    "large_steps": (
+        "At its fastest a step changed the weights by {ratio:.0%} of their size; 1 % is usual.",
+        "最快时每一步让权重改变自身大小的 {ratio:.0%}；通常约为 1%。"),
+    "train_low_val_high": (
+        "The training loss ended at {train:.2f} while the validation loss was {val:.2f}, worse than token frequencies.",
+        "训练损失最后降到 {train:.2f}，而验证损失是 {val:.2f}，比只知道词元频率还差。"),
     "overgrown": (
         "The weights are {times:.0f} times as large as they began: the steps have swamped what they were.",
         "权重变成了起始大小的 {times:.0f} 倍：更新淹没了原有的内容。"),

@@ -1,4 +1,5 @@
-"""`make demo`: train on the sample stories, write some, and say honestly how many of them hold together."""
+"""`make demo`: train on the sample stories, write some, diagnose the run, and say honestly how many stories hold
+together."""
 
 from __future__ import annotations
 
@@ -38,6 +39,7 @@ def main() -> int:
          "--output", str(RUN)],
         [sys.executable, "generate.py", "--checkpoint", str(RUN), "--prompt", PROMPT, "--max_new_tokens", "160",
          "--temperature", str(TEMPERATURE), "--top_p", str(TOP_P), "--repetition_penalty", "1.0", "--seed", "1"],
+        [sys.executable, "diagnose.py", "--checkpoint", str(RUN), "--html", str(RUN / "diagnosis.html")],
     ]
     for command in commands:
         print(f"\n$ {' '.join([Path(command[0]).name, *command[1:]])}", flush=True)
@@ -71,6 +73,7 @@ def verdict(run: Path, device: str) -> list[str]:
         lines.append(f"  a rejected one: {wrong.reason}")
     lines += [
         "where to look next",
+        f"  diagnosis    {run}/diagnosis.html",
         f"  curves       {Path(sys.executable).name} -m tensorboard.main --logdir {run}/tensorboard",
         f"  more text    python generate.py --checkpoint {run}",
         "  your text    deepspeed --num_gpus 2 train.py --data YOUR.jsonl",
