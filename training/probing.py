@@ -16,7 +16,7 @@ from training.distributed import World
 from training.export import inference_model
 
 # The time of a pass grows with its tokens and hardly with its prompts
-PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 32, 32, 48
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 32, 32, 40
 MODES = ("sampled", "greedy")
 
 
