@@ -50,8 +50,8 @@ def preflight(run: Subject) -> list[str]:
     """
     started = time.monotonic()
     report = Report(run.console)
-    run.console.say(f"preflight: trains a copy of the run for some seconds and looks at it, {SECONDS:.0f} s at most on "
-                    "two CPU cores at the size of the demo (--skip_preflight leaves it out)")
+    run.console.say("preflight: training a throw-away copy of the run to check it, a minute at most at the demo's size "
+                    "(--skip_preflight leaves this out)")
     with untouched_randomness():
         _data(run, report)
         _engine(run, report, started)
