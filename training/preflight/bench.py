@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,10 +79,16 @@ class Bench:
     def step(self, rows: list[int], rates: list[float], *, before: Callable[[], None] | None = None) -> Step:
         """An optimizer step on `rows` (in every micro-batch); `before` is called when all gradients are there.
 
-        With fp16 the loss scale is still falling in the first steps; skipped steps are taken again.
+        With fp16 the loss scale is still falling in the first steps; skipped steps are taken again. The loss is nan if
+        it falls to its minimum.
         """
         for _ in range(_OVERFLOWS):
-            step = self._try_step(rows, rates, before)
+            try:
+                step = self._try_step(rows, rates, before)
+            except Exception as error:  # DeepSpeed's own type, raised on all ranks together
+                if "loss scale" not in str(error):
+                    raise
+                return Step(math.nan, math.nan, math.nan, math.nan)
             if not getattr(self.engine.optimizer, "overflow", False):
                 break
         return step
@@ -101,7 +108,7 @@ class Bench:
         step_seconds = self.clock() - started
         mean = sum_over_ranks(loss).item() / self.accumulation / self.world.size
         norm = self.engine.get_global_grad_norm()
-        return Step(mean, float("nan") if norm is None else float(norm), micro_seconds / self.accumulation,
+        return Step(mean, math.nan if norm is None else float(norm), micro_seconds / self.accumulation,
                     step_seconds)
 
     def clock(self) -> float:

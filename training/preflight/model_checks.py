@@ -30,6 +30,9 @@ def judge_start(loss: float, vocab_size: int) -> Check:
     text = f"{loss:.3f} nats a token, ln({vocab_size:,}) is {expected:.3f}"
     if abs(loss - expected) <= _START:
         return passed("loss_at_start", text)
+    if not math.isfinite(loss):
+        return failed("loss_at_start", text, "the first forward pass overflows: look at the initial weights and the "
+                      "precision")
     if loss > expected:
         return failed("loss_at_start", f"{text}: sure of itself, and wrong",
                       "the initial logits are too large: look at the embedding's scale (initializer_range)")

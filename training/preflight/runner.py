@@ -20,7 +20,7 @@ from training.distributed import World
 from training.ds_config import Resolved
 from training.preflight import cost_checks, data_checks, model_checks, step_checks
 from training.preflight.bench import Bench, Step, untouched_randomness
-from training.preflight.report import Report
+from training.preflight.report import Report, warned
 
 SECONDS = 60.0
 _TOKENS = 1024  # of a rank's micro-batch in most checks
@@ -133,7 +133,10 @@ class _EngineChecks:
         self.report.add(step_checks.judge_overfit(start, losses, update.ratio, vocab))
         rise = max(losses) - start
         self.report.add(step_checks.judge_warmup(bench.rates, self.run.resolved.total_steps, update.ratio, rise))
-        self._losses()
+        if math.isfinite(losses[-1]):
+            self._losses()
+        else:
+            self.report.add(warned("evaluation_repeats", "not tried on a network that gives nan", "mend overfit first"))
 
     def _seconds_left(self) -> float:
         """Of the time for all checks; rank 0's clock, so that all ranks decide alike."""
