@@ -47,13 +47,18 @@ def signatures(letters: Letters) -> np.ndarray:
     return rows.astype(SIGNATURE_TYPE)
 
 
+def simplified_letters(letters: Letters) -> np.ndarray:
+    """The code points of texts with every Han character in its simplified form, uint32 (n,)."""
+    return _simplified()[letters.points]
+
+
 def _padded(letters: Letters) -> tuple[np.ndarray, np.ndarray]:
     """Simplified code points and their owners, short texts filled up to the length of an n-gram."""
     counts = letters.counts()
     sizes = np.where(counts > 0, np.maximum(counts, NGRAM), 0)
     places = np.arange(len(letters.points)) + (_starts(sizes) - _starts(counts))[letters.owner]
     points = np.zeros(sizes.sum(), dtype=np.uint32)
-    points[places] = _simplified()[letters.points]
+    points[places] = simplified_letters(letters)
     return points, np.repeat(np.arange(letters.texts), sizes)
 
 
