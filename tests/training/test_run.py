@@ -506,6 +506,7 @@ EARLY = [
     (["--data", "nothing.jsonl"], ["--data nothing.jsonl: there is no such file or folder"]),
     (["--data", "stories.jsonl", "empty"], ["one prepared folder, or .jsonl files, not both"]),
     (["--data", "empty", "empty"], ["one prepared folder, or .jsonl files, not both"]),
+    (["--data", "empty", "--dedup", "near"], ["--dedup goes with .jsonl data"]),
     (["--ep_size", "3"], ["the model cannot be built", "num_experts 4 is no multiple of ep_size 3"]),
     (["--hidden_size", "66", "--num_key_value_heads", "3", "--num_experts_per_tok", "9"],
      ["the model cannot be built", "hidden_size 66", "num_key_value_heads 3", "num_experts_per_tok 9"]),
