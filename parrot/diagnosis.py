@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from corpus.errors import UserError
 from model import GenerationError
 from parrot import causes as rules
@@ -35,6 +37,9 @@ GRID = [*(Decoding(0.0, 1.0, penalty) for penalty in PENALTIES),
         *(Decoding(temperature, top_p, penalty) for penalty in PENALTIES for temperature in TEMPERATURES
           for top_p in TOP_PS)]
 GRID_PROMPTS, GRID_TOKENS, GRID_SECONDS, FEWEST_SETTINGS = 16, 48, 20.0, 6
+
+# A model this small gains nothing from a second thread, and waits for it: minutes on a machine with other work
+ONE_THREAD = 3_000_000
 
 Say = Callable[[str], None]
 
@@ -94,6 +99,8 @@ def _open(request: Request, words: Words, say: Say) -> Case:
     if run is None or ((model / "config.json").is_file() and any(model.glob("*.safetensors"))):
         say(words("doing_model"))
         subject = load_subject(model, request.device, "run" if run else "huggingface")
+        if subject.active_parameters < ONE_THREAD:
+            torch.set_num_threads(1)
     else:
         notes.append(words("note_no_model"))
     text = _open_text(request, words, run, subject, notes, say)
@@ -148,12 +155,12 @@ def _measure(case: Case, subject: Subject, text: Text, say: Say) -> Case:
     run, words = case.run, case.words
     seq_len = min(run.seq_len if run else 512, subject.positions, max(8, len(text.held_out) // 4 or 512))
     say(words("doing_losses"))
-    rows = measures.held_out_rows(text, run, seq_len)
+    rows = measures.own_rows(text, run, seq_len)
     evidence = case.evidence
+    unseen = measures.sequences(subject, text.held_out, seq_len, measures.HELD_OUT_TOKENS, rows)
+    seen = measures.sequences(subject, text.train, seq_len, measures.TRAIN_TOKENS)
     try:
-        held_out = measures.losses(subject, text.held_out, rows, seq_len, measures.HELD_OUT_TOKENS)
-        train_rows = measures.evaluation_rows(text.train.num_rows(seq_len), measures.TRAIN_TOKENS, seq_len)
-        train = measures.losses(subject, text.train, train_rows, seq_len, measures.TRAIN_TOKENS)
+        held_out, train = measures.losses(subject, unseen, len(rows) if rows else None), measures.losses(subject, seen)
     except FloatingPointError:
         return replace(case, evidence=replace(evidence, finite=False))
     say(words("doing_data"))
@@ -162,14 +169,10 @@ def _measure(case: Case, subject: Subject, text: Text, say: Say) -> Case:
     return replace(case, evidence=replace(
         evidence, held_out=held_out, train=train,
         recorded_val_loss=run.best[1] if run and run.best and same else None,
-        weights=measures.weights(subject, run), router=_router(case, subject, text, seq_len),
+        weights=measures.weights(subject, run), router=measures.router(subject, unseen),
         data=measures.data(text, subject.begin_id, subject.end_id),
         near_duplicates=near / documents if near and documents and text.settings.get("dedup") != "near" else None,
         greedy_by_default=subject.default_decoding is not None and subject.default_decoding.greedy))
-
-
-def _router(case: Case, subject: Subject, text: Text, seq_len: int) -> measures.Router | None:
-    return measures.router(subject, text.held_out, seq_len)
 
 
 def _write(case: Case, subject: Subject, text: Text, say: Say) -> Case:

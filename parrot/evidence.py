@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ HELD_OUT_TOKENS, TRAIN_TOKENS = 40_000, 16_000
 FLOP_BUDGET = 4e11  # of a loss on a CPU, some ten seconds; a GPU gets a hundred times that
 FEWEST_ROWS = 8
 LOGITS_AT_ONCE = 2**24
+ROUTED_TOKENS = 2_000
+NOTHING = -1  # stands where a sequence has ended
 
 WINDOW, REPETITIVE = 128, 0.5  # tokens; share of repeated 4-grams over which a window of text repeats itself
 DOCUMENT_TOKENS, HASHED_TOKENS = 400_000, 60_000_000
@@ -110,42 +113,74 @@ class Evidence:
         return curve[-1][1] if curve else None
 
 
-def held_out_rows(text: Text, run: RunRecord | None, seq_len: int) -> list[int]:
-    """The rows that training evaluates on, where this is the run's own corpus; else all, spread."""
-    rows = text.held_out.num_rows(seq_len)
-    wanted = run.flags.get("eval_tokens") if run and text.is_own else None
-    return evaluation_rows(rows, wanted if isinstance(wanted, int) else HELD_OUT_TOKENS, seq_len) if rows else []
+def sequences(subject: Subject, stream: TokenStream, seq_len: int, most_tokens: int,
+              rows: list[int] | None = None) -> list[np.ndarray]:
+    """Ids to measure a loss on, at most `most_tokens` of them, spread over the stream and fewer for a large model.
+
+    Our models take rows of packed documents (`rows`, or any) as in training. A foreign one gets each document by
+    itself, because nothing would keep it from looking at the document before; without a begin mark the end mark stands
+    there, as it does in text that is packed.
+    """
+    most = _affordable(subject, most_tokens)
+    if subject.masks_documents:
+        if rows is None:
+            rows = evaluation_rows(stream.num_rows(seq_len), most, seq_len) if stream.num_rows(seq_len) else []
+        chosen = _spread(rows, most // seq_len)
+        return list(stream.batch(chosen, seq_len)) if chosen else []
+    end = [subject.end_id] if subject.end_id >= 0 else []
+    before = end if subject.begin_id is None else []
+    pieces = []
+    for ids in documents(stream, subject.begin_id, subject.end_id, most, pieces=8) if end else [stream.read(0, most)]:
+        whole = np.concatenate((before, ids, end)).astype(np.int64)
+        pieces += [whole[start:start + seq_len + 1] for start in range(0, len(whole) - 1, seq_len)]
+    return pieces
 
 
-def losses(subject: Subject, stream: TokenStream, rows: list[int], seq_len: int, most_tokens: int) -> Losses | None:
-    """Mean losses over at most `most_tokens` of the rows, fewer for a large model; None without rows.
+def own_rows(text: Text, run: RunRecord | None, seq_len: int) -> list[int] | None:
+    """The rows that training evaluates on, where this is the run's own corpus."""
+    rows, wanted = text.held_out.num_rows(seq_len), run.flags.get("eval_tokens") if run and text.is_own else None
+    return evaluation_rows(rows, wanted, seq_len) if rows and isinstance(wanted, int) else None
+
+
+def losses(subject: Subject, ids: list[np.ndarray], of: int | None = None) -> Losses | None:
+    """Mean losses over sequences of ids, of which there are `of` in all; None without any.
 
     FloatingPointError where the model's output is not finite.
     """
-    if not rows:
+    if not ids:
         return None
-    chosen = _spread(rows, _affordable(subject, most_tokens) // seq_len)
-    batch = max(1, LOGITS_AT_ONCE // (seq_len * subject.vocab_size))
-    sums = torch.zeros(len(OFFSETS), dtype=torch.float64)
-    counts = torch.zeros(len(OFFSETS), dtype=torch.float64)
-    per_row: list[float] = []
-    padding = torch.zeros(2, dtype=torch.float64)
-    for first in range(0, len(chosen), batch):
-        ids_BT = torch.from_numpy(stream.batch(chosen[first:first + batch], seq_len))
-        log_p_BTV = subject.logits(ids_BT[:, :-1]).log_softmax(-1).cpu()
+    sums, counts, padding = (torch.zeros(size, dtype=torch.float64) for size in (len(OFFSETS), len(OFFSETS), 2))
+    per_sequence: list[float] = []
+    for ids_BT in _batches(ids, subject.vocab_size):
+        log_p_BTV = subject.logits(ids_BT[:, :-1].clamp_min(0)).log_softmax(-1).cpu()
         for place, offset in enumerate(OFFSETS):
-            nats_BT = _nats(log_p_BTV, ids_BT, offset)
+            nats_BT, known_BT = _nats(log_p_BTV, ids_BT, offset)
             sums[place] += nats_BT.double().sum()
-            counts[place] += nats_BT.numel()
+            counts[place] += known_BT.sum()
             if offset == 1:
-                per_row += nats_BT.double().mean(-1).tolist()
+                per_sequence += (nats_BT.double().sum(-1) / known_BT.sum(-1).clamp_min(1)).tolist()
         padding += _padding(log_p_BTV, ids_BT, subject)
-    means = (sums / counts).tolist()
+    if not subject.masks_documents and subject.begin_id is not None:
+        # packed text has the begin marks too, and the ladder counts them; behind an end mark they are certain
+        counts[OFFSETS.index(1)] += sum(int(sequence[0] == subject.begin_id) for sequence in ids)
+    means = (sums / counts.clamp_min(1)).tolist()
     if not all(map(math.isfinite, means)):
         raise FloatingPointError("the model's output is not finite")
-    error = 0.0 if len(chosen) == len(rows) or len(chosen) < 2 else float(np.std(per_row, ddof=1) / len(chosen)**0.5)
+    error = 0.0 if of is None or len(ids) >= of or len(ids) < 2 else float(np.std(per_sequence, ddof=1) / len(ids)**0.5)
     return Losses(means[OFFSETS.index(1)], error, dict(zip(OFFSETS, means, strict=True)),
                   float(padding[0] / padding[1]) if padding[1] else None, int(counts[OFFSETS.index(1)]))
+
+
+def _batches(ids: list[np.ndarray], vocab_size: int) -> Iterator[Tensor]:
+    """(B, T) batches of like lengths, filled up with NOTHING on the right, where causal attention never looks."""
+    ordered = sorted((sequence for sequence in ids if len(sequence) > 1), key=len, reverse=True)
+    while ordered:
+        size = max(1, LOGITS_AT_ONCE // (len(ordered[0]) * vocab_size))
+        batch, ordered = ordered[:size], ordered[size:]
+        ids_BT = torch.full((len(batch), len(batch[0])), NOTHING)
+        for row, sequence in enumerate(batch):
+            ids_BT[row, :len(sequence)] = torch.from_numpy(sequence)
+        yield ids_BT
 
 
 def _affordable(subject: Subject, most_tokens: int) -> int:
@@ -153,17 +188,20 @@ def _affordable(subject: Subject, most_tokens: int) -> int:
     return int(min(most_tokens, budget / (2 * subject.active_parameters)))
 
 
-def _spread(rows: list[int], count: int) -> list[int]:
+def _spread(rows: list[Any], count: int) -> list[Any]:
     """`count` of the rows (FEWEST_ROWS at the least), evenly over all of them."""
     count = min(len(rows), max(FEWEST_ROWS, count))
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def _nats(log_p_BTV: Tensor, ids_BT: Tensor, offset: int) -> Tensor:
-    """(B, positions) of -log p(token at t + offset) by the prediction at t."""
+def _nats(log_p_BTV: Tensor, ids_BT: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+    """(B, positions) of -log p(token at t + offset) by the prediction at t, 0 and false where none is."""
     positions = min(log_p_BTV.shape[1], ids_BT.shape[1] - offset)
-    targets_BT1 = ids_BT[:, offset:offset + positions, None]
-    return -log_p_BTV[:, :positions].gather(-1, targets_BT1)[..., 0]
+    targets_BT = ids_BT[:, offset:offset + positions]
+    # a prediction counts where the next token is known, so that every offset is measured at the same places
+    known_BT = (targets_BT != NOTHING) & (ids_BT[:, 1:positions + 1] != NOTHING)
+    nats_BT = -log_p_BTV[:, :positions].gather(-1, targets_BT.clamp_min(0)[..., None])[..., 0]
+    return nats_BT.where(known_BT, torch.zeros(())), known_BT
 
 
 def _padding(log_p_BTV: Tensor, ids_BT: Tensor, subject: Subject) -> Tensor:
@@ -174,15 +212,18 @@ def _padding(log_p_BTV: Tensor, ids_BT: Tensor, subject: Subject) -> Tensor:
     return torch.tensor([after_end.double().exp().sum().item(), len(after_end)], dtype=torch.float64)
 
 
-def router(subject: Subject, stream: TokenStream, seq_len: int, rows: int = 4) -> Router | None:
-    """Where the routers send held-out tokens; None for a dense model."""
-    if not subject.gates() or not stream.num_rows(seq_len):
+def router(subject: Subject, ids: list[np.ndarray]) -> Router | None:
+    """Where the routers send the tokens of some sequences; None for a dense model."""
+    if not subject.gates() or not ids:
         return None
-    chosen = evaluation_rows(stream.num_rows(seq_len), rows * seq_len, seq_len)
+    count = math.ceil(ROUTED_TOKENS * len(ids) / sum(map(len, ids)))
     with subject.watch_router() as seen:
-        subject.logits(torch.from_numpy(stream.batch(chosen, seq_len))[:, :-1])
+        for sequence in _spread(ids, count):
+            subject.logits(torch.from_numpy(sequence)[None, :-1])
     load, entropy = [], []
     for parts in seen:
+        if not parts:
+            return None
         p_SE = torch.cat(parts)
         chosen_E = torch.bincount(p_SE.topk(subject.experts_per_token, -1).indices.flatten(), minlength=p_SE.shape[1])
         load.append((chosen_E / chosen_E.sum()).tolist())

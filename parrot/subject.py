@@ -63,6 +63,8 @@ class Subject(ABC):
     device: torch.device
     default_decoding: Decoding | None = None  # what the folder itself asks for, or its library falls back to
     experts_per_token = 1
+    masks_documents = False
+    """Whether packed rows may be given to `logits`, because the model takes them as it did in training."""
 
     @abstractmethod
     def logits(self, ids_BT: Tensor) -> Tensor:
@@ -111,6 +113,7 @@ class OwnModel(Subject):
     """A folder that this project saved."""
 
     kind = "run"
+    masks_documents = True
 
     def __init__(self, folder: Path, device: str, kind: str = "run") -> None:
         self.path, self.kind = folder, kind
