@@ -34,8 +34,8 @@ from parrot.probe import Probe, held_out
 from parrot.repetition import measure
 from training.data import SampleStream, tensors
 
-VOCABULARY, SEQ_LEN, ROWS = 6_400, 128, 8
-HELD_OUT_TOKENS = 8_000
+VOCABULARY, SEQ_LEN, ROWS = 6_400, 96, 8
+HELD_OUT_TOKENS, PROMPTS, NEW_TOKENS = 6_000, 24, 48
 LOSS_SCALE, ORIGIN_WEIGHTS = 2**16, 45e6
 
 
@@ -104,7 +104,6 @@ MISTAKES = (
     replace(HEALTHY, name="rate / 10", rate=HEALTHY.rate / 10),
     replace(HEALTHY, name="rate / 30", rate=HEALTHY.rate / 30),
     replace(HEALTHY, name="rate / 100", rate=HEALTHY.rate / 100),
-    replace(HEALTHY, name="rate x 10", rate=HEALTHY.rate * 10),
     replace(HEALTHY, name="rate x 100", rate=HEALTHY.rate * 100),
     replace(HEALTHY, name="rate x 100, no warm-up", rate=HEALTHY.rate * 100, warmup=0),
     replace(HEALTHY, name="weights and AdamW in bf16", dtype=torch.bfloat16),
@@ -154,7 +153,8 @@ class Lab:
                                   pad_token_id=manifest.pad_id)
         self.train, self.val = corpus.split("train"), corpus.split("val")
         self.val_rows = evaluation_rows(self.val.num_rows(SEQ_LEN), HELD_OUT_TOKENS, SEQ_LEN)
-        self.probe = held_out(self.val, begin_id=manifest.begin_id, end_id=manifest.end_id)
+        self.probe = held_out(self.val, begin_id=manifest.begin_id, end_id=manifest.end_id, count=PROMPTS,
+                              new_tokens=NEW_TOKENS)
 
     def run(self, recipe: Recipe) -> tuple[Result, CausalLM]:
         """Train by the recipe; the loss is always that of the next token, on held-out text."""
@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help="documents, .jsonl[.gz]")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--hidden", type=int, default=96)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=HEALTHY.steps)
     parser.add_argument("--seed", type=int, default=3)
