@@ -172,8 +172,8 @@ def embedding_scale(e: Evidence) -> Cause | None:
 
 # --- the optimizer ---
 
-# Share of the optimizer's weights that come out of log intervals as they went in, late in the run when the rate is low. In
-# fp32 even an update of a millionth of the weight is seen: 1e-5 measured, also at a hundredth of the rate, but for
+# Share of the optimizer's weights that come out of log intervals as they went in, late in the run when the rate is low.
+# In fp32 even an update of a millionth of the weight is seen: 1e-5 measured, also at a hundredth of the rate, but for
 # experts that no token reaches. All in bf16, it was 0.02 at the peak of a usual rate and 0.3 at its end.
 UNCHANGED = 0.05
 # Relative change a step (update_ratio over the steps of a log interval). AdamW moves a weight of rms 0.02 by about its
