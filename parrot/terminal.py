@@ -36,10 +36,10 @@ def _head(diagnosis: dict[str, Any], words: Words) -> list[str]:
 def _causes(diagnosis: dict[str, Any], words: Words) -> list[str]:
     lines = [words("term_why")] if diagnosis["causes"] else []
     for number, cause in enumerate(diagnosis["causes"], 1):
-        lines.append(f"  {number}. {cause['title']} ({words('term_sure', confidence=cause['confidence'])})")
+        lines.append("  " + words("term_cause", number=number, title=cause["title"], confidence=cause["confidence"]))
         for sentence in cause["evidence"]:
             lines += _wrapped(sentence, "     ")
-        lines += _wrapped(f"{words('term_next')}: {cause['next']}", "     ")
+        lines += _wrapped(words("term_next", next=cause["next"]), "     ")
     return lines
 
 

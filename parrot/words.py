@@ -266,8 +266,9 @@ WORDS: dict[str, tuple[str, str]] = {
     "term_step": ("step {step:,} of {total:,}", "第 {step:,} 步，共 {total:,} 步"),
     "term_text": ("text: {data}", "文本：{data}"),
     "term_why": ("Why", "原因"),
-    "term_next": ("next", "下一步"),
-    "term_sure": ("{confidence:.0%} sure", "把握 {confidence:.0%}"),
+    "term_next": ("next: {next}", "下一步：{next}"),
+    "term_cause": (
+        "{number}. {title} ({confidence:.0%} sure)", "{number}. {title}（把握 {confidence:.0%}）"),
     "term_ladder": ("Where it stands (held-out loss)", "所处位置（留出文本上的损失）"),
     "term_nats": ("nats a token", "纳特/词元"),
     "term_bits": ("bits a byte", "比特/字节"),
