@@ -88,7 +88,7 @@ def prepare(
     """Make `output` a prepared corpus of the JSON Lines files `inputs`, or reuse it if it is one already.
 
     The result depends on the content of the files and on the settings, never on `workers` (default: all cores) or
-    chance. Memory stays constant but for 110 bytes a distinct document, with `dedup` "near" up to 1,400 (see
+    chance. Memory stays constant but for 110 bytes a distinct document, with `dedup` "near" up to 1,200 (see
     `survey.Survey`). With `val_inputs`, `val_fraction` counts as 0. `progress` None is silent. UserError for bad
     input; then `output` is as it was.
     """
