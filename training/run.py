@@ -309,7 +309,8 @@ def _sum_up(trainer: Any, reason: str) -> None:
     if state.best_loss is not None:
         console.say(f"best validation loss {state.best_loss:.3f} at step {state.best_step:,}, beside "
                     f"{corpus.entropy_nats:.3f} for token frequencies alone")
-    console.say(f"model: {setup.output}/model   curves: tensorboard --logdir {setup.output}/tensorboard")
+    console.say(f"model: {setup.output}/model   curves: tensorboard --logdir {setup.output}/tensorboard   "
+                f"verdict: python diagnose.py --checkpoint {setup.output}")
     if state.step < trainer.total_steps:
         console.say("the same command continues the run")
 
