@@ -40,6 +40,9 @@ def judge(evidence: Evidence) -> list[Cause]:
     if any(cause.id in WRONG_LOSS for cause in found):
         # a loss that measures something else than it says differs from ours by itself
         found = [cause for cause in found if cause.id not in ("evaluation_differs", "overfitted")]
+    if any(cause.id == "low_precision_weights" for cause in found):
+        # weights whose updates are lost barely move, whatever the rate
+        found = [cause for cause in found if cause.id != "rate_too_low"]
     if any(cause.id in BROKEN for cause in found):
         found = [replace(cause, confidence=cause.confidence * 0.7) if cause.id == "router_collapsed" else cause
                  for cause in found]
@@ -76,9 +79,10 @@ def targets_shifted(e: Evidence) -> Cause | None:
         return None
     offsets = e.held_out.offsets
     best = min((offset for offset in offsets if offset > 1), key=lambda offset: offsets[offset])
-    if not _far_below(offsets[best], offsets[1], SHIFT_SHARE):
+    recorded = _recorded_for(e, best)
+    if not _far_below(offsets[best], offsets[1], SHIFT_SHARE) and not recorded:
         return None
-    return Cause("targets_shifted", 0.97, [("offsets", _offset_values(offsets, best))])
+    return Cause("targets_shifted", 0.97, [("offsets", _offset_values(offsets, best)), *recorded])
 
 
 def future_leak(e: Evidence) -> Cause | None:
@@ -90,6 +94,8 @@ def future_leak(e: Evidence) -> Cause | None:
     if e.held_out is None:
         return None
     offsets = e.held_out.offsets
+    if fits := _recorded_for(e, 0):
+        return Cause("future_leak", 0.97, [("offsets_present", _offset_values(offsets, 0)), *fits])
     recorded = _recorded_train_loss(e.run)
     if not _far_below(offsets[0], offsets[1], COPY_SHARE):
         return _leak_in_records(e)
@@ -110,6 +116,18 @@ def _leak_in_records(e: Evidence) -> Cause | None:
     if not train or not val or train[-1][1] > COPIED or val[-1][1] < e.ladder.unigram:
         return None
     return Cause("future_leak", 0.85, [("train_low_val_high", {"train": train[-1][1], "val": val[-1][1]})])
+
+
+def _recorded_for(e: Evidence, offset: int) -> list[Note]:
+    """A note if the validation loss that the run recorded is, on the same rows, that of the token `offset` places on:
+    it was measured on these targets, whatever the model has learned by then."""
+    if e.held_out is None or e.recorded_val_loss is None:
+        return []
+    fitting, right, recorded = e.held_out.offsets[offset], e.held_out.offsets[1], e.recorded_val_loss
+    near = EVALUATION_NATS + EVALUATION_SHARE * fitting + 3 * e.held_out.error
+    if abs(recorded - fitting) > near or right - recorded <= SHIFT_NATS + near:
+        return []
+    return [("recorded_on", {"recorded": recorded, "nats": fitting, "offset": offset, "next": right})]
 
 
 def _far_below(loss: float, other: float, share: float) -> bool:
@@ -229,8 +247,8 @@ def _rank_correlation(curve: Curve) -> float:
 
 
 def rate_too_low(e: Evidence) -> Cause | None:
-    """The weights barely move, step by step and over all, and the loss still falls."""
-    if e.run is None or _learned(e) or e.run.steps < MOVED_STEPS:
+    """The weights barely move, step by step and over all, and the loss still falls. Not judged during the warm-up."""
+    if e.run is None or _learned(e) or e.run.steps < max(MOVED_STEPS, 2 * (_warmup_steps(e.run) or 0)):
         return None
     notes: list[Note] = []
     step = _step_sizes(e.run)
@@ -240,9 +258,10 @@ def rate_too_low(e: Evidence) -> Cause | None:
         notes.append(("barely_moved", {"share": e.weights.moved, "steps": e.run.steps}))
     if not notes:
         return None
+    confidence = 0.6 + 0.15 * len(notes)
     if rate := _peak_rate(e.run):
         notes.append(("peak_rate", {"rate": rate}))
-    return Cause("rate_too_low", 0.6 + 0.15 * min(2, len(notes)), notes)
+    return Cause("rate_too_low", confidence, notes)
 
 
 def too_high(e: Evidence) -> Cause | None:

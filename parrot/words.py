@@ -136,6 +136,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "offsets_present": (
         "Its predictions fit the token that it has just read: {nats:.2f} nats, against {next:.2f} for the next one.",
         "它的预测符合刚刚读到的那个词元：{nats:.2f} 纳特，而对下一个词元是 {next:.2f}。"),
+    "recorded_on": (
+        "The run recorded a validation loss of {recorded:.2f}: on the same rows the model has {nats:.2f} for the token "
+        "{offset} places ahead, and {next:.2f} for the next one.",
+        "训练记录的验证损失是 {recorded:.2f}：在同样的文本上，模型对往后第 {offset} 个词元是 {nats:.2f}，"
+        "对下一个词元是 {next:.2f}。"),
     "recorded_below": (
         "The run recorded a training loss of {recorded:.2f}; on its training text the model has {measured:.2f}.",
         "训练记录的训练损失是 {recorded:.2f}；而模型在训练文本上实测为 {measured:.2f}。"),

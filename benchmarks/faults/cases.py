@@ -23,6 +23,8 @@ class Setting:
     rate: float
     flags: dict[str, object]
     overrides: dict[str, object] = field(default_factory=dict)
+    instead: dict[str, str] = field(default_factory=dict)
+    """Corpora that healthy runs take in this setting in the place of others."""
 
 
 SETTINGS = {
@@ -32,7 +34,8 @@ SETTINGS = {
     "b": Setting("docs", 5, 360, 2e-3, {
         "max_seq_len": 96, "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6,
         "num_key_value_heads": 3, "moe_intermediate_size": 64, "intermediate_size": 256, "num_experts": 6},
-        {"train_micro_batch_size_per_gpu": 12, "optimizer.params.betas": [0.9, 0.95]}),
+        {"train_micro_batch_size_per_gpu": 12, "optimizer.params.betas": [0.9, 0.95]},
+        {"stories": "village", "village": "stories"}),
 }
 
 
@@ -52,19 +55,19 @@ class Case:
     flags: dict[str, object] = field(default_factory=dict)
     overrides: dict[str, object] = field(default_factory=dict)
     corpus: str = ""
-    seed: int | None = None
+    seed: int = 0  # added to the setting's
     recipe: Path = RECIPE
 
     def corpus_name(self, setting: Setting) -> str:
         """The name that benchmarks/faults/corpora.py knows it by."""
-        return (self.corpus or setting.corpus) + self.form
+        return setting.instead.get(self.corpus, self.corpus or setting.corpus) + self.form
 
     def arguments(self, setting: Setting, corpus: Path, output: Path) -> list[str]:
         """The command line of train.py."""
         steps = self.steps or setting.steps
         flags: dict[str, object] = {
             "deepspeed_config": self.recipe, "data": corpus, "output": output, "resume": "never",
-            "max_steps": steps, "seed": setting.seed if self.seed is None else self.seed,
+            "max_steps": steps, "seed": setting.seed + self.seed,
             "log_interval": max(1, min(10, steps // 4)), "eval_interval": max(2, steps // 6), "eval_tokens": 12_000,
             "sample_interval": max(2, steps // 3), "save_interval": 10**6, "keep_last": 1,
             **(setting.flags | self.flags)}
@@ -107,12 +110,12 @@ SMALL = {"max_seq_len": 128, "hidden_size": 64, "num_hidden_layers": 2, "num_att
 WIDE = {**SMALL, "hidden_size": 128, "moe_intermediate_size": 176, "intermediate_size": 352}
 
 HEALTHY = (
-    Case("healthy_stories", (), flags=EXPERTS, steps=500),
-    Case("healthy_dense", (), flags=WIDE | DENSE, seed=11, steps=400, corpus="village"),
-    Case("healthy_bf16", (), flags=SMALL | EXPERTS | {"num_experts": 8}, seed=12, steps=300, corpus="stories",
+    Case("healthy_stories", (), flags=EXPERTS, steps=500, corpus="stories"),
+    Case("healthy_dense", (), flags=WIDE | DENSE, seed=10, steps=400, corpus="village"),
+    Case("healthy_bf16", (), flags=SMALL | EXPERTS | {"num_experts": 8}, seed=11, steps=300, corpus="stories",
          recipe=MUON, overrides={"train_micro_batch_size_per_gpu": 8, "bf16.enabled": True}),
-    Case("healthy_docs", (), flags=WIDE | EXPERTS, seed=13, steps=500, corpus="docs", recipe=MUON,
+    Case("healthy_docs", (), flags=WIDE | EXPERTS, seed=12, steps=500, corpus="docs", recipe=MUON,
          overrides={"train_micro_batch_size_per_gpu": 12, "bf16.enabled": False}),
-    Case("healthy_poems", (), flags=WIDE | DENSE | {"hidden_size": 96}, seed=14, steps=500, corpus="poems",
+    Case("healthy_poems", (), flags=WIDE | DENSE | {"hidden_size": 96}, seed=13, steps=500, corpus="poems",
          recipe=MUON, overrides={"train_micro_batch_size_per_gpu": 8, "bf16.enabled": False}),
 )

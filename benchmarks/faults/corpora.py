@@ -14,7 +14,7 @@ from pathlib import Path
 from corpus.pipeline import prepare
 from corpus.stories import write_sample_corpus
 
-STORIES, HELD_OUT_STORIES = 8_000, 400
+STORIES, HELD_OUT_STORIES = 8_000, 0.05  # the second a share of the first
 VOCABULARY = 1_000
 TEXT_VOCABULARY = 2_000  # of documents and poems, which have more characters than the stories
 # "half of the data, twenty times": of the documents of so many characters every second one
@@ -25,10 +25,11 @@ OTHER_DOCUMENTS = 6_000  # of a text file: more is not read in some hundred step
 
 @dataclass(frozen=True)
 class Texts:
-    """Files of real text, each None where the bench must do with stories."""
+    """Files of real text, each None where the bench must do with stories, and how many of those are written."""
 
     docs: Path | None = None
     poems: Path | None = None
+    stories: int = STORIES
 
 
 def prepared(name: str, folder: Path, texts: Texts) -> Path:
@@ -82,9 +83,11 @@ def _documents(base: str, folder: Path, texts: Texts) -> tuple[list[str], list[s
         held_out = max(50, len(documents) // 50)
         return documents[held_out:held_out + OTHER_DOCUMENTS], documents[:held_out][:1_000]
     path = folder / f"{base}.all.jsonl"
-    write_sample_corpus(path, STORIES + HELD_OUT_STORIES, hamlet=base == "stories")
+    folder.mkdir(parents=True, exist_ok=True)
+    held_out = int(texts.stories * HELD_OUT_STORIES)
+    write_sample_corpus(path, texts.stories + held_out, hamlet=base == "stories")
     documents = list(dict.fromkeys(_read(path)))
-    return documents[HELD_OUT_STORIES:], documents[:HELD_OUT_STORIES]
+    return documents[held_out:], documents[:held_out]
 
 
 def _read(path: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -52,7 +53,7 @@ class Bench:
         arguments = self._arguments(case, run)
         if (run / "summary.json").is_file() and _read(self._note(case)) == [case.plant, *arguments]:
             return
-        _clear(run)
+        shutil.rmtree(run, ignore_errors=True)  # half of an older run, or another one
         done = _call(["-m", "benchmarks.faults.child", case.plant, *arguments, "--skip_preflight"],
                      self.folder / f"{case.name}.log")
         if done:
@@ -109,9 +110,3 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _clear(run: Path) -> None:
-    """Forget an older run in this folder: a half-finished one would be mixed with the new."""
-    for name in ("metrics.jsonl", "summary.json", "alarms.jsonl", "samples.jsonl"):
-        (run / name).unlink(missing_ok=True)

@@ -130,6 +130,34 @@ def test_wrong_targets_are_not_blamed_on_the_evaluation_too():
     assert [cause.id for cause in judge(CASES["targets_shifted"])] == ["targets_shifted"]
 
 
+def test_a_recorded_loss_tells_the_targets_before_they_are_learned():
+    early = healthy(held_out=losses(6.6, o0=4.1), train=losses(6.6), run=run(lambda t: 6.3 - 2.2 * t),
+                    recorded_val_loss=4.1)
+    assert [cause.id for cause in judge(early)] == ["future_leak"]
+    shifted = healthy(held_out=losses(6.6, o2=6.0), train=losses(6.6), run=run(lambda t: 6.3 - 0.3 * t),
+                      recorded_val_loss=6.0)
+    assert [cause.id for cause in judge(shifted)] == ["targets_shifted"]
+    tied = healthy(held_out=losses(6.6, o0=6.1), train=losses(6.6), run=run(lambda t: 8 - 1.4 * t),
+                   recorded_val_loss=6.6)  # untrained, tied embeddings: the last token fits best
+    assert first(tied) == "undertrained"
+
+
+def test_a_rate_too_high_is_told_though_the_model_learned_in_the_end():
+    assert first(healthy(run=run(update_ratio=lambda t: 30 * (1 - t)), weights=Weights(50.0, 50.0))) == "rate_too_high"
+    assert judge(healthy(weights=Weights(50.0, 50.0))) == []
+
+
+def test_weights_that_barely_moved_because_updates_are_lost_are_not_blamed_on_the_rate():
+    lost = replace(CASES["rate_too_low"], run=run(slow, update_ratio=lambda t: 0.004, unchanged=lambda t: 0.7))
+    assert [cause.id for cause in judge(lost)] == ["low_precision_weights"]
+
+
+def test_the_rate_is_not_judged_during_the_warm_up():
+    early = CASES["rate_too_low"]
+    long = {"scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": 150, "total_num_steps": 9000}}}
+    assert first(replace(early, run=replace(early.run, ds_config=long))) != "rate_too_low"
+
+
 def test_a_model_above_the_bigram_that_loops_parrots():
     assert parrots(CASES["undertrained"])
     assert parrots(healthy(sampled=LOOPING))
