@@ -51,14 +51,15 @@ class Bench:
         """In a process of its own, with the fault."""
         run = self.folder / case.name
         arguments = self._arguments(case, run)
-        if (run / "summary.json").is_file() and _read(self._note(case)) == [case.plant, *arguments]:
+        command = [part.replace(str(ROOT), ".") for part in (case.plant, *arguments)]
+        if (run / "summary.json").is_file() and _read(self._note(case)) == command:
             return
         shutil.rmtree(run, ignore_errors=True)  # half of an older run, or another one
         done = _call(["-m", "benchmarks.faults.child", case.plant, *arguments, "--skip_preflight"],
                      self.folder / f"{case.name}.log")
         if done:
             raise RuntimeError(f"{case.name}: training ended with status {done}; see {self.folder}/{case.name}.log")
-        self._note(case).write_text(json.dumps([case.plant, *arguments]), encoding="utf-8")
+        self._note(case).write_text(json.dumps(command), encoding="utf-8")
 
     def check(self, case: Case) -> None:
         """train.py --preflight in a process with the fault; its report lies beside the run, where no judge sees it."""
