@@ -1,26 +1,26 @@
-"""Draw a run's validation loss as an SVG, beside what chance and bare token frequencies would give.
+"""Draw a run's validation loss as an SVG, beside the rungs of its corpus's ladder.
 
-    python benchmarks/curve.py runs/demo docs/demo.svg
+    python -m benchmarks.curve runs/demo docs/demo.svg
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
+
+from corpus.shards import Corpus
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 320, 50, 40, 20, 190
 
 
 def main(run: Path, output: Path) -> None:
-    """Read runs/NAME/metrics.jsonl and summary.json, write the picture."""
+    """Read the run's metrics and its corpus's ladder, write the picture."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     points = [(row["tokens"] / 1e6, row["loss"]) for row in rows if row["split"] == "val"]
-    entropy = json.loads((run / "summary.json").read_text(encoding="utf-8"))["token_entropy"]
-    vocabulary = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    levels = [(math.log(vocabulary), "chance, ln(vocabulary)"), (entropy, "token frequencies alone"),
-              (points[-1][1], "this run")]
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    ladder = Corpus.open(Path(record["corpus"]), verify="size").ladder
+    levels = [(nats, name) for name, nats in (ladder.rungs() if ladder else [])] + [(points[-1][1], "this run")]
     output.write_text(svg(points, levels), encoding="utf-8")
 
 
@@ -54,5 +54,5 @@ def svg(points: list[tuple[float, float]], levels: list[tuple[float, str]]) -> s
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python benchmarks/curve.py runs/NAME OUTPUT.svg")
+        sys.exit("usage: python -m benchmarks.curve runs/NAME OUTPUT.svg")
     main(Path(sys.argv[1]), Path(sys.argv[2]))
