@@ -102,6 +102,7 @@ HEALTHY = Recipe("healthy")
 MISTAKES = (
     replace(HEALTHY, name="PyTorch's own start", start=torch_start),
     replace(HEALTHY, name="rate / 10", rate=HEALTHY.rate / 10),
+    replace(HEALTHY, name="PyTorch's own start, rate / 15", start=torch_start, rate=HEALTHY.rate / 15),
     replace(HEALTHY, name="rate / 30", rate=HEALTHY.rate / 30),
     replace(HEALTHY, name="rate / 100", rate=HEALTHY.rate / 100),
     replace(HEALTHY, name="rate x 100", rate=HEALTHY.rate * 100),
@@ -281,7 +282,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=HEALTHY.steps)
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="recipes whose name begins so")
-    parser.add_argument("--mend", nargs="+", default=["healthy", "rate / 30"], metavar="NAME", help="recipes to mend")
+    parser.add_argument("--mend", nargs="+", default=["healthy", "PyTorch's own start, rate / 15"], metavar="NAME",
+                        help="recipes to mend")
     options = parser.parse_args(argv)
     prepare(options.data, options.output / "corpus", vocab_size=VOCABULARY, val_fraction=0.01, workers=1, progress=None)
     corpus = Corpus.open(options.output / "corpus")
