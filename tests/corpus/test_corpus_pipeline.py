@@ -373,9 +373,12 @@ def test_interrupted_run_leaves_nothing_behind(jsonl, tmp_path: Path, kill: sign
     assert len(workers) > 0 and list(tmp_path.glob(".out.partial-*"))
     time.sleep(0.7)
     process.send_signal(kill)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=90)
     assert process.returncode == 130 and "Traceback" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["big.jsonl"]
+    deadline = time.monotonic() + 20  # a worker ends with the task that it is at
+    while any(os.path.exists(f"/proc/{worker}") for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not any(os.path.exists(f"/proc/{worker}") for worker in workers)
 
 
