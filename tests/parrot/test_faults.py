@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.faults import judge
 from benchmarks.faults.__main__ import good, main, table
 from benchmarks.faults.cases import FAULTS, HEALTHY, SETTINGS, Setting
 from benchmarks.faults.corpora import COPIES, Texts, copied, prepared, repeating
@@ -30,7 +31,7 @@ def bench(tmp_path_factory) -> Bench:
     return Bench(folder / "runs", TINY, corpora, with_preflight=False)
 
 
-@pytest.mark.parametrize("name", ["not_shifted", "low_precision", "embedding"])
+@pytest.mark.parametrize("name", ["not_shifted", "embedding"])
 def test_the_right_cause_is_named_first(bench, name):
     case = next(case for case in FAULTS if case.name == name)
     bench.train(case)
@@ -40,15 +41,22 @@ def test_the_right_cause_is_named_first(bench, name):
     assert not (bench.folder / "preflight").exists()
 
 
-def test_a_finished_run_is_used_again_and_another_command_is_not(bench):
-    case = next(case for case in FAULTS if case.name == "embedding")
-    bench.train(case)
-    written = (bench.folder / case.name / "summary.json").stat().st_mtime_ns
-    bench.train(case)
-    assert (bench.folder / case.name / "summary.json").stat().st_mtime_ns == written
-    shorter = Bench(bench.folder, replace(TINY, steps=4), bench.corpora, with_preflight=False)
-    shorter.train(case)
-    assert (bench.folder / case.name / "summary.json").stat().st_mtime_ns != written
+def test_a_finished_run_is_used_again_and_another_command_is_not(tmp_path, monkeypatch):
+    calls = []
+
+    def call(arguments, log):
+        calls.append(arguments)
+        run = Path(arguments[arguments.index("--output") + 1])
+        run.mkdir(parents=True)  # fails where an older run was left
+        (run / "summary.json").write_text("{}", encoding="utf-8")
+        return 0
+
+    monkeypatch.setattr(judge, "_call", call)
+    case = FAULTS[0]
+    for setting, trained in ((TINY, 1), (TINY, 1), (replace(TINY, steps=4), 2)):
+        Bench(tmp_path, setting, {"stories": tmp_path}).train(case)
+        assert len(calls) == trained
+    assert all(call[-1] == "--skip_preflight" for call in calls)
 
 
 def test_every_case_is_complete():
@@ -135,7 +143,7 @@ def test_a_case_that_does_not_exist_is_named(tmp_path, capsys):
 
 def test_the_expected_causes_are_ones_that_diagnosis_can_tell():
     words = Words("en")
-    assert all(words(f"cause_{cause}") for case in FAULTS for cause in case.expected)
+    assert all(words(cause) and words(f"{cause}_next") for case in FAULTS for cause in case.expected)
 
 
 def _documents(corpus: Corpus) -> list[bytes]:
