@@ -16,7 +16,6 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +167,7 @@ class Lab:
         for step in range(recipe.steps):
             rows = [order[i] for i in range(step * ROWS, (step + 1) * ROWS)]
             ids = torch.from_numpy(self.train.batch(rows, SEQ_LEN))
+            routers.forget()  # the passes of an evaluation
             losses = model(*recipe.targets(ids))
             (losses.total + recipe.balance * routers.balance()).backward()
             self._step(model, optimizer, recipe, step)
@@ -224,21 +224,29 @@ class Routers:
 
     def __init__(self, model: CausalLM) -> None:
         self._scores: list[Tensor] = []
-        gates = [module.gate for module in model.modules() if isinstance(module, LocalMoE)]
-        self._hooks = [gate.register_forward_pre_hook(partial(self._seen, gate)) for gate in gates]
+        # on the layer, whose input is the router's: LocalMoE takes the gate's weight and never calls the gate
+        self._hooks = [module.register_forward_pre_hook(self._seen) for module in model.modules()
+                       if isinstance(module, LocalMoE)]
 
-    def _seen(self, gate: nn.Linear, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._scores.append(nn.functional.linear(args[0].float(), gate.weight.float()))
+    def _seen(self, layer: LocalMoE, args: tuple[Tensor, ...]) -> None:
+        x_SH = args[0].reshape(-1, args[0].shape[-1]).float()
+        self._scores.append(nn.functional.linear(x_SH, layer.gate.weight.float()))
 
     def balance(self) -> Tensor:
-        """Mean over the layers of the latest pass."""
+        """Mean over the layers of the latest pass; RuntimeError if none was seen."""
         losses = []
+        if len(self._scores) != len(self._hooks):
+            raise RuntimeError(f"{len(self._scores)} of {len(self._hooks)} routers were seen")
         for scores_SE in self._scores:
             p_SE = scores_SE.softmax(-1)
             chosen_E = torch.bincount(p_SE.argmax(-1), minlength=p_SE.shape[1]) / len(p_SE)
             losses.append((chosen_E * p_SE.mean(0)).sum() * p_SE.shape[1])
         self._scores.clear()
-        return torch.stack(losses).mean() if losses else torch.zeros(())
+        return torch.stack(losses).mean()
+
+    def forget(self) -> None:
+        """What was seen so far."""
+        self._scores.clear()
 
     def close(self) -> None:
         """Take the hooks off."""
