@@ -11,6 +11,7 @@ again what is in a folder that was made before; report.json there holds it for p
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -104,7 +105,10 @@ def main() -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted; {options.output} is as it was", file=sys.stderr)
         return 130
-    print("\n".join(report.lines(manifest, found)))
+    try:
+        print("\n".join(report.lines(manifest, found)), flush=True)
+    except BrokenPipeError:  # whoever reads the output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

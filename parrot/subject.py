@@ -243,7 +243,7 @@ def load_subject(folder: Path, device: str = "auto", kind: str = "run") -> Subje
     """The model in `folder`; UserError with one sentence if there is none that can be loaded."""
     device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" holds no numbers
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
         raise UserError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
     if "bufudu" in _json(folder / "config.json"):

@@ -213,6 +213,7 @@ def test_json_alone_on_the_standard_output(place, capsys):
     (["--checkpoint", "{place}/run", "--json", "{place}"], "is a folder"),
     (["--checkpoint", "{place}/run", "--data", "{place}/none"], "no such file"),
     (["--checkpoint", "{place}/run", "--device", "nonsense"], "--device"),
+    (["--checkpoint", "{place}/run", "--device", "meta"], "--device meta"),
     (["--chekpoint", "x"], "--help"),
     (["--checkpoint", "{place}/stranger"], "--data is missing"),
 ])
