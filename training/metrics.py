@@ -4,47 +4,65 @@ from __future__ import annotations
 
 import json
 import math
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonlines
+from corpus.errors import UserError
+from training import events
+from training.disk import Appender, Notice, keep_whole, reason_of
 
 RECORDS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl")  # a line for each step at which something was written
 REPETITION = ("repetition", "copying", "distinct_2", "greedy_repetition", "loops")
 
 
 class Metrics:
-    """Rank 0's writer; `monitor` is the engine's. It clears away what is later than `first_step`."""
+    """Rank 0's writer; `monitor` is the engine's, whose own figures pass through here too.
 
-    def __init__(self, folder: Path, monitor: Any, first_step: int) -> None:
-        self.path = folder / "metrics.jsonl"
-        self.monitor = monitor
-        for name in RECORDS:
-            _forget_after(folder / name, first_step)
-        self._writer = jsonlines.Writer(self.path.open("a", encoding="utf-8"), flush=True,
-                                        dumps=lambda row: json.dumps(row, ensure_ascii=False, allow_nan=False))
+    What is later than `first_step`, the checkpoint that the run continues from, is cleared away, so that nothing is
+    there twice; everything is, if it starts anew. `samples_per_step` is the batch: DeepSpeed's own figures count in
+    samples. A full disk is told once with `say`; what it has no room for waits in memory (training/disk.py).
+    """
+
+    def __init__(self, folder: Path, monitor: Any, first_step: int, *, samples_per_step: int = 1,
+                 say: Callable[[str], None] = print) -> None:
+        self.folder, self.monitor, self.samples_per_step = folder, monitor, samples_per_step
+        notice = Notice(folder, say)
+        self._files = {name: Appender(folder / name, notice) for name in RECORDS}
+        board = self._board()
+        self._events = events.take_over(board, notice) if board is not None else None
+        self._csv = _PatientCsv.take_over(monitor, notice)
+        try:
+            self._forget_after(first_step, everything=first_step == 0)
+        except OSError as error:
+            raise UserError(f"{folder} could not be cut back to step {first_step:,}: {reason_of(error)}") from None
 
     def write(self, split: str, step: int, values: dict[str, Any]) -> dict[str, Any]:
         """Returns what it writes: one line; what is not finite (a grad norm after an overflow) becomes null, what is
         None is left out.
         """
         row = {"step": step, "split": split} | {k: _finite(v) for k, v in values.items() if v is not None}
-        self._writer.write(row)
+        self._append("metrics.jsonl", row)
         scalars = [(_tag(split, name), value, step) for name, value in row.items()
                    if isinstance(value, (int, float)) and name not in ("step", "tokens")]
         scalars += [(f"{name}/layer_{layer}", value, step) for name in ("router_entropy",)
                     for layer, value in enumerate(row.get(name, ()))]
         if self.monitor.enabled:
             self.monitor.write_events(scalars)
+        for file in self._files.values():
+            file.retry()
         return row
 
     def alarm(self, step: int, name: str, message: str) -> None:
         """A line of alarms.jsonl."""
-        with (self.path.parent / "alarms.jsonl").open("a", encoding="utf-8") as file:
-            row = {"step": step, "alarm": name, "message": message}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._append("alarms.jsonl", {"step": step, "alarm": name, "message": message})
         self.text("alarms", f"{name}: {message}", step)
+
+    def sample(self, step: int, rows: list[dict[str, str]]) -> None:
+        """Lines of samples.jsonl, and a text."""
+        self._append("samples.jsonl", *({"step": step} | row for row in rows))
+        lines = [f"{row['prompt']}|{row['text']}".replace("\n", " ") for row in rows]
+        self.text("samples", "\n\n".join(lines), step)
 
     def expert_load(self, step: int, load: list[list[float]]) -> None:
         """Share of the routes that each expert of each layer got: a curve an expert, a histogram a layer."""
@@ -59,6 +77,7 @@ class Metrics:
                     f"expert_load/layer_{layer}", min=0, max=len(shares), num=1, sum=float(sum(shares)),
                     sum_squares=float(sum(s * s for s in shares)), bucket_limits=edges[1:], bucket_counts=shares,
                     global_step=step)
+            board.flush()
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Text for TensorBoard's text page."""
@@ -66,16 +85,70 @@ class Metrics:
             board.add_text(tag, text, step)
             board.flush()
 
+    def rewind(self, step: int) -> None:
+        """Forget all that is later than `step`, while the run goes on from there."""
+        self._forget_after(step, everything=False)
+
+    def sync(self) -> None:
+        """Have the disk hold what is written so far: before a checkpoint, that nothing be missing after a return."""
+        for file in self._files.values():
+            file.sync()
+        if self._events is not None:
+            self._events.sync()
+
+    def close(self) -> None:
+        """A last attempt to write all."""
+        self.sync()
+
+    def _append(self, name: str, *rows: dict[str, Any]) -> None:
+        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        self._files[name].append(*(line.encode() for line in lines))
+
     def _board(self) -> Any:
         """DeepSpeed's monitor has scalars only; its TensorBoard writer can do more."""
         board = self.monitor.tb_monitor  # None where no monitor at all is enabled
         return getattr(board, "summary_writer", None) if board is not None and board.enabled else None
 
-    def close(self) -> None:
-        """Flush both."""
-        self._writer.close()
-        if (board := self._board()) is not None:
-            board.flush()
+    def _forget_after(self, step: int, *, everything: bool) -> None:
+        for file in self._files.values():
+            _forget_after(file, step, everything=everything)
+        samples = step * self.samples_per_step
+        if self._events is not None and self._is_own(self._events.path.parent):
+            events.forget_after(self._events.path.parent, step, samples, current=self._events, everything=everything)
+        if self._csv is not None and self._is_own(self._csv.folder):
+            events.forget_csv_after(self._csv.folder, step, samples, everything=everything)
+
+    def _is_own(self, folder: Path) -> bool:
+        """Not one that the JSON names, where other runs may write too."""
+        return folder.resolve().is_relative_to(self.folder.resolve())
+
+
+class _PatientCsv:
+    """DeepSpeed's csv_monitor, kept from failing: the figures that it could not write wait for the next."""
+
+    def __init__(self, monitor: Any, notice: Notice) -> None:
+        self.folder, self.notice, self.write_events = Path(monitor.log_dir), notice, monitor.write_events
+        self.waiting: list[tuple[str, float, int]] = []
+        monitor.filenames += [path.stem for path in self.folder.glob("*.csv")]  # those have their headings
+        monitor.write_events = self.write
+
+    @classmethod
+    def take_over(cls, monitor: Any, notice: Notice) -> _PatientCsv | None:
+        """None where there is none."""
+        csv_monitor = getattr(monitor, "csv_monitor", None)
+        return cls(csv_monitor, notice) if csv_monitor is not None and csv_monitor.enabled else None
+
+    def write(self, figures: list[tuple[str, float, int]]) -> None:
+        """In place of the monitor's."""
+        self.waiting += figures
+        try:
+            while self.waiting:
+                self.write_events(self.waiting[:1])
+                self.waiting.pop(0)
+        except OSError as error:
+            self.notice.failed(self.folder, error)
+        else:
+            self.notice.worked(self.folder)
 
 
 def _finite(value: Any) -> Any:
@@ -89,20 +162,21 @@ def _tag(split: str, name: str) -> str:
     return f"repetition/{name}" if name.removeprefix("true_") in REPETITION else f"{split}/{name}"
 
 
-def _forget_after(path: Path, step: int) -> None:
+def _forget_after(file: Appender, step: int, *, everything: bool) -> None:
     """Drop lines after `step`: a run that was cut off wrote them after the checkpoint it now continues from.
 
     A run without a checkpoint starts anew, and with it all that is written.
     """
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if step > 0 and _step_of(line) <= step]
-    beside = path.with_suffix(".jsonl.new")
-    beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(beside, path)
+    def keep(line: bytes) -> bool:
+        return not everything and _step_of(line) <= step
+
+    file.forget(keep)
+    if file.path.exists():
+        data = file.path.read_bytes()
+        keep_whole(file.path, data, b"".join(line.rstrip(b"\n") + b"\n" for line in data.split(b"\n") if keep(line)))
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

@@ -48,8 +48,13 @@ def continue_prompts(model: CausalLM, tokenizer: Tokenizer, prompts: list[Prompt
     return [tokenizer.decode(row) for row in output[:, ids.shape[1]:].tolist()]
 
 
+def rows(prompts: list[Prompt], texts: list[str]) -> list[dict[str, str]]:
+    """What runs/NAME/samples.jsonl says of them."""
+    return [{"prompt": prompt.text, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+
+
 def append(path: Path, step: int, prompts: list[Prompt], texts: list[str]) -> None:
     """Add them to runs/NAME/samples.jsonl."""
     with path.open("a", encoding="utf-8") as file:
-        for prompt, text in zip(prompts, texts, strict=True):
-            file.write(json.dumps({"step": step, "prompt": prompt.text, "text": text}, ensure_ascii=False) + "\n")
+        for row in rows(prompts, texts):
+            file.write(json.dumps({"step": step} | row, ensure_ascii=False) + "\n")
