@@ -40,8 +40,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.lang not in LANGUAGES:
         raise UserError(f"--lang is {args.lang}: give en or zh")
-    for flag, path in (("--json", args.json and args.json != "-" and Path(args.json)), ("--html", args.html)):
-        if path:
+    json_file = None if args.json in (None, "-") else Path(args.json)
+    for flag, path in (("--json", json_file), ("--html", args.html)):
+        if path is not None:
             _check_writable(flag, path)
     return args
 

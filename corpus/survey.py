@@ -203,6 +203,10 @@ class Survey:
             mend = "add documents, or give fewer to validation (prepare.py --val_fraction, --val_input)"
             if self.repetition.dropped:
                 mend += f"; {self.repetition.dropped:,} repeat themselves and would stay with --repetition keep"
+            if self.near_in_val:
+                mend += f"; {self.near_in_val:,} are near to validation documents and would stay with --dedup exact"
+            if self.dropped_in_val:
+                mend += f"; {self.dropped_in_val:,} stand in --val_input too"
             raise UserError(f"--input: no document is left to train on; {mend}")
         self._seen.clear()
         self._val_file_digests.clear()

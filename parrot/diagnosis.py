@@ -22,7 +22,7 @@ from parrot.repetition import Figures, measure
 from parrot.run import Curve, RunRecord, find_corpus, is_run, read_run
 from parrot.subject import Decoding, Subject, load_subject
 from parrot.text import Text, open_text
-from parrot.words import Words
+from parrot.words import WORDS, Words
 
 VERSION = 1
 FIGURES = ("repetition", "copying", "distinct_2", "loops")
@@ -129,7 +129,7 @@ def _open_text(request: Request, words: Words, run: RunRecord | None, subject: S
         notes.append(words("note_no_text", corpus=run.corpus) if run.corpus else words("note_no_corpus"))
         return None
     say(words("doing_text"))
-    text = open_text(path, subject, own)
+    text = open_text(path, subject, own, run.corpus_fingerprint if run else None)
     if run and not text.is_own:
         notes.append(words("note_other_text", name=text.name))
     if run is None:
@@ -214,7 +214,9 @@ def _result(case: Case, found: list[Cause]) -> dict[str, Any]:
     decoding = _decoding(case)
     return _finite({
         "version": VERSION, "language": case.words.language, "subject": _subject(case),
-        "verdict": {"parrots": rules.parrots(evidence), "healthy": not found,
+        # None: whoever wrote nothing cannot be called a parrot, nor acquitted
+        "verdict": {"parrots": rules.parrots(evidence) if evidence.sampled else None,
+                    "healthy": _healthy(evidence, found),
                     "headline": _headline(case, found)},
         "ladder": _ladder(case),
         "repetition": _repetition(case),
@@ -240,13 +242,20 @@ def _subject(case: Case) -> dict[str, Any]:
             "tokens": run.tokens if run else None, "data": case.text.name if case.text else None}
 
 
+def _healthy(evidence: Evidence, found: list[Cause]) -> bool | None:
+    """None where nothing was found and nothing was written: too little was looked at to say so."""
+    return False if found else True if evidence.sampled else None
+
+
 def _headline(case: Case, found: list[Cause]) -> str:
-    words = case.words
+    words, cause = case.words, case.words(_foreign(case, found[0].id)) if found else None
     if case.subject is None:
-        return words("headline_no_model", cause=words(found[0].id)) if found else words("headline_no_model_healthy")
+        return words("headline_no_model", cause=cause) if cause else words("headline_no_model_healthy")
+    if case.evidence.sampled is None:
+        return words("headline_unwritten_cause", cause=cause) if cause else words("headline_unwritten")
     parrots = rules.parrots(case.evidence)
-    if found:
-        return words("headline_parrots_cause" if parrots else "headline_cause", cause=words(found[0].id))
+    if cause:
+        return words("headline_parrots_cause" if parrots else "headline_cause", cause=cause)
     if parrots:
         return words("headline_parrots")
     return words("headline_healthy_loops" if rules.greedy_loops(case.evidence) else "headline_healthy")
@@ -263,7 +272,7 @@ def _ladder(case: Case) -> dict[str, Any]:
     rungs = [{"name": name, "label": words(f"rung_{name}"), **(place(nats) or {})}
              for name, nats in (ladder.rungs() if ladder else [])]
     return {"rungs": rungs, "model": place(loss), "train": place(train), "stands": stands,
-            "sentence": words(f"stands_{stands}") if stands else words("no_ladder")}
+            "sentence": words(f"stands_{stands}" if stands else "no_loss" if ladder else "no_ladder")}
 
 
 def _repetition(case: Case) -> list[dict[str, Any]]:
@@ -282,9 +291,14 @@ def _cause(case: Case, cause: Cause, decoding: dict[str, Any] | None) -> dict[st
     settings = _settings(words, Decoding(0.7, 0.9, 1.1))
     if decoding:
         settings = _settings(words, case.grid[decoding["best"]].how)
-    return {"id": cause.id, "title": words(cause.id), "confidence": cause.confidence,
+    return {"id": cause.id, "title": words(_foreign(case, cause.id)), "confidence": cause.confidence,
             "evidence": [words(key, **values) for key, values in cause.evidence],
-            "next": words(f"{cause.id}_next", settings=settings)}
+            "next": words(_foreign(case, f"{cause.id}_next"), settings=settings)}
+
+
+def _foreign(case: Case, key: str) -> str:
+    """The key of what is said of a model that no run of ours made, where that is something else."""
+    return f"{key}_foreign" if case.run is None and f"{key}_foreign" in WORDS else key
 
 
 def _settings(words: Words, how: Decoding) -> str:

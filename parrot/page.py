@@ -43,7 +43,8 @@ def page(diagnosis: dict[str, Any]) -> str:
         "preflight": sections.checks(diagnosis.get("preflight"), t),
         "notes": [str(note) for note in diagnosis.get("notes") or [] if note],
     }
-    state = "parrots" if verdict.get("parrots") else "healthy" if verdict.get("healthy") else "ailing"
+    state = ("parrots" if verdict.get("parrots") else "healthy" if verdict.get("healthy") else
+             "ailing" if diagnosis.get("causes") else "unknown")
     return _render(
         "page.html.j2", language, t, **found, contents=_contents(found, t), state=state,
         headline=verdict.get("headline") or t[state], subject=str(subject.get("path") or ""),

@@ -8,6 +8,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "parrots": ("Parrots", "复读"),
     "healthy": ("Healthy", "健康"),
     "ailing": ("Needs attention", "需要处理"),
+    "unknown": ("Not judged", "无法判断"),
     "contents": ("On this page", "本页内容"),
     # facts
     "parameters": ("Parameters", "参数量"),

@@ -56,6 +56,12 @@ class RunRecord:
         return min(curve, key=lambda point: point[1])[0] if curve else 0
 
     @property
+    def corpus_fingerprint(self) -> str | None:
+        """Of the corpus that it was trained on, where a checkpoint names it."""
+        name = _dict(self.state.get("identity")).get("corpus")
+        return name if isinstance(name, str) else None
+
+    @property
     def steps(self) -> int:
         """The last step that anything was recorded of."""
         return max((row["step"] for row in (*self.train, *self.val)), default=0)

@@ -24,6 +24,8 @@ from corpus.tokenizer import load_tokenizer
 from model import CausalLM, GenerationError, ModelConfigError, load_model, pad_left
 from parrot.probe import Generate
 
+# What a tokenizer without a vocabulary makes one unknown token of, or nothing
+PROBE = "A parrot, 一只鹦鹉。"
 REMOTE_CODE = "needs code of its own to run, which is never executed here: give a model that transformers knows"
 
 
@@ -175,6 +177,7 @@ class HuggingFaceModel(Subject):
         self.model.eval().to(self.device)
         config, tokenizer = self.model.config, self.tokenizer
         text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        self._embeddings = self.model.get_input_embeddings().weight.shape[0]
         self.vocab_size = max(int(text_config.vocab_size), len(tokenizer))
         self.positions = int(getattr(text_config, "max_position_embeddings", None) or 2048)
         end = tokenizer.eos_token_id
@@ -224,8 +227,13 @@ class HuggingFaceModel(Subject):
         return write
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """See Subject."""
-        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        """See Subject. UserError where the model has no embedding for an id."""
+        found = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        largest, rows = max((max(ids, default=0) for ids in found), default=0), self._embeddings
+        if largest >= rows:
+            raise UserError(f"{self.path}: its tokenizer gives the id {largest:,} and its model has {rows:,} "
+                            "embeddings: put the tokenizer's files into the folder that belong to these weights")
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Subject."""
@@ -246,7 +254,10 @@ def load_subject(folder: Path, device: str = "auto", kind: str = "run") -> Subje
         torch.zeros(1, device=device).item()  # "meta" holds no numbers
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
         raise UserError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
-    if "bufudu" in _json(folder / "config.json"):
+    config = _json(folder / "config.json")
+    if not config:
+        raise UserError(f"{folder / 'config.json'} is no JSON object that can be read: copy the model's folder again")
+    if "bufudu" in config:
         return OwnModel(folder, device, kind)
     return HuggingFaceModel(folder, device)
 
@@ -279,12 +290,20 @@ def _load_transformers(folder: Path) -> tuple[Any, Any]:
     except Exception as error:  # whatever the many tokenizer classes raise
         raise UserError(f"{folder}: the tokenizer cannot be loaded ({_short(error)}): put its files into the "
                         "folder") from None
+    if len(set(tokenizer(PROBE, add_special_tokens=False)["input_ids"])) < 2:
+        raise UserError(f"{folder}: its tokenizer has no vocabulary: put its files (tokenizer.json and the like) into "
+                        "the folder")
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True, dtype=torch.float32)
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, dtype=torch.float32, output_loading_info=True)
     except Exception as error:
         raise UserError(f"{folder}: transformers cannot load it as a causal language model ({_short(error)}): check "
                         "that config.json and the weights belong together") from None
+    # transformers draws them at random, and says so in a warning
+    if missing := sorted(loading["missing_keys"]):
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise UserError(f"{folder}: the weights lack {missing[0]}{more}, which config.json asks for: copy all files of "
+                        "the model again")
     return model, tokenizer
 
 

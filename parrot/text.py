@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from parrot.subject import Subject
 TRAIN_BYTES, HELD_OUT_BYTES = 6_000_000, 300_000
 # The same documents as with prepare.py's share are held out, and more of them where the text is short
 HELD_OUT_SHARES = (0.005, 0.05, 0.2)
+PROBED_DOCUMENTS = 20
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,19 @@ class Text:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def open_text(path: Path, subject: Subject | None, own_corpus: Path | None) -> Text:
+def open_text(path: Path, subject: Subject | None, own_corpus: Path | None, fingerprint: str | None = None) -> Text:
     """Text from a prepared folder or a .jsonl[.gz|.zst] file, in the subject's tokens; UserError if there is none.
 
+    `own_corpus` is the run's, unless it was prepared anew since and its fingerprint is another.
     Without a subject (a run that has no model yet) only a prepared folder can be read.
     """
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder: give --data a folder of prepare.py or a .jsonl file")
     if path.is_dir():
         corpus = Corpus.open(path, verify="size")
-        own = own_corpus is not None and path.resolve() == own_corpus.resolve()
-        if own or subject is None or _same_tokenizer(corpus, subject):
+        own = (own_corpus is not None and path.resolve() == own_corpus.resolve()
+               and fingerprint in (None, corpus.manifest.fingerprint))
+        if subject is None or _same_tokenizer(corpus, subject):
             return _prepared(corpus, own)
         train, held_out = (list(_first_bytes(_texts_of(corpus, name), most))
                            for name, most in (("train", TRAIN_BYTES), ("val", HELD_OUT_BYTES)))
@@ -95,8 +99,8 @@ def _prepared(corpus: Corpus, own: bool) -> Text:
 def _encoded(path: Path, train: list[str], held_out: list[str], subject: Subject,
              report: dict[str, Any] | None) -> Text:
     if not held_out or not train:
-        raise UserError(f"{path}: its {len(train) + len(held_out)} documents are too few to hold some out: give more "
-                        "text")
+        raise UserError(f"{path}: its {len({*train, *held_out}):,} different documents are too few to hold some out: "
+                        "give more text")
     streams = [_stream(part, subject) for part in (train, held_out)]
     bytes_per_token = sum(len(text.encode()) for text in held_out) / max(1, len(streams[1]))
     ladder = ladders.measure(streams[0], streams[1], subject.vocab_size, bytes_per_token)
@@ -151,8 +155,9 @@ def _texts_of(corpus: Corpus, split: str) -> Iterator[str]:
 
 
 def _same_tokenizer(corpus: Corpus, subject: Subject) -> bool:
+    """Judged by what both make of rare characters and of the corpus's own text, where their merges show."""
     tokenizer: Tokenizer = load_tokenizer(corpus.tokenizer_path)
-    probes = list(PROBES.values())
+    probes = [*PROBES.values(), *islice(_texts_of(corpus, "train"), PROBED_DOCUMENTS)]
     theirs = [encoding.ids for encoding in tokenizer.encode_batch(probes, add_special_tokens=False)]
     return (theirs == subject.encode(probes)
             and (corpus.manifest.begin_id, corpus.manifest.end_id) == (subject.begin_id, subject.end_id))

@@ -18,6 +18,12 @@ WORDS: dict[str, tuple[str, str]] = {
         "It parrots, and nothing was found that would explain it.", "模型在复读，但没有找到能解释它的原因。"),
     "headline_cause": (
         "It does not parrot, but something is wrong: {cause}.", "模型没有复读，但存在问题：{cause}。"),
+    "headline_unwritten": (
+        "Nothing found that needs mending, but no text was written: whether it parrots is not known.",
+        "没有发现需要处理的问题，但没有生成文本：无法判断是否复读。"),
+    "headline_unwritten_cause": (
+        "Something is wrong: {cause}. No text was written: whether it parrots is not known.",
+        "存在问题：{cause}。没有生成文本：无法判断是否复读。"),
     "headline_no_model": (
         "The run has no saved model yet; judged by its records: {cause}.",
         "这次训练还没有保存模型，仅凭训练记录判断：{cause}。"),
@@ -45,6 +51,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "stands_below_trigram": (
         "Below the trigram: it uses more context than counting could.",
         "低于三元：用到的上下文已超过统计计数所能做到的。"),
+    "no_loss": ("It has no loss to place it by.", "没有损失值，无法判断模型所处的位置。"),
     "no_ladder": ("There is no held-out text to place the model by.", "没有留出文本，无法判断模型所处的位置。"),
 
     # the writers
@@ -58,6 +65,11 @@ WORDS: dict[str, tuple[str, str]] = {
         "Run train.py --preflight on this configuration: it checks targets, gradients and updates in a minute. Longer "
         "training will not help.",
         "用同样的配置运行 train.py --preflight：一分钟内检查目标、梯度和更新。继续训练没有用。"),
+    "not_learning_foreign": ("it knows nothing of this text", "模型对这种文本一无所知"),
+    "not_learning_next_foreign": (
+        "See that the weights, config.json and the tokenizer belong together, and give text of a language that it was "
+        "trained on.",
+        "确认权重、config.json 和分词器相互匹配，并给出它训练过的语言的文本。"),
     "undertrained": ("too little training", "训练不足"),
     "undertrained_next": (
         "Train longer: several times the steps, more text before more epochs. The loss is still falling.",

@@ -252,10 +252,14 @@ def test_too_many_bad_lines_name_the_first_ten(jsonl, tmp_path: Path, tokenizer_
         ({"inputs": ["empty"]}, "--input: no documents in the files"),
         ({"val_inputs": ["empty"]}, "--val_input: no documents in the files"),
         ({"val_fraction": 0.999999}, "no document is left to train on"),
+        ({"val_inputs": ["good"]}, "3 stand in --val_input too"),
+        ({"val_inputs": ["alike"], "dedup": "near"}, "3 are near to validation documents"),
     ],
 )
 def test_each_bad_setting_has_its_sentence(jsonl, tmp_path: Path, change: dict, message: str) -> None:
-    files = {"empty": jsonl(["", ""], "empty.jsonl"), "good": jsonl(make_texts(3))}
+    texts = make_texts(3)
+    files = {"empty": jsonl(["", ""], "empty.jsonl"), "good": jsonl(texts),
+             "alike": jsonl([f"{text}。" for text in texts], "alike.jsonl")}
     arguments = {"inputs": ["good"], **change}
     for key in ("inputs", "val_inputs"):
         arguments[key] = [files.get(path, path) for path in arguments.get(key, [])]

@@ -153,6 +153,7 @@ def test_a_transformers_model_on_text(place, stranger, tmp_path, capsys):
     assert found["subject"]["kind"] == "huggingface" and found["subject"]["vocab_size"] == 300
     assert found["ladder"]["model"]["nats"] == pytest.approx(math.log(300), abs=0.3)  # random weights
     assert found["causes"][0]["id"] == "not_learning"
+    assert "train.py" not in found["causes"][0]["next"]  # nobody here has trained it
     assert len(found["decoding"]["grid"]) >= 6
     shown = capsys.readouterr()
     assert all(line.startswith("...") for line in shown.err.splitlines()), shown.err
@@ -179,6 +180,7 @@ def test_a_run_without_a_model_is_judged_by_its_records(place, tmp_path):
     write(tmp_path / "run" / "run.json", json.dumps(record | {"model": {"vocab_size": 400}}))
     found = result(tmp_path, "--checkpoint", tmp_path / "run")
     assert found["repetition"] == [] and found["offsets"] == []
+    assert found["verdict"]["parrots"] is None and found["verdict"]["healthy"] is not True
     assert found["ladder"]["model"]["nats"] > 0
     assert any("no saved model" in text.lower() or "no model/" in text.lower() for text in found["notes"])
 
@@ -191,7 +193,11 @@ def test_a_model_that_is_not_finite_has_diverged(place, tmp_path):
     with torch.no_grad():
         model.model.norm.weight.fill_(math.nan)
     save_model(tmp_path / "run" / "model", model.config, dict(model.named_parameters()))
-    assert result(tmp_path, "--checkpoint", tmp_path / "run")["causes"][0]["id"] == "diverged"
+    found = result(tmp_path, "--checkpoint", tmp_path / "run")
+    assert found["causes"][0]["id"] == "diverged"
+    # it could not write, so nobody knows whether it parrots
+    assert found["verdict"]["parrots"] is None and found["verdict"]["healthy"] is False
+    assert "not known" in found["verdict"]["headline"] and "held-out" not in found["ladder"]["sentence"]
 
 
 def test_html_is_one_page(place, tmp_path):
@@ -211,6 +217,7 @@ def test_json_alone_on_the_standard_output(place, capsys):
     (["--checkpoint", "{place}/run", "--lang", "fr"], "give en or zh"),
     (["--checkpoint", "{place}/run", "--html", "{place}/none/x.html"], "no folder"),
     (["--checkpoint", "{place}/run", "--json", "{place}"], "is a folder"),
+    (["--checkpoint", "{place}/run", "--json", ""], "is a folder"),
     (["--checkpoint", "{place}/run", "--data", "{place}/none"], "no such file"),
     (["--checkpoint", "{place}/run", "--device", "nonsense"], "--device"),
     (["--checkpoint", "{place}/run", "--device", "meta"], "--device meta"),
@@ -229,6 +236,60 @@ def test_text_that_is_none_is_refused(place, stranger, tmp_path, capsys):
     write(tmp_path / "one.jsonl", '{"text": "一篇"}\n')
     assert diagnose.main(["--checkpoint", str(stranger), "--data", str(tmp_path / "one.jsonl")]) == 2
     assert "too few" in capsys.readouterr().err
+
+
+def without_weights_of_a_layer(folder: Path) -> None:
+    change_config(folder, num_hidden_layers=2)
+
+
+def without_a_tokenizer(folder: Path) -> None:
+    for file in folder.glob("token*"):
+        file.unlink()
+
+
+def with_a_larger_tokenizer(folder: Path) -> None:
+    write_hf_tokenizer(folder.parent / "large" / "tokenizer.json", folder)
+
+
+def with_half_a_config(folder: Path) -> None:
+    write(folder / "config.json", '{"model_type": "llama", ')
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    write(folder / "config.json", json.dumps(json.loads((folder / "config.json").read_text()) | changes))
+
+
+@pytest.mark.parametrize(("damage", "says"), [
+    (without_weights_of_a_layer, "the weights lack model.layers.1"),
+    (without_a_tokenizer, "tokenizer"),
+    (with_a_larger_tokenizer, "300 embeddings"),
+    (with_half_a_config, "config.json is no JSON object"),
+])
+def test_a_damaged_model_folder_is_refused(place, stranger, tmp_path, capsys, damage, says):
+    shutil.copytree(stranger, tmp_path / "damaged")
+    prepare([place / "stories.jsonl"], tmp_path / "large", vocab_size=420, workers=1, progress=None)
+    damage(tmp_path / "damaged")
+    assert diagnose.main(["--checkpoint", str(tmp_path / "damaged"), "--data", str(place / "stories.jsonl")]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert says in error[-1] and "Traceback" not in "".join(error)
+
+
+@pytest.mark.parametrize(("settings", "is_same_text"), [({"vocab_size": 420}, False), ({"val_fraction": 0.3}, False),
+                                                        ({}, True)])
+def test_a_corpus_prepared_anew_is_not_the_runs_own(place, tmp_path, settings, is_same_text):
+    """Its rows are others, so a recorded loss that differs proves nothing; a larger tokenizer has ids beyond V."""
+    shutil.copytree(place / "run", tmp_path / "run")
+    shutil.copytree(place / "corpus", tmp_path / "corpus")
+    state = {"identity": {"corpus": Corpus.open(place / "corpus").manifest.fingerprint}}
+    (tmp_path / "run" / "checkpoints" / "step-00000024").mkdir(parents=True)
+    write(tmp_path / "run" / "checkpoints" / "step-00000024" / "run_state.json", json.dumps(state))
+    write(tmp_path / "run" / "run.json", json.dumps(json.loads((place / "run" / "run.json").read_text())
+                                                    | {"corpus": str(tmp_path / "corpus")}))
+    prepare([place / "stories.jsonl"], tmp_path / "corpus", workers=1, progress=None,
+            **{"vocab_size": 400, "val_fraction": 0.05} | settings)
+    found = result(tmp_path, "--checkpoint", tmp_path / "run", "--quick")
+    assert "evaluation_differs" not in [cause["id"] for cause in found["causes"]]
+    assert any("not the run's own" in note for note in found["notes"]) is not is_same_text
 
 
 def test_code_in_a_model_folder_is_not_run(place, stranger, tmp_path, capsys):
