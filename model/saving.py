@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,20 +18,50 @@ from model.network import CausalLM
 
 
 def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:
-    """Write `weights` (Hugging Face names, all experts) so that transformers loads them as Qwen3-MoE or Qwen3."""
+    """Write `weights` (Hugging Face names, all experts) so that transformers loads them as Qwen3-MoE or Qwen3.
+
+    OSError (a full disk) leaves what was there before, and nothing half written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     text = json.dumps(config.for_inference().to_hf(dtype), indent=2, ensure_ascii=False) + "\n"
-    _replace(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    _replace(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    _replace({folder / "config.json": lambda path: path.write_text(text, encoding="utf-8"),
+              folder / "model.safetensors": lambda path: _save_tensors(tensors, path)})
 
 
-def _replace(path: Path, write) -> None:
-    """Write beside and rename, so that a reader never meets half a file."""
-    beside = path.with_name(path.name + ".new")
-    write(beside)
-    os.replace(beside, path)
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else None, str(error), str(path)) from None
+
+
+def _replace(files: dict[Path, Callable[[Path], object]]) -> None:
+    """Write all beside their places, flush them to the disk, and only then rename: a reader never meets half a file."""
+    beside = {path: path.with_name(path.name + ".new") for path in files}
+    try:
+        for path, write in files.items():
+            write(beside[path])
+            _sync(beside[path])
+        for path in files:
+            os.replace(beside[path], path)
+    except BaseException:
+        for path in beside.values():
+            path.unlink(missing_ok=True)
+        raise
+    for folder in {path.parent for path in files}:
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Without it a renamed file can be empty after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> CausalLM:

@@ -1,18 +1,39 @@
 """What the user sees, kept apart from what the libraries print.
 
 `Console.take_over` keeps the terminal for our own lines and sends file descriptors 1 and 2, to which DeepSpeed,
-NCCL, compilers and Python's warnings write, into the run's log file.
+NCCL, compilers and Python's warnings write, into the run's log file. Neither can fail: a terminal that was closed or
+a full disk loses lines, not the run.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from corpus.errors import UserError
+
+
+class _Forgiving(io.FileIO):
+    """A file that takes everything, whether or not there is room for it."""
+
+    def write(self, data: Any) -> int:
+        """Always all of it."""
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def forgiving(descriptor: int) -> TextIO:
+    """Text for a file descriptor that may be full, or closed at its other end; it is not closed with it."""
+    raw = _Forgiving(descriptor, "w", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="replace", line_buffering=True)
 
 
 class Console:
@@ -25,13 +46,18 @@ class Console:
 
     def take_over(self, log_file: Path) -> None:
         """From here on everything that is not said through this object goes to `log_file`."""
-        log_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        except OSError as error:
+            raise UserError(f"{log_file} cannot be written ({error.strerror}): make room for it, or give another "
+                            "--output") from None
         self.stream.flush()
-        self.stream = os.fdopen(os.dup(self.stream.fileno()), "w", encoding="utf-8", buffering=1)
-        descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self.stream = forgiving(os.dup(self.stream.fileno()))
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.close(descriptor)
+        sys.stdout, sys.stderr = forgiving(1), forgiving(2)  # Python would raise on a full disk, even at its exit
         self.log_file = log_file
         print(f"--- rank {self.rank}, process {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S')}", flush=True)
 

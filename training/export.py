@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from corpus.tokenizer import write_hf_tokenizer
 from model import CausalLM, ModelConfig, save_model
 from model.weights import hf_name, is_expert
+from training.disk import raise_together, reason_of, sync
 
 
 def gather_weights(engine: Any, config: ModelConfig) -> dict[str, Tensor]:
@@ -45,8 +48,29 @@ def inference_model(engine: Any, config: ModelConfig) -> CausalLM:
 
 
 def export_model(engine: Any, config: ModelConfig, tokenizer: Path, folder: Path) -> None:
-    """Write `folder` as a Hugging Face model; a collective call, rank 0 writes."""
-    weights = gather_weights(engine, config)
+    """Write `folder` as a Hugging Face model; a collective call, rank 0 writes.
+
+    DiskFull on all ranks if it cannot; the model that was there stays as it was.
+    """
+    weights, failure = gather_weights(engine, config), None
     if dist.get_rank() == 0:
-        save_model(folder, config, weights)
-        write_hf_tokenizer(tokenizer, folder)
+        try:
+            _write(folder, config, tokenizer, weights)
+        except OSError as error:
+            failure = reason_of(error)
+    raise_together(failure, folder, engine.device)
+
+
+def _write(folder: Path, config: ModelConfig, tokenizer: Path, weights: dict[str, Tensor]) -> None:
+    """All files beside the folder first, the weights last into it: all others are the same throughout a run."""
+    beside = folder.with_name(folder.name + ".new")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    try:
+        write_hf_tokenizer(tokenizer, beside)
+        save_model(beside, config, weights)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(beside.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            os.replace(path, folder / path.name)
+        sync(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
