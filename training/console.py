@@ -11,6 +11,7 @@ import io
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -71,6 +72,12 @@ class Console:
         """An error, from whichever rank has one."""
         self.stream.write(text + "\n")
         self.stream.flush()
+
+    def last_words(self, text: str) -> None:
+        """A line from a process that is about to leave; safe in a signal handler and beside a thread that writes."""
+        with suppress(OSError, ValueError):
+            after_bar = "\n" if self.interactive else ""
+            os.write(self.stream.fileno(), f"{after_bar}{text}\n".encode())
 
     @property
     def interactive(self) -> bool:
