@@ -119,6 +119,12 @@ class Options:
     time_limit: float | None = _flag(None, "save and stop after this long, e.g. 11h30m", duration, "TIME")
     resume: str = _flag("auto", "auto continues the run in --output, never starts anew, or a checkpoint's folder", str,
                         "auto|never|PATH")
+    on_divergence: str = _flag("stop", "when loss, gradients or weights are not finite: stop with a report, or "
+                               "rollback, go back a checkpoint and leave the batch out", one_of("stop", "rollback"),
+                               "stop|rollback")
+    max_rollbacks: int = _flag(3, "times that a run may go back", whole, "N")
+    accept_changes: bool = _flag(False, "continue a run with a JSON that changes its training; what differs is listed",
+                                 bool, action="store_true")
     set: list[str] = _flag([], "change a value of the JSON, e.g. optimizer.params.lr=3e-4", str, "KEY=VALUE",
                            nargs="+", action="extend")
     seed: int = _flag(42, "of the initial weights and the order of the data", whole, "N")
@@ -134,7 +140,7 @@ class Options:
 _TYPES: dict[str, Callable[[str], Any]] = {"int": positive, "int | None": positive, "float": at_least_zero,
                                            "bool": boolean}
 # lists, needed before a block is read, or what only the person at the keyboard can mean
-_COMMAND_LINE_ONLY = ("deepspeed_config", "set", "plan", "data", "preflight", "skip_preflight")
+_COMMAND_LINE_ONLY = ("deepspeed_config", "set", "plan", "data", "preflight", "skip_preflight", "accept_changes")
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 _MODEL_HELP = {
     "capacity_factor": "cap an expert at this multiple of its even share while training; 0 drops no token",

@@ -1,136 +1,260 @@
-"""Checkpoints: DeepSpeed's files beside a readable `run_state.json`, complete or not there at all."""
+"""Checkpoints: whole or not there at all, read without running anything, by any number of processes.
+
+    runs/NAME/checkpoints/
+        latest                    the name of the newest, for people and tools
+        step-00001000/
+            run_state.json        where the run stands; sizes and hashes of the other files, and of itself
+            rank-00000.safetensors, ...   fp32 weights and optimizer states, each rank's share
+
+A checkpoint is written beside its place, flushed to the disk, read back, and then renamed. What a run that was killed
+leaves behind bears another name and is cleared away by the next.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors.torch import save as to_bytes
+from torch import Tensor
 
 from corpus.errors import UserError
+from corpus.fingerprint import sha256_file
+from training import engine_state
+from training.disk import DiskFull
+from training.run_state import RunState
 
+FORMAT = 2  # 1 was DeepSpeed's own files
+STATE_FILE, LATEST_FILE, PARTIAL, DISCARDED = "run_state.json", "latest", ".partial", ".discarded"
 _NAME = re.compile(r"step-(\d{8})")
-STATE_FILE, LATEST_FILE = "run_state.json", "latest"
+_RANK_FILE = re.compile(r"rank-(\d{5})\.safetensors")
 
 
-@dataclass
-class RunState:
-    """Where a run stands. `identity` is what a continued run must share with the interrupted one.
+class NotFinite(Exception):
+    """The weights hold infinities or no numbers: nothing to keep."""
 
-    `stale_evaluations` counts those since the best one; `alarms` names those that have been raised.
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was written: its folder, its size on the disk, and how long it took."""
+
+    path: Path
+    bytes: int
+    seconds: float
+
+
+def save(engine: Any, folder: Path, state: RunState, keep_last: int, local: dict[str, Tensor]) -> Saved:
+    """Write checkpoint `step-N` under `folder`; a collective call. `local` are this rank's own numbers, by name.
+
+    Raises NotFinite or DiskFull on every rank, with nothing changed, if the weights are not finite or a rank cannot
+    write.
     """
-
-    step: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    stale_evaluations: int = 0
-    seconds: float = 0.0
-    alarms: list[str] = field(default_factory=list)
-    identity: dict[str, Any] = field(default_factory=dict)
-
-    def judge(self, loss: float) -> bool:
-        """Take note of a validation loss; whether it is the best of the run. One from before the first step is none."""
-        if self.step == 0:
-            return False
-        best = math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss)
-        if best:
-            self.best_loss, self.best_step, self.stale_evaluations = loss, self.step, 0
-        else:
-            self.stale_evaluations += 1
-        return best
-
-    def lost_patience(self, patience: int | None) -> str | None:
-        """Why to stop if --patience is used up."""
-        if patience is None or self.stale_evaluations < patience:
-            return None
-        best = "" if self.best_loss is None else f" than {self.best_loss:.3f} at step {self.best_step:,}"
-        return f"no better validation loss{best} in {self.stale_evaluations} evaluations (--patience {patience})"
-
-
-def save(engine: Any, folder: Path, state: RunState, keep_last: int) -> Path:
-    """Write checkpoint `step-N` under `folder`; a collective call.
-
-    It is written under another name, then renamed, then named in `latest`, so that a run cut off in the middle finds
-    the one before.
-    """
+    started = time.perf_counter()
     name = f"step-{state.step:08d}"
-    partial = f"{name}.partial"
+    partial = folder / (name + PARTIAL)
+    _together(lambda: dist.get_rank() or _empty(partial), partial)  # rank 0 alone
+    try:
+        written = _together(lambda: _write_share(engine, partial, local), partial)
+        _together(lambda: dist.get_rank() or _commit(folder, name, state, engine, dict(written)), partial)
+    except (DiskFull, NotFinite):
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
     if dist.get_rank() == 0:
-        shutil.rmtree(folder / partial, ignore_errors=True)
-    dist.barrier()
-    engine.save_checkpoint(str(folder), tag=partial, save_latest=False)
-    dist.barrier()
-    if dist.get_rank() == 0:
-        (folder / partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(folder / name, ignore_errors=True)
-        os.replace(folder / partial, folder / name)
-        beside = folder / f"{LATEST_FILE}.new"
-        beside.write_text(name + "\n", encoding="utf-8")
-        os.replace(beside, folder / LATEST_FILE)
         _prune(folder, keep_last)
-    dist.barrier()
-    return folder / name
+    return Saved(folder / name, sum(info["bytes"] for _, info in written), time.perf_counter() - started)
+
+
+def _together(work: Callable[[], Any], path: Path) -> list[Any]:
+    """Results of all ranks; an OSError or NotFinite of one is raised by all."""
+    try:
+        mine = ("done", work())
+    except NotFinite:
+        mine = ("not finite", None)
+    except OSError as error:
+        mine = ("failed", f"{error.strerror or error} ({error.filename or path})")
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    if any(outcome == "not finite" for outcome, _ in parts):
+        raise NotFinite
+    if failures := [what for outcome, what in parts if outcome == "failed"]:
+        raise DiskFull(path, failures[0])
+    return [what for _, what in parts]
+
+
+def _empty(partial: Path) -> None:
+    for leftover in _leftovers(partial.parent):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def _write_share(engine: Any, partial: Path, local: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    if not engine_state.masters_finite(engine):
+        raise NotFinite
+    data = to_bytes(engine_state.tensors(engine, local))
+    path = partial / f"rank-{dist.get_rank():05d}.safetensors"
+    _write(path, data)
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256_file(path) != digest:
+        raise OSError(f"{path} does not read back as it was written")
+    return path.name, {"bytes": len(data), "sha256": digest}
+
+
+def _commit(folder: Path, name: str, state: RunState, engine: Any, files: dict[str, Any]) -> None:
+    """From a folder of shares to the newest checkpoint; rank 0."""
+    partial, place = folder / (name + PARTIAL), folder / name
+    content = {"format": FORMAT, **asdict(state), "engine": engine_state.numbers(engine), "files": files}
+    text = json.dumps(content | {"sha256": _digest(content)}, indent=2, ensure_ascii=False)
+    _write(partial / STATE_FILE, text.encode() + b"\n")
+    _sync(partial)
+    if place.exists():  # a damaged one, or one that a rollback has gone back beyond
+        os.replace(place, folder / (name + DISCARDED))
+    os.replace(partial, place)
+    _sync(folder)
+    beside = folder / f"{LATEST_FILE}.new"
+    _write(beside, f"{name}\n".encode())
+    os.replace(beside, folder / LATEST_FILE)
+    _sync(folder)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Flush a folder's entries, without which a renamed file can be gone after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _prune(folder: Path, keep_last: int) -> None:
-    for old in _complete(folder)[:-keep_last]:
+    """Keep the newest; the best weights are in the run's model/."""
+    for old in [*_checkpoints(folder)[:-keep_last], *_leftovers(folder)]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _complete(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    whole = (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
-    return sorted(path for path in whole if (path / STATE_FILE).is_file())
+def _leftovers(folder: Path) -> list[Path]:
+    return [path for suffix in (PARTIAL, DISCARDED) for path in folder.glob(f"step-*{suffix}")]
 
 
-def find(output: Path, resume: str) -> Path | None:
-    """The checkpoint to continue from: the newest in the run's folder (`auto`), none (`never`), or the one given."""
-    folder = output / "checkpoints"
+def _checkpoints(folder: Path) -> list[Path]:
+    """Folders with a checkpoint's name, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, None if it is whole; reads all of it."""
+    try:
+        content = _read(checkpoint)
+    except UserError as error:
+        return str(error)
+    for name, info in content["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != info["bytes"]:
+            return f"{path} has {path.stat().st_size:,} bytes instead of {info['bytes']:,}"
+        if sha256_file(path) != info["sha256"]:
+            return f"{path} has changed since it was written (SHA-256 differs)"
+    return None
+
+
+def choose(output: Path, resume: str) -> tuple[Path | None, list[str]]:
+    """The checkpoint to continue from, verified, and a warning for each damaged one that was passed over.
+
+    `resume`: the newest whole one in the run's folder (`auto`), none (`never`), or the one given, or the newest whole
+    one in the folder given. UserError where that is not to be had. For one rank to ask; the others are told.
+    """
+    candidates = find(output, resume)
+    warnings = []
+    for candidate in reversed(candidates):
+        if (wrong := damage(candidate)) is None:
+            return candidate, warnings
+        warnings.append(f"{candidate} is damaged and left alone: {wrong}")
+    if not candidates:
+        return None, []
+    raise UserError(f"{warnings[0]}; there is no whole checkpoint before it: delete {candidates[0].parent} to start "
+                    "anew, or give another --output")
+
+
+def find(output: Path, resume: str) -> list[Path]:
+    """Checkpoints that `choose` has to look at, oldest first, by their names alone; UserError as there."""
+    own = _checkpoints(output / "checkpoints")
     if resume == "auto":
-        complete = _complete(folder)
-        return complete[-1] if complete else None
+        return own
     if resume == "never":
-        if _complete(folder):
+        if own:
             raise UserError(f"{output} already holds a run and --resume never would overwrite it: give another "
                             "--output, or delete the folder")
-        return None
+        return []
     path = Path(resume)
     if (path / STATE_FILE).is_file():
-        return path
-    if complete := _complete(path / "checkpoints" if (path / "checkpoints").is_dir() else path):
-        return complete[-1]
+        return [path]
+    if found := _checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path):
+        return found
     raise UserError(f"--resume {resume}: no checkpoint there; give a folder such as "
                     "runs/NAME/checkpoints/step-00001000")
 
 
-def read_state(checkpoint: Path) -> RunState:
-    """The readable part of a checkpoint; UserError if it is damaged."""
+def _read(checkpoint: Path) -> dict[str, Any]:
+    """run_state.json, checked against its own hash and for its shape; UserError if it is not whole."""
     path = checkpoint / STATE_FILE
     try:
-        return RunState(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): delete the folder {checkpoint} to continue from the "
-                        "checkpoint before it") from None
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.get("format", 1)
+        if version != FORMAT:
+            raise UserError(f"{path} was written by another version of train.py (format {version!r}, here {FORMAT}): "
+                            "give another --output; its model/ can still be used")
+        if content.pop("sha256") != _digest(content):
+            raise UserError(f"{path} has changed since it was written (SHA-256 differs)")
+        names = list(content["files"])
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
+    if wrong := [name for name in names if not _RANK_FILE.fullmatch(name)]:
+        raise UserError(f"{path} names a file that belongs to no checkpoint: {wrong[0]!r}")
+    return content
 
 
-def check_identity(state: RunState, identity: dict[str, Any], checkpoint: Path) -> None:
-    """Refuse to continue a run with another corpus, model or batch; the message lists what differs."""
-    names = sorted(set(state.identity) | set(identity))
-    different = [f"{name}: {state.identity.get(name)} then, {identity.get(name)} now" for name in names
-                 if state.identity.get(name) != identity.get(name)]
-    if different:
-        raise UserError(f"{checkpoint} belongs to another run ({'; '.join(different)}): start with the same data and "
-                        "flags, or give another --output")
+def read_state(checkpoint: Path) -> RunState:
+    """The readable part of a checkpoint; UserError if it is damaged."""
+    content = _read(checkpoint)
+    return RunState(**{field.name: content[field.name] for field in fields(RunState)})
 
 
-def load(engine: Any, checkpoint: Path) -> None:
-    """Restore weights, optimizer, loss scaler and schedule; a collective call."""
-    path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    if path is None:
-        raise UserError(f"{checkpoint} could not be loaded: delete the folder to continue from the one before it")
+@dataclass(frozen=True)
+class Local:
+    """What ranks gave to `save` as their own: this rank's, or on rank 0 everybody's if the ranks are not the same."""
+
+    states: list[dict[str, Tensor]]
+    same_ranks: bool
+
+
+def load(engine: Any, checkpoint: Path) -> Local:
+    """Restore weights, optimizer, loss scaler and schedule from a whole checkpoint; a collective call."""
+    content = _read(checkpoint)
+    files = [checkpoint / name for name in sorted(content["files"])]
+    same, rank = engine_state.split(engine) == content["engine"]["split"], dist.get_rank()
+    wanted = files[rank:rank + 1] if same else files if rank == 0 else []
+    states = engine_state.restore(engine, files, content["engine"], step=content["step"], local_files=wanted)
+    return Local(states, same)

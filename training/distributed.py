@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -120,11 +121,29 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """True everywhere if it is true anywhere."""
-    value = torch.tensor(float(flag), device=device)
+def any_rank(flag: bool | torch.Tensor, device: torch.device) -> bool:
+    """True everywhere if it is true anywhere; a flag on the device need not be read before."""
+    value = torch.as_tensor(flag, device=device).float()
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())
+
+
+def told(world: World, find_out: Callable[[], Any]) -> Any:
+    """What rank 0 finds out, on every rank; a UserError of it is raised there, the others end without a word."""
+    answer: list[Any] = ["failed"]
+    error: UserError | None = None
+    if world.rank == 0:
+        try:
+            answer = ["found", find_out()]
+        except UserError as caught:
+            error = caught
+    parts: list[Any] = [None] * world.size
+    dist.all_gather_object(parts, answer)
+    if error:
+        raise error
+    if parts[0] == ["failed"]:
+        raise SystemExit(2)
+    return parts[0][1]
 
 
 def check_visible(path: str, exists: bool) -> None:

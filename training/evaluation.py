@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,15 +31,21 @@ class Evaluation:
 
 
 def evaluate(engine: Any, stream: TokenStream, rows: list[int], *, seq_len: int, micro_batch: int, world: World,
-             bytes_per_token: float) -> Evaluation:
-    """Mean negative log-likelihood of `rows`; a collective call with the same number of passes on every rank."""
+             bytes_per_token: float, give_up: Callable[[], bool] = lambda: False) -> Evaluation | None:
+    """Mean negative log-likelihood of `rows`; a collective call with the same number of passes on every rank.
+
+    `give_up` is asked before each pass, must answer alike on all ranks, and ends it with None.
+    """
     share = math.ceil(len(rows) / world.size)
     mine = rows[world.rank * share:(world.rank + 1) * share]
     sums = torch.zeros(2, dtype=torch.float64, device=engine.device)  # read once, at the end: no waiting in between
+    given_up = False
     engine.eval()
     with torch.no_grad():
         for start in range(0, share, micro_batch):
             # a rank whose share has run out still takes part (experts on other ranks wait for it), uncounted
+            if given_up := give_up():
+                break
             chosen = mine[start:start + micro_batch]
             ids, targets = tensors(stream, chosen or rows[:1], seq_len, engine.device)
             if not chosen:
@@ -46,6 +53,8 @@ def evaluate(engine: Any, stream: TokenStream, rows: list[int], *, seq_len: int,
             loss_sum = engine.module.loss_sum(ids, targets)
             sums += torch.stack((loss_sum.double(), (targets != IGNORED).sum().double()))
     engine.train()
+    if given_up:
+        return None
     total, tokens = sum_over_ranks(sums).tolist()
     loss = total / tokens
     return Evaluation(loss, int(tokens), loss / math.log(2) / bytes_per_token)

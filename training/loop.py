@@ -1,26 +1,31 @@
-"""The training loop: step, log, evaluate, sample, save, stop."""
+"""The training loop: step, log, evaluate, sample, save, stop; and back, when the numbers go wrong."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from corpus.rows import evaluation_rows
 from corpus.shards import Corpus
 from model import GenerationError, ModelConfig
-from training import checkpoint, routing, samples
+from training import checkpoint, divergence, samples
 from training.alarms import Alarm, Alarms, read_rows
 from training.arguments import Options
+from training.checkpoint import NotFinite
 from training.console import Console
 from training.data import SampleStream
 from training.device import Device
-from training.distributed import World, any_rank, sum_over_ranks
+from training.disk import DiskFull
+from training.distributed import World, any_rank, sum_over_ranks, told
+from training.divergence import Diverged, Watch
 from training.ds_config import Resolved
 from training.engine import learning_rate, loss_scale
 from training.evaluation import Evaluation, evaluate
@@ -29,9 +34,15 @@ from training.flops import training_flops_per_token
 from training.metrics import Metrics
 from training.probing import Probing
 from training.progress import Progress
+from training.routing import read as read_routing
+from training.run_state import RunState
 from training.step import forward_backward
 from training.stopping import StopRequest
 from training.updates import WeightSample
+from training.window import Window
+
+_SAVE_MARGIN, _ENDING_SECONDS = 1.5, 3.0  # of the longest save so far; to sum up and to leave
+_SAMPLED = "sampled:"  # what marks the weight sample among a rank's own numbers in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -54,30 +65,21 @@ class Setup:
         """Of all ranks and accumulated micro-batches."""
         return self.resolved.train_batch * self.options.max_seq_len
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where they lie."""
+        return self.output / "checkpoints"
+
     def bytes_per_token(self, split: str) -> float:
         """To turn nats a token into bits a byte, which do not depend on the tokenizer."""
         info = self.corpus.manifest.splits[split]
         return info.bytes / info.tokens if info.tokens else math.nan
 
 
-class Window:
-    """Sums over the optimizer steps since the last line of metrics."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # lm loss, balance loss, micro-batches
-        self.steps, self.seconds = 0, 0.0
-
-    def add(self, lm: torch.Tensor, balance: torch.Tensor | None) -> None:
-        """Stays on the device: reading a number would make the host wait."""
-        zero = torch.zeros_like(lm)
-        parts = (lm.detach(), zero if balance is None else balance.detach(), torch.ones_like(lm))
-        self.sums += torch.stack(parts).double()
-
-
 class Trainer:
     """One run from its start, or from a checkpoint, to its end; every rank has one and they move together."""
 
-    def __init__(self, setup: Setup, engine: Any, state: checkpoint.RunState) -> None:
+    def __init__(self, setup: Setup, engine: Any, state: RunState) -> None:
         self.setup, self.engine, self.state = setup, engine, state
         self.options, self.world, self.console = setup.options, setup.world, setup.console
         self.train, self.val = setup.corpus.split("train"), setup.corpus.split("val")
@@ -89,88 +91,157 @@ class Trainer:
         self.eval_interval = self.options.eval_interval or max(1, min(self.options.save_interval,
                                                                       math.ceil(self.total_steps / 20)))
         self.sample_interval = self.options.sample_interval or min(1000, math.ceil(self.total_steps / 10))
-        self.window = Window(engine.device)
-        routing.forget(engine.module.expert_layers())
-        self.weights = WeightSample(engine)
+        self.window, self.weights, self.watch = Window(engine), WeightSample(engine), Watch(engine)
         self.weights.snapshot()
         self.flops_per_token = training_flops_per_token(setup.config, self.options.max_seq_len)
         self.prompts = samples.fixed_prompts(self.val, setup.tokenizer, setup.config) if len(self.val) else []
         self.probing = Probing(self.val, setup.config, seq_len=seq_len, seed=self.options.seed, world=self.world)
-        self.metrics = Metrics(setup.output, engine.monitor, state.step) if self.world.rank == 0 else None
+        self.metrics = None
+        if self.world.rank == 0:
+            self.metrics = Metrics(setup.output, engine.monitor, state.step, say=self.console.say,
+                                   samples_per_step=setup.resolved.train_batch)
         self.alarms = _alarms(setup, state)
         self.progress = Progress(self.console, state.step, self.total_steps)
         self.last_evaluation: Evaluation | None = None
         self.rate = 0.0  # that the latest step was taken with
         self.saved_step: int | None = None
+        self.slowest = 0.0  # seconds of a part that does not end early when it is asked to: a step, a sample
+        self.earlier_seconds = state.wall_seconds  # of other sessions
+
+    def resume(self, found: Path) -> None:
+        """Put the engine, and what this rank counted, where checkpoint `found` left them; collective."""
+        local = checkpoint.load(self.engine, found)
+        self.window.restore([{name: values for name, values in one.items() if not name.startswith(_SAMPLED)}
+                             for one in local.states])
+        if local.same_ranks:
+            self.weights.restore({name.removeprefix(_SAMPLED): values for name, values in local.states[0].items()
+                                  if name.startswith(_SAMPLED)})
+        else:
+            self.weights.snapshot()
+        self.saved_step = self.state.step
 
     def fit(self) -> str:
-        """Train to the end or until asked to stop; returns the reason, for people and for summary.json."""
-        reason = "finished"
+        """Train to the end or until asked to stop; returns the reason, for people and for summary.json.
+
+        Raises Diverged, with the last good checkpoint in place, when the numbers went wrong.
+        """
         if self.state.step == 0:
             self._before_first_step()
-        while self.state.step < self.total_steps:
-            self._step()
-            self._after_step()
-            if self.state.step < self.total_steps and (why := self._reason_to_stop()):
-                reason = why
-                break
+        else:
+            self._look()  # what the interruption kept from being done
+        self.state.finished = False
+        reason = self._reason_to_stop()
+        while self.state.step < self.total_steps and not reason:
+            self._step_or_go_back()
+            reason = self._reason_to_stop()
+        self.state.finished = not reason
         self._finish()
-        return reason
+        return reason or "finished"
+
+    def _step_or_go_back(self) -> None:
+        """A step and what comes after it, unless the numbers go wrong."""
+        try:
+            if trouble := self._step():
+                self._diverged(trouble)
+                return
+            self._after_step()
+        except NotFinite:
+            self.state.step -= 1
+            self._diverged("the weights are not finite")
 
     def _before_first_step(self) -> None:
         """Where training starts from, to see later how far it has come."""
-        if self.val_rows:
-            self._evaluate()
-        if self.prompts:
-            self._sample()
+        self._look()
+        if self.options.on_divergence == "rollback":
+            self._save()
 
     def _reason_to_stop(self) -> str | None:
-        """Why not to go on; collective, and the same on every rank."""
+        """Why not to go on; collective, and the same on every rank. None if all has been done that was to be done."""
+        if self.state.step == self.total_steps and not self._pending():
+            return None
         if why := self.state.lost_patience(self.options.patience):
             return why
-        if any_rank(self.setup.stop.wanted, self.engine.device):
+        if self._asked_to_stop():
             return self.setup.stop.reason or "another process was asked to stop"
         return None
 
-    def _step(self) -> None:
-        """One optimizer step: `accumulation` micro-batches through DeepSpeed."""
+    def _asked_to_stop(self) -> bool:
+        """Collective. The time limit leaves room for what is under way and for the save after it."""
+        self.setup.stop.reserve(_SAVE_MARGIN * self.state.save_seconds + self.slowest + _ENDING_SECONDS)
+        return any_rank(self.setup.stop.wanted, self.engine.device)
+
+    # --- a step -------------------------------------------------------------------------------------------------------
+
+    def _step(self) -> str | None:
+        """One optimizer step, `accumulation` micro-batches through DeepSpeed; returns what went wrong."""
         started = time.perf_counter()
         # Every step has its own random numbers, so that a continued run draws what an uninterrupted one would
         torch.manual_seed(hash((self.options.seed, self.state.step, self.world.rank)))
-        resolved, self.rate = self.setup.resolved, learning_rate(self.engine)
-        skipped_before = self.engine.skipped_steps
-        for micro_step in range(resolved.accumulation):
-            rows = self.order.micro_batch(
-                self.state.step, micro_step, self.world.rank, micro_batch=resolved.micro_batch,
-                accumulation=resolved.accumulation, world_size=self.world.size)
+        self.rate, scale = learning_rate(self.engine), loss_scale(self.engine)
+        micro_batches = self._rows(self.world.rank)
+        bad = torch.zeros((), device=self.engine.device)
+        for micro_step, rows in enumerate(micro_batches, 1):
             losses = forward_backward(self.engine, self.train, rows, self.options.max_seq_len)
+            self.window.add_micro_batch(losses.lm, losses.balance)
+            bad += ~losses.lm.detach().isfinite()
+            if micro_step == len(micro_batches) and (trouble := self.watch.loss(not any_rank(bad, bad.device))):
+                return trouble  # before a wrong gradient reaches the weights
             self.engine.step()
-            self.window.add(losses.lm, losses.balance)
+        if trouble := self.watch.step(scale):
+            return trouble
+        seconds = time.perf_counter() - started
         self.state.step += 1
-        self.window.steps += 1
-        self.window.seconds += time.perf_counter() - started
-        self.state.seconds += time.perf_counter() - started
+        self.state.seconds += seconds
+        self.window.add_step(seconds)
+        self.slowest = max(self.slowest, seconds)
         self.progress.advance(lambda: losses.lm.item(), self.setup.tokens_per_step, loss_scale(self.engine))
-        self._say(self.alarms.stepped(self.state.step, skipped=self.engine.skipped_steps > skipped_before,
+        self._say(self.alarms.stepped(self.state.step, skipped=not self.engine.was_step_applied(),
                                       loss_scale=loss_scale(self.engine)))
+        return None
+
+    def _rows(self, rank: int) -> list[list[int]]:
+        """What `rank` trains on in the next step, a list for each micro-batch."""
+        resolved, batch = self.setup.resolved, self.state.batch_number(self.state.step)
+        return [self.order.micro_batch(batch, micro_step, rank, micro_batch=resolved.micro_batch,
+                                       accumulation=resolved.accumulation, world_size=self.world.size)
+                for micro_step in range(resolved.accumulation)]
 
     def _after_step(self) -> None:
         step, options, last = self.state.step, self.options, self.state.step == self.total_steps
         if step == 1 or step % options.log_interval == 0 or last:
             self._log()
-        if self.val_rows and (step % self.eval_interval == 0 or last):
-            self._evaluate()
-        if self.prompts and (step % self.sample_interval == 0 or last):
-            self._sample()
+        self._look()
         if step % options.save_interval == 0 and not last:
             self._save()
 
+    def _look(self) -> None:
+        """Evaluate and write samples, as far as they are due and nobody waits for the run to stop; collective."""
+        for name, work in self._pending().items():
+            started = time.perf_counter()
+            if self._asked_to_stop() or not work():
+                return
+            self.state.done[name] = self.state.step
+            if name == "sample":
+                self.slowest = max(self.slowest, time.perf_counter() - started)
+
+    def _pending(self) -> dict[str, Callable[[], bool]]:
+        """What is due at this step and has not been done yet."""
+        step, last = self.state.step, self.state.step == self.total_steps
+        due: dict[str, Callable[[], bool]] = {}
+        if self.val_rows and (step % self.eval_interval == 0 or last):
+            due["evaluation"] = self._evaluate
+        if self.prompts and (step % self.sample_interval == 0 or last):
+            due["sample"] = self._sample
+        return {name: work for name, work in due.items() if self.state.done.get(name) != step}
+
+    # --- figures ------------------------------------------------------------------------------------------------------
+
     def _log(self) -> None:
         """Means over the window; collective."""
-        setup, window = self.setup, self.window
-        lm, balance, count = sum_over_ranks(window.sums).tolist()
-        loss, speed = lm / count, window.steps * setup.tokens_per_step / window.seconds
-        routed = routing.read(self.engine.module.expert_layers())
+        setup = self.setup
+        loss, balance = self.window.mean_losses()
+        speed = self.window.steps_per_second() * setup.tokens_per_step
+        routed = read_routing(self.engine.module.expert_layers())
         unchanged, ratio = self._update()
         if self.metrics:
             peak = (setup.device.peak_flops or {}).get(setup.resolved.precision)
@@ -178,7 +249,7 @@ class Trainer:
                 "tokens": self.state.step * setup.tokens_per_step,
                 "loss": loss,
                 "bits_per_byte": loss / math.log(2) / setup.bytes_per_token("train"),
-                "balance_loss": balance / count if setup.config.use_moe else None,
+                "balance_loss": balance if setup.config.use_moe else None,
                 "lr": self.rate,
                 "grad_norm": _number(self.engine.get_global_grad_norm()),
                 "loss_scale": loss_scale(self.engine),
@@ -193,7 +264,7 @@ class Trainer:
         self.progress.report(loss, speed, self.state.step * setup.tokens_per_step)
         if self.metrics:
             self._say(self.alarms.observe(row))
-        self.window = Window(self.engine.device)
+        self.window = Window(self.engine)
 
     def _update(self) -> tuple[float, float]:
         """(share of the weights unchanged, size of their change over their own) since the last call; collective."""
@@ -204,13 +275,19 @@ class Trainer:
         unchanged, ratio = (sums / self.world.size).tolist()
         return unchanged, ratio
 
-    def _evaluate(self) -> None:
-        """Validation loss and repetition; the best model so far is kept as that of the run. Collective."""
+    def _evaluate(self) -> bool:
+        """Validation loss and repetition; the best model so far is kept as that of the run. Collective.
+
+        False if it was given up for a request to stop.
+        """
         self.progress.doing("evaluating")
         result = evaluate(self.engine, self.val, self.val_rows, seq_len=self.options.max_seq_len,
                           micro_batch=self.setup.resolved.micro_batch, world=self.world,
-                          bytes_per_token=self.setup.bytes_per_token("val"))
+                          bytes_per_token=self.setup.bytes_per_token("val"), give_up=self._asked_to_stop)
+        if result is None:
+            return False
         self.last_evaluation = result
+        before = replace(self.state)
         best = self.state.judge(result.loss)
         self.progress.evaluated(result.loss, result.bits_per_byte, self.setup.corpus.ladder, best)
         figures = self._repetition()
@@ -219,8 +296,10 @@ class Trainer:
                 "tokens": self.state.step * self.setup.tokens_per_step, "loss": result.loss,
                 "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte} | figures)
             self._say(self.alarms.observe(row))
-        if best:
-            self._export()
+        if best and not self._export():
+            # not kept, so not the one that later ones have to beat
+            self.state.best_loss, self.state.best_step = before.best_loss, before.best_step
+        return True
 
     def _repetition(self) -> dict[str, Any]:
         """What the model makes of held-out prompts, in figures; collective."""
@@ -238,10 +317,7 @@ class Trainer:
                 self.progress.alarm(alarm.step, alarm.id, alarm.message)
                 self.metrics.alarm(alarm.step, alarm.id, alarm.message)
 
-    def _export(self) -> None:
-        export_model(self.engine, self.setup.config, self.setup.corpus.tokenizer_path, self.setup.output / "model")
-
-    def _sample(self) -> None:
+    def _sample(self) -> bool:
         """Write continuations of the fixed prompts; collective because experts may be on other ranks."""
         self.progress.doing("writing samples")
         model = inference_model(self.engine, self.setup.config)
@@ -250,32 +326,115 @@ class Trainer:
                 texts = samples.continue_prompts(model, self.setup.tokenizer, self.prompts, self.options.seed)
             except GenerationError as error:  # not finite: no reason to lose the run's last checkpoint
                 self.console.say(f"  no sample: {error}")
-                return
-            samples.append(self.setup.output / "samples.jsonl", self.state.step, self.prompts, texts)
-            lines = [f"{prompt.text}|{text}".replace("\n", " ")
-                     for prompt, text in zip(self.prompts, texts, strict=True)]
-            self.metrics.text("samples", "\n\n".join(lines), self.state.step)
-            self.console.say(f"  sample: {lines[0]}")  # the others are in samples.jsonl and TensorBoard
+                return True
+            rows = samples.rows(self.prompts, texts)
+            self.metrics.sample(self.state.step, rows)
+            first = f"{rows[0]['prompt']}|{rows[0]['text']}".replace("\n", " ")
+            self.console.say(f"  sample: {first}")  # the others are in samples.jsonl and TensorBoard
+        return True
 
-    def _save(self) -> None:
+    # --- what is kept -------------------------------------------------------------------------------------------------
+
+    def _export(self) -> bool:
+        """Write model/; collective. False, and what was there is still there, if the disk is full."""
+        try:
+            export_model(self.engine, self.setup.config, self.setup.corpus.tokenizer_path,
+                         self.setup.output / "model")
+        except DiskFull as error:
+            self.console.say(f"  NOT KEPT as the best model: {error}; what is in {self.setup.output}/model is whole")
+            return False
+        return True
+
+    def _save(self) -> bool:
+        """Write a checkpoint; collective. False, and those before it are still there, if it could not be written.
+
+        NotFinite if the weights are not fit to be kept.
+        """
         self.progress.doing("saving")
-        started = time.perf_counter()
+        self.state.wall_seconds = self.earlier_seconds + self.setup.stop.running
+        if self.metrics:
+            self.metrics.sync()  # nothing that the checkpoint has behind it may be missing after a return to it
+        try:
+            saved = checkpoint.save(self.engine, self.setup.checkpoints, self.state, self.options.keep_last,
+                                    self._local())
+        except DiskFull as error:
+            self.console.say(f"  NOT SAVED: {error}; the checkpoints before it are whole, and saving is tried again "
+                             f"after {self.options.save_interval:,} steps")
+            return False
         self.saved_step = self.state.step
-        path = checkpoint.save(self.engine, self.setup.output / "checkpoints", self.state, self.options.keep_last)
-        self.console.say(f"  saved {path} ({time.perf_counter() - started:.1f} s)")
+        self.state.save_seconds = max(0.5 * self.state.save_seconds, saved.seconds)
+        self.console.say(f"  saved {saved.path} ({saved.bytes / 1e6:,.1f} MB in {saved.seconds:.1f} s)")
+        return True
+
+    def _local(self) -> dict[str, Tensor]:
+        """What this rank has counted since the last line of metrics."""
+        sampled = {_SAMPLED + name: values for name, values in self.weights.state().items()}
+        return self.window.state() | sampled
 
     def _finish(self) -> None:
         """A last checkpoint, and a model even where there is no validation split to choose one by."""
-        if self.state.best_loss is None:
+        if self.state.step and self.state.best_loss is None:
             self._export()
-        if self.saved_step != self.state.step:
-            self._save()
+        if self.state.step and self.saved_step != self.state.step and not self._save():
+            self.console.say("  make room and start again: the same command continues from the last checkpoint")
+
+    def close(self) -> None:
+        """Let go of the terminal and the files."""
         self.progress.close()
         if self.metrics:
             self.metrics.close()
 
+    # --- when the numbers go wrong ------------------------------------------------------------------------------------
 
-def _alarms(setup: Setup, state: checkpoint.RunState) -> Alarms:
+    def _diverged(self, what: str) -> None:
+        """Report, then go back a checkpoint and leave the batch out, or end the run; collective."""
+        batch = self.state.batch_number(self.state.step)
+        where = divergence.locate(self.engine, self.train, self._rows(self.world.rank), self.options.max_seq_len)
+        rows = [row for rank in range(self.world.size) for part in self._rows(rank) for row in part]
+        report = divergence.Report(self.state.step + 1, batch, rows, what, where)
+        if self.metrics:
+            report.write(self.setup.output)
+        self.console.say(f"  DIVERGED: {report}")
+        if self.options.on_divergence == "stop":
+            raise Diverged(f"{report}; {self._last_good()}. A lower rate, or --on_divergence rollback to leave such "
+                           "batches out, is what to try")
+        if self.state.rollbacks >= self.options.max_rollbacks:
+            raise Diverged(f"{report}; gone back {self.state.rollbacks} times already (--max_rollbacks); "
+                           f"{self._last_good()}")
+        self._roll_back(batch)
+
+    def _roll_back(self, batch: int) -> None:
+        """To the last good checkpoint. The batch is left out; if that was not enough, all since the checkpoint are."""
+        found, _ = self._newest()
+        if found is None:
+            raise Diverged("there is no checkpoint to go back to")
+        left_out, rollbacks, running = self.state.left_out, self.state.rollbacks, self.state.wall_seconds
+        if not self.watch.stepped:
+            self.engine.step()  # DeepSpeed lets go of the gradients; the weights are replaced in a moment
+        self.state = checkpoint.read_state(found)
+        first = self.state.batch_number(self.state.step)
+        again = any(first <= number <= batch for number in left_out)
+        self.state.left_out = sorted({*left_out, *(range(first, batch + 1) if again else (batch,))})
+        self.state.rollbacks, self.state.wall_seconds = rollbacks + 1, running
+        self.watch.bad_losses = 0
+        self.resume(found)
+        if self.metrics:
+            self.metrics.rewind(self.state.step)
+        self.alarms = _alarms(self.setup, self.state)
+        self.progress.rewind(self.state.step)
+        batches = f"batches {first:,} to {batch:,}" if again else f"batch {batch:,}"
+        self.console.say(f"  back at {found} (rollback {self.state.rollbacks}, at most {self.options.max_rollbacks}); "
+                         f"left out: {batches}")
+
+    def _newest(self) -> tuple[Path | None, list[str]]:
+        return told(self.world, lambda: checkpoint.choose(self.setup.output, "auto"))
+
+    def _last_good(self) -> str:
+        found, _ = self._newest()
+        return f"the last good checkpoint is {found}" if found else "there is no checkpoint before it"
+
+
+def _alarms(setup: Setup, state: RunState) -> Alarms:
     """With the history of the run, which rank 0 keeps and is the only one to raise them from."""
     corpus, schedule = setup.corpus, setup.resolved.config.get("scheduler", {}).get("params", {})
     alarms = Alarms(unigram=corpus.ladder.unigram if corpus.ladder else corpus.manifest.entropy_nats,

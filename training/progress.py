@@ -36,6 +36,13 @@ class Progress:
             self.bar.set_postfix_str(f"loss {loss():.3f}, {speed:,.0f} tokens/s{scale}")
             self.shown, self.recent_step = now, self.step
 
+    def rewind(self, step: int) -> None:
+        """The run has gone back to an earlier step."""
+        self.step = self.first = self.recent_step = step
+        self.shown = self.started = time.monotonic()
+        self.bar.reset()
+        self.bar.update(step)
+
     def report(self, loss: float, tokens_per_second: float, tokens: int) -> None:
         """The line that goes with a line of metrics."""
         self.console.say(f"step {self.step:,}/{self.total:,}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  "

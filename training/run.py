@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,11 +23,12 @@ from training import arguments, checkpoint
 from training.arguments import Options
 from training.console import Console
 from training.device import Device, detect
-from training.distributed import World, check_visible, join, keep_freed_memory, set_threads
+from training.distributed import World, check_visible, join, keep_freed_memory, set_threads, told
 from training.ds_config import Resolved, RunFacts, load, resolve, run_defaults
 from training.preflight.runner import Subject, preflight
 from training.progress import human_time
-from training.stopping import StopRequest
+from training.run_state import RunState, check_config, check_identity
+from training.stopping import StoppedEarly, StopRequest
 
 CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 DATA_FOLDER = Path("data")
@@ -40,11 +40,16 @@ ROWS_UNKNOWN = 10**9  # stands in until the corpus is prepared, to judge the JSO
 
 def main(argv: Sequence[str], description: str) -> int:
     """Exit status of train.py: 0 for a run that ended as it should, 2 for wrong input, 1 for a fault of ours."""
-    started = time.monotonic()
     world = World.from_environment()
     console = Console(world.rank)
+    stop = StopRequest(console)
     try:
-        return _run(arguments.parse(argv, description), world, console, started)
+        with stop.listening():
+            return _run(arguments.parse(argv, description), world, console, stop)
+    except StoppedEarly as early:
+        if world.rank == 0:
+            console.fail(f"{early}: nothing was trained yet, so nothing is lost")
+        return 0
     except UserError as error:
         if world.rank == 0:
             console.fail(f"train.py: {error}")
@@ -56,7 +61,7 @@ def main(argv: Sequence[str], description: str) -> int:
         return 1
 
 
-def _run(given: dict[str, Any], world: World, console: Console, started: float) -> int:
+def _run(given: dict[str, Any], world: World, console: Console, stop: StopRequest) -> int:
     device = detect()
     if device.kind == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for a GPU, and warn
@@ -71,7 +76,7 @@ def _run(given: dict[str, Any], world: World, console: Console, started: float) 
     why = "" if "deepspeed_config" in given else _why(device, world)
     console.say(f"configuration: {os.path.relpath(path)}{why}")
     console.say(f"run: {output} (log: {output}/logs/rank0.log)")
-    stop = StopRequest(started, options.time_limit)
+    stop.limit(options.time_limit)
     set_threads(world, device.kind)
     if device.kind == "cpu":
         keep_freed_memory()
@@ -217,35 +222,69 @@ def _train(options: Options, output: Path, config: ModelConfig, resolved: Resolv
     if options.preflight:
         _announce(options, config, resolved, corpus, output, console, world)
         return 1 if preflight(subject) else 0
-    found = checkpoint.find(output, options.resume)
-    identity = _identity(options, config, resolved, corpus, world)
-    state = checkpoint.RunState(identity=identity)
-    if found:
-        state = checkpoint.read_state(found)
-        checkpoint.check_identity(state, identity, found)
-        if state.step >= resolved.total_steps:
-            console.say(f"{output} has finished its {state.step:,} steps already: --output starts another run")
-            return 0
-        if why := state.lost_patience(options.patience):
-            console.say(f"{output} has stopped already: {why}; a larger --patience continues it")
-            return 0
+    found, warnings = told(world, lambda: checkpoint.choose(output, options.resume))
+    for warning in warnings:
+        console.say(f"WARNING: {warning}")
+    identity = _identity(options, config, resolved, corpus)
+    state = _state(found, identity, resolved, options, console)
+    if why := _nothing_left(state, resolved, options):
+        console.say(f"{output} {why}")
+        return 0
     _announce(options, config, resolved, corpus, output, console, world)
     if not found and not options.skip_preflight:
         _check_first(subject)
     console.say("starting DeepSpeed (some seconds)")
     engine = build_engine(config, resolved.config, seed=options.seed, rank=world.rank)
-    if found:
-        checkpoint.load(engine, found)
-        console.say(f"continuing from {found} (step {state.step:,})")
     tokenizer = Tokenizer.from_file(str(corpus.tokenizer_path))
-    stop.listen()
-    setup = Setup(options, output, config, resolved, corpus, tokenizer, world, device, console, stop)
-    trainer = Trainer(setup, engine, state)
-    reason = trainer.fit()
-    if world.rank == 0:
-        _sum_up(trainer, reason)
+    trainer = Trainer(Setup(options, output, config, resolved, corpus, tokenizer, world, device, console, stop), engine,
+                      state)
+    if found:
+        trainer.resume(found)
+        console.say(f"continuing from {found} (step {state.step:,})")
+    stop.enter_loop()
+    status = _fit(trainer)
+    stop.leave_loop()
     engine.destroy()
-    return 0
+    return status
+
+
+def _fit(trainer: Any) -> int:
+    """Exit status: 1 if the numbers went wrong, 0 however else the run ended."""
+    from training.divergence import Diverged
+
+    status = 0
+    try:
+        reason = trainer.fit()
+    except Diverged as error:
+        trainer.console.say(f"train.py: stopped: {error}")
+        reason, status = f"diverged: {error}", 1
+    finally:
+        trainer.close()
+    if trainer.world.rank == 0:
+        _sum_up(trainer, reason)
+    return status
+
+
+def _state(found: Path | None, identity: dict[str, Any], resolved: Resolved, options: Options,
+           console: Console) -> RunState:
+    """Where the run stands, and that it is this run. UserError if it is another one."""
+    if found is None:
+        return RunState(identity=identity, ds_config=resolved.config, total_steps=resolved.total_steps)
+    state = checkpoint.read_state(found)
+    check_identity(state, identity, found)
+    for line in check_config(state, resolved.config, found, accept=options.accept_changes):
+        console.say(f"  differs from {found.name}: {line}")
+    state.identity, state.ds_config, state.total_steps = identity, resolved.config, resolved.total_steps
+    return state
+
+
+def _nothing_left(state: RunState, resolved: Resolved, options: Options) -> str | None:
+    """Why a run need not be continued."""
+    if state.step >= resolved.total_steps and state.finished:
+        return f"has finished its {state.step:,} steps already: --output starts another run"
+    if why := state.lost_patience(options.patience):
+        return f"has stopped already: {why}; a larger --patience continues it"
+    return None
 
 
 def _check_first(subject: Subject) -> None:
@@ -255,17 +294,14 @@ def _check_first(subject: Subject) -> None:
                         "mend that, or go on anyway with --skip_preflight")
 
 
-def _identity(options: Options, config: ModelConfig, resolved: Resolved, corpus: Corpus,
-              world: World) -> dict[str, Any]:
-    """What must not change between the sessions of one run; all else may.
-
-    The number of processes, the precision, the optimizer and the ZeRO stage are what DeepSpeed's own files depend on.
+def _identity(options: Options, config: ModelConfig, resolved: Resolved, corpus: Corpus) -> dict[str, Any]:
+    """What must not change between the sessions of one run. The DeepSpeed JSON is judged apart, and the number of
+    processes and where the experts are may change.
     """
-    shape = {f"model.{name}": value for name, value in asdict(config).items() if name != "max_position_embeddings"}
+    shape = {f"model.{name}": value for name, value in asdict(config).items()
+             if name not in ("max_position_embeddings", "ep_size")}
     return shape | {"corpus": corpus.manifest.fingerprint, "tokenizer": corpus.manifest.tokenizer_sha256,
-                    "train_batch_size": resolved.train_batch, "max_seq_len": options.max_seq_len, "seed": options.seed,
-                    "processes": world.size, "precision": resolved.precision, "optimizer": resolved.optimizer_name,
-                    "zero_stage": resolved.zero_stage}
+                    "train_batch_size": resolved.train_batch, "max_seq_len": options.max_seq_len, "seed": options.seed}
 
 
 def _announce(options: Options, config: ModelConfig, resolved: Resolved, corpus: Corpus, output: Path,
@@ -311,6 +347,6 @@ def _sum_up(trainer: Any, reason: str) -> None:
                     f"{corpus.entropy_nats:.3f} for token frequencies alone")
     console.say(f"model: {setup.output}/model   curves: tensorboard --logdir {setup.output}/tensorboard   "
                 f"verdict: python diagnose.py --checkpoint {setup.output}")
-    if state.step < trainer.total_steps:
+    if not state.finished:
         console.say("the same command continues the run")
 

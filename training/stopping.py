@@ -1,26 +1,125 @@
-"""Requests to stop: a signal, or the time limit. The loop finishes its step, saves, and ends with status 0."""
+"""Requests to stop: a signal, the end of the launcher, or the time limit.
+
+While a run is being set up nothing would be lost, so a signal ends it then and there (`StoppedEarly`). In the loop it is
+a wish: the loop finishes its step, saves, and ends with status 0. A later signal leaves at once.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+import psutil
+
+from training.console import Console
+
+TOGETHER = 3.0  # seconds: one Ctrl-C arrives twice, from the terminal and from the launcher
+PLAUSIBLE_AGE = 600.0  # seconds between the start of a process and its first look at the clock, imports included
+_IMPORTED = time.monotonic()
+
+
+class StoppedEarly(BaseException):  # noqa: N818 (an order, like KeyboardInterrupt, that no `except Exception` may eat)
+    """Asked to stop before anything was trained; says why."""
 
 
 class StopRequest:
     """`wanted` turns true once; each rank looks at its own and they agree in the loop."""
 
-    def __init__(self, started: float, time_limit: float | None) -> None:
-        self.deadline = None if time_limit is None else started + time_limit
+    def __init__(self, console: Console, *, together: float = TOGETHER) -> None:
+        self.console, self.together = console, together
         self.reason: str | None = None
+        self.deadline: float | None = None  # of time.monotonic()
+        self.when_asked: list[Callable[[], None]] = []  # called once, perhaps inside a signal handler: be brief
+        self._asked_at: float | None = None
+        self._phase = "set-up"  # then "loop", then "end"
+        self._raised = self._listening = False
+        self._reserve = 0.0
+        self._process = os.getpid()
 
-    def listen(self) -> None:
-        """Take SIGTERM and SIGINT (Ctrl-C, Kaggle's interrupt) as requests."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGTERM, SIGINT (Ctrl-C, Kaggle's interrupt) and SIGHUP (the terminal is gone) as requests.
+
+        Where the process was started with SIGHUP ignored (nohup) it stays so. What was asked once is not asked again
+        while the interpreter shuts down: the launcher signals its processes one after the other.
+        """
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        self._listening = True
+        try:
+            yield
+        finally:
+            self._listening = False
+            for number, handler in before.items():
+                signal.signal(number, handler if self.reason is None else signal.SIG_IGN)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self.reason = f"stopped by {signal.Signals(number).name}"
+        if os.getpid() != self._process:  # a forked child is nobody's to stop in order
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif self._asked_at is not None and time.monotonic() - self._asked_at > self.together:
+            self._leave_at_once()
+        else:
+            self._note(f"stopped by {signal.Signals(number).name}")
+            self._interrupt_set_up()
+
+    def _leave_at_once(self) -> None:
+        if self._phase == "end":
+            return  # all is saved; this is the launcher, which comes to this process last
+        if self.console.rank == 0:
+            self.console.last_words("stopped at once, by a second signal: the same command continues from the last "
+                                    "checkpoint")
+        os._exit(1)
+
+    def _note(self, reason: str) -> None:
+        if self.reason is None:
+            self.reason, self._asked_at = reason, time.monotonic()
+            for call in self.when_asked:
+                call()
+
+    def _interrupt_set_up(self) -> None:
+        if self._phase == "set-up" and not self._raised:
+            self._raised = True
+            raise StoppedEarly(self.reason)
+
+    def ask(self, reason: str) -> None:
+        """Stop in order for a reason found by another thread; the first reason stays. Never leaves at once."""
+        self._note(reason)
+        if self._listening and self._phase == "set-up" and not self._raised:
+            # so that a main thread that waits for something is woken, and raises there
+            with suppress(ValueError, OSError):
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    def enter_loop(self) -> None:
+        """The set-up is done: from here on requests wait for the end of a step. Raises StoppedEarly if there was one."""
+        if self.reason is not None:
+            self._raised = True
+            raise StoppedEarly(self.reason)
+        self._phase = "loop"
+
+    def leave_loop(self) -> None:
+        """Everything is saved: signals change nothing any more."""
+        self._phase = "end"
+
+    @property
+    def in_set_up(self) -> bool:
+        """Whether nothing has been trained yet."""
+        return self._phase == "set-up"
+
+    def limit(self, seconds: float | None) -> None:
+        """Set --time_limit, which counts from the start of this process; None for none."""
+        self.deadline = None if seconds is None else _process_start() + seconds
+
+    def reserve(self, seconds: float) -> None:
+        """What ending takes, at most: the step or evaluation under way and the save after it."""
+        self._reserve = max(0.0, seconds)
 
     @property
     def seconds_left(self) -> float | None:
@@ -28,8 +127,22 @@ class StopRequest:
         return None if self.deadline is None else self.deadline - time.monotonic()
 
     @property
+    def running(self) -> float:
+        """Seconds since this process was started."""
+        return time.monotonic() - _process_start()
+
+    @property
     def wanted(self) -> bool:
-        """Whether this rank has a reason to stop."""
-        if self.reason is None and self.deadline is not None and time.monotonic() >= self.deadline:
-            self.reason = "time limit reached"
+        """Whether this rank has a reason to stop; costs next to nothing."""
+        if self.reason is None and self.deadline is not None and time.monotonic() + self._reserve >= self.deadline:
+            self._note("time limit reached")
         return self.reason is not None
+
+
+def _process_start() -> float:
+    """On the clock of time.monotonic(). A kernel that gives no plausible time is answered with that of the import."""
+    age = time.time() - psutil.Process().create_time()
+    since_import = time.monotonic() - _IMPORTED
+    if not since_import - 1 <= age <= since_import + PLAUSIBLE_AGE:
+        age = since_import
+    return time.monotonic() - age

@@ -76,6 +76,15 @@ class WeightSample:
         """Remember the weights as they are now."""
         self._before = {name: part.clone() for name, part in self._sampled().items()}
 
+    def state(self) -> dict[str, Tensor]:
+        """The last snapshot, for this rank's share of a checkpoint."""
+        return self._before
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take over a snapshot of the same rank of as many."""
+        # in its own order, so that means over it are the same to the last digit
+        self._before = {name: state[name].to(self.engine.device) for name in self._sampled()}
+
     def compare(self) -> Update:
         """What has changed since the last snapshot; ValueError before the first."""
         changes = self.changes()
