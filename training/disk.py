@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -253,20 +252,6 @@ def check_room(output: Path, checkpoint: int, model: int, keep_last: int, existi
     fewer = f", --keep_last {fitting}" if 1 <= fitting < keep_last else ""
     raise UserError(f"{output}: there is too little room on its disk: {text}{here}, but only {_gb(free)} free: free "
                     f"{_gb(needed - free, up=True)} more{fewer}, or another --output")
-
-
-def check_room_together(rank: int, check: Callable[[], str]) -> str:
-    """`check` on rank 0, whose answer or UserError is that of all ranks; collective."""
-    box: list[Any] = [None, None]
-    if rank == 0:
-        try:
-            box[0] = check()
-        except UserError as error:
-            box[1] = str(error)
-    dist.broadcast_object_list(box, src=0)
-    if box[1] is not None:
-        raise UserError(box[1])
-    return box[0]
 
 
 def _gb(size: int, up: bool = False) -> str:

@@ -19,7 +19,6 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from training.disk import Appender, Notice, keep_whole
 
-_BY_SAMPLES = "Train/Samples/"  # DeepSpeed's own figures, whose x is samples; that of all others is steps
 _HEADER, _FOOTER = 12, 4  # bytes of a record before and after the event: length and its checksum; the event's
 
 
@@ -78,22 +77,21 @@ def take_over(summary_writer: Any, notice: Notice) -> EventFile:
     return file_writer.event_writer
 
 
-def forget_after(folder: Path, step: int, samples: int, *, current: EventFile | None = None,
-                 everything: bool = False) -> None:
-    """Take from the event files of `folder` what is later than `step`, or than `samples` where DeepSpeed counts those.
+def forget(folder: Path, keep: Callable[[str, int], bool], *, current: EventFile | None = None) -> None:
+    """Take from the event files of `folder` the figures whose tag and x `keep` says no to.
 
-    `everything` takes all (a run that starts anew); `current` is the file that is being written. Records that a killed
-    process left half written go too. A file that has nothing to lose is not touched, one that has nothing left is
-    removed. A TensorBoard that is watching has to be started again to see it.
+    `current` is the file that is being written. Records that a killed process left half written go too. A file that has
+    nothing to lose is not touched, one that has nothing left is removed. A TensorBoard that is watching has to be
+    started again to see it.
     """
-    def keep(event: bytes) -> bool:
-        return _is_kept(Event.FromString(event), step, samples, everything)
+    def keep_record(event: bytes) -> bool:
+        return _is_kept(Event.FromString(event), keep)
 
     if current is not None:
-        current.forget(keep)
+        current.forget(keep_record)
     for path in sorted(folder.glob("events.out.tfevents.*")):
         data = path.read_bytes()
-        kept = list(_kept(path, data, keep))
+        kept = list(_kept(path, data, keep_record))
         if len(kept) <= 1 and (current is None or path != current.path):  # the first says which version it is
             path.unlink()
         else:
@@ -121,26 +119,22 @@ def read_events(path: Path) -> Iterator[bytes]:
         yield reader.record()
 
 
-def _is_kept(event: Event, step: int, samples: int, everything: bool) -> bool:
-    if not event.HasField("summary"):
-        return True
-    limit = samples if any(value.tag.startswith(_BY_SAMPLES) for value in event.summary.value) else step
-    return not everything and event.step <= limit
+def _is_kept(event: Event, keep: Callable[[str, int], bool]) -> bool:
+    return all(keep(value.tag, event.step) for value in event.summary.value)
 
 
-def forget_csv_after(folder: Path, step: int, samples: int, *, everything: bool = False) -> None:
-    """The same for DeepSpeed's csv_monitor, which has a file a figure."""
+def forget_csv(folder: Path, keep: Callable[[str, int], bool]) -> None:
+    """The same for DeepSpeed's csv_monitor: a file a figure, named with `_` for `/`, and so told to `keep`."""
     for path in sorted(folder.glob("*.csv")):
-        limit = samples if path.name.startswith(_BY_SAMPLES.replace("/", "_")) else step
         data = path.read_bytes()
         lines = data.splitlines(keepends=True)
-        kept = lines[:1] + [line for line in lines[1:] if not everything and _csv_step(line) <= limit]
+        kept = lines[:1] + [line for line in lines[1:] if (x := _csv_x(line)) is not None and keep(path.stem, x)]
         keep_whole(path, data, b"".join(kept))
 
 
-def _csv_step(line: bytes) -> float:
-    """inf for half a line, and for the heading that every session begins with."""
+def _csv_x(line: bytes) -> int | None:
+    """None for half a line, and for a heading that was written again."""
     try:
-        return int(next(csv.reader([line.decode()]))[0]) if line.endswith(b"\n") else float("inf")
+        return int(next(csv.reader([line.decode()]))[0]) if line.endswith(b"\n") else None
     except (ValueError, IndexError, StopIteration):
-        return float("inf")
+        return None

@@ -98,7 +98,7 @@ class Trainer:
         self.probing = Probing(self.val, setup.config, seq_len=seq_len, seed=self.options.seed, world=self.world)
         self.metrics = None
         if self.world.rank == 0:
-            self.metrics = Metrics(setup.output, engine.monitor, state.step, say=self.console.say,
+            self.metrics = Metrics(setup.output, engine.monitor, state, say=self.console.say,
                                    samples_per_step=setup.resolved.train_batch)
         self.alarms = _alarms(setup, state)
         self.progress = Progress(self.console, state.step, self.total_steps)
@@ -419,7 +419,7 @@ class Trainer:
         self.watch.bad_losses = 0
         self.resume(found)
         if self.metrics:
-            self.metrics.rewind(self.state.step)
+            self.metrics.rewind(self.state)
         self.alarms = _alarms(self.setup, self.state)
         self.progress.rewind(self.state.step)
         batches = f"batches {first:,} to {batch:,}" if again else f"batch {batch:,}"

@@ -11,20 +11,25 @@ from typing import Any
 from corpus.errors import UserError
 from training import events
 from training.disk import Appender, Notice, keep_whole, reason_of
+from training.run_state import RunState
 
 RECORDS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl")  # a line for each step at which something was written
+_RECORD_TAGS = {"samples.jsonl": "samples/", "alarms.jsonl": "alarms/"}  # as if their lines were figures
+_BY_SAMPLES = ("Train/Samples/", "Train_Samples_")  # DeepSpeed's own figures; in TensorBoard, in csv_monitor
+# What is made up for at the start of a session if the one before was asked to stop meanwhile, and the figures of it
+_MADE_UP_FOR = {"evaluation": ("val/", "val_", "repetition", "alarms/"), "sample": ("samples/",)}
 REPETITION = ("repetition", "copying", "distinct_2", "greedy_repetition", "loops")
 
 
 class Metrics:
     """Rank 0's writer; `monitor` is the engine's, whose own figures pass through here too.
 
-    What is later than `first_step`, the checkpoint that the run continues from, is cleared away, so that nothing is
-    there twice; everything is, if it starts anew. `samples_per_step` is the batch: DeepSpeed's own figures count in
-    samples. A full disk is told once with `say`; what it has no room for waits in memory (training/disk.py).
+    What a run that stands at `state` has not behind it is cleared away, so that nothing is there twice.
+    `samples_per_step` is the batch: DeepSpeed's own figures count in samples. A full disk is told once with `say`; what
+    it has no room for waits in memory (training/disk.py).
     """
 
-    def __init__(self, folder: Path, monitor: Any, first_step: int, *, samples_per_step: int = 1,
+    def __init__(self, folder: Path, monitor: Any, state: RunState, *, samples_per_step: int = 1,
                  say: Callable[[str], None] = print) -> None:
         self.folder, self.monitor, self.samples_per_step = folder, monitor, samples_per_step
         notice = Notice(folder, say)
@@ -33,9 +38,9 @@ class Metrics:
         self._events = events.take_over(board, notice) if board is not None else None
         self._csv = _PatientCsv.take_over(monitor, notice)
         try:
-            self._forget_after(first_step, everything=first_step == 0)
+            self.rewind(state)
         except OSError as error:
-            raise UserError(f"{folder} could not be cut back to step {first_step:,}: {reason_of(error)}") from None
+            raise UserError(f"{folder} could not be cut back to step {state.step:,}: {reason_of(error)}") from None
 
     def write(self, split: str, step: int, values: dict[str, Any]) -> dict[str, Any]:
         """Returns what it writes: one line; what is not finite (a grad norm after an overflow) becomes null, what is
@@ -85,9 +90,19 @@ class Metrics:
             board.add_text(tag, text, step)
             board.flush()
 
-    def rewind(self, step: int) -> None:
-        """Forget all that is later than `step`, while the run goes on from there."""
-        self._forget_after(step, everything=False)
+    def rewind(self, state: RunState) -> None:
+        """Forget what is later than `state`: a run that was cut off, or went back, wrote it after the checkpoint."""
+        for name, file in self._files.items():
+            _forget(file, lambda row, name=name: _is_behind(state, _RECORD_TAGS.get(name) or f"{row['split']}/",
+                                                            row["step"], row.get("alarm")))
+
+        def keep(tag: str, x: int) -> bool:
+            return _is_behind(state, tag, x / self.samples_per_step if tag.startswith(_BY_SAMPLES) else x)
+
+        if self._events is not None and self._is_own(self._events.path.parent):
+            events.forget(self._events.path.parent, keep, current=self._events)
+        if self._csv is not None and self._is_own(self._csv.folder):
+            events.forget_csv(self._csv.folder, keep)
 
     def sync(self) -> None:
         """Have the disk hold what is written so far: before a checkpoint, that nothing be missing after a return."""
@@ -108,15 +123,6 @@ class Metrics:
         """DeepSpeed's monitor has scalars only; its TensorBoard writer can do more."""
         board = self.monitor.tb_monitor  # None where no monitor at all is enabled
         return getattr(board, "summary_writer", None) if board is not None and board.enabled else None
-
-    def _forget_after(self, step: int, *, everything: bool) -> None:
-        for file in self._files.values():
-            _forget_after(file, step, everything=everything)
-        samples = step * self.samples_per_step
-        if self._events is not None and self._is_own(self._events.path.parent):
-            events.forget_after(self._events.path.parent, step, samples, current=self._events, everything=everything)
-        if self._csv is not None and self._is_own(self._csv.folder):
-            events.forget_csv_after(self._csv.folder, step, samples, everything=everything)
 
     def _is_own(self, folder: Path) -> bool:
         """Not one that the JSON names, where other runs may write too."""
@@ -162,22 +168,28 @@ def _tag(split: str, name: str) -> str:
     return f"repetition/{name}" if name.removeprefix("true_") in REPETITION else f"{split}/{name}"
 
 
-def _forget_after(file: Appender, step: int, *, everything: bool) -> None:
-    """Drop lines after `step`: a run that was cut off wrote them after the checkpoint it now continues from.
+def _is_behind(state: RunState, tag: str, step: float, alarm: str | None = None) -> bool:
+    """Whether a run that stands at `state` has written the figure and will not write it again.
 
-    A run without a checkpoint starts anew, and with it all that is written.
+    At its very step it may have been asked to stop before it evaluated, which the next session then made up for.
     """
-    def keep(line: bytes) -> bool:
-        return not everything and _step_of(line) <= step
+    if step != state.step:
+        return step < state.step
+    if alarm is not None:
+        return alarm in state.alarms
+    return all(state.done.get(work) == step for work, tags in _MADE_UP_FOR.items() if tag.startswith(tags))
 
-    file.forget(keep)
+
+def _forget(file: Appender, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the lines that `keep` says no to, and half a line at the end."""
+    def keep_line(line: bytes) -> bool:
+        try:
+            return keep(json.loads(line))
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    file.forget(keep_line)
     if file.path.exists():
         data = file.path.read_bytes()
-        keep_whole(file.path, data, b"".join(line.rstrip(b"\n") + b"\n" for line in data.split(b"\n") if keep(line)))
-
-
-def _step_of(line: bytes) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # half a line, cut off in the middle
+        kept = (line + b"\n" for line in data.split(b"\n") if keep_line(line))
+        keep_whole(file.path, data, b"".join(kept))

@@ -19,7 +19,7 @@ from corpus.report import loss_to_beat
 from corpus.shards import Corpus
 from corpus.stories import write_sample_corpus
 from model import ModelConfig, count_parameters
-from training import arguments, checkpoint
+from training import arguments, checkpoint, disk
 from training.arguments import Options
 from training.console import Console
 from training.device import Device, detect
@@ -230,7 +230,9 @@ def _train(options: Options, output: Path, config: ModelConfig, resolved: Resolv
     if why := _nothing_left(state, resolved, options):
         console.say(f"{output} {why}")
         return 0
+    room = told(world, lambda: _room(options, config, resolved, output))
     _announce(options, config, resolved, corpus, output, console, world)
+    console.say(room)
     if not found and not options.skip_preflight:
         _check_first(subject)
     console.say("starting DeepSpeed (some seconds)")
@@ -263,6 +265,13 @@ def _fit(trainer: Any) -> int:
     if trainer.world.rank == 0:
         _sum_up(trainer, reason)
     return status
+
+
+def _room(options: Options, config: ModelConfig, resolved: Resolved, output: Path) -> str:
+    """What the run takes on the disk, for people; UserError if there is too little of it."""
+    existing = disk.size_of(output / "checkpoints") + disk.size_of(output / "model")
+    return disk.check_room(output, disk.checkpoint_bytes(config, resolved), disk.model_bytes(config, resolved),
+                           options.keep_last, existing)
 
 
 def _state(found: Path | None, identity: dict[str, Any], resolved: Resolved, options: Options,
@@ -317,12 +326,11 @@ def _announce(options: Options, config: ModelConfig, resolved: Resolved, corpus:
                 f"{resolved.precision}, ZeRO-{resolved.zero_stage}, {resolved.optimizer_name}")
     console.say(f"loss to beat: {loss_to_beat(corpus.manifest)}")
     if world.rank == 0 and not options.preflight:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "ds_config.json").write_text(json.dumps(resolved.config, indent=2) + "\n", encoding="utf-8")
+        disk.write_text(output / "ds_config.json", json.dumps(resolved.config, indent=2) + "\n", console.say)
         flags = {name: value for name, value in asdict(options).items() if name != "model"}
         record = {"command": sys.argv, "flags": flags, "model": asdict(config), "corpus": str(corpus.folder)}
-        (output / "run.json").write_text(json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n",
-                                         encoding="utf-8")
+        text = json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n"
+        disk.write_text(output / "run.json", text, console.say)
 
 
 def _sum_up(trainer: Any, reason: str) -> None:
@@ -338,8 +346,8 @@ def _sum_up(trainer: Any, reason: str) -> None:
         "token_entropy": corpus.entropy_nats, "skipped_steps": int(trainer.engine.skipped_steps),
         "alarms": state.alarms,
     }
-    (setup.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     console = setup.console
+    disk.write_text(setup.output / "summary.json", json.dumps(summary, indent=2) + "\n", console.say)
     console.say(f"{reason}: {state.step:,} of {trainer.total_steps:,} steps, {tokens / 1e6:.2f} M tokens in "
                 f"{human_time(state.seconds)} of training")
     if state.best_loss is not None:

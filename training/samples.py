@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -51,10 +49,3 @@ def continue_prompts(model: CausalLM, tokenizer: Tokenizer, prompts: list[Prompt
 def rows(prompts: list[Prompt], texts: list[str]) -> list[dict[str, str]]:
     """What runs/NAME/samples.jsonl says of them."""
     return [{"prompt": prompt.text, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
-
-
-def append(path: Path, step: int, prompts: list[Prompt], texts: list[str]) -> None:
-    """Add them to runs/NAME/samples.jsonl."""
-    with path.open("a", encoding="utf-8") as file:
-        for row in rows(prompts, texts):
-            file.write(json.dumps({"step": step} | row, ensure_ascii=False) + "\n")

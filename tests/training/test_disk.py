@@ -16,6 +16,7 @@ from model import ModelConfig
 from training import disk
 from training.disk import Appender, DiskFull, Notice, check_room
 from training.metrics import Metrics
+from training.run_state import RunState
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_metrics_outlive_a_full_disk_and_nothing_is_lost(small_disk):
     said, run = Said(), small_disk / "run"
     run.mkdir()
     monitor = monitor_of(run)
-    metrics = Metrics(run, monitor, 0, say=said)
+    metrics = Metrics(run, monitor, RunState(), say=said)
     for step in range(1, 61):
         if step == 10:
             ballast = fill(small_disk)
@@ -134,12 +135,12 @@ def test_metrics_outlive_a_full_disk_and_nothing_is_lost(small_disk):
 def test_a_return_to_a_checkpoint_while_the_disk_is_full(small_disk):
     run = small_disk / "run"
     run.mkdir()
-    metrics = Metrics(run, monitor_of(run), 0, say=Said())
+    metrics = Metrics(run, monitor_of(run), RunState(), say=Said())
     for step in range(1, 21):
         if step == 8:
             ballast = fill(small_disk)
         metrics.write("train", step, {"loss": 2.0, "note": "x" * 3000})
-    metrics.rewind(12)
+    metrics.rewind(RunState(step=12))
     for step in range(13, 16):
         metrics.write("train", step, {"loss": 1.0})
     ballast.unlink()
@@ -150,7 +151,7 @@ def test_a_return_to_a_checkpoint_while_the_disk_is_full(small_disk):
 
 def test_a_disk_that_stays_full_does_not_fail_the_end(small_disk):
     said = Said()
-    metrics = Metrics(small_disk, monitor_of(small_disk), 0, say=said)
+    metrics = Metrics(small_disk, monitor_of(small_disk), RunState(), say=said)
     fill(small_disk)
     for step in range(1, 40):
         metrics.write("train", step, {"loss": 2.0, "note": "x" * 3000})

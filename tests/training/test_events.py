@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from training import events
 from training.disk import Notice
 from training.metrics import Metrics
+from training.run_state import RunState
 
 BATCH = 8
 
@@ -28,12 +29,17 @@ class Monitor:
         self.tb_monitor.summary_writer.flush()
 
 
+def at(step):
+    """A run that has done all that was to be done at `step`, or starts anew."""
+    return RunState(step=step, done={"evaluation": step, "sample": step} if step else {})
+
+
 class Session:
     """A process of a run that writes everything at every step."""
 
     def __init__(self, folder, step):
         self.step, self.monitor = step, Monitor(folder)
-        self.metrics = Metrics(folder, self.monitor, step, samples_per_step=BATCH)
+        self.metrics = Metrics(folder, self.monitor, at(step), samples_per_step=BATCH)
         if step == 0:
             self.metrics.write("val", 0, {"loss": 9.0})
 
@@ -79,10 +85,10 @@ def test_after_returns_to_a_checkpoint_nothing_is_missing_or_double(tmp_path, un
 
 def test_going_back_in_the_same_process(tmp_path, uninterrupted):
     session = Session(tmp_path / "run", 0).run(9)
-    session.metrics.rewind(6)
+    session.metrics.rewind(at(6))
     session.step = 6
     session.run(11)
-    session.metrics.rewind(3)
+    session.metrics.rewind(at(3))
     session.step = 3
     session.run(12)
     assert figures(tmp_path / "run") == uninterrupted
@@ -117,7 +123,7 @@ def test_what_is_not_at_the_end_is_dropped_too(tmp_path):
     for step in (1, 5, 2, 6, 3):
         writer.add_scalar("train/loss", 1.0, step)
     writer.close()
-    events.forget_after(tmp_path, 3, 0)
+    events.forget(tmp_path, lambda tag, step: step <= 3)
     [path] = tmp_path.iterdir()
     kept = [Event.FromString(event) for event in events.read_events(path)]
     assert [event.step for event in kept[1:]] == [1, 2, 3]
@@ -135,7 +141,7 @@ def test_a_folder_outside_the_run_is_left_alone(tmp_path):
     """The JSON can name one that several runs share."""
     monitor = Monitor(tmp_path / "shared")
     monitor.write_events([("train/loss", 1.0, 9)])
-    Metrics(tmp_path / "run", monitor, 0)
+    Metrics(tmp_path / "run", monitor, at(0))
     assert figures(tmp_path / "shared") == {("train/loss", 9): 1}
 
 
@@ -150,7 +156,7 @@ def test_the_csv_monitor_is_cut_back_too(tmp_path):
             patch.setattr("deepspeed.monitor.csv_monitor.dist.get_rank", lambda: 0)
             monitor.csv_monitor = csvMonitor(config)
             monitor.write_events = lambda figures, csv=monitor: csv.csv_monitor.write_events(figures)
-            metrics = Metrics(tmp_path, monitor, first, samples_per_step=BATCH)
+            metrics = Metrics(tmp_path, monitor, at(first), samples_per_step=BATCH)
             for step in range(first + 1, last + 1):
                 monitor.write_events([("Train/Samples/lr", 0.1, step * BATCH)])
                 metrics.write("train", step, {"loss": 1.0})
@@ -169,7 +175,7 @@ def test_an_event_file_of_ten_thousand_steps_is_cut_in_seconds(tmp_path):
         writer.add_scalar("Train/Samples/lr", 0.1, step)
     writer.flush()
     started = time.monotonic()
-    events.forget_after(tmp_path, 0, 9_000)
+    events.forget(tmp_path, lambda tag, step: step <= 9_000)
     assert time.monotonic() - started < 10
     [path] = tmp_path.iterdir()
     assert len(list(events.read_events(path))) == 1 + 9_001

@@ -32,7 +32,7 @@ LAUNCHER_LINE = re.compile(r"\[\d{4}-[\d:, -]+\] \[(INFO|WARNING)\] \[(real_acce
 REPETITION_LINE = re.compile(r"  repetition \d\.\d\d \(true \d\.\d\d\)  copying \d\.\d\d \(\d\.\d\d\)  "
                              r"distinct-2 \d\.\d\d \(\d\.\d\d\)  greedy loops \d+ of \d+")
 OUR_LINE = re.compile(r"(不复读|configuration|run|preflight|preparing|reading|training the tokenizer|packing|corpus|"
-                      r"model|training|loss to beat|starting DeepSpeed|step|finished|best validation loss)\b|  \S")
+                      r"model|training|loss to beat|disk|starting DeepSpeed|step|finished|best validation loss)\b|  \S")
 
 
 def records(file):
