@@ -1,7 +1,10 @@
 # make demo   everything from nothing: environment, sample corpus, training on two processes, text, verdict
 # make test   everything from nothing: environment, the whole test suite
+# make chaos  real runs, killed, stopped, hung, damaged and out of disk: does every one go on? (about an hour and a half)
+# make soak   a real run for 45 minutes: are memory, files and speed flat, and what does saving cost?
+# make bench  planted faults, then the two above (hours)
 #
-# Both build .venv on first use. To use the environment you are in (Kaggle, conda) instead:
+# All build .venv on first use. To use the environment you are in (Kaggle, conda) instead:
 #   pip install -r requirements-dev.txt && make demo PY=python
 
 PYTHON ?= python3
@@ -15,13 +18,23 @@ READY := $(VENV)/installed
 READY_DEV := $(VENV)/installed-dev
 endif
 
-.PHONY: demo test
+.PHONY: demo test chaos soak bench
 
 demo: $(READY)
 	@$(PY) -m training.demo
 
 test: $(READY_DEV)
 	@$(PY) -m pytest
+
+chaos: $(READY)
+	@$(PY) -m benchmarks.chaos --work runs/chaos
+
+soak: $(READY)
+	@$(PY) -m benchmarks.soak --work runs/soak
+
+bench: $(READY)
+	@$(PY) -m benchmarks.faults --output runs/faults
+	@$(MAKE) --no-print-directory chaos soak
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \

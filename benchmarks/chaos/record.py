@@ -1,0 +1,100 @@
+"""What the trials found: a line of JSON each, and tables of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Trial:
+    """One thing done to a run. `problems` is empty if the run survived it.
+
+    `steps_lost` are those done again after it; `seconds_to_stop` from the blow until no process was left.
+    """
+
+    category: str
+    name: str
+    problems: list[str] = field(default_factory=list)
+    steps_lost: int | None = None
+    seconds_to_stop: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def survived(self) -> bool:
+        """Whether nothing was wrong."""
+        return not self.problems
+
+    def expect(self, true: object, problem: str) -> None:
+        """Take note of `problem` unless `true`."""
+        if not true:
+            self.problems.append(problem)
+
+
+class Journal:
+    """Trials as they end: appended to FOLDER/trials.jsonl and said on the terminal."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "trials.jsonl"
+        self.trials: list[Trial] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, trial: Trial) -> None:
+        """Keep and show it."""
+        self.trials.append(trial)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(trial), ensure_ascii=False) + "\n")
+        print(f"{'ok  ' if trial.survived else 'FAIL'} {trial.category}: {trial.name}{_figures(trial)}"
+              + "".join(f"\n       {problem}" for problem in trial.problems), flush=True)
+
+
+def read(path: Path) -> list[Trial]:
+    """The trials of an earlier journal."""
+    return [Trial(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _figures(trial: Trial) -> str:
+    parts = [] if trial.steps_lost is None else [f"{trial.steps_lost} steps lost"]
+    parts += [] if trial.seconds_to_stop is None else [f"gone after {trial.seconds_to_stop:.1f} s"]
+    parts += [f"{name} {_short(value)}" for name, value in trial.facts.items() if name != "log"]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def closing_table(trials: Sequence[Trial]) -> str:
+    """Markdown: a line a category, and one for all."""
+    lines = ["| trials | tried | survived | steps lost at most | seconds to stop at most |", "|---|---|---|---|---|"]
+    for category in dict.fromkeys(trial.category for trial in trials):
+        lines.append(_row(category, [trial for trial in trials if trial.category == category]))
+    lines.append(_row("all", trials))
+    return "\n".join(lines)
+
+
+def _row(name: str, trials: Sequence[Trial]) -> str:
+    lost = _most([trial.steps_lost for trial in trials])
+    seconds = _most([trial.seconds_to_stop for trial in trials])
+    return (f"| {name} | {len(trials)} | {sum(trial.survived for trial in trials)} | {'-' if lost is None else lost} | "
+            f"{'-' if seconds is None else f'{seconds:.1f}'} |")
+
+
+def _most(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return max(known) if known else None
+
+
+def detail_table(trials: Sequence[Trial]) -> str:
+    """Markdown: a line a trial."""
+    lines = ["| trial | steps lost | seconds to stop | found |", "|---|---|---|---|"]
+    for trial in trials:
+        found = ", ".join(f"{name} {_short(value)}" for name, value in trial.facts.items() if name != "log")
+        found = "; ".join([*trial.problems, found] if found else trial.problems) or "-"
+        seconds = "-" if trial.seconds_to_stop is None else f"{trial.seconds_to_stop:.1f}"
+        lines.append(f"| {trial.name}{'' if trial.survived else ' **FAILED**'} | "
+                     f"{'-' if trial.steps_lost is None else trial.steps_lost} | {seconds} | {found} |")
+    return "\n".join(lines)

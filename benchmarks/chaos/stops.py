@@ -1,0 +1,204 @@
+"""Asked to stop: by Ctrl-C, by SIGTERM to any process, by the time limit, twice; and a run over three sessions."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGINT, SIGKILL, SIGTERM, Signals
+
+from benchmarks.chaos import compare
+from benchmarks.chaos.picture import Line, svg
+from benchmarks.chaos.record import Journal, Trial
+from benchmarks.chaos.session import Session
+from benchmarks.chaos.workplace import Pace, Workplace
+
+CATEGORY, CURVE = "asked to stop", "three interrupted sessions"
+STOP_LIMIT = 30.0
+AFTER_STEPS = 7  # of a session, between two saves
+LONG = Pace(steps=240, save=40, evaluate=40, sample=120)  # for the curve
+
+
+@dataclass(frozen=True)
+class Request:
+    """A signal to some processes, once or twice `apart` seconds apart."""
+
+    name: str
+    number: int
+    roles: tuple[str, ...]
+    twice: bool = False
+    apart: float = 0.3
+
+
+REQUESTS = (
+    Request("Ctrl-C (SIGINT to the process group)", SIGINT, ("group",)),
+    Request("SIGTERM to the process group", SIGTERM, ("group",)),
+    Request("SIGTERM to the ranks", SIGTERM, ("ranks",)),
+    Request("SIGINT to rank 1", SIGINT, ("rank1",)),
+    Request("SIGTERM to launch.py", SIGTERM, ("launch",)),
+    Request("SIGTERM to the deepspeed command", SIGTERM, ("runner",)),
+    Request("SIGINT to the deepspeed command", SIGINT, ("runner",)),
+    Request("SIGTERM to the ranks, twice", SIGTERM, ("ranks",), twice=True),
+    Request("Ctrl-C twice", SIGINT, ("group",), twice=True, apart=1.5),
+)
+
+
+def run(work: Workplace, journal: Journal, trials: int) -> None:
+    """Each request on a run that continues, then the time limit."""
+    reference = work.reference()
+    base = work.fresh("stopping")
+    for request in REQUESTS:
+        if compare.last_step(base) > work.pace.steps - 3 * AFTER_STEPS:
+            _end(work, base, reference, journal)
+            base = work.fresh("stopping")
+        _ask(work, journal, base, request)
+    _time_limit(work, journal, base)
+    _end(work, base, reference, journal)
+
+
+def _end(work: Workplace, base: Path, reference: Path, journal: Journal) -> None:
+    """What was stopped many times must end as if it never had been."""
+    session = work.finish(base, "after-the-stops")
+    trial = Trial(CATEGORY, "the run that was stopped, against the uninterrupted one",
+                  facts={"log": session.log.name})
+    trial.expect(session.runner.returncode == 0, f"exit status {session.runner.returncode}: {session.output[-300:]}")
+    if session.runner.returncode == 0:
+        trial.problems += compare.differences(base, reference)
+    journal.add(trial)
+
+
+def _ask(work: Workplace, journal: Journal, base: Path, request: Request) -> None:
+    """One request in the middle of a session. A single one must end in order, a second one at once."""
+    trial = Trial(CATEGORY, request.name)
+    with work.session(work.flags(base), "stop") as session:
+        trial.facts["log"] = session.log.name
+        if not _trained(session, base):
+            trial.expect(False, f"ended before it was asked to: {session.output[-300:]}")
+            journal.add(trial)
+            return
+        asked = time.monotonic()
+        session.send(request.number, *request.roles)
+        reached = compare.last_step(base)
+        if request.twice:
+            time.sleep(request.apart)
+            session.send(request.number, *request.roles)
+        gone = session.wait_gone(90)
+        trial.seconds_to_stop = None if gone is None else time.monotonic() - asked
+        trial.expect(gone is not None and trial.seconds_to_stop <= STOP_LIMIT,
+                     f"{', '.join(p.role for p in session.sweep()) or 'the last process'} still there after "
+                     f"{STOP_LIMIT:.0f} s")
+        trial.expect(not session.port_bound, f"port {session.port} is still bound")
+        _judge(trial, session, base, reached, orderly=not request.twice)
+    journal.add(trial)
+
+
+def _trained(session: Session, base: Path) -> bool:
+    """Whether the session has come a few steps further."""
+    return session.wait_until(lambda: session.announced is not None and
+                              compare.last_step(base) >= session.announced + AFTER_STEPS)
+
+
+def _judge(trial: Trial, session: Session, base: Path, reached: int, *, orderly: bool) -> None:
+    """In order: a checkpoint of the last step, the summary, the ranks' exit status 0. Else the last one is whole."""
+    statuses = rank_statuses(session.output)
+    trial.facts |= {"exit status": session.runner.returncode, "ranks": statuses}
+    state = _newest(base)
+    trial.steps_lost = max(0, compare.last_step(base) - state)
+    if orderly:
+        summary = _summary(base)
+        trial.facts["reason"] = summary.get("reason")
+        trial.expect(summary.get("steps") == state == compare.last_step(base),
+                     f"summary.json says step {summary.get('steps')}, the newest checkpoint is of {state}, the figures "
+                     f"end at {compare.last_step(base)}")
+        trial.expect("stopped" in str(summary.get("reason")) or "limit" in str(summary.get("reason")),
+                     f"the reason is {summary.get('reason')!r}")
+        trial.expect(state >= reached, f"step {reached} was reached, the checkpoint is of {state}")
+        trial.expect(all(status == 0 for status in statuses), f"exit statuses of the ranks: {statuses}")
+    trial.expect("Traceback" not in session.output, "a traceback on the terminal")
+
+
+def rank_statuses(output: str) -> list[int]:
+    """Those that launch.py has seen; it reports none of a rank that it did not outlive."""
+    good = [0] * len(re.findall(r"Process \d+ exits successfully", output))
+    return good + [int(code) for code in re.findall(r"exits with return code = (-?\d+)", output)]
+
+
+def _summary(base: Path) -> dict[str, object]:
+    path = base / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _newest(base: Path) -> int:
+    from benchmarks.chaos.damage import checkpoints
+
+    whole = checkpoints(base)
+    return int(whole[-1].name.removeprefix("step-")) if whole else 0
+
+
+def _time_limit(work: Workplace, journal: Journal, base: Path) -> None:
+    """From the start of the command; it must keep enough time for its save."""
+    limit = 18
+    trial = Trial(CATEGORY, f"--time_limit {limit}s")
+    with work.session([*work.flags(base), "--time_limit", f"{limit}s"], "time-limit") as session:
+        status, seconds = session.wait_end(), session.seconds
+        trial.facts |= {"log": session.log.name, "seconds of the whole session": seconds}
+        trial.expect(status == 0, f"exit status {status}")
+        trial.expect(session.wait_gone(5) is not None, "a process is left")
+        _judge(trial, session, base, 0, orderly=True)
+    trial.seconds_to_stop = max(0.0, seconds - limit)
+    journal.add(trial)
+
+
+def three_sessions(work: Workplace, journal: Journal) -> None:
+    """A longer run, interrupted by Ctrl-C, the time limit and SIGKILL; transcript and picture go to the work folder."""
+    reference = work.reference("reference-long", LONG)
+    base, transcript, ends = work.fresh("interrupted"), [], []
+    flags = work.flags(base, pace=LONG)
+    cuts = ((55, SIGINT, ("group",)), (110, SIGTERM, ("ranks",)), (175, SIGKILL, ("runner", "launch", "ranks")))
+    for step, number, roles in cuts:
+        with work.session(flags, "curve") as session:
+            session.wait_until(lambda at=step: compare.last_step(base) >= at)
+            session.send(number, *roles)
+            session.wait_gone(60)
+            ends.append(compare.last_step(base))
+            transcript.append(_told(session, f"{Signals(number).name} to {' and '.join(roles)}"))
+        shutil.copy(base / "metrics.jsonl", work.folder / f"metrics-session-{len(ends)}.jsonl")
+    session = work.finish(base, "curve", pace=LONG)
+    transcript.append(_told(session, "nothing"))
+    trial = Trial(CURVE, f"a run of {LONG.steps} steps, cut at steps {', '.join(map(str, ends))}",
+                  facts={"log": session.log.name})
+    trial.expect(session.runner.returncode == 0, f"exit status {session.runner.returncode}")
+    trial.problems += compare.differences(base, reference)
+    trial.facts["largest difference of a loss"] = compare.figure_difference(base, reference, "loss")
+    journal.add(trial)
+    (work.folder / "three-sessions.txt").write_text("\n".join(transcript), encoding="utf-8")
+    (work.folder / "three-sessions.svg").write_text(_picture(work.folder, base, reference, len(ends)),
+                                                    encoding="utf-8")
+
+
+def _told(session: Session, ended_by: str) -> str:
+    """What a session said, most of its steps left out."""
+    lines = [line for line in session.output.splitlines() if not line.startswith("[")]
+    steps = [i for i, line in enumerate(lines) if line.startswith("step ")]
+    dropped = set(steps[2:-2])
+    kept = [line for i, line in enumerate(lines) if i not in dropped and not line.startswith("  repetition")]
+    return f"$ deepspeed --num_gpus 2 train.py ...      (ended by {ended_by})\n" + "\n".join(kept) + "\n"
+
+
+def _picture(folder: Path, base: Path, reference: Path, sessions: int) -> str:
+    """The uninterrupted curve broad and pale, what each session added thin on it."""
+
+    def points(file: Path) -> list[tuple[float, float]]:
+        return [(row["step"], row["loss"]) for row in compare.rows(file) if row["split"] == "train"]
+
+    lines = [Line("uninterrupted", "#bbb", 7, points(reference / "metrics.jsonl"))]
+    files = [folder / f"metrics-session-{n}.jsonl" for n in range(1, sessions + 1)] + [base / "metrics.jsonl"]
+    begun = 0.0
+    for number, (file, colour) in enumerate(zip(files, ("#c0392b", "#2471a3", "#1e8449", "#7d3c98"), strict=True), 1):
+        own = [point for point in points(file) if point[0] > begun]
+        lines.append(Line(f"session {number}", colour, 1.5, own))
+        begun = own[-1][0] if own else begun
+    return svg(lines, "training loss of every step, nats a token", "optimizer steps")
