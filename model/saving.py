@@ -16,6 +16,9 @@ from torch import Tensor
 from model.config import ModelConfig, ModelConfigError
 from model.network import CausalLM
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What weights can be stored in."""
+
 
 def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:
     """Write `weights` (Hugging Face names, all experts) so that transformers loads them as Qwen3-MoE or Qwen3.
@@ -44,6 +47,7 @@ def _replace(files: dict[Path, Callable[[Path], object]]) -> None:
     try:
         for path, write in files.items():
             write(beside[path])
+            os.chmod(beside[path], beside[next(iter(files))].stat().st_mode)  # safetensors' own is for the owner alone
             _sync(beside[path])
         for path in files:
             os.replace(beside[path], path)
@@ -75,12 +79,26 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch
         if not path.is_file():
             raise ModelConfigError(f"{path} is missing: give the folder of a run or of a saved model")
     config = ModelConfig.from_hf(config_file)
-    with torch.device("meta"):
-        model = CausalLM(config)
     try:
-        weights = load_file(weights_file)
+        weights = _read_tensors(weights_file, config)
+        with torch.device("meta"):
+            model = CausalLM(config)
         model.load_state_dict(weights, strict=True, assign=True)
-    except (SafetensorError, RuntimeError, OSError) as error:
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise ModelConfigError(f"{weights_file} does not hold the weights that {config_file} describes: "
                                f"{' '.join(str(error).split())[:300]}") from error
     return model.to(device=device, dtype=dtype).eval()
+
+
+def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """ValueError if there are too few for the configuration, which could ask for modules without end, or they are
+    no weights.
+    """
+    weights = load_file(path)
+    least = config.num_hidden_layers * (config.num_experts if config.use_moe else 1)
+    if len(weights) < least:
+        raise ValueError(f"{len(weights):,} tensors for {least:,} layers or experts")
+    for name, tensor in weights.items():
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name[:100]} is {str(tensor.dtype).removeprefix('torch.')}")
+    return weights

@@ -99,3 +99,8 @@ def test_a_model_that_safetensors_cannot_write_leaves_the_one_before(tmp_path, m
         save_model(tmp_path, CONFIG, {name: weight + 1 for name, weight in model.state_dict().items()})
     assert error.value.errno == errno.ENOSPC
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_all_files_can_be_read_by_whom_the_first_can(tmp_path):
+    save_model(tmp_path, CONFIG, CausalLM(CONFIG).state_dict())
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
