@@ -146,6 +146,12 @@ def processes(workplace: Path) -> Processes:
 
 
 @pytest.fixture(scope="session")
+def processes_in() -> type[Processes]:
+    """`processes_in(folder)` starts commands in another folder."""
+    return Processes
+
+
+@pytest.fixture(scope="session")
 def flags() -> Callable[..., list[str]]:
     """`flags("runs/name", ...)`: what train.py gets for a tiny unchecked run in fp32; later flags win over earlier."""
     return lambda output, *more: ["--data", "stories.jsonl", "--output", str(output), "--skip_preflight", *FP32, *TINY,

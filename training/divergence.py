@@ -14,7 +14,7 @@ from torch import nn
 
 from corpus.shards import TokenStream
 from training import data
-from training.engine import loss_scale
+from training.engine import loss_scale, loss_scaler
 from training.fragments import MASTER, pieces
 
 # In fp16 one batch may overflow going forward too; its step is skipped like any other, and three are no accident
@@ -54,10 +54,10 @@ class Watch:
         self.engine, self.fp16 = engine, engine.fp16_enabled()
         self.bad_losses = 0  # in a row
         self.stepped = True  # whether the step that was looked at last has reached the weights
-        scaler = getattr(engine.optimizer, "loss_scaler", None)
+        scaler = loss_scaler(engine)
         if hasattr(scaler, "raise_error_at_min_scale"):
             scaler.raise_error_at_min_scale = False  # the loop stops in order, with a report
-        self.lowest_scale = getattr(scaler, "min_scale", None)
+        self.lowest_scale = getattr(scaler, "min_scale", None) or getattr(scaler, "min_loss_scale", None)
 
     def loss(self, finite: bool) -> str | None:
         """Before the weights are stepped: `finite` is whether the losses of all ranks and micro-batches are."""

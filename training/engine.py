@@ -88,7 +88,15 @@ def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, r
 
 def loss_scale(engine: Any) -> float | None:
     """The dynamic loss scale, None where the precision needs none."""
-    return float(engine.optimizer.cur_scale) if engine.fp16_enabled() else None
+    scaler = loss_scaler(engine)
+    return None if scaler is None else float(scaler.cur_scale)
+
+
+def loss_scaler(engine: Any) -> Any:
+    """What holds the loss scale: DeepSpeed's scaler or, without ZeRO, its configuration; None but in fp16."""
+    if not engine.fp16_enabled():
+        return None
+    return getattr(engine.optimizer, "loss_scaler", None) or engine.optimizer.loss_scale_config
 
 
 def learning_rate(engine: Any) -> float:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from corpus.errors import UserError
+from training.engine import loss_scaler
 from training.fragments import (
     MASTER,
     STEP,
@@ -46,7 +47,7 @@ def masters_finite(engine: Any) -> bool:
 
 def numbers(engine: Any) -> dict[str, Any]:
     """The engine's counts, its schedule and its loss scale, for JSON; the same on every rank."""
-    scheduler, scaler = engine.lr_scheduler, _scaler(engine)
+    scheduler, scaler = engine.lr_scheduler, loss_scaler(engine)
     return {
         "split": split(engine), "global_steps": engine.global_steps, "global_samples": engine.global_samples,
         "skipped_steps": engine.skipped_steps,
@@ -88,20 +89,13 @@ def _restore_numbers(engine: Any, saved: dict[str, Any], step: int) -> None:
     engine.global_steps, engine.global_samples = saved["global_steps"], saved["global_samples"]
     engine.skipped_steps = saved["skipped_steps"]
     engine.micro_steps = step * engine.gradient_accumulation_steps()
-    scheduler, scaler = engine.lr_scheduler, _scaler(engine)
+    scheduler, scaler = engine.lr_scheduler, loss_scaler(engine)
     if scheduler is not None and saved["scheduler"] is not None:
         scheduler.load_state_dict(saved["scheduler"])
         scheduler.step(scheduler.last_batch_iteration)  # the same place again, which sets the rate
     for name, value in saved["loss_scaler"].items():
         if hasattr(scaler, name):
             setattr(scaler, name, value)
-
-
-def _scaler(engine: Any) -> Any:
-    """Where the loss scale lives; None where the precision needs none."""
-    if not engine.fp16_enabled():
-        return None
-    return getattr(engine.optimizer, "loss_scaler", None) or getattr(engine.optimizer, "loss_scale_config", None)
 
 
 @dataclass(frozen=True)

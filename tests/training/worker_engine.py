@@ -92,7 +92,8 @@ class Training:
                 sums += self._micro_step(micro_step)
             mean = sum_over_ranks(sums) / (self.plan.accumulation * self.here.world.size)
             norm = self.engine.get_global_grad_norm()
-            self.lines.append(line | {"loss": mean[0].item(), "balance": mean[1].item(), "grad_norm": float(norm),
+            self.lines.append(line | {"loss": mean[0].item(), "balance": mean[1].item(),
+                                      "grad_norm": None if norm is None else float(norm),
                                       "skipped": int(self.engine.skipped_steps)})
             self.step += 1
         return self.lines
@@ -202,7 +203,7 @@ def continued(here: Here, *, name: str, config: ModelConfig) -> dict[str, Any]:
     whole = Training(here, config, plan)
     whole.run(4)
     folder = here.folder / f"{here.world.size}-{name}-{config.ep_size}"
-    path = checkpoint.save(whole.engine, folder, checkpoint.RunState(step=4), keep_last=2)
+    path = checkpoint.save(whole.engine, folder, checkpoint.RunState(step=4), keep_last=2, local={}).path
     at_save = whole.weights()
     whole.run(4)
     again = Training(here, config, plan)
