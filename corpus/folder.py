@@ -18,12 +18,18 @@ _OWN_FILE = re.compile("|".join((r"(train|val)-\d{5,}\.bin", *map(re.escape, (
 
 def check_replaceable(folder: Path) -> None:
     """UserError unless `folder` is absent, empty, or holds a prepared corpus and nothing else."""
-    if not folder.exists():
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except FileNotFoundError:
         return
-    if not folder.is_dir():
-        raise UserError(f"{folder}: is a file; give --output a folder")
-    names = sorted(entry.name for entry in folder.iterdir())
-    foreign = [name for name in names if not _OWN_FILE.fullmatch(name)]
+    except NotADirectoryError:
+        raise UserError(f"{folder}: is a file; give --output a folder") from None
+    except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it
+        raise UserError(f"{folder}: cannot be the output ({error}); give --output another folder") from None
+    names = [entry.name for entry in entries]
+    # a folder by the name of one of our files holds somebody's own, and would be deleted with all that is in it
+    foreign = [entry.name for entry in entries
+               if not _OWN_FILE.fullmatch(entry.name) or entry.is_dir(follow_symlinks=False)]
     if foreign or (names and MANIFEST_NAME not in names):
         first = (foreign or names)[0]
         raise UserError(f"{folder}: holds other files ({first}); give --output a new or an empty folder")

@@ -16,11 +16,13 @@ import jsonlines
 import zstandard
 
 from .errors import UserError
+from .files import open_regular
 
 CHUNK_BYTES = 512 * 1024
 MAX_LINE_BYTES = 256 * 1024 * 1024
-# Small, since a block of gzip can grow a thousandfold when it is unpacked.
+# Small, since a block of gzip can grow a thousandfold when it is unpacked, and one of Zstandard 32,000 times.
 READ_BYTES = 64 * 1024
+ZSTD_READ_BYTES = 2 * 1024
 
 # What can be wrong with a line; the keys stand in the manifest, the sentences in messages.
 REASONS = {
@@ -152,14 +154,14 @@ class _NumberedLines:
 def _blocks(path: Path) -> Iterator[tuple[bytes, int]]:
     """Unpacked blocks of a file, each with the number of bytes read from the disk for it."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             magic = file.read(4)
             file.seek(0)
             if magic[:2] == b"\x1f\x8b":
-                yield from _unpack(path, file, lambda: zlib.decompressobj(wbits=31))
+                yield from _unpack(path, file, lambda: zlib.decompressobj(wbits=31), READ_BYTES)
             # The suffix counts too: parallel compressors put a frame with another mark in front.
             elif magic == b"\x28\xb5\x2f\xfd" or (path.suffix == ".zst" and magic):
-                yield from _unpack(path, file, _zstd_decoder)
+                yield from _unpack(path, file, _zstd_decoder, ZSTD_READ_BYTES)
             else:
                 while block := file.read(READ_BYTES):
                     yield block, len(block)
@@ -172,22 +174,24 @@ def _zstd_decoder() -> Any:
     return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
 
 
-def _unpack(path: Path, file: BinaryIO, new_decoder: Callable[[], Any]) -> Iterator[tuple[bytes, int]]:
+def _unpack(
+    path: Path, file: BinaryIO, new_decoder: Callable[[], Any], read_bytes: int
+) -> Iterator[tuple[bytes, int]]:
     """Unpack every member (gzip) or frame (zstd) of a file; both libraries offer the same three attributes.
 
     Done by hand because zstandard's own stream reader takes a file that was cut short for a complete one.
     """
     decoder = new_decoder()
     try:
-        while block := file.read(READ_BYTES):
+        while block := file.read(read_bytes):
             consumed = len(block)
-            while block:
+            # Archivers may pad a finished member with zero bytes.
+            while block := block.lstrip(b"\0") if decoder.eof else block:
                 if decoder.eof:
                     decoder = new_decoder()
                 yield decoder.decompress(block), consumed
                 consumed = 0
-                # Archivers may pad a finished member with zero bytes.
-                block = decoder.unused_data.lstrip(b"\0") if decoder.eof else b""
+                block = decoder.unused_data
     except (zlib.error, zstandard.ZstdError) as error:
         raise UserError(f"{path}: damaged compressed file ({error}); copy or download it again") from None
     if not decoder.eof:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from .errors import UserError
+from .files import check_regular, open_regular
 from .fingerprint import sha256_file
 from .ladder import Ladder
-from .manifest import BYTES_PER_TOKEN, TOKENIZER_NAME, Manifest, SplitInfo
+from .manifest import BYTES_PER_TOKEN, TOKENIZER_NAME, Manifest, ShardInfo, SplitInfo
 
 ID_TYPE = np.dtype("<u2")
+READ_BYTES = 2**20
+AGAIN = "prepare the corpus again"
+CHANGED = "changed since it was prepared (SHA-256 differs)"
 
 
 class TokenStream:
@@ -72,8 +77,9 @@ class Corpus:
     def open(cls, folder: Path, verify: str = "hash") -> Corpus:
         """Open and check a folder made by prepare.py.
 
-        verify="hash" compares the SHA-256 of every shard and of the tokenizer (reads all of them), "size" only the
-        sizes of the shards. UserError names the file that is missing, cut short or changed.
+        verify="hash" compares the SHA-256 of every shard and of the tokenizer and looks for ids beyond the vocabulary
+        (reads all of them), "size" only the sizes of the shards. UserError names the file that is missing, cut short,
+        changed, or only a link to a file elsewhere.
         """
         if verify not in ("hash", "size"):
             raise ValueError(f'verify must be "hash" or "size", not {verify!r}')
@@ -81,13 +87,10 @@ class Corpus:
         corpus = cls(folder, Manifest.read(folder))
         for split in corpus.manifest.splits.values():
             for shard in split.shards:
-                _check_size(folder / shard.file, shard.tokens * BYTES_PER_TOKEN)
-                if verify == "hash":
-                    _check_hash(folder / shard.file, shard.sha256)
-        if verify == "hash":
-            _check_hash(corpus.tokenizer_path, corpus.manifest.tokenizer_sha256)
-        elif not corpus.tokenizer_path.is_file():
-            raise UserError(f"{corpus.tokenizer_path}: missing; prepare the corpus again")
+                _check_shard(folder, shard, corpus.manifest.vocab_size, whole=verify == "hash")
+        _check_place(folder, corpus.tokenizer_path)
+        if verify == "hash" and sha256_file(corpus.tokenizer_path) != corpus.manifest.tokenizer_sha256:
+            raise UserError(f"{corpus.tokenizer_path}: {CHANGED}; {AGAIN}")
         return corpus
 
     @property
@@ -102,19 +105,47 @@ class Corpus:
 
 
 def open_stream(folder: Path, split: SplitInfo) -> TokenStream:
-    """The shards of a split, memory-mapped."""
-    return TokenStream([np.memmap(folder / shard.file, dtype=ID_TYPE, mode="r") for shard in split.shards])
+    """The shards of a split, memory-mapped; UserError if one cannot be."""
+    shards = []
+    for shard in split.shards:
+        try:
+            shards.append(np.memmap(folder / shard.file, dtype=ID_TYPE, mode="r"))
+        except (OSError, ValueError) as error:  # too many open files, or a file that has changed since it was checked
+            raise UserError(f"{folder / shard.file}: cannot be mapped into memory ({error})") from None
+    return TokenStream(shards)
 
 
-def _check_size(path: Path, expected: int) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); prepare the corpus again") from None
+def _check_shard(folder: Path, shard: ShardInfo, vocab_size: int, whole: bool) -> None:
+    """The size; with `whole` also the hash, and that no id is beyond the vocabulary."""
+    path = folder / shard.file
+    size, expected = _check_place(folder, path), shard.tokens * BYTES_PER_TOKEN
     if size != expected:
-        raise UserError(f"{path}: {size:,} bytes instead of {expected:,}; prepare the corpus again")
+        raise UserError(f"{path}: {size:,} bytes instead of {expected:,}; {AGAIN}")
+    if not whole:
+        return
+    digest, largest = hashlib.sha256(), 0
+    try:
+        with open_regular(path) as file:
+            while block := file.read(READ_BYTES):
+                digest.update(block)
+                largest = max(largest, int(np.frombuffer(block, ID_TYPE).max()))
+    except (OSError, ValueError) as error:  # ValueError: half an id, of a file that is being written
+        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from None
+    if digest.hexdigest() != shard.sha256:
+        raise UserError(f"{path}: {CHANGED}; {AGAIN}")
+    if largest >= vocab_size:
+        raise UserError(f"{path}: holds the id {largest:,}, beyond the {vocab_size:,} entries of the vocabulary; "
+                        f"{AGAIN}")
 
 
-def _check_hash(path: Path, expected: str) -> None:
-    if sha256_file(path) != expected:
-        raise UserError(f"{path}: changed since it was prepared (SHA-256 differs); prepare the corpus again")
+def _check_place(folder: Path, path: Path) -> int:
+    """The size in bytes of a plain file that is in the folder, and not only a link from there to somewhere else."""
+    try:
+        size = check_regular(path).st_size
+        real = path.resolve(strict=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from None
+    if real.parent != folder.resolve():
+        raise UserError(f"{path}: is a link that leads out of the folder, to {real}; copy the file itself there "
+                        "(cp -L), or give the folder that holds it")
+    return size

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from .errors import UserError
+from .files import printable, read_text
 
 PAD, BEGIN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (PAD, BEGIN, END)  # ids 0, 1, 2
 _MARKS = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 MAX_ENTRIES = 65_536  # ids are stored as uint16
+MOST_BYTES = 64 * 2**20  # of a tokenizer.json; 65,536 entries and their merges take a tenth of it
 MIN_ENTRIES = 256 + len(SPECIAL_TOKENS)
 
 # A token is at most 16 bytes, five Chinese characters: without a bound, a small uniform corpus gets whole clauses as
@@ -80,19 +84,84 @@ def without_marks(text: str) -> list[str]:
 def load_tokenizer(path: Path) -> Tokenizer:
     """Load a tokenizer.json; UserError if it is none, has over 65,536 entries or does not give every text back."""
     try:
-        tokenizer = Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
+        text = read_text(path, MOST_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a tokenizer.json") from None
-    except Exception as error:  # the library raises bare Exception
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a Hugging Face tokenizer.json ({error})") from None
+    _check_parts(path, text)
+    with library_errors(f"{path}: not a Hugging Face tokenizer.json"):
+        tokenizer = Tokenizer.from_str(text)
     _make_lossless(tokenizer)
     entries = vocab_size(tokenizer)
     if entries > MAX_ENTRIES:
         raise UserError(f"{path}: {entries:,} entries, but ids are stored in 16 bits; at most {MAX_ENTRIES:,} go in")
-    lost = [name for name, probe in PROBES.items() if _round_trip(tokenizer, probe) != probe]
+    with library_errors(f"{path}: cannot encode every text; take a byte-level BPE tokenizer"):
+        lost = [name for name, probe in PROBES.items() if _round_trip(tokenizer, probe) != probe]
     if lost:
         raise UserError(f"{path}: encoding and decoding loses {', '.join(lost)}; take a byte-level BPE tokenizer")
     return tokenizer
+
+
+@contextmanager
+def library_errors(message: str) -> Iterator[None]:
+    """Whatever the tokenizers library raises inside becomes a UserError: bare Exceptions, and the panics of its Rust
+    code, which are no Exceptions at all.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise UserError(f"{message} ({printable(error)})") from None
+
+
+def _check_parts(path: Path, text: str) -> None:
+    """Refuse what the library would answer with a panic, or with as much memory as the file asks for.
+
+    A normalizer is run on every text: `Replace` that makes it longer can be put behind itself a dozen times.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a Hugging Face tokenizer.json ({printable(error)})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a Hugging Face tokenizer.json")
+    for part in ("normalizer", "pre_tokenizer", "decoder", "model"):
+        for block in _blocks(content.get(part)):
+            if not _harmless(block):
+                raise UserError(f"{path}: its {part} has a {printable(block['type'], 40)} that no lossless tokenizer "
+                                "needs; take a byte-level BPE tokenizer")
+
+
+def _blocks(part: object) -> Iterator[dict[str, Any]]:
+    """A part and those that it is a sequence of. Not deeper than the JSON: the library reads 128 levels."""
+    waiting = [part]
+    while waiting:
+        block = waiting.pop()
+        if isinstance(block, list):
+            waiting += [inner for inner in block if isinstance(inner, dict)]
+        elif isinstance(block, dict):
+            waiting += [inner for inner in block.values() if isinstance(inner, list)]
+            if "type" in block:
+                yield block
+
+
+def _harmless(block: dict[str, Any]) -> bool:
+    kind = block["type"]
+    if kind == "Replace":
+        pattern, content = block.get("pattern"), block.get("content")
+        old = pattern.get("String") if isinstance(pattern, dict) else pattern
+        return isinstance(old, str) and isinstance(content, str) and 0 < len(old) >= len(content)
+    if kind == "Prepend":
+        return isinstance(block.get("prepend"), str) and len(block["prepend"]) == 1
+    if kind == "Strip":  # as a decoder; the normalizer of that name has no such keys
+        return all(block.get(key) in (None, 0, 1) for key in ("start", "stop"))
+    if kind == "FixedLength":
+        return block.get("length", 1) != 0
+    if kind == "BPE":
+        return not block.get("continuing_subword_prefix") and not block.get("end_of_word_suffix")
+    return kind != "Precompiled"
 
 
 def _make_lossless(tokenizer: Tokenizer) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
+
+_MOST_BYTES = 2**20  # of a config.json
+_TOO_LARGE = 2**40  # for any size: the products of two still fit what PyTorch counts in
 
 
 class ModelConfigError(ValueError):
@@ -67,6 +71,8 @@ class ModelConfig:
                     "intermediate_size", "moe_intermediate_size", "num_experts", "num_experts_per_tok", "ep_size",
                     "max_position_embeddings")
         bad = [name for name in positive if getattr(self, name) < 1]
+        if self.head_dim is not None and self.head_dim < 1:
+            bad.append("head_dim")
         yield from (f"{name} is {getattr(self, name)}: give a number of at least 1" for name in bad)
         if bad:
             return
@@ -118,14 +124,30 @@ class ModelConfig:
     def from_hf(cls, path: Path) -> ModelConfig:
         """Read a `config.json` that `to_hf` wrote. Raises ModelConfigError for a file of another origin."""
         try:
-            own = json.loads(path.read_text(encoding="utf-8"))["bufudu"]
-            known = {field.name for field in fields(cls)}
-            config = cls(**{name: value for name, value in own.items() if name in known})
-            list(config._problems())  # a value of the wrong type fails here, and not in the middle of building
-            return config
-        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+            with open(path, "rb") as file:
+                own = json.loads(file.read(_MOST_BYTES))["bufudu"]
+            config = cls(**{name: value for name, value in own.items() if name in _KINDS})
+        except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
             raise ModelConfigError(f"{path} was not written by this project (no usable 'bufudu' block)") from error
+        for name, kinds in _KINDS.items():
+            value = getattr(config, name)
+            if type(value) not in kinds or (type(value) is not bool and value is not None and not value < _TOO_LARGE):
+                raise ModelConfigError(f"{path} was not written by this project (bufudu.{name} is no value for it)")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if not 0 <= getattr(config, name) < config.vocab_size:
+                raise ModelConfigError(f"{path}: {name} is {getattr(config, name)}, which the vocabulary does not have")
+        try:
+            config.validate()
+        except ModelConfigError as error:
+            raise ModelConfigError(f"{path}: {error}") from None
+        return config
 
     def for_inference(self) -> ModelConfig:
         """The same network on one process with no token dropped, as it is generated from and exported."""
         return replace(self, ep_size=1, capacity_factor=0.0)
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    field.name: {"int": (int,), "int | None": (int, NoneType), "float": (float, int), "bool": (bool,)}[field.type]
+    for field in fields(ModelConfig)
+}

@@ -9,24 +9,33 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from corpus.errors import UserError
+from corpus.files import printable, read_text
 from training.ds_keys import nearest
+from training.ds_problems import show
 
 OWN_BLOCK = "bufudu"
 """The one block that is not DeepSpeed's: default flags of train.py for the runs of this file."""
 
 _KEY = re.compile(r"[^\s.=]+(\.[^\s.=]+)*")
+_MOST_SHOWN = 120  # characters of what is wrong
+_MOST_BYTES = 2**20  # DeepSpeed's own files have a thousandth of it
 _DEEPEST = 30  # DeepSpeed's own files are 4 deep; without a limit a hostile file ends in a RecursionError somewhere
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> dict:
     """The file's content with each `a.b.c=value` of `overrides` put in; nothing is resolved or judged yet."""
     config = _parse(_read(path), path)
+    _check_depth(config, path)
     problems = [problem for override in overrides if (problem := _override(config, override))]
     if problems:
         raise UserError("\n".join(problems))
+    _check_depth(config, path)
+    return config
+
+
+def _check_depth(config: dict, path: Path) -> None:
     if _deeper_than(_DEEPEST, config):
         raise UserError(f"{path}: blocks within blocks, more than {_DEEPEST} deep.")
-    return config
 
 
 def run_defaults(config: dict, known_flags: Collection[str]) -> dict:
@@ -42,7 +51,8 @@ def run_defaults(config: dict, known_flags: Collection[str]) -> dict:
         if flag not in known_flags:
             guess = nearest(flag, known_flags)
             hint = f"did you mean {guess}?" if guess else f"the flags are {', '.join(sorted(known_flags))}."
-            problems.append(f"{OWN_BLOCK}.{flag}: train.py has no flag --{flag}; {hint}")
+            name = printable(flag, _MOST_SHOWN)
+            problems.append(f"{OWN_BLOCK}.{name}: train.py has no flag --{name}; {hint}")
         elif isinstance(value, (dict, list)):
             problems.append(f"{OWN_BLOCK}.{flag}: must be a single value, as after --{flag}")
     if problems:
@@ -52,13 +62,13 @@ def run_defaults(config: dict, known_flags: Collection[str]) -> dict:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path, _MOST_BYTES, "utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file.{_there_are(path)}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _there_are(path: Path) -> str:
@@ -82,7 +92,7 @@ def _parse(text: str, path: Path) -> dict:
     except RecursionError:
         raise UserError(f"{path}: blocks within blocks, more than {_DEEPEST} deep.") from None
     except ValueError as error:  # a key twice, NaN, a number of thousands of digits
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {printable(error)}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: must hold one block in {{ }}, as DeepSpeed's documentation shows.")
     return config
@@ -118,18 +128,20 @@ def _no_constant(name: str) -> float:
 def _override(config: dict, override: str) -> str | None:
     """Puts one `a.b.c=value` into `config`; returns what is wrong with it, if something is."""
     path, equals, text = override.partition("=")
-    path = path.strip()
-    if not equals or not _KEY.fullmatch(path):
-        return f"--set {override}: write it as key.of.the.file=value, e.g. --set optimizer.params.lr=3e-4"
+    path, written = path.strip(), f"--set {printable(override, _MOST_SHOWN)}"
+    if not equals or not _KEY.fullmatch(path) or not path.isprintable():
+        return f"{written}: write it as key.of.the.file=value, e.g. --set optimizer.params.lr=3e-4"
     *parents, last = path.split(".")
+    if len(parents) > _DEEPEST:
+        return f"{written}: blocks within blocks, more than {_DEEPEST} deep"
     block = config
     for depth, key in enumerate(parents, 1):
         inner = block.get(key)
         if inner is None:
             inner = block[key] = {}
         if not isinstance(inner, dict):
-            what = ".".join(parents[:depth])
-            return f"--set {override}: {what} is no block but {json.dumps(inner)}; set {what} as a whole"
+            what = printable(".".join(parents[:depth]), _MOST_SHOWN)
+            return f"{written}: {what} is no block but {show(inner)}; set {what} as a whole"
         block = inner
     block[last] = _value(text)
     return None

@@ -6,8 +6,11 @@ import json
 from collections.abc import Mapping
 
 from corpus.errors import UserError
+from corpus.files import printable
 from training import ds_keys
 from training.ds_keys import AUTO, AUTO_KEYS, Schema
+
+MOST_LISTED = 20
 
 
 class Problems:
@@ -26,8 +29,10 @@ class Problems:
             return
         count = len(self._found)
         lines = [f"{source}: {count} problem{'s' if count > 1 else ''}, nothing was started."]
-        for number, (key, (what, mend)) in enumerate(self._found.items(), 1):
-            lines += [f"  {number}. {key}: {what}", f"     {mend}"]
+        for number, (key, (what, mend)) in enumerate(list(self._found.items())[:MOST_LISTED], 1):
+            lines += [f"  {number}. {printable(key)}: {what}", f"     {mend}"]
+        if count > MOST_LISTED:
+            lines.append(f"  and {count - MOST_LISTED} more.")
         raise UserError("\n".join(lines))
 
 
@@ -35,9 +40,9 @@ def show(value: object) -> str:
     """A value as the file writes it, cut where a message would drown in it."""
     try:
         text = json.dumps(value, ensure_ascii=False)
-    except ValueError:  # a number of thousands of digits
+    except (ValueError, RecursionError):  # a number of thousands of digits, or lists in lists
         return "…"
-    return text if len(text) <= 60 else text[:59] + "…"
+    return printable(text, 60)
 
 
 def keep_known(config: dict, problems: Problems) -> dict:

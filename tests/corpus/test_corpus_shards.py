@@ -81,7 +81,7 @@ def test_size_check_finds_missing_and_cut_files_alone(prepared: Path) -> None:
 
 def test_missing_tokenizer_is_found_by_size_check(prepared: Path) -> None:
     (prepared / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"tokenizer\.json: missing"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: cannot be read"):
         Corpus.open(prepared, verify="size")
 
 
