@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -13,28 +14,39 @@ from torch.utils.tensorboard import SummaryWriter
 
 from corpus.errors import UserError
 from model import ModelConfig
-from training import disk
+from training import checkpoint, disk
 from training.disk import Appender, DiskFull, Notice, check_room
 from training.metrics import Metrics
 from training.run_state import RunState
 
 
+@contextmanager
+def mounted(folder, size):
+    """A file system in memory."""
+    folder.mkdir()
+    try:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of a megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with mounted(tmp_path / "disk", "1m") as folder:
+        yield folder
 
 
 def fill(folder, leave=0):
     """Use up the disk but for some bytes."""
     ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file:
+    with ballast.open("ab", buffering=0) as file:
         while True:
             try:
                 file.write(bytes(4096))
@@ -260,3 +272,41 @@ def test_the_size_of_a_checkpoint_is_that_of_masters_and_states():
     # Muon has one state for the matrices: q, k, v, o and three of each expert; not for router, embedding and norms
     matrices = 16 * (16 + 8 + 8 + 16) + 2 * 3 * 16 * 8
     assert disk.checkpoint_bytes(CONFIG, resolved("Muon")) == 12 * parameters - 4 * matrices
+
+
+# --- a whole run ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_whose_disk_fills_up_goes_on_and_saves_when_there_is_room_again(tmp_path, processes, flags):
+    with mounted(tmp_path / "disk", "9m") as folder:
+        run = folder / "run"
+        process = processes.launcher("--num_gpus", "2", arguments=flags(
+            run, "--max_steps", 120, "--save_interval", 5, "--keep_last", 2, "--eval_interval", 10,
+            "--sample_interval", 40))
+        try:
+            process.wait_until(lambda: "step-00000010 (" in process.output, "the second checkpoint")
+            # a save that fails gives back what it had written, which is taken again
+            process.wait_until(lambda: fill(folder) and process.output.count("NOT SAVED") >= 3, "saves that fail")
+            whole = checkpoint.find(run, "auto")
+            assert [checkpoint.damage(path) for path in whole] == [None, None]
+            (folder / "ballast").unlink()
+            done = processes.finish(process)
+        finally:
+            process.stop_group()
+        assert done.status == 0, done.output
+        for path in (run, *whole):  # the same names, said once
+            assert str(path) in done.output
+        assert done.output.count("metrics are kept in memory") == done.output.count("can be written to again") == 1
+        assert re.search(r"NOT SAVED: .*: No space left on device.*the checkpoints before it are whole", done.output)
+        assert "Traceback" not in done.output + "".join(log.read_text() for log in (run / "logs").iterdir())
+        assert json.loads((run / "summary.json").read_text())["reason"] == "finished"
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+        assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 121))
+        assert [row["step"] for row in rows if row["split"] == "val"] == list(range(0, 121, 10))
+        assert steps_on_board(run) == list(range(1, 121))
+        assert steps_on_board(run, "val/loss") == list(range(0, 121, 10))
+        kept = checkpoint.find(run, "auto")
+        assert kept[-1].name == "step-00000120"
+        assert [checkpoint.damage(path) for path in kept] == [None, None]
+        assert not [path for path in run.rglob("*") if path.name.endswith((".new", ".partial"))]
