@@ -39,7 +39,10 @@ def judge(evidence: Evidence) -> list[Cause]:
     found = _apply(FAULTS, evidence)
     if any(cause.id in WRONG_LOSS for cause in found):
         # a loss that measures something else than it says differs from ours by itself
-        found = [cause for cause in found if cause.id not in ("evaluation_differs", "overfitted")]
+        found = [cause for cause in found if cause.id not in ("evaluation_differs", "overfitted", "other_text")]
+    elif any(cause.id == "other_text" for cause in found):
+        # what such text shows of routers, copies and memory is about the text
+        found = [cause for cause in found if cause.id not in SEEN_ON_TEXT]
     if any(cause.id == "low_precision_weights" for cause in found):
         # weights whose updates are lost barely move, whatever the rate
         found = [cause for cause in found if cause.id != "rate_too_low"]
@@ -326,6 +329,7 @@ def _warmup_steps(run: RunRecord) -> int | None:
 
 JUMPED = 0.5  # nats above the best: noise between evaluations is hundredths
 EVALUATION_NATS, EVALUATION_SHARE = 0.03, 0.005  # rounding in bf16 and fp16 stays below both together
+ANOTHER_KIND = 1.0  # nats above the run's own validation text: other pieces of one kind of text differ by tenths
 DEAD = 0.1  # of its even share: an expert below that is not in use
 COLLAPSED = 0.25  # share of all experts that are dead
 
@@ -357,6 +361,16 @@ def evaluation_differs(e: Evidence) -> Cause | None:
         return None
     confidence = min(0.9, 0.7 + 0.5 * abs(recorded - measured))
     return Cause("evaluation_differs", confidence, [("evaluation", {"recorded": recorded, "measured": measured})])
+
+
+def other_text(e: Evidence) -> Cause | None:
+    """A run that is judged on other text than its own, and of another kind: it shows nothing about the run."""
+    if e.own_text or e.run is None or e.run.best is None or e.held_out is None:
+        return None
+    recorded, measured = e.run.best[1], e.held_out.loss
+    if measured - recorded < ANOTHER_KIND:
+        return None
+    return Cause("other_text", 0.9, [("other_text_loss", {"recorded": recorded, "measured": measured})])
 
 
 def router_collapsed(e: Evidence) -> Cause | None:
@@ -452,8 +466,9 @@ def _risen(run: RunRecord | None) -> dict[str, Any] | None:
 
 
 FAULTS: tuple[Rule, ...] = (targets_shifted, future_leak, padding_in_loss, embedding_scale, low_precision_weights,
-                            gradients_kept, rate_too_low, too_high, diverged, evaluation_differs, router_collapsed,
-                            duplicates, repetitive_data, overfitted)
+                            gradients_kept, rate_too_low, too_high, diverged, evaluation_differs, other_text,
+                            router_collapsed, duplicates, repetitive_data, overfitted)
+SEEN_ON_TEXT = ("router_collapsed", "duplicates", "repetitive_data", "overfitted")
 
 
 # --- what is left ---

@@ -168,7 +168,7 @@ def _measure(case: Case, subject: Subject, text: Text, say: Say) -> Case:
     documents, near = (text.report or {}).get("documents"), (text.report or {}).get("duplicates", {}).get("near")
     return replace(case, evidence=replace(
         evidence, held_out=held_out, train=train,
-        recorded_val_loss=run.best[1] if run and run.best and same else None,
+        recorded_val_loss=run.best[1] if run and run.best and same else None, own_text=text.is_own or run is None,
         weights=measures.weights(subject, run), router=measures.router(subject, unseen),
         data=measures.data(text, subject.begin_id, subject.end_id),
         near_duplicates=near / documents if near and documents and text.settings.get("dedup") != "near" else None,
@@ -325,13 +325,19 @@ def _distance(figures: Figures, true: Figures) -> float:
 
 
 def _expert_load(run: RunRecord | None) -> dict[str, Any] | None:
-    rows = [row for row in (run.train if run else []) if isinstance(row.get("expert_load"), list)]
+    rows = [row for row in (run.train if run else []) if _is_load(row.get("expert_load"))]
     if not rows:
         return None
     layers = len(rows[0]["expert_load"])
     rows = [row for row in rows if len(row["expert_load"]) == layers]
     return {"steps": [row["step"] for row in rows],
             "layers": [[row["expert_load"][layer] for row in rows] for layer in range(layers)]}
+
+
+def _is_load(value: Any) -> bool:
+    """Shares of experts, layer by layer."""
+    return isinstance(value, list) and all(
+        isinstance(layer, list) and all(isinstance(share, (int, float)) for share in layer) for layer in value)
 
 
 def _curve(points: Curve) -> list[list[float]]:

@@ -101,6 +101,8 @@ class Evidence:
     near_duplicates: float | None = None
     weights: Weights | None = None
     router: Router | None = None
+    own_text: bool = True
+    """Whether the text is that of the run; true for a model without one, which has no other."""
     recorded_val_loss: float | None = None
     """What the run recorded for the saved weights, where `held_out` is on the same rows."""
 

@@ -46,15 +46,15 @@ class Text:
 def open_text(path: Path, subject: Subject | None, own_corpus: Path | None, fingerprint: str | None = None) -> Text:
     """Text from a prepared folder or a .jsonl[.gz|.zst] file, in the subject's tokens; UserError if there is none.
 
-    `own_corpus` is the run's, unless it was prepared anew since and its fingerprint is another.
+    The run's own text is told by its `fingerprint`, wherever it lies, or else by `own_corpus`, the place that it had.
     Without a subject (a run that has no model yet) only a prepared folder can be read.
     """
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder: give --data a folder of prepare.py or a .jsonl file")
     if path.is_dir():
         corpus = Corpus.open(path, verify="size")
-        own = (own_corpus is not None and path.resolve() == own_corpus.resolve()
-               and fingerprint in (None, corpus.manifest.fingerprint))
+        own = (own_corpus is not None and path.resolve() == own_corpus.resolve() if fingerprint is None
+               else fingerprint == corpus.manifest.fingerprint)
         if subject is None or _same_tokenizer(corpus, subject):
             return _prepared(corpus, own)
         train, held_out = (list(_first_bytes(_texts_of(corpus, name), most))

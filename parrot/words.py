@@ -136,6 +136,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "evaluation_differs_next": (
         "Evaluate in evaluation mode (model.eval(): no dropout), on the weights that are saved.",
         "在评估模式下（model.eval()：关闭 dropout）、用所保存的权重做评估。"),
+    "other_text": ("text of another kind than it was trained on", "文本与训练时不是同一类"),
+    "other_text_next": (
+        "Judge it on its own corpus: leave --data out, or give the folder that it was trained on.",
+        "用它自己的语料来判断：去掉 --data，或给出训练时所用的目录。"),
     "diverged": ("training diverged", "训练发散"),
     "diverged_next": (
         "Start again from the last good checkpoint with a lower learning rate and gradient clipping (1.0).",
@@ -197,6 +201,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "The run recorded a validation loss of {recorded:.3f} for these weights; on the same rows they have "
         "{measured:.3f}.",
         "训练为这些权重记录的验证损失是 {recorded:.3f}；在同样的数据上实测为 {measured:.3f}。"),
+    "other_text_loss": (
+        "On its own validation text the run recorded a loss of {recorded:.2f}; on this text the model has "
+        "{measured:.2f}.",
+        "训练在自己的验证文本上记录的损失是 {recorded:.2f}；在这份文本上实测为 {measured:.2f}。"),
     "dead_experts": (
         "{dead} of {total} experts get almost no tokens; the busiest takes {busiest:.0%} of its layer's.",
         "{total} 个专家中有 {dead} 个几乎分不到词元；最忙的一个占了所在层的 {busiest:.0%}。"),

@@ -292,6 +292,33 @@ def test_a_corpus_prepared_anew_is_not_the_runs_own(place, tmp_path, settings, i
     assert any("not the run's own" in note for note in found["notes"]) is not is_same_text
 
 
+def test_a_healthy_run_is_not_accused_on_text_of_another_kind(place, tmp_path):
+    lines = (json.dumps({"text": f"ZQ{number:07d}-XW{number * 7919 % 10007}"}) for number in range(3000))
+    write(tmp_path / "numbers.jsonl", "\n".join(lines))
+    record = json.loads((place / "run" / "summary.json").read_text())
+    shutil.copytree(place / "run", tmp_path / "run")
+    write(tmp_path / "run" / "summary.json", json.dumps(record | {"best_val_loss": 2.0}))
+    found = result(tmp_path, "--checkpoint", tmp_path / "run", "--quick", "--data", tmp_path / "numbers.jsonl")
+    assert [cause["id"] for cause in found["causes"]] == ["other_text"]
+
+
+def test_a_corpus_that_was_moved_is_still_the_runs_own(place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    state = {"identity": {"corpus": Corpus.open(place / "corpus").manifest.fingerprint}}
+    (tmp_path / "run" / "checkpoints" / "step-00000024").mkdir(parents=True)
+    write(tmp_path / "run" / "checkpoints" / "step-00000024" / "run_state.json", json.dumps(state))
+    shutil.copytree(place / "corpus", tmp_path / "moved")
+    found = result(tmp_path, "--checkpoint", tmp_path / "run", "--quick", "--data", tmp_path / "moved")
+    assert not any("not the run's own" in note for note in found["notes"])
+
+
+def test_shares_of_experts_that_are_none_are_passed_over(place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps({"step": 1, "split": "train", "expert_load": [1, "half"]}) + "\n")
+    assert diagnose.main(["--checkpoint", str(tmp_path / "run"), "--quick", "--html", str(tmp_path / "p.html")]) == 0
+
+
 def test_code_in_a_model_folder_is_not_run(place, stranger, tmp_path, capsys):
     shutil.copytree(stranger, tmp_path / "bad")
     config = json.loads((stranger / "config.json").read_text())

@@ -11,7 +11,7 @@ from parrot.words import LANGUAGES, WORDS, Words
 
 CAUSES = ("not_learning", "undertrained", "overfitted", "duplicates", "repetitive_data", "router_collapsed", "decoding",
           "targets_shifted", "future_leak", "padding_in_loss", "rate_too_low", "rate_too_high", "no_warmup",
-          "gradients_kept", "low_precision_weights", "embedding_scale", "evaluation_differs", "diverged")
+          "gradients_kept", "low_precision_weights", "embedding_scale", "evaluation_differs", "other_text", "diverged")
 
 
 def fields(text):
