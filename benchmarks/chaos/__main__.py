@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.chaos import damage, disk, divergence, elastic, kills, ranks, stops
-from benchmarks.chaos.record import Journal, closing_table, detail_table
+from benchmarks.chaos.record import Journal, closing_table, detail_table, grouped_table
 from benchmarks.chaos.workplace import Workplace
 
 CATEGORIES: dict[str, Callable[[Workplace, Journal, int], None]] = {
@@ -59,9 +59,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _write_tables(journal: Journal, path: Path) -> None:
-    names = dict.fromkeys(trial.category for trial in journal.trials)
-    parts = [f"## {name}\n\n{detail_table([t for t in journal.trials if t.category == name])}" for name in names]
-    path.write_text("\n\n".join([closing_table(journal.trials), *parts]) + "\n", encoding="utf-8")
+    parts = [closing_table(journal.trials)]
+    for name in dict.fromkeys(trial.category for trial in journal.trials):
+        trials = [trial for trial in journal.trials if trial.category == name]
+        parts.append(f"## {name}")
+        if name == kills.CATEGORY:
+            parts += [grouped_table(trials, fact) for fact in ("killed", "moment", "doing")]
+        parts.append(detail_table(trials))
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

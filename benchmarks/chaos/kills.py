@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from benchmarks.chaos.workplace import Workplace
 
 CATEGORY = "kills"
 TARGETS = (("rank0",), ("rank1",), ("ranks",), ("launch",), ("runner",), ("runner", "launch", "ranks"))
+WORDS = {"rank0": "rank 0", "rank1": "rank 1", "ranks": "both ranks", "launch": "launch.py",
+         "runner": "the deepspeed command"}
 MOMENTS = ("anytime", "save", "setup", "evaluation", "end")
 SHARES = (0.36, 0.3, 0.1, 0.12, 0.12)
 STOP_LIMIT = 60.0  # seconds in which no process may be left
@@ -34,10 +37,14 @@ class Plan:
     delay: float
     count: int = 1
 
+    @property
+    def whom(self) -> str:
+        """In words."""
+        return "everything at once" if len(self.target) > 1 else WORDS[self.target[0]]
+
     def __str__(self) -> str:
-        whom = "all at once" if len(self.target) > 1 else self.target[0]
         sign = {"anytime": "the start", "setup": "the start"}.get(self.moment, f"a sign of {self.moment}")
-        return f"{whom}, {self.delay:.3f} s after {sign}"
+        return f"{self.whom}, {self.delay:.3f} s after {sign}"
 
 
 def plans(trials: int, random: Random) -> list[Plan]:
@@ -77,8 +84,9 @@ def run(work: Workplace, journal: Journal, trials: int) -> None:
                 continue
             todo.pop(0)
             killed += 1
-            trial = Trial(CATEGORY, f"{killed}: {plan}", facts={"log": session.log.name, "reached": blow.reached,
-                                                                "doing": blow.doing})
+            trial = Trial(CATEGORY, f"{killed}: {plan}",
+                          facts={"log": session.log.name, "killed": plan.whom, "moment": plan.moment,
+                                 "reached": blow.reached, "doing": blow.doing})
             _watch_the_end(trial, session)
             _settle(waiting, session, work, journal)
             waiting.append((trial, blow.reached))
@@ -103,7 +111,7 @@ def _strike(session: Session, run_folder: Path, plan: Plan, work: Workplace) -> 
     time.sleep(plan.delay)
     if not session.wait_until(lambda: session.processes(*plan.target), limit=30):
         return None
-    doing = _doing(session, run_folder)
+    doing = _doing(session, run_folder, work.pace.steps)
     if not session.send(SIGKILL, *plan.target):
         return None
     return Blow(compare.last_step(run_folder), doing)
@@ -161,13 +169,15 @@ def _step_of(line: str) -> int | None:
     return int("".join(letter for letter in head if letter.isdigit()) or 0)
 
 
-def _doing(session: Session, run_folder: Path) -> str:
+def _doing(session: Session, run_folder: Path, steps: int) -> str:
     """What the run is at, as far as it can be seen from outside."""
-    if list((run_folder / "checkpoints").glob("*.partial")) if (run_folder / "checkpoints").is_dir() else []:
-        return "saving"
     if session.announced is None:
         return "starting"
-    return "training"
+    partial = (run_folder / "checkpoints").glob("*.partial")
+    with contextlib.suppress(FileNotFoundError):  # renamed between two looks
+        if any(path.stat().st_mtime > session.wall_started for path in partial):
+            return "saving"
+    return "ending" if compare.last_step(run_folder) == steps else "training"
 
 
 def _watch_the_end(trial: Trial, session: Session) -> None:

@@ -76,6 +76,16 @@ def closing_table(trials: Sequence[Trial]) -> str:
     return "\n".join(lines)
 
 
+def grouped_table(trials: Sequence[Trial], fact: str) -> str:
+    """Markdown: a line for each value of a fact."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        if fact in trial.facts:
+            groups.setdefault(str(trial.facts[fact]), []).append(trial)
+    return "\n".join([f"| {fact} | tried | survived | steps lost at most | seconds to stop at most |",
+                      "|---|---|---|---|---|", *(_row(name, groups[name]) for name in sorted(groups))])
+
+
 def _row(name: str, trials: Sequence[Trial]) -> str:
     lost = _most([trial.steps_lost for trial in trials])
     seconds = _most([trial.seconds_to_stop for trial in trials])

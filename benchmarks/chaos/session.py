@@ -90,7 +90,7 @@ class Session:
         command = [beside if beside.is_file() else "deepspeed", "--num_gpus", processes, "--master_port", port,
                    *script, *flags]
         inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-        self.started = time.monotonic()
+        self.started, self.wall_started = time.monotonic(), time.time()
         with log.open("w", encoding="utf-8") as file:
             self.runner = subprocess.Popen(
                 [str(word) for word in command], cwd=folder, stdin=subprocess.DEVNULL, stdout=file,
