@@ -1,20 +1,36 @@
-"""Finding, judging and clearing away checkpoints, on folders that only look like some."""
+"""Finding, judging and clearing away checkpoints, on folders that hold none of DeepSpeed's numbers."""
 
 import json
+from dataclasses import asdict
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from corpus.errors import UserError
+from corpus.fingerprint import sha256_file
 from training import checkpoint
-from training.checkpoint import RunState, check_identity, find, read_state
+from training.checkpoint import choose, damage, find, read_state
+from training.run_state import RunState
 
 
-def make(folder, step, *, complete=True):
+def make(folder, step, **state):
+    """A whole checkpoint."""
     path = folder / f"step-{step:08d}"
     path.mkdir(parents=True)
-    if complete:
-        (path / "run_state.json").write_text(json.dumps({"step": step}))
+    files = {}
+    for rank in range(2):
+        share = path / f"rank-{rank:05d}.safetensors"
+        share.write_bytes(save({"master|embed|0": torch.arange(100.0) + rank}))
+        files[share.name] = {"bytes": share.stat().st_size, "sha256": sha256_file(share)}
+    write_state(path, {"format": 2, **asdict(RunState(step=step, **state)), "engine": {}, "files": files})
     return path
+
+
+def write_state(path, content):
+    content.pop("sha256", None)
+    text = json.dumps(content | {"sha256": checkpoint._digest(content)}, indent=2)
+    (path / "run_state.json").write_text(text)
 
 
 @pytest.fixture
@@ -23,27 +39,32 @@ def output(tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     make(folder, 6)
     make(folder, 12)
-    make(folder, 18, complete=False)
-    (folder / "step-00000024.partial").mkdir()
-    (folder / "step-00000024.partial" / "run_state.json").write_text('{"step": 24}')
+    make(folder / "elsewhere", 24).rename(folder / "step-00000024.partial")
     (folder / "step-7").mkdir()
-    (folder / "step-7" / "run_state.json").write_text('{"step": 7}')
     (folder / "latest").write_text("step-00000018\n")
     return tmp_path / "run"
 
 
-def test_auto_takes_the_newest_whole_one(output):
-    assert find(output, "auto") == output / "checkpoints" / "step-00000012"
+def step(path):
+    return None if path is None else read_state(path).step
+
+
+# --- choosing ---------------------------------------------------------------------------------------------------------
+
+
+def test_auto_takes_the_newest_without_a_word(output):
+    found, warnings = choose(output, "auto")
+    assert (step(found), warnings) == (12, [])
 
 
 def test_auto_starts_anew_where_there_is_none(tmp_path):
-    assert find(tmp_path, "auto") is None
-    make(tmp_path / "checkpoints", 3, complete=False)
-    assert find(tmp_path, "auto") is None
+    assert choose(tmp_path, "auto") == (None, [])
+    (tmp_path / "checkpoints" / "step-00000003.partial").mkdir(parents=True)
+    assert choose(tmp_path, "auto") == (None, [])
 
 
 def test_never_starts_anew_but_overwrites_nothing(output, tmp_path):
-    assert find(tmp_path / "other", "never") is None
+    assert choose(tmp_path / "other", "never") == (None, [])
     with pytest.raises(UserError, match="already holds a run") as caught:
         find(output, "never")
     assert "--output" in str(caught.value)
@@ -54,44 +75,126 @@ def test_never_starts_anew_but_overwrites_nothing(output, tmp_path):
     [("run/checkpoints/step-00000006", 6), ("run/checkpoints", 12), ("run", 12)],
 )
 def test_a_path_is_a_checkpoint_or_a_folder_of_them(output, tmp_path, given, found):
-    assert find(tmp_path / "another", str(tmp_path / given)) == output / "checkpoints" / f"step-{found:08d}"
+    assert step(choose(tmp_path / "another", str(tmp_path / given))[0]) == found
 
 
-@pytest.mark.parametrize("given", ["nowhere", "run/checkpoints/step-00000018", "run/checkpoints/latest"])
+@pytest.mark.parametrize("given", ["nowhere", "run/checkpoints/step-7", "run/checkpoints/latest"])
 def test_a_path_without_a_checkpoint(output, tmp_path, given):
     with pytest.raises(UserError, match="no checkpoint there"):
         find(output, str(tmp_path / given))
 
 
-def test_the_state_is_read_as_it_was_written(tmp_path):
-    path = make(tmp_path, 5)
-    (path / "run_state.json").write_text('{"step": 5, "best_loss": 2.5, "identity": {"seed": 1}}')
-    assert read_state(path) == RunState(step=5, best_loss=2.5, identity={"seed": 1})
+# --- damage -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"step": 1, "more": 2}', "3"])
-def test_a_damaged_state_names_the_folder_to_delete(tmp_path, text):
-    path = make(tmp_path, 5)
+def truncate(path):
+    share = path / "rank-00001.safetensors"
+    share.write_bytes(share.read_bytes()[:-1])
+
+
+def flip_a_bit(path):
+    share = path / "rank-00000.safetensors"
+    data = bytearray(share.read_bytes())
+    data[-5] ^= 4
+    share.write_bytes(data)
+
+
+def lose_a_file(path):
+    (path / "rank-00001.safetensors").unlink()
+
+
+def flip_a_digit(path):
+    state = path / "run_state.json"
+    state.write_text(state.read_text().replace('"step": 12', '"step": 13'))
+
+
+def lose_the_state(path):
+    (path / "run_state.json").unlink()
+
+
+def empty_the_folder(path):
+    for file in path.iterdir():
+        file.unlink()
+
+
+def cut_the_state(path):
+    state = path / "run_state.json"
+    state.write_text(state.read_text()[:200])
+
+
+def fill_with_zeros(path):
+    state = path / "run_state.json"
+    state.write_bytes(b"\0" * len(state.read_bytes()))
+
+
+DAMAGE = [
+    (truncate, "rank-00001.safetensors has"), (flip_a_bit, "rank-00000.safetensors has changed"),
+    (lose_a_file, "rank-00001.safetensors is missing"), (flip_a_digit, "run_state.json has changed"),
+    (lose_the_state, "run_state.json cannot be read"), (empty_the_folder, "run_state.json cannot be read"),
+    (cut_the_state, "run_state.json cannot be read"), (fill_with_zeros, "run_state.json cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("harm", "words"), DAMAGE, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_damaged_one_is_named_and_the_one_before_is_taken(output, harm, words):
+    newest = output / "checkpoints" / "step-00000012"
+    assert damage(newest) is None
+    harm(newest)
+    found, [warning] = choose(output, "auto")
+    assert step(found) == 6
+    assert warning.startswith(f"{newest} is damaged and left alone: ")
+    assert words in warning
+
+
+def test_where_all_are_damaged_nothing_is_begun_anew_in_silence(output):
+    for path in output.glob("checkpoints/step-000000??"):
+        truncate(path)
+    with pytest.raises(UserError, match=r"no whole checkpoint before it: delete .*checkpoints to start anew"):
+        choose(output, "auto")
+
+
+def test_a_damaged_one_that_was_asked_for_by_name_is_refused(output, tmp_path):
+    path = output / "checkpoints" / "step-00000012"
+    flip_a_bit(path)
+    with pytest.raises(UserError, match="step-00000012 is damaged"):
+        choose(tmp_path / "other", str(path))
+
+
+@pytest.mark.parametrize("name", ["../../../../etc/passwd", "/etc/passwd", "rank-0.safetensors", "rank-00000.pt", ""])
+def test_a_state_cannot_lead_out_of_its_folder(output, name):
+    path = output / "checkpoints" / "step-00000012"
+    content = json.loads((path / "run_state.json").read_text())
+    write_state(path, content | {"files": content["files"] | {name: {"bytes": 1, "sha256": ""}}})
+    assert "belongs to no checkpoint" in damage(path)
+
+
+def test_one_of_another_version_says_so(output):
+    path = output / "checkpoints" / "step-00000012"
+    (path / "run_state.json").write_text('{"step": 12, "identity": {}}')  # as DeepSpeed's files had it beside them
+    assert "another version of train.py (format 1, here 2)" in damage(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '{"format": 2}', '{"format": 2, "sha256": 3, "files": 4}',
+                                  "[" * 9999])
+def test_what_is_no_state_is_damage(output, text):
+    path = output / "checkpoints" / "step-00000012"
     (path / "run_state.json").write_text(text)
-    with pytest.raises(UserError, match="cannot be read") as caught:
-        read_state(path)
-    assert str(path) in str(caught.value)
+    assert "run_state.json" in damage(path)
 
 
-def test_another_identity_is_refused_with_all_that_differs(tmp_path):
-    state = RunState(identity={"seed": 1, "corpus": "a", "model.hidden_size": 64, "gone": 1})
-    check_identity(state, dict(state.identity), tmp_path)
-    with pytest.raises(UserError) as caught:
-        check_identity(state, {"seed": 2, "corpus": "a", "model.hidden_size": 128, "new": 5}, tmp_path)
-    for part in ("seed: 1 then, 2 now", "model.hidden_size: 64 then, 128 now", "gone: 1 then, None now",
-                 "new: None then, 5 now"):
-        assert part in str(caught.value)
-    assert "corpus" not in str(caught.value)
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def test_the_state_is_read_as_it_was_written(tmp_path):
+    state = {"best_loss": 2.123456789012345, "best_step": 3, "alarms": ["flat_loss"], "done": {"evaluation": 5},
+             "left_out": [1, 2], "identity": {"seed": 1}, "ds_config": {"a": {"b": [1, None]}}}
+    assert read_state(make(tmp_path, 5, **state)) == RunState(step=5, **state)
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [12]), (2, [6, 12]), (5, [6, 12])])
-def test_the_newest_are_kept_and_nothing_else_is_touched(output, keep, left):
+def test_the_newest_are_kept_and_what_was_cut_off_goes(output, keep, left):
     folder = output / "checkpoints"
+    (folder / "step-00000006.discarded").mkdir()
     checkpoint._prune(folder, keep)
-    expected = {f"step-{step:08d}" for step in (*left, 18)} | {"step-00000024.partial", "step-7", "latest"}
+    expected = {f"step-{step:08d}" for step in left} | {"elsewhere", "step-7", "latest"}
     assert {path.name for path in folder.iterdir()} == expected
