@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,8 +16,14 @@ import torch
 import torch.distributed as dist
 
 from corpus.errors import UserError
+from training.peers import place
+from training.stopping import StoppedEarly
+from training.watchdog import Watchdog
 
 PREPARE_TIMEOUT = timedelta(days=1)
+CONNECT_TIMEOUT = timedelta(seconds=30)
+DISMISS_WAIT = 3.0  # seconds for the ranks that wait to hear that there will be no run
+POLL = 0.2  # seconds between looks at rank 0's store
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
@@ -52,11 +60,40 @@ def _complete_environment(world: World) -> None:
         os.environ["MASTER_PORT"] = str(_free_port())
 
 
-def _store(world: World) -> dist.TCPStore:
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+def _reach(address: str, port: int) -> None:
+    """Wait until rank 0 listens, in steps short enough for a signal to be heard."""
+    deadline = time.monotonic() + PREPARE_TIMEOUT.total_seconds()
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=2).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(f"rank 0 cannot be reached at {address}:{port} ({error})") from None
+        time.sleep(POLL)
+
+
+def _connect(address: str, port: int, rank: int) -> dist.TCPStore:
+    """A connection to rank 0's store, and only to that of this very run.
+
+    An earlier run that is still ending may have the port; its own rank of the same number is entered there.
+    """
+    me = f"{place()} {os.getpid()} {time.time()}"
+    while True:
+        _reach(address, port)
+        try:
+            store = dist.TCPStore(address, port, is_master=False, timeout=CONNECT_TIMEOUT, wait_for_workers=False)
+            if store.compare_set(f"rank/{rank}", "", me).decode() == me:
+                store.set_timeout(PREPARE_TIMEOUT)
+                return store
+        except dist.DistError:
+            pass  # it has just ended
+        time.sleep(POLL)
+
+
+def _serve(world: World, address: str, port: int) -> dist.TCPStore:
     try:
-        return dist.TCPStore(address, port, world.size, is_master=world.rank == 0, timeout=PREPARE_TIMEOUT,
-                             wait_for_workers=False)
+        return dist.TCPStore(address, port, world.size, is_master=True, timeout=PREPARE_TIMEOUT, wait_for_workers=False)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
@@ -64,24 +101,71 @@ def _store(world: World) -> dist.TCPStore:
                         f"{_free_port()} ...") from None
 
 
-def join(world: World, device_kind: str, prepare: Callable[[], str]) -> str:
+def _dismiss(store: dist.Store, world: World, word: str) -> None:
+    """Tell the ranks that wait how it ended, and stay until they know: the store goes with this process."""
+    store.set("prepared", word)
+    deadline = time.monotonic() + DISMISS_WAIT
+    while store.add("dismissed", 0) < world.size - 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _word(error: BaseException) -> str:
+    return "stopped" if isinstance(error, StoppedEarly) else "failed"
+
+
+def _host(world: World, address: str, port: int, prepare: Callable[[], str], enter: Callable[[], None],
+          watchdog: Watchdog | None) -> dist.Store:
+    """Rank 0's part: the store, once `enter` lets it in, and what `prepare` makes."""
+    try:
+        enter()
+    except BaseException as error:
+        with suppress(UserError, dist.DistError):
+            _dismiss(_serve(world, address, port), world, _word(error))
+        raise
+    store = _serve(world, address, port)
+    if watchdog:
+        watchdog.meet(store, address, port)
+    try:
+        result = prepare()
+    except BaseException as error:
+        _dismiss(store, world, _word(error))
+        raise
+    store.set("prepared", "ready:" + result)
+    return store
+
+
+def _wait(store: dist.Store) -> str:
+    """For rank 0's word; in steps, because no signal is heard inside the store."""
+    while not store.check(["prepared"]):
+        time.sleep(POLL)
+    word = store.get("prepared").decode()
+    if not word.startswith("ready:"):
+        store.add("dismissed", 1)
+    return word
+
+
+def join(world: World, device_kind: str, prepare: Callable[[], str], *, enter: Callable[[], None] = lambda: None,
+         watchdog: Watchdog | None = None) -> str:
     """Form the process group; `prepare` runs on rank 0 first, and its result is handed to every rank.
 
-    The others wait at the store (not inside a collective, whose time-out would have to cover hours of tokenising).
-    A UserError of rank 0 is raised there; the other ranks raise SystemExit(2) without a word.
+    `enter` runs on rank 0 before the port is taken, for an earlier run that is ending may have it. The others wait at
+    the store (not inside a collective, whose time-out would have to cover hours of tokenising). A UserError of rank 0
+    is raised there; the other ranks raise SystemExit(2) without a word, or StoppedEarly if rank 0 was asked to stop.
+    A rank that dies meanwhile is found by the watchdog, if there is one.
     """
     _complete_environment(world)
-    store = _store(world)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if world.rank == 0:
-        try:
-            result = prepare()
-        except BaseException:
-            store.set("prepared", "failed")
-            raise
-        store.set("prepared", "ready:" + result)
-    answer = store.get("prepared").decode()
+        store = _host(world, address, port, prepare, enter, watchdog)
+    else:
+        store = _connect(address, port, world.rank)
+        if watchdog:
+            watchdog.meet(store, address, port)
+    answer = _wait(store)
     if answer == "failed":
         raise SystemExit(2)
+    if answer == "stopped":
+        raise StoppedEarly("another process was asked to stop")
     backend = "nccl" if device_kind == "cuda" else "gloo"
     if device_kind == "cuda":
         torch.cuda.set_device(world.local_rank)

@@ -1,7 +1,7 @@
 """Requests to stop: a signal, the end of the launcher, or the time limit.
 
-While a run is being set up nothing would be lost, so a signal ends it then and there (`StoppedEarly`). In the loop it is
-a wish: the loop finishes its step, saves, and ends with status 0. A later signal leaves at once.
+While a run is being set up nothing would be lost, so a signal ends it then and there (`StoppedEarly`). In the loop it
+is a wish: the loop finishes its step, saves, and ends with status 0. A later signal leaves at once.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ PLAUSIBLE_AGE = 600.0  # seconds between the start of a process and its first lo
 _IMPORTED = time.monotonic()
 
 
-class StoppedEarly(BaseException):  # noqa: N818 (an order, like KeyboardInterrupt, that no `except Exception` may eat)
-    """Asked to stop before anything was trained; says why."""
+class StoppedEarly(BaseException):
+    """Asked to stop before anything was trained; says why. An order, like KeyboardInterrupt, and no kind of error."""
 
 
 class StopRequest:
@@ -98,7 +98,7 @@ class StopRequest:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     def enter_loop(self) -> None:
-        """The set-up is done: from here on requests wait for the end of a step. Raises StoppedEarly if there was one."""
+        """The set-up is done: requests wait for the end of a step now. Raises StoppedEarly if there was one before."""
         if self.reason is not None:
             self._raised = True
             raise StoppedEarly(self.reason)
