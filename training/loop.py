@@ -39,8 +39,10 @@ from training.run_state import RunState
 from training.step import forward_backward
 from training.stopping import StopRequest
 from training.updates import WeightSample
+from training.watchdog import Watchdog
 from training.window import Window
 
+_SAVE_SECONDS = 300.0  # without a sign of progress it is stuck; a file system may have a bad day
 _SAVE_MARGIN, _ENDING_SECONDS = 1.5, 3.0  # of the longest save so far; to sum up and to leave
 _SAMPLED = "sampled:"  # what marks the weight sample among a rank's own numbers in a checkpoint
 
@@ -59,6 +61,7 @@ class Setup:
     device: Device
     console: Console
     stop: StopRequest
+    watchdog: Watchdog
 
     @property
     def tokens_per_step(self) -> int:
@@ -105,6 +108,7 @@ class Trainer:
         self.last_evaluation: Evaluation | None = None
         self.rate = 0.0  # that the latest step was taken with
         self.saved_step: int | None = None
+        self.doing, self.warm = "training", False  # what this rank does; whether it has made a step in this session
         self.slowest = 0.0  # seconds of a part that does not end early when it is asked to: a step, a sample
         self.earlier_seconds = state.wall_seconds  # of other sessions
 
@@ -167,8 +171,16 @@ class Trainer:
 
     def _asked_to_stop(self) -> bool:
         """Collective. The time limit leaves room for what is under way and for the save after it."""
+        self.setup.watchdog.tick(self.doing)
         self.setup.stop.reserve(_SAVE_MARGIN * self.state.save_seconds + self.slowest + _ENDING_SECONDS)
         return any_rank(self.setup.stop.wanted, self.engine.device)
+
+    def _now(self, doing: str, at_least: float = 0.0) -> None:
+        """Tell the watchdog, which gives it `at_least` so many seconds, and whoever looks at the bar."""
+        self.setup.watchdog.tick(doing, at_least)
+        self.doing = doing
+        if doing != "training":
+            self.progress.doing(doing)
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
@@ -181,6 +193,7 @@ class Trainer:
         micro_batches = self._rows(self.world.rank)
         bad = torch.zeros((), device=self.engine.device)
         for micro_step, rows in enumerate(micro_batches, 1):
+            self._now("training", 0.0 if self.warm else self.setup.watchdog.timing.first)
             losses = forward_backward(self.engine, self.train, rows, self.options.max_seq_len)
             self.window.add_micro_batch(losses.lm, losses.balance)
             bad += ~losses.lm.detach().isfinite()
@@ -193,7 +206,7 @@ class Trainer:
         self.state.step += 1
         self.state.seconds += seconds
         self.window.add_step(seconds)
-        self.slowest = max(self.slowest, seconds)
+        self.slowest, self.warm = max(self.slowest, seconds), True
         self.progress.advance(lambda: losses.lm.item(), self.setup.tokens_per_step, loss_scale(self.engine))
         self._say(self.alarms.stepped(self.state.step, skipped=not self.engine.was_step_applied(),
                                       loss_scale=loss_scale(self.engine)))
@@ -280,7 +293,7 @@ class Trainer:
 
         False if it was given up for a request to stop.
         """
-        self.progress.doing("evaluating")
+        self._now("evaluating")
         result = evaluate(self.engine, self.val, self.val_rows, seq_len=self.options.max_seq_len,
                           micro_batch=self.setup.resolved.micro_batch, world=self.world,
                           bytes_per_token=self.setup.bytes_per_token("val"), give_up=self._asked_to_stop)
@@ -303,7 +316,7 @@ class Trainer:
 
     def _repetition(self) -> dict[str, Any]:
         """What the model makes of held-out prompts, in figures; collective."""
-        self.progress.doing("writing to count repetition")
+        self._now("writing to count repetition")
         figures, problem = self.probing.figures(self.engine)
         if problem:
             self.console.say(f"  no figures of repetition: {problem}")
@@ -319,7 +332,7 @@ class Trainer:
 
     def _sample(self) -> bool:
         """Write continuations of the fixed prompts; collective because experts may be on other ranks."""
-        self.progress.doing("writing samples")
+        self._now("writing samples")
         model = inference_model(self.engine, self.setup.config)
         if self.metrics:
             try:
@@ -337,6 +350,7 @@ class Trainer:
 
     def _export(self) -> bool:
         """Write model/; collective. False, and what was there is still there, if the disk is full."""
+        self._now("exporting", _SAVE_SECONDS)
         try:
             export_model(self.engine, self.setup.config, self.setup.corpus.tokenizer_path,
                          self.setup.output / "model")
@@ -350,7 +364,7 @@ class Trainer:
 
         NotFinite if the weights are not fit to be kept.
         """
-        self.progress.doing("saving")
+        self._now("saving", _SAVE_SECONDS)
         self.state.wall_seconds = self.earlier_seconds + self.setup.stop.running
         if self.metrics:
             self.metrics.sync()  # nothing that the checkpoint has behind it may be missing after a return to it
@@ -388,6 +402,7 @@ class Trainer:
 
     def _diverged(self, what: str) -> None:
         """Report, then go back a checkpoint and leave the batch out, or end the run; collective."""
+        self._now("looking for what went wrong")
         batch = self.state.batch_number(self.state.step)
         where = divergence.locate(self.engine, self.train, self._rows(self.world.rank), self.options.max_seq_len)
         rows = [row for rank in range(self.world.size) for part in self._rows(rank) for row in part]

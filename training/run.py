@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,10 +24,13 @@ from training.console import Console
 from training.device import Device, detect
 from training.distributed import World, check_visible, join, keep_freed_memory, set_threads, told
 from training.ds_config import Resolved, RunFacts, load, resolve, run_defaults
+from training.ending import guarded
+from training.lock import RunLock
 from training.preflight.runner import Subject, preflight
 from training.progress import human_time
 from training.run_state import RunState, check_config, check_identity
-from training.stopping import StoppedEarly, StopRequest
+from training.stopping import StopRequest
+from training.watchdog import Watchdog
 
 CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 DATA_FOLDER = Path("data")
@@ -43,25 +45,14 @@ def main(argv: Sequence[str], description: str) -> int:
     world = World.from_environment()
     console = Console(world.rank)
     stop = StopRequest(console)
-    try:
-        with stop.listening():
-            return _run(arguments.parse(argv, description), world, console, stop)
-    except StoppedEarly as early:
-        if world.rank == 0:
-            console.fail(f"{early}: nothing was trained yet, so nothing is lost")
-        return 0
-    except UserError as error:
-        if world.rank == 0:
-            console.fail(f"train.py: {error}")
-        return 2
-    except Exception as error:
-        traceback.print_exc()
-        where = f"; the traceback is in {console.log_file}" if console.log_file else ""
-        console.fail(f"train.py: rank {world.rank} failed: {type(error).__name__}: {error}{where}")
-        return 1
+    watchdog = Watchdog(world.rank, world.size, console, stop)
+    with stop.listening():
+        watchdog.begin()
+        return guarded(lambda: _run(arguments.parse(argv, description), world, console, stop, watchdog),
+                       rank=world.rank, console=console, stop=stop, watchdog=watchdog)
 
 
-def _run(given: dict[str, Any], world: World, console: Console, stop: StopRequest) -> int:
+def _run(given: dict[str, Any], world: World, console: Console, stop: StopRequest, watchdog: Watchdog) -> int:
     device = detect()
     if device.kind == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for a GPU, and warn
@@ -81,7 +72,10 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
     if device.kind == "cpu":
         keep_freed_memory()
     console.take_over(output / "logs" / f"rank{world.rank}.log")
-    folder = Path(join(world, device.kind, lambda: str(_prepare(options, device, console))))
+    lock = RunLock(output)  # held until this process ends
+    stop.when_asked.append(lock.ending)
+    folder = Path(join(world, device.kind, lambda: str(_prepare(options, device, console)),
+                       enter=lambda: lock.acquire(console.say), watchdog=watchdog))
     check_visible(str(folder), folder.is_dir())
     corpus = Corpus.open(folder, verify="hash" if world.rank == 0 else "size")
     config = _model_config(options, corpus)
@@ -91,7 +85,7 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
         raise UserError(f"{folder}: {tokens:,} training tokens are less than one row of {options.max_seq_len}: give "
                         "more text or a smaller --max_seq_len")
     resolved = resolve(ds_config, _facts(options, world, output, rows, config), device, source=str(path))
-    return _train(options, output, config, resolved, corpus, world, device, console, stop)
+    return _train(options, output, config, resolved, corpus, world, device, console, stop, watchdog)
 
 
 def _default_config(device: Device, world: World) -> Path:
@@ -214,7 +208,7 @@ def _planned_processes(path: Path) -> int:
 
 
 def _train(options: Options, output: Path, config: ModelConfig, resolved: Resolved, corpus: Corpus, world: World,
-           device: Device, console: Console, stop: StopRequest) -> int:
+           device: Device, console: Console, stop: StopRequest, watchdog: Watchdog) -> int:
     from training.engine import build_engine
     from training.loop import Setup, Trainer
 
@@ -238,8 +232,8 @@ def _train(options: Options, output: Path, config: ModelConfig, resolved: Resolv
     console.say("starting DeepSpeed (some seconds)")
     engine = build_engine(config, resolved.config, seed=options.seed, rank=world.rank)
     tokenizer = Tokenizer.from_file(str(corpus.tokenizer_path))
-    trainer = Trainer(Setup(options, output, config, resolved, corpus, tokenizer, world, device, console, stop), engine,
-                      state)
+    trainer = Trainer(Setup(options, output, config, resolved, corpus, tokenizer, world, device, console, stop,
+                            watchdog), engine, state)
     if found:
         trainer.resume(found)
         console.say(f"continuing from {found} (step {state.step:,})")
