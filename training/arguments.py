@@ -117,6 +117,8 @@ class Options:
     save_interval: int = _flag(1000, "steps between checkpoints", positive, "N")
     keep_last: int = _flag(2, "checkpoints kept", positive, "K")
     time_limit: float | None = _flag(None, "save and stop after this long, e.g. 11h30m", duration, "TIME")
+    budget: float | None = _flag(None, "time of all sessions together, e.g. 25h: the schedule ends with it; instead of "
+                                 "--epochs or --max_steps", duration, "TIME")
     resume: str = _flag("auto", "auto continues the run in --output, never starts anew, or a checkpoint's folder", str,
                         "auto|never|PATH")
     on_divergence: str = _flag("stop", "when loss, gradients or weights are not finite: stop with a report, or "
@@ -140,7 +142,8 @@ class Options:
 _TYPES: dict[str, Callable[[str], Any]] = {"int": positive, "int | None": positive, "float": at_least_zero,
                                            "bool": boolean}
 # lists, needed before a block is read, or what only the person at the keyboard can mean
-_COMMAND_LINE_ONLY = ("deepspeed_config", "set", "plan", "data", "preflight", "skip_preflight", "accept_changes")
+_COMMAND_LINE_ONLY = ("deepspeed_config", "set", "plan", "data", "preflight", "skip_preflight", "accept_changes",
+                      "budget")
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 _MODEL_HELP = {
     "capacity_factor": "cap an expert at this multiple of its even share while training; 0 drops no token",
@@ -195,7 +198,17 @@ def parse(argv: Sequence[str], description: str) -> dict[str, Any]:
     """The flags that were given, by name; UserError for a wrong one."""
     given = vars(_parser(description).parse_args(argv))
     given.pop("local_rank", None)
+    _judge_budget(given)
     return given
+
+
+def _judge_budget(given: dict[str, Any]) -> None:
+    """--budget says how long a run is, and needs a machine to measure that on."""
+    others = [f"--{name}" for name in ("epochs", "max_steps", "plan") if given.get(name)]
+    if "budget" in given and others:
+        what = "--plan trains nothing that could be measured" if others == ["--plan"] else (
+            f"{' and '.join(others)} say{'s' if len(others) == 1 else ''} how long the run is, too")
+        raise UserError(f"--budget: {what}: leave one out")
 
 
 def options(given: dict[str, Any], file_defaults: dict[str, Any]) -> Options:

@@ -33,6 +33,8 @@ class RunFacts:
     num_experts: int
     ep_size: int
     use_moe: bool
+    budget: bool = False
+    """Whether `max_steps` was worked out from --budget."""
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ def _resolve_steps(work: dict, run: RunFacts, batch: int, notes: list[str]) -> i
 
 def _run_steps(run: RunFacts, batch: int) -> tuple[int, str]:
     if run.max_steps is not None:
-        return max(1, run.max_steps), f"--max_steps {run.max_steps:,}"
+        return max(1, run.max_steps), "--budget" if run.budget else f"--max_steps {run.max_steps:,}"
     try:
         # the decimal that the user wrote: 0.1 as a binary fraction is a little more, and would add a step
         rows = Fraction(repr(float(run.epochs))) * run.rows

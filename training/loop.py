@@ -31,6 +31,7 @@ from training.engine import learning_rate, loss_scale
 from training.evaluation import Evaluation, evaluate
 from training.export import export_model, inference_model
 from training.flops import training_flops_per_token
+from training.intervals import intervals
 from training.metrics import Metrics
 from training.probing import Probing
 from training.progress import Progress
@@ -91,9 +92,7 @@ class Trainer:
         self.val_rows = evaluation_rows(val_rows, self.options.eval_tokens, seq_len)
         self.order = SampleStream(self.train.num_rows(self.options.max_seq_len), self.options.seed)
         self.total_steps = setup.resolved.total_steps
-        self.eval_interval = self.options.eval_interval or max(1, min(self.options.save_interval,
-                                                                      math.ceil(self.total_steps / 20)))
-        self.sample_interval = self.options.sample_interval or min(1000, math.ceil(self.total_steps / 10))
+        self.every = intervals(self.options, self.total_steps)
         self.window, self.weights, self.watch = Window(engine), WeightSample(engine), Watch(engine)
         self.weights.snapshot()
         self.flops_per_token = training_flops_per_token(setup.config, self.options.max_seq_len)
@@ -111,6 +110,7 @@ class Trainer:
         self.doing, self.warm = "training", False  # what this rank does; whether it has made a step in this session
         self.slowest = 0.0  # seconds of a part that does not end early when it is asked to: a step, a sample
         self.earlier_seconds = state.wall_seconds  # of other sessions
+        self.began = state.step, time.monotonic()  # where and when this session's first step was
 
     def resume(self, found: Path) -> None:
         """Put the engine, and what this rank counted, where checkpoint `found` left them; collective."""
@@ -129,6 +129,7 @@ class Trainer:
 
         Raises Diverged, with the last good checkpoint in place, when the numbers went wrong.
         """
+        self.began = self.state.step, time.monotonic()
         if self.state.step == 0:
             self._before_first_step()
         else:
@@ -241,9 +242,9 @@ class Trainer:
         """What is due at this step and has not been done yet."""
         step, last = self.state.step, self.state.step == self.total_steps
         due: dict[str, Callable[[], bool]] = {}
-        if self.val_rows and (step % self.eval_interval == 0 or last):
+        if self.val_rows and (step % self.every.evaluation == 0 or last):
             due["evaluation"] = self._evaluate
-        if self.prompts and (step % self.sample_interval == 0 or last):
+        if self.prompts and (step % self.every.sample == 0 or last):
             due["sample"] = self._sample
         return {name: work for name, work in due.items() if self.state.done.get(name) != step}
 
@@ -366,6 +367,8 @@ class Trainer:
         """
         self._now("saving", _SAVE_SECONDS)
         self.state.wall_seconds = self.earlier_seconds + self.setup.stop.running
+        if (steps := self.state.step - self.began[0]) > 0:
+            self.state.pace = (time.monotonic() - self.began[1]) / steps
         if self.metrics:
             self.metrics.sync()  # nothing that the checkpoint has behind it may be missing after a return to it
         try:
@@ -435,6 +438,7 @@ class Trainer:
         self.resume(found)
         if self.metrics:
             self.metrics.rewind(self.state)
+        self.began = self.state.step, time.monotonic()
         self.alarms = _alarms(self.setup, self.state)
         self.progress.rewind(self.state.step)
         batches = f"batches {first:,} to {batch:,}" if again else f"batch {batch:,}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from corpus.shards import Corpus
 from corpus.stories import write_sample_corpus
 from model import ModelConfig, count_parameters
 from training import arguments, checkpoint, disk
+from training import budget as budgets
 from training.arguments import Options
 from training.console import Console
 from training.device import Device, detect
@@ -26,6 +27,7 @@ from training.distributed import World, check_visible, join, keep_freed_memory, 
 from training.ds_config import Resolved, RunFacts, load, resolve, run_defaults
 from training.ending import guarded
 from training.lock import RunLock
+from training.preflight.cost_checks import Cost
 from training.preflight.runner import Subject, preflight
 from training.progress import human_time
 from training.run_state import RunState, check_config, check_identity
@@ -84,8 +86,13 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
         tokens = corpus.manifest.splits["train"].tokens
         raise UserError(f"{folder}: {tokens:,} training tokens are less than one row of {options.max_seq_len}: give "
                         "more text or a smaller --max_seq_len")
-    resolved = resolve(ds_config, _facts(options, world, output, rows, config), device, source=str(path))
-    return _train(options, output, config, resolved, corpus, world, device, console, stop, watchdog)
+    facts = _facts(options, world, output, rows, config)
+    resolved = resolve(ds_config, facts, device, source=str(path))
+
+    def of_length(steps: int) -> Resolved:
+        return resolve(ds_config, replace(facts, max_steps=steps), device, source=str(path))
+
+    return _train(options, output, config, resolved, corpus, world, device, console, stop, watchdog, of_length)
 
 
 def _default_config(device: Device, world: World) -> Path:
@@ -110,8 +117,10 @@ def _data_name(options: Options) -> str:
 
 def _facts(options: Options, world: World, output: Path, rows: int, config: ModelConfig | None) -> RunFacts:
     shape = config or ModelConfig(**options.model)
-    return RunFacts(world_size=world.size, rows=rows, epochs=options.epochs, max_steps=options.max_steps,
-                    output=output, num_experts=shape.num_experts, ep_size=shape.ep_size, use_moe=shape.use_moe)
+    budget = options.budget is not None
+    return RunFacts(world_size=world.size, rows=rows, epochs=options.epochs,
+                    max_steps=budgets.PROVISIONAL_STEPS if budget else options.max_steps, budget=budget, output=output,
+                    num_experts=shape.num_experts, ep_size=shape.ep_size, use_moe=shape.use_moe)
 
 
 def _judge_early(options: Options, ds_config: dict[str, Any], path: Path, world: World, device: Device,
@@ -208,27 +217,37 @@ def _planned_processes(path: Path) -> int:
 
 
 def _train(options: Options, output: Path, config: ModelConfig, resolved: Resolved, corpus: Corpus, world: World,
-           device: Device, console: Console, stop: StopRequest, watchdog: Watchdog) -> int:
+           device: Device, console: Console, stop: StopRequest, watchdog: Watchdog,
+           of_length: Callable[[int], Resolved]) -> int:
     from training.engine import build_engine
     from training.loop import Setup, Trainer
 
     subject = Subject(options, output, config, resolved, corpus, world, device, console, stop.seconds_left)
     if options.preflight:
-        _announce(options, config, resolved, corpus, output, console, world)
-        return 1 if preflight(subject) else 0
+        subject, length = _fill_budget(subject, of_length, stop)
+        _announce(options, config, subject.resolved, corpus, output, console, world)
+        return 1 if preflight(subject, length and length.cost) else 0
     found, warnings = told(world, lambda: checkpoint.choose(output, options.resume))
     for warning in warnings:
         console.say(f"WARNING: {warning}")
+    if found and options.budget is not None:
+        resolved = of_length(checkpoint.read_state(found).total_steps)
     identity = _identity(options, config, resolved, corpus)
     state = _state(found, identity, resolved, options, console)
     if why := _nothing_left(state, resolved, options):
         console.say(f"{output} {why}")
         return 0
-    room = told(world, lambda: _room(options, config, resolved, output))
+    room, length = told(world, lambda: _room(options, config, resolved, output)), None
+    if not found:
+        subject, length = _fill_budget(subject, of_length, stop)
+        resolved = subject.resolved
+        state = _state(None, identity, resolved, options, console)
     _announce(options, config, resolved, corpus, output, console, world)
     console.say(room)
+    if options.budget is not None:
+        console.say(length.line if length else _outlook(state, options.budget, stop))
     if not found and not options.skip_preflight:
-        _check_first(subject)
+        _check_first(subject, length and length.cost)
     console.say("starting DeepSpeed (some seconds)")
     engine = build_engine(config, resolved.config, seed=options.seed, rank=world.rank)
     tokenizer = Tokenizer.from_file(str(corpus.tokenizer_path))
@@ -261,6 +280,20 @@ def _fit(trainer: Any) -> int:
     return status
 
 
+def _fill_budget(subject: Subject, of_length: Callable[[int], Resolved],
+                 stop: StopRequest) -> tuple[Subject, budgets.Length | None]:
+    """The same run with as many steps as fit --budget, if that is given; collective."""
+    if subject.options.budget is None:
+        return subject, None
+    length = budgets.work_out(subject, subject.options.budget, lambda: stop.running)
+    return replace(subject, resolved=of_length(length.steps)), length
+
+
+def _outlook(state: RunState, budget: float, stop: StopRequest) -> str:
+    """Where a run that continues will end; its length stays."""
+    return budgets.outlook(budget, state.wall_seconds + stop.running, (state.total_steps or 0) - state.step, state.pace)
+
+
 def _room(options: Options, config: ModelConfig, resolved: Resolved, output: Path) -> str:
     """What the run takes on the disk, for people; UserError if there is too little of it."""
     existing = disk.size_of(output / "checkpoints") + disk.size_of(output / "model")
@@ -290,9 +323,9 @@ def _nothing_left(state: RunState, resolved: Resolved, options: Options) -> str 
     return None
 
 
-def _check_first(subject: Subject) -> None:
+def _check_first(subject: Subject, cost: Cost | None) -> None:
     """No hours for a run that a check found to be wrong."""
-    if failed := preflight(subject):
+    if failed := preflight(subject, cost):
         raise UserError(f"preflight failed in {', '.join(failed)} (above, and in {subject.output}/preflight.json): "
                         "mend that, or go on anyway with --skip_preflight")
 

@@ -24,9 +24,10 @@ class RunState:
 
     `identity` and `ds_config` (resolved) are what it is trained with. `stale_evaluations` counts those since the best
     one; `alarms` names those that have been raised. `seconds` is time spent in steps, `wall_seconds` all time of all
-    sessions, set-up included. `done` holds the step at which the evaluation and the sample were last made, so that
-    what an interruption left undone is made up for; `finished` says that nothing is left. `left_out` are numbers of
-    global batches that a rollback has taken out of the order of the data.
+    sessions, set-up included; `pace` is that of a step in the last session, evaluations and saves included. `done`
+    holds the step at which the evaluation and the sample were last made, so that what an interruption left undone is
+    made up for; `finished` says that nothing is left. `left_out` are numbers of global batches that a rollback has
+    taken out of the order of the data.
     """
 
     step: int = 0
@@ -37,6 +38,7 @@ class RunState:
     seconds: float = 0.0
     wall_seconds: float = 0.0
     save_seconds: float = 0.0
+    pace: float | None = None
     alarms: list[str] = field(default_factory=list)
     done: dict[str, int] = field(default_factory=dict)
     left_out: list[int] = field(default_factory=list)

@@ -18,6 +18,7 @@ from training.console import Console
 from training.device import Device
 from training.distributed import World
 from training.ds_config import Resolved
+from training.intervals import intervals
 from training.preflight import cost_checks, data_checks, model_checks, step_checks
 from training.preflight.bench import Bench, Step, untouched_randomness
 from training.preflight.report import Report, warned
@@ -43,10 +44,11 @@ class Subject:
     seconds_left: float | None
 
 
-def preflight(run: Subject) -> list[str]:
+def preflight(run: Subject, measured: cost_checks.Cost | None = None) -> list[str]:
     """Check the run; returns the ids of what failed, the same on every rank. Collective.
 
-    Nothing of it is left behind but `preflight.json`, on rank 0: the engine that is trained here is a throw-away copy.
+    `measured` is what its steps cost, where that is known already. Nothing of it is left behind but `preflight.json`,
+    on rank 0: the engine that is trained here is a throw-away copy.
     """
     started = time.monotonic()
     report = Report(run.console)
@@ -54,7 +56,7 @@ def preflight(run: Subject) -> list[str]:
                     "(--skip_preflight leaves this out)")
     with untouched_randomness():
         _data(run, report)
-        _engine(run, report, started)
+        _engine(run, report, started, measured)
     failed = _from_rank_0(report.failed)
     seconds = time.monotonic() - started
     if run.world.rank == 0:
@@ -84,12 +86,12 @@ def _data(run: Subject, report: Report) -> None:
             report.add(check)
 
 
-def _engine(run: Subject, report: Report, started: float) -> None:
+def _engine(run: Subject, report: Report, started: float, measured: cost_checks.Cost | None) -> None:
     """What needs one."""
     bench = Bench(run.config, run.resolved, seed=run.options.seed, world=run.world,
                   stream=run.corpus.split("train"), seq_len=run.options.max_seq_len)
     try:
-        _EngineChecks(run, report, bench, started).all()
+        _EngineChecks(run, report, bench, started, measured).all()
     except cost_checks.OutOfMemory as error:
         report.add(cost_checks.judge_out_of_memory(str(error), run.resolved))
     except (RuntimeError, MemoryError) as error:
@@ -113,8 +115,9 @@ def _alone(run: Subject, report: Report, error: BaseException) -> None:
 class _EngineChecks:
     """The checks of one throw-away engine; every method is collective."""
 
-    def __init__(self, run: Subject, report: Report, bench: Bench, started: float) -> None:
-        self.run, self.report, self.bench, self.started = run, report, bench, started
+    def __init__(self, run: Subject, report: Report, bench: Bench, started: float,
+                 measured: cost_checks.Cost | None) -> None:
+        self.run, self.report, self.bench, self.started, self.measured = run, report, bench, started, measured
         self.rows = bench.rows(max(1, min(run.resolved.micro_batch, _TOKENS // run.options.max_seq_len)))
         self.still = [0.0] * len(bench.peak)
 
@@ -155,26 +158,33 @@ class _EngineChecks:
     def _cost(self, micro_seconds: float) -> None:
         """Memory and speed with the largest batch, or what there is time for."""
         run, bench = self.run, self.bench
+        if self.measured is not None:
+            self._judge_cost(self.measured, self.measured)
+            return
         times = run.resolved.micro_batch / len(self.rows)
         too_slow = bench.agree(micro_seconds * times * _PASSES_OF_FULL_BATCH > SECONDS * _SHARE_FOR_FULL_BATCH)
         full = times == 1 or not too_slow
         larger = full and times > 1
         rows = bench.rows(run.resolved.micro_batch) if larger else self.rows
         cost = cost_checks.measure(bench, rows, full=full, steps=2 if larger else 1)
+        self._judge_cost(cost, cost.for_rows(1 if full else times))
+
+    def _judge_cost(self, cost: cost_checks.Cost, scaled: cost_checks.Cost) -> None:
+        """As measured, and as of the run's own micro-batch. A budget is made for as many sessions as it takes."""
+        run = self.run
+        left = run.seconds_left if run.options.budget is None else None
         self.report.add(cost_checks.judge_memory(cost, run.device, run.resolved))
-        scaled = cost.for_rows(1 if full else times)
-        self.report.add(cost_checks.judge_speed(scaled, run.resolved.accumulation, self._pace(), run.seconds_left))
+        self.report.add(cost_checks.judge_speed(scaled, run.resolved.accumulation, self._pace(), left))
 
     def _pace(self) -> cost_checks.Pace:
         options, resolved, seq_len = self.run.options, self.run.resolved, self.run.options.max_seq_len
         val = self.run.corpus.split("val")
         rows = evaluation_rows(val.num_rows(seq_len), options.eval_tokens, seq_len) if len(val) > seq_len else []
         total = resolved.total_steps
-        interval = options.eval_interval or max(1, min(options.save_interval, math.ceil(total / 20)))
         return cost_checks.Pace(
             total_steps=total, tokens_per_step=resolved.train_batch * seq_len,
             epochs=None if options.max_steps else options.epochs,
-            evaluations=1 + math.ceil(total / interval) if rows else 0,
+            evaluations=1 + math.ceil(total / intervals(options, total).evaluation) if rows else 0,
             micro_batches_an_evaluation=math.ceil(len(rows) / self.run.world.size / resolved.micro_batch))
 
     def _losses(self) -> None:
