@@ -105,5 +105,5 @@ def _finished(trial: Trial, session: Session, run_folder: Path, work: Workplace)
 
 
 def _told(output: str) -> str | None:
-    lines = [line.strip() for line in output.splitlines() if "finite" in line or "rollback" in line or "rolled" in line]
+    lines = [line.strip() for line in output.splitlines() if "DIVERGED" in line or "gone back" in line]
     return lines[0][:240] if lines else None

@@ -10,12 +10,11 @@ from signal import SIGCONT, SIGKILL, SIGSTOP
 from benchmarks.chaos import compare
 from benchmarks.chaos.record import Journal, Trial
 from benchmarks.chaos.session import Session
-from benchmarks.chaos.workplace import Pace, Workplace
+from benchmarks.chaos.workplace import ENDLESS, Workplace
 
 CATEGORY = "a rank dies, hangs or is slow"
 STOP_LIMIT = 60.0
 PAUSE = 20.0  # seconds that a rank must be waited for
-ENDLESS = Pace(steps=100_000, save=100, evaluate=1_000, sample=1_000)
 STEPS = 8  # into a session before anything happens
 
 

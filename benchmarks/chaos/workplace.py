@@ -36,6 +36,9 @@ class Pace:
         return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
+ENDLESS = Pace(steps=100_000, save=100, evaluate=1_000, sample=1_000)
+
+
 @dataclass
 class Workplace:
     """Where all trials of one command happen. `settings` are more KEY=VALUE for --set."""
