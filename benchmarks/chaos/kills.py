@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,18 +21,20 @@ CATEGORY = "kills"
 TARGETS = (("rank0",), ("rank1",), ("ranks",), ("launch",), ("runner",), ("runner", "launch", "ranks"))
 WORDS = {"rank0": "rank 0", "rank1": "rank 1", "ranks": "both ranks", "launch": "launch.py",
          "runner": "the deepspeed command"}
-MOMENTS = ("anytime", "save", "setup", "evaluation", "end")
-SHARES = (0.36, 0.3, 0.1, 0.12, 0.12)
+MOMENTS = ("set-up", "training", "save", "evaluation", "end")
+SHARES = (0.16, 0.3, 0.3, 0.12, 0.12)
+# seconds after the moment's sign until the kill, at most; of a set-up, a share of how long the last one took
+LONGEST = {"set-up": 1.0, "training": 0.3, "save": 0.5, "evaluation": 0.5, "end": 2.5}
+MOST = {"set-up": 1, "training": 25, "save": 4, "evaluation": 2, "end": 1}  # signs to wait for
+FIRST_SET_UP = 15.0
 STOP_LIMIT = 60.0  # seconds in which no process may be left
 GIVE_UP = 90.0
-LIFE = 16.0  # seconds between the first step and the end of a run that nothing interrupts, about
-SETUP = 14.0  # before it
-SAVE, EVALUATION, LAST = 0.5, 0.5, 2.5  # what these take, about
+TAIL = 8192  # bytes of metrics.jsonl: some lines
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Whom to kill and when: `delay` seconds after the `count`-th sign of the moment."""
+    """Whom to kill and when: `delay` after the `count`-th sign of the moment."""
 
     moment: str
     target: tuple[str, ...]
@@ -43,140 +47,179 @@ class Plan:
         return "everything at once" if len(self.target) > 1 else WORDS[self.target[0]]
 
     def __str__(self) -> str:
-        sign = {"anytime": "the start", "setup": "the start"}.get(self.moment, f"a sign of {self.moment}")
-        return f"{self.whom}, {self.delay:.3f} s after {sign}"
+        if self.moment == "set-up":
+            return f"{self.whom}, at {self.delay:.0%} of the set-up"
+        sign = {"training": "step", "save": "half-written checkpoint", "evaluation": "evaluation",
+                "end": "last step"}[self.moment]
+        return f"{self.whom}, {self.delay * 1000:.0f} ms after {sign} {self.count} of the session"
 
 
 def plans(trials: int, random: Random) -> list[Plan]:
     """Every moment in its share and every target equally often, in a random order."""
     moments = [moment for moment, share in zip(MOMENTS, SHARES, strict=True) for _ in range(round(share * trials))]
-    moments = (moments + ["anytime"] * trials)[:trials]
+    moments = (moments + ["training"] * trials)[:trials]
     targets = [TARGETS[i % len(TARGETS)] for i in range(trials)]
     random.shuffle(moments)
     random.shuffle(targets)
-    longest = {"anytime": SETUP + LIFE, "save": SAVE, "setup": SETUP, "evaluation": EVALUATION, "end": LAST}
-    return [Plan(moment, target, random.uniform(0, longest[moment]), random.randint(1, 4))
+    return [Plan(moment, target, random.uniform(0, LONGEST[moment]), random.randint(1, MOST[moment]))
             for moment, target in zip(moments, targets, strict=True)]
 
 
 def run(work: Workplace, journal: Journal, trials: int) -> None:
     """`trials` kills, over as many runs as they take; every run is brought to its end and compared."""
-    reference, number, killed, waiting = work.reference(), 1, 0, []
-    current = work.fresh(f"killed-{number}")
-    todo = plans(trials, work.random)
-    while todo or waiting or not _complete(current, work):
-        plan = todo[0] if todo else None
-        with work.session(work.flags(current), f"kill-{killed + 1:02d}") as session:
-            blow = _strike(session, current, plan, work) if plan else None
-            if blow is None:
-                status = session.wait_end()
-                _settle(waiting, session, work, journal)
-                if status != 0 or not _complete(current, work):
-                    problem = f"ended with {status}: {session.output[-500:]} ({session.log.name})"
-                    journal.add(Trial(CATEGORY, "a start that nobody killed", [problem]))
-                    break
-                _judge_finished(current, reference, number, journal)
-                number += 1
-                if todo:
-                    current = work.fresh(f"killed-{number}")
-                else:
-                    break
-                continue
-            todo.pop(0)
-            killed += 1
-            trial = Trial(CATEGORY, f"{killed}: {plan}",
-                          facts={"log": session.log.name, "killed": plan.whom, "moment": plan.moment,
-                                 "reached": blow.reached, "doing": blow.doing})
+    siege = Siege(work, journal, plans(trials, work.random))
+    while siege.session():
+        pass
+
+
+class Siege:
+    """Start, kill, start again; a run that came to its end all the same is compared, and the next one begun."""
+
+    def __init__(self, work: Workplace, journal: Journal, todo: list[Plan]) -> None:
+        self.work, self.journal, self.todo = work, journal, todo
+        self.reference = work.reference()
+        self.number, self.killed, self.set_up = 1, 0, FIRST_SET_UP
+        self.run = work.fresh("killed-1")
+        self.waiting: list[tuple[Trial, int]] = []  # kills, and the step they came at, that no start has followed yet
+
+    def session(self) -> bool:
+        """One start; False after the last."""
+        with self.work.session(self.work.flags(self.run), f"kill-{self.killed + 1:02d}") as session:
+            reached, doing = self._strike(session, self.todo[0]) if self.todo else (None, "")
+            if reached is None:
+                return self._ended(session)
+            plan = self.todo.pop(0)
+            self.killed += 1
+            trial = Trial(CATEGORY, f"{self.killed}: {plan}", facts={
+                "log": session.log.name, "killed": plan.whom, "moment": plan.moment, "doing": doing,
+                "reached": reached})
             _watch_the_end(trial, session)
-            _settle(waiting, session, work, journal)
-            waiting.append((trial, blow.reached))
+            self._settle(session)
+            # a run whose launcher was killed may have gone on for a while
+            self.waiting.append((trial, max(reached, compare.last_step(self.run))))
+        return True
+
+    def _strike(self, session: Session, plan: Plan) -> tuple[int | None, str]:
+        """Wait for the moment and kill; (step reached, what the run was at), None for the step if it ended before."""
+        begun = self._watched_set_up(session, plan)
+        if not begun or not session.wait_until(_sign(session, self.run, plan, self.work), pause=0.002):
+            return None, ""
+        time.sleep(plan.delay * (self.set_up if plan.moment == "set-up" else 1))
+        session.wait_until(lambda: session.processes(*plan.target), limit=30)
+        doing = _doing(session, self.run, self.work.pace.steps)
+        if session.ended or not session.send(SIGKILL, *plan.target):
+            return None, ""
+        return compare.last_step(self.run), doing
+
+    def _watched_set_up(self, session: Session, plan: Plan) -> bool:
+        """Measure it where it is not what the kill is aimed at."""
+        if plan.moment == "set-up":
+            return True
+        begun = session.wait_until(lambda: session.announced is not None)
+        self.set_up = session.seconds
+        return begun
+
+    def _ended(self, session: Session) -> bool:
+        """Nobody killed this one: it must have come to the run's end. Whether there is more to do."""
+        status = session.wait_end()
+        self._settle(session)
+        if status != 0 or not _finished(self.run):
+            self.journal.add(Trial(CATEGORY, "a start that nobody killed", [
+                f"ended with {status}: {session.output[-500:]} ({session.log.name})"]))
+            return False
+        trial = Trial("kills: finished runs", f"run {self.number} against the uninterrupted one")
+        trial.problems += compare.differences(self.run, self.reference)
+        self.journal.add(trial)
+        self.number += 1
+        if self.todo:
+            self.run = self.work.fresh(f"killed-{self.number}")
+        return bool(self.todo)
+
+    def _settle(self, session: Session) -> None:
+        """A start has said where it continues from (or was killed before): judge the kills that it follows."""
+        step = self.work.pace.steps if "has finished its" in session.output else session.announced
+        if step is None:
+            return
+        for trial, reached in self.waiting:
+            trial.facts["continued from"] = step
+            trial.steps_lost = max(0, reached - step)
+            trial.expect(trial.steps_lost <= self.work.pace.save, f"{trial.steps_lost} steps lost, save_interval is "
+                         f"{self.work.pace.save} (next start: {session.log.name})")
+            self.journal.add(trial)
+        self.waiting.clear()
 
 
-@dataclass(frozen=True)
-class Blow:
-    """What the run was at when it was killed."""
-
-    reached: int
-    doing: str
-
-
-def _complete(run_folder: Path, work: Workplace) -> bool:
-    return (run_folder / "summary.json").is_file() and compare.last_step(run_folder) == work.pace.steps
-
-
-def _strike(session: Session, run_folder: Path, plan: Plan, work: Workplace) -> Blow | None:
-    """Wait for the moment and kill; None if the run ended before."""
-    if not session.wait_until(_sign(session, run_folder, plan, work), pause=0.002):
-        return None
-    time.sleep(plan.delay)
-    if not session.wait_until(lambda: session.processes(*plan.target), limit=30):
-        return None
-    doing = _doing(session, run_folder, work.pace.steps)
-    if not session.send(SIGKILL, *plan.target):
-        return None
-    return Blow(compare.last_step(run_folder), doing)
+def _finished(run_folder: Path) -> bool:
+    summary = run_folder / "summary.json"
+    return summary.is_file() and json.loads(summary.read_text(encoding="utf-8"))["reason"] == "finished"
 
 
 def _sign(session: Session, run_folder: Path, plan: Plan, work: Workplace) -> Callable[[], bool]:
     """Whether the moment has begun."""
-    if plan.moment in ("anytime", "setup"):
+    if plan.moment == "set-up":
         return lambda: True
     if plan.moment == "save":
-        return _Saves(run_folder / "checkpoints", plan.count)
+        return _Saves(session, run_folder / "checkpoints", plan.count)
+    newest, begun, pace = _Newest(run_folder / "metrics.jsonl"), session.announced or 0, work.pace
     if plan.moment == "end":
-        return lambda: session.announced is not None and compare.last_step(run_folder) == work.pace.steps
-    return _Evaluations(session, run_folder, work.pace.evaluate)
+        return lambda: newest() == pace.steps
+    if plan.moment == "training":
+        return lambda: newest() >= begun + plan.count
+    # an evaluation follows the line of its step
+    due = (begun // pace.evaluate + plan.count) * pace.evaluate
+    return lambda: newest() >= due
+
+
+class _Newest:
+    """The newest training step of metrics.jsonl, from its last lines alone; 0 where there is none."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __call__(self) -> int:
+        try:
+            with self.file.open("rb") as opened:
+                opened.seek(max(0, self.file.stat().st_size - TAIL))
+                lines = opened.read().decode("utf-8", "replace").splitlines()
+        except OSError:
+            return 0
+        return next((step for line in reversed(lines) if (step := _step_of(line)) is not None), 0)
 
 
 class _Saves:
     """True once the `count`-th half-written checkpoint of this session has appeared."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.count = folder, count
-        self.seen = set(self._names())  # left by a session that was killed
-
-    def _names(self) -> list[str]:
-        return [path.name for path in self.folder.glob("*.partial")] if self.folder.is_dir() else []
+    def __init__(self, session: Session, folder: Path, count: int) -> None:
+        self.session, self.folder, self.count = session, folder, count
+        self.seen: set[str] = set()
 
     def __call__(self) -> bool:
-        new = set(self._names()) - self.seen
-        self.count -= len(new)
-        self.seen |= new
-        return self.count <= 0
+        self.seen |= set(_partial(self.session, self.folder))
+        return len(self.seen) >= self.count
 
 
-class _Evaluations:
-    """True when a training line of a step with an evaluation is newer than the session."""
-
-    def __init__(self, session: Session, run_folder: Path, interval: int) -> None:
-        self.session, self.file, self.interval = session, run_folder / "metrics.jsonl", interval
-
-    def __call__(self) -> bool:
-        try:
-            tail = self.file.read_bytes()[-4096:].rstrip(b"\n").rpartition(b"\n")[2].decode("utf-8", "replace")
-        except OSError:
-            return False
-        step = _step_of(tail)
-        return bool(step) and step % self.interval == 0 and self.session.announced is not None \
-            and step > self.session.announced
+def _partial(session: Session, folder: Path) -> list[str]:
+    """Half-written checkpoints that are not those of a session before."""
+    names = []
+    for path in folder.glob("*.partial") if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):  # renamed between two looks
+            if path.stat().st_mtime > session.wall_started:
+                names.append(path.name)
+    return names
 
 
 def _step_of(line: str) -> int | None:
-    """The step of a training line."""
-    head, _, rest = line.partition('"split": "train"')
-    if not rest:
-        return None
-    return int("".join(letter for letter in head if letter.isdigit()) or 0)
+    """The step of a training line that is whole at its beginning."""
+    found = re.match(r'\{"step": (\d+), "split": "train"', line)
+    return int(found[1]) if found else None
 
 
 def _doing(session: Session, run_folder: Path, steps: int) -> str:
     """What the run is at, as far as it can be seen from outside."""
     if session.announced is None:
         return "starting"
-    partial = (run_folder / "checkpoints").glob("*.partial")
-    with contextlib.suppress(FileNotFoundError):  # renamed between two looks
-        if any(path.stat().st_mtime > session.wall_started for path in partial):
-            return "saving"
+    if _partial(session, run_folder / "checkpoints"):
+        return "saving"
     return "ending" if compare.last_step(run_folder) == steps else "training"
 
 
@@ -188,29 +231,3 @@ def _watch_the_end(trial: Trial, session: Session) -> None:
                  f"after {GIVE_UP:.0f} s there still were {', '.join(p.role for p in left)}" if left
                  else f"the last process went after {trial.seconds_to_stop} s, limit {STOP_LIMIT:.0f}")
     trial.expect(not session.port_bound, f"port {session.port} is still bound")
-
-
-def _settle(waiting: list[tuple[Trial, int]], session: Session, work: Workplace, journal: Journal) -> None:
-    """A start has said where it continues from (or was killed before): judge the kills that it follows."""
-    step = session.announced
-    if step is None and _complete_message(session):
-        step = work.pace.steps
-    if step is None:
-        return
-    for trial, reached in waiting:
-        trial.facts["continued_from"] = step
-        trial.steps_lost = max(0, reached - step)
-        trial.expect(trial.steps_lost <= work.pace.save,
-                     f"{trial.steps_lost} steps lost, save_interval {work.pace.save} (next start: {session.log.name})")
-        journal.add(trial)
-    waiting.clear()
-
-
-def _complete_message(session: Session) -> bool:
-    return "has finished its" in session.output
-
-
-def _judge_finished(run_folder: Path, reference: Path, number: int, journal: Journal) -> None:
-    trial = Trial("kills: finished runs", f"run {number} against the uninterrupted one")
-    trial.problems += compare.differences(run_folder, reference)
-    journal.add(trial)
