@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -283,6 +284,22 @@ def test_a_continued_run_has_the_same_metrics_without_gap_or_double(resumed, fin
     assert {**summary(resumed), "seconds": 0, "tokens_per_second": 0} == {
         **summary(finished_run), "seconds": 0, "tokens_per_second": 0}
     assert records(resumed / "samples.jsonl") == records(finished_run / "samples.jsonl")
+
+
+@slow
+def test_a_continued_run_has_the_same_tensorboard_without_gap_or_double(resumed, finished_run):
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    from training.events import read_events
+
+    def figures(run):
+        return Counter((value.tag, event.step) for file in (run / "tensorboard").iterdir()
+                       for event in map(Event.FromString, read_events(file)) for value in event.summary.value)
+
+    assert figures(resumed) == figures(finished_run)
+    assert set(figures(resumed).values()) == {1}
+    assert {("Train/Samples/lr", 12 * 8), ("train/loss", 12), ("val/loss", 0)} <= set(figures(resumed))
+    assert len(list((resumed / "tensorboard").iterdir())) == 2  # one a session
 
 
 @pytest.fixture(scope="module")
