@@ -197,6 +197,8 @@ def _resolve_steps(work: dict, run: RunFacts, batch: int, notes: list[str]) -> i
         notes.append(f"scheduler.params.total_num_steps: auto -> {total:,} ({why})")
     if params.get("warmup_num_steps") == AUTO:
         end = params.get("total_num_steps", total)
+        if type(end) is not int:  # beside a type that there is not, which check_schedule reports, anything passes
+            end = total
         params["warmup_num_steps"] = auto_warmup(end)
         notes.append(
             f"scheduler.params.warmup_num_steps: auto -> {params['warmup_num_steps']:,} "

@@ -11,13 +11,14 @@ from pathlib import Path
 from corpus.errors import UserError
 from corpus.files import printable, read_text
 from training.ds_keys import nearest
-from training.ds_problems import show
+from training.ds_problems import MOST_LISTED, show
 
 OWN_BLOCK = "bufudu"
 """The one block that is not DeepSpeed's: default flags of train.py for the runs of this file."""
 
 _KEY = re.compile(r"[^\s.=]+(\.[^\s.=]+)*")
 _MOST_SHOWN = 120  # characters of what is wrong
+_LONGEST_FLAG = 1000  # characters of a flag's value: a path may be long
 _MOST_BYTES = 2**20  # DeepSpeed's own files have a thousandth of it
 _DEEPEST = 30  # DeepSpeed's own files are 4 deep; without a limit a hostile file ends in a RecursionError somewhere
 
@@ -50,13 +51,14 @@ def run_defaults(config: dict, known_flags: Collection[str]) -> dict:
     for flag, value in block.items():
         if flag not in known_flags:
             guess = nearest(flag, known_flags)
-            hint = f"did you mean {guess}?" if guess else f"the flags are {', '.join(sorted(known_flags))}."
+            hint = f"; did you mean {guess}?" if guess else ""
             name = printable(flag, _MOST_SHOWN)
-            problems.append(f"{OWN_BLOCK}.{name}: train.py has no flag --{name}; {hint}")
-        elif isinstance(value, (dict, list)):
+            problems.append(f"{OWN_BLOCK}.{name}: train.py has no flag --{name}{hint}")
+        elif isinstance(value, (dict, list)) or (isinstance(value, str) and len(value) > _LONGEST_FLAG):
             problems.append(f"{OWN_BLOCK}.{flag}: must be a single value, as after --{flag}")
     if problems:
-        raise UserError("\n".join(problems))
+        flags = [] if block.keys() <= set(known_flags) else [f"the flags are {', '.join(sorted(known_flags))}."]
+        raise UserError("\n".join([*problems[:MOST_LISTED], *flags]))
     return {flag: value for flag, value in block.items() if value is not None}
 
 

@@ -29,8 +29,10 @@ class Problems:
             return
         count = len(self._found)
         lines = [f"{source}: {count} problem{'s' if count > 1 else ''}, nothing was started."]
+        said = set()
         for number, (key, (what, mend)) in enumerate(list(self._found.items())[:MOST_LISTED], 1):
-            lines += [f"  {number}. {printable(key)}: {what}", f"     {mend}"]
+            lines += [f"  {number}. {printable(key)}: {what}", f"     {'As above.' if mend in said else mend}"]
+            said.add(mend)
         if count > MOST_LISTED:
             lines.append(f"  and {count - MOST_LISTED} more.")
         raise UserError("\n".join(lines))
