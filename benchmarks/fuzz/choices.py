@@ -17,6 +17,8 @@ Option = TypeVar("Option")
 
 SPARSE_BYTES = 2**38  # a file that nobody could read to its end; takes no room on the disk
 
+NOWHERE = Path("no such file")  # for `put`, where a link to another folder does no harm: the user's own arrangement
+
 
 class Choices:
     """Decisions made by the bytes of one case."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.fuzz.choices import JUNK, TOKENS, Choices, json_text, mutated_bytes, mutated_json, put
+from benchmarks.fuzz.choices import JUNK, NOWHERE, TOKENS, Choices, json_text, mutated_bytes, mutated_json, put
 from training import arguments, ds_keys
 from training.device import Device
 from training.ds_config import RunFacts, load, resolve, run_defaults
@@ -33,7 +33,7 @@ class ConfigCase:
         """See guard.Case."""
         path = folder / "experiment.json"
         overrides = [self._override(choices) for _ in range(choices.pick((0, 0, 0, 1, 2)))]
-        put(path, self._content(choices), choices, outside)
+        put(path, self._content(choices), choices, NOWHERE)
         config = load(path, overrides)
         options = arguments.options({}, run_defaults(config, arguments.run_flags()))
         model = arguments.model_config(options, vocab_size=6400, begin_id=1, end_id=2, pad_id=0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import zstandard
 
-from benchmarks.fuzz.choices import JUNK, TOKENS, Choices, json_text, mutated_bytes, mutated_json, put
+from benchmarks.fuzz.choices import JUNK, NOWHERE, TOKENS, Choices, json_text, mutated_bytes, mutated_json, put
 from corpus import report
 from corpus.errors import UserError
 from corpus.pipeline import prepare
@@ -41,12 +41,12 @@ class CorpusCase:
             "repetition": choices.pick(("drop", "keep")), "val_fraction": choices.pick((0.005, 0.0, 0.3)),
             "max_bad_share": choices.pick((1.0, 0.01, 0.0)), "shard_tokens": choices.pick((2**26, 1, 7, 100)),
         }
-        inputs = [self._input(choices, folder / f"in{number}", outside) for number in range(choices.pick((1, 1, 2)))]
+        inputs = [self._input(choices, folder / f"in{number}") for number in range(choices.pick((1, 1, 2)))]
         if choices.once_in(6):
-            settings["val_inputs"] = [self._input(choices, folder / "val", outside)]
+            settings["val_inputs"] = [self._input(choices, folder / "val")]
         if choices.once_in(6):
             settings["tokenizer"] = folder / "tokenizer.json"
-            put(settings["tokenizer"], self._tokenizer_json(choices), choices, outside)
+            put(settings["tokenizer"], self._tokenizer_json(choices), choices, NOWHERE)
         output = folder / "out"
         before = set(os.listdir(folder))
         try:
@@ -63,10 +63,10 @@ class CorpusCase:
         assert set(os.listdir(folder)) == before | {"out"}
         return f"prepared, {settings['dedup']}, {'with' if len(corpus.split('val')) else 'no'} val"
 
-    def _input(self, choices: Choices, folder: Path, outside: Path) -> Path:
+    def _input(self, choices: Choices, folder: Path) -> Path:
         folder.mkdir()
         path = folder / os.fsdecode(choices.pick(NAMES))
-        put(path, self._content(choices), choices, outside)
+        put(path, self._content(choices), choices, NOWHERE)
         return path
 
     def _content(self, choices: Choices) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.fuzz.choices import JUNK, Choices, json_text, mutated_bytes, mutated_json, put
+from benchmarks.fuzz.choices import JUNK, NOWHERE, Choices, json_text, mutated_bytes, mutated_json, put
 from corpus import report
 from corpus.errors import UserError
 from corpus.pipeline import prepare
@@ -81,11 +81,11 @@ class FolderCase:
         if choices.once_in(2):
             files["config.json"] = json_text(mutated_json(json.loads(files["config.json"]), choices), choices)
         if choices.once_in(2):
-            files["model.safetensors"] = _safetensors(files["model.safetensors"], choices)
+            files["model.safetensors"] = mutated_safetensors(files["model.safetensors"], choices)
         if choices.once_in(6):
             files["tokenizer.json"] = _tokenizer_json(files["tokenizer.json"], choices)
         for name, data in files.items():
-            put(folder / name, data, choices, Path("nowhere"))
+            put(folder / name, data, choices, NOWHERE)
 
 
 def _prepared(place: Path) -> Path:
@@ -135,7 +135,7 @@ def _agree(manifest: Any, files: dict[str, bytes]) -> None:
             split["tokens"] = sum(shard["tokens"] for shard in split["shards"])
 
 
-def _safetensors(data: bytes, choices: Choices) -> bytes:
+def mutated_safetensors(data: bytes, choices: Choices) -> bytes:
     """The header's JSON changed, with its length set right again; or bytes anywhere."""
     if choices.once_in(3):
         return mutated_bytes(data, choices)

@@ -23,6 +23,9 @@ TARGETS = {
                      "the DeepSpeed JSON, its bufudu block and --set"),
     "manifest": Target("folders", "FolderCase", ("corpus", "model.saving", "model.config"),
                        "prepared folders and model folders"),
+    "checkpoint": Target("checkpoint", "CheckpointCase", ("training.checkpoint", "training.run_state",
+                                                          "training.engine_state", "corpus.files"),
+                         "run_state.json and the shares of a checkpoint"),
 }
 
 
