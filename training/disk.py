@@ -107,7 +107,7 @@ class Appender:
         """Write what waits; the same answer."""
         if self.pending:
             try:
-                _append_whole(self.path, b"".join(self.pending))
+                append_whole(self.path, b"".join(self.pending))
             except OSError as error:
                 self.notice.failed(self.path, error)
                 return False
@@ -130,7 +130,7 @@ class Appender:
             self.notice.worked(self.path)
 
 
-def _append_whole(path: Path, data: bytes) -> None:
+def append_whole(path: Path, data: bytes) -> None:
     """All of `data` at the end of `path`, or none of it and an OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:

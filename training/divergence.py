@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 from corpus.shards import TokenStream
 from training import data
+from training.disk import append_whole
 from training.engine import loss_scale, loss_scaler
 from training.fragments import MASTER, pieces
 
@@ -38,9 +40,10 @@ class Report:
     where: str
 
     def write(self, folder: Path) -> None:
-        """A line of divergence.jsonl."""
-        with (folder / "divergence.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(self), ensure_ascii=False) + "\n")
+        """A line of divergence.jsonl, if the disk has room for it: it is told on the terminal, too."""
+        line = json.dumps(asdict(self), ensure_ascii=False) + "\n"
+        with suppress(OSError):
+            append_whole(folder / "divergence.jsonl", line.encode())
 
     def __str__(self) -> str:
         return (f"{self.what} at step {self.step:,}, on batch {self.batch:,} of the data (rows {_few(self.rows)}); "

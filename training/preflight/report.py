@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training.console import Console
+from training.disk import write_text
 
 _SHOWN = {"pass": "pass", "warn": "warn", "fail": "FAIL"}
 
@@ -70,7 +71,6 @@ class Report:
         return [check.id for check in self.checks if not check.ok]
 
     def write(self, path: Path, seconds: float) -> None:
-        """preflight.json."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """preflight.json, if the disk has room for it."""
         content = {"checks": [check.record() for check in self.checks], "seconds": round(seconds, 1)}
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", self.console.say)
