@@ -354,11 +354,14 @@ def test_contradiction_with_the_run(facts, words):
         assert word in message
 
 
-def test_muon_may_be_clipped_widely_and_zero3_is_for_dense_models():
+def test_muon_may_be_clipped_widely():
     assert resolved("gradient_clipping=50", name="t4x2_muon").gradient_clipping == 50
-    assert resolved("zero_optimization.stage=3", run=replace(RUN, use_moe=False)).zero_stage == 3
-    message = complaint("zero_optimization.stage=3", name="t4x2_muon", run=replace(RUN, use_moe=False))
-    assert "Muon does not run under ZeRO-3" in message
+
+
+def test_zero3_is_refused_for_dense_models_too():
+    message = complaint("zero_optimization.stage=3", run=replace(RUN, use_moe=False))
+    assert "takes apart" in message
+    assert "--set zero_optimization.stage=2" in message
 
 
 def test_all_problems_come_at_once_and_numbered():
