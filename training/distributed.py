@@ -22,6 +22,7 @@ from training.watchdog import Watchdog
 
 PREPARE_TIMEOUT = timedelta(days=1)
 CONNECT_TIMEOUT = timedelta(seconds=30)
+FOREIGN_WAIT = 180.0  # seconds for an earlier run to leave the port; rank 0 waits less for it to leave the folder
 DISMISS_WAIT = 3.0  # seconds for the ranks that wait to hear that there will be no run
 POLL = 0.2  # seconds between looks at rank 0's store
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -79,16 +80,20 @@ def _connect(address: str, port: int, rank: int) -> dist.TCPStore:
     An earlier run that is still ending may have the port; its own rank of the same number is entered there.
     """
     me = f"{place()} {os.getpid()} {time.time()}"
-    while True:
+    deadline: float | None = None
+    while deadline is None or time.monotonic() < deadline:
         _reach(address, port)
         try:
             store = dist.TCPStore(address, port, is_master=False, timeout=CONNECT_TIMEOUT, wait_for_workers=False)
             if store.compare_set(f"rank/{rank}", "", me).decode() == me:
                 store.set_timeout(PREPARE_TIMEOUT)
                 return store
+            deadline = deadline or time.monotonic() + FOREIGN_WAIT
         except dist.DistError:
-            pass  # it has just ended
+            deadline = None  # it has just ended
         time.sleep(POLL)
+    raise UserError(f"{address}:{port} is another run's: start this one with deepspeed --master_port {_free_port()} "
+                    "...")
 
 
 def _serve(world: World, address: str, port: int) -> dist.TCPStore:

@@ -167,7 +167,7 @@ class Trainer:
         if why := self.state.lost_patience(self.options.patience):
             return why
         if self._asked_to_stop():
-            return self.setup.stop.reason or "another process was asked to stop"
+            return self.setup.stop.reason or self.setup.watchdog.asked() or "another process was asked to stop"
         return None
 
     def _asked_to_stop(self) -> bool:

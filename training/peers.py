@@ -30,8 +30,8 @@ class Timing:
 
     beat: float = 1.0
     look: float = 0.5
-    hung: float = 45.0
-    stuck: float = 45.0
+    hung: float = 40.0
+    stuck: float = 40.0
     first: float = 1800.0
     linger: float = 2.0
 
@@ -62,7 +62,8 @@ def place() -> str:
 class Report:
     """What a rank says of itself; `patience` is for how many seconds it may go without a tick.
 
-    `left` is empty until the rank ends: `finished`, `stopped` (in set-up) or `failed`; `said`: the user knows why.
+    `asked`: why it was asked to stop. `left` is empty until it ends: `finished`, `stopped` (in set-up) or `failed`;
+    `said`: the user knows why.
     """
 
     rank: int
@@ -77,6 +78,7 @@ class Report:
     where: str = ""
     waiting: bool = False
     paused: bool = False
+    asked: str = ""
     left: str = ""
     status: int = 0
     why: str = ""

@@ -31,6 +31,8 @@ from training.stopping import StopRequest
 
 SLOWER = 5.0  # times longer than the longest so far, something is not slow but stuck
 LEAVE_WAIT = 10.0  # seconds in which the last to leave, who has the store, waits for the others to know
+FIRST_CONNECTION, RECONNECTION = 60.0, 3.0  # seconds
+ASKED_WAIT = 1.5  # seconds; a heartbeat and some
 CLEAN_UP = 10.0  # seconds for a main thread that was asked to leave its set-up
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHERS = ("deepspeed.launcher.launch", "deepspeed.launcher.runner")
@@ -129,6 +131,16 @@ class Watchdog:
             threading.Event().wait()
         return self.verdict
 
+    def asked(self) -> str:
+        """Why another rank was asked to stop, as far as that is known within moments; empty if it is not."""
+        reasons: list[str] = []
+        deadline = time.monotonic() + ASKED_WAIT
+        while self.together and not reasons and not self._broken and time.monotonic() < deadline:
+            self._speak.set()
+            time.sleep(min(0.05, self.timing.beat))
+            reasons = [report.asked for _, report in sorted(self._mail.reports.items()) if report.asked]
+        return reasons[0] if reasons else ""
+
     def leave(self, how: str, *, status: int = 0, why: str = "", said: bool = False) -> None:
         """This rank ends: `finished`, `stopped` (asked to, in set-up) or `failed`. From here on it judges nobody.
 
@@ -170,16 +182,20 @@ class Watchdog:
         thread.start()
 
     def _exchange_forever(self, address: str, port: int) -> None:
-        try:
-            store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(minutes=1))
-            while not self._closed.is_set():
+        """Over a connection of its own; a lost one is opened again, and the judge decides how long that may take."""
+        store, patience = None, FIRST_CONNECTION
+        while not self._closed.is_set():
+            try:
+                store = store or dist.TCPStore(address, port, is_master=False, wait_for_workers=False,
+                                               timeout=timedelta(seconds=patience))
                 self._exchange(store)
-                self._speak.wait(self.timing.beat)
-                self._speak.clear()
-        except Exception as error:  # of any kind that a lost connection takes
-            self._broken = True
-            if not self._left.is_set():
-                print(f"watchdog: the store does not answer any more: {error}", file=sys.stderr, flush=True)
+                self._broken = False
+            except Exception as error:  # of any kind that a lost connection takes
+                if not self._broken and not self._left.is_set():
+                    print(f"watchdog: rank 0's store does not answer: {error}", file=sys.stderr, flush=True)
+                store, patience, self._broken = None, RECONNECTION, True
+            self._speak.wait(self.timing.beat)
+            self._speak.clear()
 
     def _exchange(self, store: dist.Store) -> None:
         """Tell, then read: what is read was there after this rank had told."""
@@ -196,7 +212,7 @@ class Watchdog:
         frames = _main_thread()
         return replace(self._report, beat=self._report.beat + 1, ticks=self._ticks.count, doing=self._ticks.doing,
                        patience=self._ticks.patience, where=_where(frames), waiting=_in_collective(frames),
-                       paused=_at_the_terminal(frames), **self._farewell)
+                       paused=_at_the_terminal(frames), asked=self.stop.reason or "", **self._farewell)
 
     # --- judging ------------------------------------------------------------------------------------------------------
 

@@ -76,11 +76,11 @@ def test_two_that_die_together_are_named_together(others):
 
 
 @pytest.mark.parametrize("state", [None, ProcessState(stopped=True)], ids=["another machine", "stopped"])
-def test_silence_is_judged_after_45_seconds_and_not_before(others, state):
+def test_silence_is_judged_after_40_seconds_and_not_before(others, state):
     others.states[1] = state
     others.pass_seconds(5)
     others.silent.add(1)
-    assert others.pass_seconds(44) == (None, 44)
+    assert others.pass_seconds(39) == (None, 39)
     verdict, _ = others.pass_seconds(1)
     assert (verdict.kind, verdict.ranks) == ("hung", (1,))
     assert ("its process is stopped" in verdict.text) == (state is not None)
@@ -116,10 +116,10 @@ def test_a_process_at_work_that_does_not_speak_is_given_more_time(others):
 def test_a_store_that_does_not_answer_makes_nobody_but_its_host_suspect():
     others = Others(me=1)
     others.pass_seconds(5)
-    assert others.pass_seconds(44, deaf=True) == (None, 44)
+    assert others.pass_seconds(39, deaf=True) == (None, 39)
     assert others.pass_seconds(20) == (None, 20)
     verdict, seconds = others.pass_seconds(60, deaf=True)
-    assert (verdict.kind, verdict.ranks, seconds) == ("hung", (0,), 45)
+    assert (verdict.kind, verdict.ranks, seconds) == ("hung", (0,), 40)
     assert "no answer" in verdict.text
 
 
@@ -176,7 +176,7 @@ def test_a_rank_that_was_stopped_for_long_is_not_called_stuck_when_it_returns(ot
     others.states[1] = ProcessState(stopped=True)
     others.pass_seconds(5)
     others.silent.add(1)
-    others.pass_seconds(40)
+    others.pass_seconds(35)
     others.silent = set()
     assert others.pass_seconds(30) == (None, 30)
 
@@ -246,7 +246,7 @@ def test_what_is_done_for_the_first_time_may_take_long(clock):
     for _ in range(3):
         clock(2)
         ticks.tick("training", 0.0)
-    assert ticks.patience == 45
+    assert ticks.patience == 40
     clock(20)
     ticks.tick("saving", 0.0)
     assert ticks.patience == 1800

@@ -73,7 +73,7 @@ def run(world: World, console: Console, stop: StopRequest, watchdog: Watchdog) -
     (FOLDER / f"saving{world.rank}").touch()
     time.sleep(float(os.environ.get("SAVE_SECONDS", "0")))
     dist.barrier()
-    console.say(f"saved {step}: {stop.reason or 'another process was asked'}")
+    console.say(f"saved {step}: {stop.reason or watchdog.asked() or 'finished'}")
     stop.leave_loop()
     return 0
 
