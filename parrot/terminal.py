@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import unicodedata
 from typing import Any
@@ -114,14 +115,18 @@ def _wrapped(text: str, indent: str, lines: int = 0) -> list[str]:
 CLOSING = "，。；：、！？）》」』%.,;:!?)"
 
 
+# a Latin word or flag stays whole, unless it is longer than a line
+WORD = re.compile(r"[!-~]{1,40}|.", re.DOTALL)
+
+
 def _cut(text: str, width: int) -> list[str]:
     pieces, piece, columns = [], "", 0
-    for character in text:
-        size = _columns(character)
-        if columns + size > width and character not in CLOSING:
-            pieces.append(piece)
+    for part in WORD.findall(text):
+        size = _columns(part)
+        if columns + size > width and part[0] not in CLOSING:
+            pieces.append(piece.rstrip())
             piece, columns = "", 0
-        piece, columns = piece + character, columns + size
+        piece, columns = piece + part, columns + size
     return [*pieces, piece]
 
 

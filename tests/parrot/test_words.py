@@ -7,6 +7,7 @@ import string
 import pytest
 
 from parrot import causes, diagnosis, terminal
+from parrot.terminal import WIDTH, _columns, _wrapped
 from parrot.words import LANGUAGES, WORDS, Words
 
 CAUSES = ("not_learning", "undertrained", "overfitted", "duplicates", "repetitive_data", "router_collapsed", "decoding",
@@ -44,3 +45,12 @@ def test_every_word_that_the_code_names_exists():
 def test_every_cause_id_is_one_of_the_known():
     code = inspect.getsource(causes)
     assert set(re.findall(r'Cause\("([a-z_]+)"', code)) == set(CAUSES)
+
+
+def test_a_line_in_chinese_keeps_latin_words_whole():
+    text = "打开负载均衡损失重新训练，" * 3 + "或者不用专家层（--use_moe false）。"
+    for blanks in range(40):
+        lines = _wrapped(" " * blanks + text, "")
+        assert any("--use_moe" in line for line in lines) and any("false" in line for line in lines)
+        assert all(_columns(line) <= WIDTH + 2 for line in lines)
+    assert max(map(_columns, _wrapped("长" + "a" * 500, ""))) <= WIDTH
