@@ -119,8 +119,8 @@ class Scenario:
     """A run and what is wrong with it; `checks` is what preflight says."""
 
     def __init__(self, *fault: Fault, recipe: tuple[str, ...] = FP32, seconds_left: float | None = None,
-                 val_is_train: bool = False, **shape: Any) -> None:
-        self.fault, self.recipe, self.shape = fault, recipe, SHAPE | shape
+                 val_is_train: bool = False, steps: int = STEPS, **shape: Any) -> None:
+        self.fault, self.recipe, self.shape, self.steps = fault, recipe, SHAPE | shape, steps
         self.seconds_left, self.val_is_train = seconds_left, val_is_train
 
     def subject(self, folder: Path, world: World) -> Subject:
@@ -133,11 +133,11 @@ class Scenario:
                              pad_token_id=made.pad_id, max_position_embeddings=SEQ_LEN, **self.shape)
         name, *overrides = self.recipe
         output = folder / "run"
-        facts = RunFacts(world_size=world.size, rows=corpus.split("train").num_rows(SEQ_LEN), epochs=1, max_steps=STEPS,
-                         output=output, num_experts=config.num_experts, ep_size=config.ep_size, use_moe=config.use_moe)
+        facts = RunFacts(world_size=world.size, rows=corpus.split("train").num_rows(SEQ_LEN), epochs=1,
+                         max_steps=self.steps, output=output, num_experts=config.num_experts, ep_size=config.ep_size, use_moe=config.use_moe)
         device = detect()
         resolved = resolve(load(CONFIGS / f"{name}.json", overrides), facts, device, source=name)
-        options = Options(max_seq_len=SEQ_LEN, max_steps=STEPS)
+        options = Options(max_seq_len=SEQ_LEN, max_steps=self.steps)
         return Subject(options, output, config, resolved, corpus, world, device, Console(world.rank, io.StringIO()),
                        self.seconds_left)
 
@@ -212,10 +212,11 @@ SCENARIOS: dict[str, Scenario] = {
     "pure bf16": Scenario(recipe=(*BF16, *PURE, "optimizer.params.lr=2e-4")),
     "rate too high": Scenario(recipe=(*FP32, "optimizer.params.lr=0.2", "scheduler=null")),
     "rate too low": Scenario(recipe=(*FP32, "optimizer.params.lr=2e-5")),
+    "no rate": Scenario(steps=2),
     "overlap": Scenario(val_is_train=True),
     "memory": Scenario(lambda: mock.patch.object(CausalLM, "forward", too_large),
                        recipe=(*FP32, "train_micro_batch_size_per_gpu=32")),
-    "time": Scenario(seconds_left=0.1),
+    "time": Scenario(seconds_left=1.0),
     "identity": Identity(),
     "identity split": Identity(ep_size=2),
 }

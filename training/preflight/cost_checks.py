@@ -173,5 +173,6 @@ def judge_speed(cost: Cost, accumulation: int, pace: Pace, seconds_left: float |
     share = max(0.0, seconds_left) / total
     shorter = (f"--epochs {pace.epochs * share:.2g}" if pace.epochs is not None else
                f"--max_steps {max(1, int(pace.total_steps * share)):,}")
+    would_fit = f"; {shorter} would fit" if pace.total_steps * share >= 1 else ""
     return warned("speed", f"{text}, but --time_limit leaves {human_time(max(0.0, seconds_left))}",
-                  f"the run will save in time and the same command continues it; {shorter} would fit")
+                  f"the run will save in time and the same command continues it{would_fit}")

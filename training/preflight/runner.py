@@ -130,16 +130,26 @@ class _EngineChecks:
         self.report.add(model_checks.judge_start(start, vocab))
         self.report.add(model_checks.judge_leak(model_checks.future_leak(bench)))
         self._cost(step.micro_seconds)
-        update = step_checks.updates(bench, self.rows)
-        self.report.add(step_checks.judge_updates(update, self.without_gradient))
-        losses = step_checks.overfit(bench, self.rows, self._seconds_left() * _SHARE_FOR_OVERFIT)
-        self.report.add(step_checks.judge_overfit(start, losses, update.ratio, vocab))
-        rise = max(losses) - start
-        self.report.add(step_checks.judge_warmup(bench.rates, self.run.resolved.total_steps, update.ratio, rise))
-        if math.isfinite(losses[-1]):
+        if any(bench.peak):
+            end = self._learning(start)
+        else:  # nothing can move, which needs no other line
+            self.report.add(step_checks.judge_no_rate(self.run.resolved.total_steps))
+            end = start
+        if math.isfinite(end):
             self._losses()
         else:
             self.report.add(warned("evaluation_repeats", "not tried on a network that gives nan", "mend overfit first"))
+
+    def _learning(self, start: float) -> float:
+        """Steps at the rates of the run; returns the last loss."""
+        bench = self.bench
+        update = step_checks.updates(bench, self.rows)
+        self.report.add(step_checks.judge_updates(update, self.without_gradient))
+        losses = step_checks.overfit(bench, self.rows, self._seconds_left() * _SHARE_FOR_OVERFIT)
+        self.report.add(step_checks.judge_overfit(start, losses, update.ratio, self.run.config.vocab_size))
+        rise = max(losses) - start
+        self.report.add(step_checks.judge_warmup(bench.rates, self.run.resolved.total_steps, update.ratio, rise))
+        return losses[-1]
 
     def _seconds_left(self) -> float:
         """Of the time for all checks; rank 0's clock, so that all ranks decide alike."""

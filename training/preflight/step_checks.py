@@ -266,6 +266,12 @@ def judge_overfit(start: float, losses: list[float], ratio: float, vocab_size: i
     return passed("overfit", f"{text}; {size}")
 
 
+def judge_no_rate(total_steps: int) -> Check:
+    """DeepSpeed's warm-up has a rate of 0 in its first two steps, so a run of two learns nothing."""
+    return failed("warm_up", f"the schedule's rate is 0 in all {total_steps:,} steps: nothing would be learned",
+                  "train for more steps (--epochs or --max_steps, or more text), or look at the scheduler's rates")
+
+
 def judge_warmup(rates: list[list[float]], total_steps: int, ratio: float, rise: float) -> Check:
     """`rise` is how far one batch's loss went above its start (nats) in the steps at the peak rate."""
     sizes = [sum(step) for step in rates]
