@@ -20,6 +20,7 @@ from training import checkpoint, samples
 from training.arguments import Options
 from training.disk import DiskFull
 from training.distributed import told
+from training.evaluation import evaluate
 from training.export import export_model, inference_model
 from training.intervals import intervals
 from training.preflight import cost_checks
@@ -33,6 +34,7 @@ from training.run_state import RunState
 PROVISIONAL_STEPS = 10_000  # of the run whose copy is measured: the length has no influence on the speed
 MEASURED_SECONDS = 20.0  # that the timed steps may take together
 _FEWEST, _MOST = 3, 20  # timed steps
+_PASSES = 4  # micro-batches of a timed evaluation
 _START_SECONDS = 60.0  # that a session takes at most from its start to its engine, once the corpus is prepared
 _NEAR = 1.02  # what is longer than what is left by less than this is no news
 
@@ -146,9 +148,9 @@ def _measure_parts(run: Subject, bench: Bench, start: float, build: float) -> tu
     cost = cost_checks.measure(bench, bench.rows(run.resolved.micro_batch), full=True, steps=1)
     micro, step = _step_parts(bench, run.resolved.micro_batch)
     cost = replace(cost, micro=micro, step=step)
-    passes, texts, sample = _looks(run, bench)
+    evaluation, sample = _looks(run, bench)
     export, save = _writes(run, bench)
-    parts = (passes * cost.evaluation + texts + export, sample, save, build, start + build)
+    parts = (evaluation + export, sample, save, build, start + build)
     evaluation, sample, save, build, setup = _slowest(bench, parts)
     return Costs(micro * run.resolved.accumulation + step, evaluation, sample, save, build, setup), cost
 
@@ -170,24 +172,35 @@ def _step_parts(bench: Bench, micro_batch: int) -> list[float]:
                             statistics.median(step.step_seconds for step in taken)))
 
 
-def _looks(run: Subject, bench: Bench) -> tuple[int, float, float]:
-    """Micro-batches of an evaluation; seconds of the texts that repetition is counted in, and of a sample."""
-    options, val = run.options, run.corpus.split("val")
+def _looks(run: Subject, bench: Bench) -> tuple[float, float]:
+    """Seconds of an evaluation with the texts that repetition is counted in, and of a sample."""
+    options, val, micro_batch = run.options, run.corpus.split("val"), run.resolved.micro_batch
     if not len(val):
-        return 0, 0.0, 0.0
-    rows = evaluation_rows(val.num_rows(options.max_seq_len), options.eval_tokens, options.max_seq_len)
-    started = bench.clock()
+        return 0.0, 0.0
+    evaluation, rows = 0.0, evaluation_rows(val.num_rows(options.max_seq_len), options.eval_tokens, options.max_seq_len)
     if rows:
-        Probing(val, run.config, seq_len=options.max_seq_len, seed=options.seed,
-                world=run.world).figures(bench.engine)
-    texts = bench.clock() - started
+        few = rows[:_PASSES * run.world.size * micro_batch]
+        loss = _second_time(bench, lambda: evaluate(bench.engine, val, few, seq_len=options.max_seq_len,
+                                                    micro_batch=micro_batch, world=run.world, bytes_per_token=1.0))
+        probing = Probing(val, run.config, seq_len=options.max_seq_len, seed=options.seed, world=run.world)
+        evaluation = loss * len(rows) / len(few) + _second_time(bench, lambda: probing.figures(bench.engine))
     tokenizer = Tokenizer.from_file(str(run.corpus.tokenizer_path))
     prompts = samples.fixed_prompts(val, tokenizer, run.config)
+
+    def sample() -> None:
+        model = inference_model(bench.engine, run.config)
+        if prompts and run.world.rank == 0:
+            samples.continue_prompts(model, tokenizer, prompts, options.seed)
+
+    return evaluation, _second_time(bench, sample)
+
+
+def _second_time(bench: Bench, work: Callable[[], object]) -> float:
+    """Seconds that `work` takes when it is not new."""
+    work()
     started = bench.clock()
-    model = inference_model(bench.engine, run.config)
-    if prompts and run.world.rank == 0:
-        samples.continue_prompts(model, tokenizer, prompts, options.seed)
-    return math.ceil(len(rows) / run.world.size / run.resolved.micro_batch), texts, bench.clock() - started
+    work()
+    return bench.clock() - started
 
 
 def _writes(run: Subject, bench: Bench) -> tuple[float, float]:
