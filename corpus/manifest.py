@@ -19,6 +19,7 @@ REPORT_NAME = "report.json"
 FORMAT = 2
 BYTES_PER_TOKEN = 2  # uint16, little-endian
 MOST_BYTES = 16 * 2**20  # of the file: 100,000 shards have not so many
+MOST_TOKENIZER_BYTES = 64 * 2**20  # 65,536 entries and their merges take a tenth of it
 _MOST = 2**53  # of a count: no corpus is so large, and a float still counts in ones
 
 

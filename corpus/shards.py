@@ -12,7 +12,7 @@ from .errors import UserError
 from .files import check_regular, open_regular
 from .fingerprint import sha256_file
 from .ladder import Ladder
-from .manifest import BYTES_PER_TOKEN, TOKENIZER_NAME, Manifest, ShardInfo, SplitInfo
+from .manifest import BYTES_PER_TOKEN, MOST_TOKENIZER_BYTES, TOKENIZER_NAME, Manifest, ShardInfo, SplitInfo
 
 ID_TYPE = np.dtype("<u2")
 READ_BYTES = 2**20
@@ -88,7 +88,8 @@ class Corpus:
         for split in corpus.manifest.splits.values():
             for shard in split.shards:
                 _check_shard(folder, shard, corpus.manifest.vocab_size, whole=verify == "hash")
-        _check_place(folder, corpus.tokenizer_path)
+        if _check_place(folder, corpus.tokenizer_path) > MOST_TOKENIZER_BYTES:
+            raise UserError(f"{corpus.tokenizer_path}: larger than any tokenizer; {AGAIN}")
         if verify == "hash" and sha256_file(corpus.tokenizer_path) != corpus.manifest.tokenizer_sha256:
             raise UserError(f"{corpus.tokenizer_path}: {CHANGED}; {AGAIN}")
         return corpus

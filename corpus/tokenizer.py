@@ -13,12 +13,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from .errors import UserError
 from .files import printable, read_text
+from .manifest import MOST_TOKENIZER_BYTES
 
 PAD, BEGIN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (PAD, BEGIN, END)  # ids 0, 1, 2
 _MARKS = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 MAX_ENTRIES = 65_536  # ids are stored as uint16
-MOST_BYTES = 64 * 2**20  # of a tokenizer.json; 65,536 entries and their merges take a tenth of it
 MIN_ENTRIES = 256 + len(SPECIAL_TOKENS)
 
 # A token is at most 16 bytes, five Chinese characters: without a bound, a small uniform corpus gets whole clauses as
@@ -84,7 +84,7 @@ def without_marks(text: str) -> list[str]:
 def load_tokenizer(path: Path) -> Tokenizer:
     """Load a tokenizer.json; UserError if it is none, has over 65,536 entries or does not give every text back."""
     try:
-        text = read_text(path, MOST_BYTES)
+        text = read_text(path, MOST_TOKENIZER_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a tokenizer.json") from None
     except UnicodeDecodeError as error:

@@ -74,7 +74,8 @@ class FolderCase:
             _agree(manifest, files)
         files["manifest.json"] = json_text(manifest, choices)
         for name, data in files.items():
-            put(folder / name, data, choices, outside)
+            named = name.endswith(".bin") or name == "tokenizer.json"  # by the manifest, which others may have written
+            put(folder / name, data, choices, outside if named else NOWHERE)
 
     def _write_model(self, choices: Choices, folder: Path, outside: Path) -> None:
         files = dict(self._model)

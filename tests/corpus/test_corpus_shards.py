@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from corpus import report
 from corpus.errors import UserError
 from corpus.shards import Corpus, TokenStream
 
@@ -130,3 +132,84 @@ def test_broken_and_missing_manifest_are_refused(prepared: Path, tmp_path: Path)
         Corpus.open(prepared)
     with pytest.raises(UserError, match=r"no manifest\.json here"):
         Corpus.open(tmp_path)
+
+
+JUNK = [None, True, -1, 1.5, 10**400, float("inf"), float("nan"), "many", "\ud800", "\x1b[31m", [], {}, [1], {"a": 1}]
+PLACES = [
+    *(("vocab_size",), ("begin_id",), ("end_id",), ("pad_id",), ("entropy_nats",), ("exact_duplicates",)),
+    *(("dropped_in_val",), ("skipped",), ("settings",), ("settings", "dedup"), ("fingerprint",), ("format",)),
+    *(("tokenizer_sha256",), ("tokenizer_source",), ("ladder",), ("ladder", "bigram"), ("ladder", "tokens")),
+    *(("splits",), ("splits", "val"), ("splits", "train", "shards"), ("splits", "train", "tokens")),
+    *(("splits", "train", "bytes"), ("splits", "val", "characters_per_token"), ("splits", "train", "shards", 0)),
+    *(("splits", "train", "shards", 0, "file"), ("splits", "train", "shards", 0, "tokens")),
+    ("splits", "train", "shards", 0, "sha256"),
+]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)))
+def test_junk_at_any_place_is_refused_or_shown(prepared: Path, place: tuple[str | int, ...]) -> None:
+    """What is let through must be usable; the report formats all of it."""
+    original = (prepared / "manifest.json").read_text()
+    found = report.read(prepared)
+    for junk in JUNK:
+        data = json.loads(original)
+        target = data
+        for key in place[:-1]:
+            target = target[key]
+        target[place[-1]] = junk
+        (prepared / "manifest.json").write_text(json.dumps(data))
+        try:
+            corpus = Corpus.open(prepared, verify="size")
+        except UserError as error:
+            assert "manifest.json: " in str(error) and len(str(error)) < 500
+            assert str(error).replace(str(prepared), "").isprintable()
+        else:
+            report.lines(corpus.manifest, found)
+            report.loss_to_beat(corpus.manifest)
+            assert [len(corpus.split(name)) for name in ("train", "val")]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": ' + "9" * 5000 + "}", '{"format": 1e999}', "null", '"x"'])
+def test_json_that_python_chokes_on_is_refused(prepared: Path, text: str) -> None:
+    (prepared / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json: .{1,300}; prepare the corpus again$"):
+        Corpus.open(prepared)
+
+
+def agree(folder: Path, name: str) -> None:
+    """Make the manifest say what the file holds, as a forger would."""
+    def change(data: dict[str, Any]) -> None:
+        split = data["splits"]["train"]
+        for shard in split["shards"]:
+            if shard["file"] == name:
+                content = (folder / name).read_bytes()
+                shard.update(tokens=len(content) // 2, sha256=sha256(content).hexdigest())
+        split["tokens"] = sum(shard["tokens"] for shard in split["shards"])
+    edit(folder, change)
+
+
+def test_an_id_beyond_the_vocabulary_is_found(prepared: Path) -> None:
+    np.array([1, 5, 65535, 2], "<u2").tofile(prepared / "train-00001.bin")
+    agree(prepared, "train-00001.bin")
+    with pytest.raises(UserError, match=r"train-00001\.bin: holds the id 65,535, beyond the 359 entries"):
+        Corpus.open(prepared)
+
+
+def test_a_shard_of_nothing_is_refused(prepared: Path) -> None:
+    (prepared / "train-00001.bin").write_bytes(b"")
+    agree(prepared, "train-00001.bin")
+    with pytest.raises(UserError, match=r"manifest\.json: .*tokens of train-00001\.bin is 0"):
+        Corpus.open(prepared)
+
+
+def test_the_shards_are_those_that_prepare_writes(prepared: Path) -> None:
+    edit(prepared, lambda data: data["splits"]["train"]["shards"].reverse())
+    with pytest.raises(UserError, match=r"manifest\.json: .*instead of 'train-00000\.bin'"):
+        Corpus.open(prepared)
+
+
+def test_a_shard_that_cannot_be_mapped_is_a_sentence(prepared: Path) -> None:
+    corpus = Corpus.open(prepared)
+    (prepared / "train-00000.bin").unlink()
+    with pytest.raises(UserError, match=r"train-00000\.bin: cannot be mapped into memory"):
+        corpus.split("train")
