@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.chaos import damage, disk, divergence, elastic, kills, ranks, stops
-from benchmarks.chaos.record import Journal, closing_table, detail_table, grouped_table
+from benchmarks.chaos.record import Journal, Trial, closing_table, detail_table, grouped_table, read
 from benchmarks.chaos.workplace import Workplace
 
 CATEGORIES: dict[str, Callable[[Workplace, Journal, int], None]] = {
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     journal = Journal(work.folder)
     for name in options.only or CATEGORIES:
         CATEGORIES[name](work, journal, options.trials)
-        _write_tables(journal, work.folder / "tables.md")
-    print("\n" + closing_table(journal.trials))
+        _write_tables(read(journal.path), work.folder / "tables.md")
+    print("\n" + closing_table(read(journal.path)))
     return 0 if all(trial.survived for trial in journal.trials) else 1
 
 
@@ -58,10 +58,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _write_tables(journal: Journal, path: Path) -> None:
-    parts = [closing_table(journal.trials)]
-    for name in dict.fromkeys(trial.category for trial in journal.trials):
-        trials = [trial for trial in journal.trials if trial.category == name]
+def _write_tables(every: Sequence[Trial], path: Path) -> None:
+    parts = [closing_table(every)]
+    for name in dict.fromkeys(trial.category for trial in every):
+        trials = [trial for trial in every if trial.category == name]
         parts.append(f"## {name}")
         if name == kills.CATEGORY:
             parts += [grouped_table(trials, fact) for fact in ("killed", "moment", "doing")]
