@@ -37,7 +37,7 @@ class StopRequest:
         self.when_asked: list[Callable[[], None]] = []  # called once, perhaps inside a signal handler: be brief
         self._asked_at: float | None = None
         self._phase = "set-up"  # then "loop", then "end"
-        self._raised = self._listening = False
+        self._raised = self._listening = self._waking = False
         self._reserve = 0.0
         self._process = os.getpid()
 
@@ -64,6 +64,9 @@ class StopRequest:
         if os.getpid() != self._process:  # a forked child is nobody's to stop in order
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        elif self._waking:  # our own, that a long import may have held up
+            self._waking = False
+            self._interrupt_set_up()
         elif self._asked_at is not None and time.monotonic() - self._asked_at > self.together:
             self._leave_at_once()
         else:
@@ -94,6 +97,7 @@ class StopRequest:
         self._note(reason)
         if self._listening and self._phase == "set-up" and not self._raised:
             # so that a main thread that waits for something is woken, and raises there
+            self._waking = True
             with suppress(ValueError, OSError):
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 

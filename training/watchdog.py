@@ -35,6 +35,7 @@ FIRST_CONNECTION, RECONNECTION = 60.0, 3.0  # seconds
 ASKED_WAIT = 1.5  # seconds; a heartbeat and some
 CLEAN_UP = 10.0  # seconds for a main thread that was asked to leave its set-up
 ROOT = Path(__file__).resolve().parent.parent
+LAUNCHED = "CROSS_RANK"  # set by the first of these for its processes, and by nothing else
 LAUNCHERS = ("deepspeed.launcher.launch", "deepspeed.launcher.runner")
 
 
@@ -96,6 +97,7 @@ class Watchdog:
         self._store: Any = None
         self._threads: list[threading.Thread] = []
         self._launchers = list(_launchers())
+        self._orphaned = _launcher_died_early(self._launchers)
 
     @property
     def together(self) -> bool:
@@ -104,7 +106,7 @@ class Watchdog:
 
     def begin(self) -> None:
         """Watch the launcher."""
-        if self._launchers or self.size > 1:
+        if self._launchers or self._orphaned or self.size > 1:
             self._start(self._look_forever)
 
     def meet(self, store: dist.Store, address: str, port: int) -> None:
@@ -227,8 +229,8 @@ class Watchdog:
                 self._look(passed)
 
     def _watch_launchers(self) -> None:
-        if any(not _lives(process) for process in self._launchers):
-            self._launchers = []
+        if self._orphaned or any(not _lives(process) for process in self._launchers):
+            self._launchers, self._orphaned = [], False
             self.stop.ask("the launcher is gone")
 
     def _look(self, passed: float) -> None:
@@ -326,6 +328,15 @@ def _launchers() -> Iterator[psutil.Process]:
             if not any(word in LAUNCHERS or Path(word).name == "deepspeed" for word in command[:4]):
                 return
             yield process
+
+
+def _launcher_died_early(found: list[psutil.Process]) -> bool:
+    """Whether a part of it was killed while this process imported its libraries; only `deepspeed` sets LAUNCHED."""
+    if LAUNCHED not in os.environ:
+        return False
+    with suppress(psutil.Error):
+        return not found or (len(found) == 1 and os.environ.get("CROSS_SIZE") == "1" and found[0].ppid() == 1)
+    return True
 
 
 def _lives(process: psutil.Process) -> bool:
