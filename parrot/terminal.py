@@ -23,7 +23,8 @@ def screen(diagnosis: dict[str, Any]) -> str:
 
 def _head(diagnosis: dict[str, Any], words: Words) -> list[str]:
     subject = diagnosis["subject"]
-    parameters = f"{subject['parameters'] / 1e6:,.1f} M" if subject["parameters"] else "?"
+    millions = (subject["parameters"] or 0) / 1e6
+    parameters = "?" if not millions else f"{millions:,.1f} M" if millions >= 0.1 else f"{millions:.2g} M"
     facts = [words("term_subject", path=subject["path"], parameters=parameters, vocab=subject["vocab_size"])]
     if subject["step"] is not None:
         total = subject["total_steps"]

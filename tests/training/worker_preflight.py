@@ -134,7 +134,8 @@ class Scenario:
         name, *overrides = self.recipe
         output = folder / "run"
         facts = RunFacts(world_size=world.size, rows=corpus.split("train").num_rows(SEQ_LEN), epochs=1,
-                         max_steps=self.steps, output=output, num_experts=config.num_experts, ep_size=config.ep_size, use_moe=config.use_moe)
+                         max_steps=self.steps, output=output, num_experts=config.num_experts,
+                         ep_size=config.ep_size, use_moe=config.use_moe)
         device = detect()
         resolved = resolve(load(CONFIGS / f"{name}.json", overrides), facts, device, source=name)
         options = Options(max_seq_len=SEQ_LEN, max_steps=self.steps)
