@@ -54,6 +54,7 @@ class Workplace:
         self.folder = self.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.random = random.Random(self.seed)
+        self.sessions = len(list(self.folder.glob("logs/*.log")))  # those of earlier commands
 
     @property
     def corpus(self) -> Path:
