@@ -96,7 +96,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     entries = vocab_size(tokenizer)
     if entries > MAX_ENTRIES:
         raise UserError(f"{path}: {entries:,} entries, but ids are stored in 16 bits; at most {MAX_ENTRIES:,} go in")
-    with library_errors(f"{path}: cannot encode every text; take a byte-level BPE tokenizer"):
+    with library_errors(f"{path}: cannot encode every text, take a byte-level BPE tokenizer"):
         lost = [name for name, probe in PROBES.items() if _round_trip(tokenizer, probe) != probe]
     if lost:
         raise UserError(f"{path}: encoding and decoding loses {', '.join(lost)}; take a byte-level BPE tokenizer")

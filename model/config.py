@@ -9,7 +9,7 @@ from types import NoneType
 from typing import Any
 
 _MOST_BYTES = 2**20  # of a config.json
-_TOO_LARGE = 2**40  # for any size: the products of two still fit what PyTorch counts in
+_TOO_LARGE = 2**31  # for any size: the products of two still fit what PyTorch counts in
 
 
 class ModelConfigError(ValueError):

@@ -398,3 +398,31 @@ def test_manifest_is_readable_json(prepared: Path) -> None:
     text = (prepared / "manifest.json").read_text(encoding="utf-8")
     assert json.loads(text)["splits"]["train"]["shards"][0]["file"] == "train-00000.bin"
     assert len(text.splitlines()) > 30
+
+
+def test_a_name_that_is_not_utf8_is_prepared(tmp_path: Path) -> None:
+    """As an archive packed on a Chinese Windows leaves it on Linux: GBK bytes."""
+    source = tmp_path / os.fsdecode("中文.jsonl".encode("gbk"))
+    write_jsonl(source, [*make_texts(40), ""])
+    with open(source, "ab") as file:
+        file.write(b"broken\n")
+    manifest = prepare([source], tmp_path / "out", vocab_size=300, workers=1, max_bad_share=0.5, progress=None)
+    assert Manifest.read(tmp_path / "out") == manifest
+    assert manifest.inputs[0]["file"] == source.name and manifest.bad_lines[0].startswith(str(source))
+
+
+def test_a_folder_by_the_name_of_a_shard_is_not_deleted(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", make_texts(40))
+    prepare([source], tmp_path / "out", vocab_size=300, workers=1, progress=None)
+    (tmp_path / "out" / "train-00001.bin").mkdir()
+    (tmp_path / "out" / "train-00001.bin" / "thesis.tex").write_text("three years")
+    with pytest.raises(UserError, match=r"holds other files \(train-00001\.bin\)"):
+        prepare([source], tmp_path / "out", vocab_size=400, workers=1, progress=None)
+    assert (tmp_path / "out" / "train-00001.bin" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "file/out"])
+def test_an_impossible_output_is_refused(tmp_path: Path, name: str) -> None:
+    write_jsonl(tmp_path / "file", make_texts(40))
+    with pytest.raises(UserError, match=r"cannot be the output|is a file"):
+        prepare([tmp_path / "file"], tmp_path / name, vocab_size=300, workers=1, progress=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,28 @@ def test_chunks_give_every_document_once_whatever_their_size(tmp_path_factory, t
     assert read_texts(path, size) == texts
     assert b"".join(chunk.data for chunk in chunks) == path.read_bytes()
     assert sum(chunk.file_bytes for chunk in chunks) == path.stat().st_size
+
+
+def test_a_bomb_is_unpacked_a_little_at_a_time(tmp_path: Path) -> None:
+    """16 KB of Zstandard that hold 512 MB of empty lines: never more than a few chunks of them at once."""
+    compressor = zstandard.ZstdCompressor(level=3).compressobj()
+    data = b"".join(compressor.compress(b"\n" * 2**24) for _ in range(32)) + compressor.flush()
+    assert len(data) < 2**16
+    path = tmp_path / "bomb.jsonl.zst"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        lines = sum(len(chunk.data) for chunk in read_chunks(path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert lines == 2**29 and peak < 2**28
+
+
+@pytest.mark.parametrize("padding", range(9))
+def test_zeros_between_members_wherever_a_block_ends(tmp_path: Path, padding: int, monkeypatch) -> None:
+    monkeypatch.setattr(reader, "READ_BYTES", 7)
+    path = tmp_path / "padded.jsonl.gz"
+    member = gzip.compress(b'{"text": "a"}\n', mtime=0)
+    path.write_bytes(member + bytes(padding) + member + bytes(20))
+    assert [text for chunk in read_chunks(path) for text in parse_chunk(chunk).texts] == ["a", "a"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from corpus_data import make_texts
@@ -13,7 +14,15 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer
 
 from corpus.errors import UserError
-from corpus.tokenizer import PROBES, load_tokenizer, special_ids, train_tokenizer, vocab_size, write_hf_tokenizer
+from corpus.tokenizer import (
+    PROBES,
+    library_errors,
+    load_tokenizer,
+    special_ids,
+    train_tokenizer,
+    vocab_size,
+    write_hf_tokenizer,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 MARKED = st.lists(st.one_of(TEXT, st.sampled_from(["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|"]))).map("".join)
@@ -158,3 +167,70 @@ def test_auto_tokenizer_gives_the_same_ids(
         assert theirs.decode(ids) == text
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (begin, end, pad)
     assert len(theirs) == vocab_size(ours)
+
+
+def replace(pattern: object, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": replace({"String": "a"}, "aa")},  # a dozen of them ask for all the memory there is
+        {"normalizer": {"type": "Sequence", "normalizers": [replace({"Regex": "."}, "a" * 100)] * 4}},
+        {"normalizer": replace({"String": ""}, "")},
+        {"normalizer": {"type": "Prepend", "prepend": ""}},
+        {"normalizer": {"type": "Prepend", "prepend": "_" * 10**6}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+        {"decoder": {"type": "Strip", "content": "a", "start": 10**9, "stop": 10**9}},
+        {"decoder": {"type": "Sequence", "decoders": [replace({"Regex": "."}, "a" * 100)] * 4}},
+        {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}},
+        {"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                   "max_input_chars_per_word": 100}},
+        {"model": {"type": "Unigram", "vocab": [["a", -1.0]], "unk_id": None}},
+        {"model": {"type": "Unigram", "vocab": [["a", -1.0]], "unk_id": 7}},
+        {"model": {"type": "BPE", "vocab": {"a": 0, "长": 1}, "merges": [["a", "长"]],
+                   "continuing_subword_prefix": "长"}},
+    ],
+    ids=lambda parts: "-".join([*parts, *(part["type"] for part in parts.values())]),
+)
+def test_what_makes_the_library_panic_is_a_sentence(
+    tmp_path: Path, tokenizer_json: Path, parts: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(tokenizer_json.read_text(encoding="utf-8")) | parts
+    (tmp_path / "t.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=r"t\.json: ") as caught:
+        load_tokenizer(tmp_path / "t.json")
+    assert len(str(caught.value)) < 500 and str(caught.value).isprintable()
+    assert "panicked" not in capfd.readouterr().err
+
+
+def test_panics_become_sentences_and_interruptions_pass() -> None:
+    class Panic(BaseException):
+        """As the Rust side raises it."""
+
+    with pytest.raises(UserError, match=r"^it failed \(index out of bounds\)$"), library_errors("it failed"):
+        raise Panic("index out of bounds")
+    for passing in (KeyboardInterrupt, SystemExit, MemoryError):
+        with pytest.raises(passing), library_errors("it failed"):
+            raise passing
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"model": ' * 200, "9" * 5000, '{"normalizer": {"type": []}}'])
+def test_json_that_chokes_a_reader_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(UserError, match=r"t\.json: not a Hugging Face tokenizer\.json"):
+        load_tokenizer(tmp_path / "t.json")
+
+
+def test_a_sentencepiece_bpe_with_bytes_is_taken(tmp_path: Path) -> None:
+    """As Llama 2 has it: spaces become a mark, and what is not in the vocabulary becomes bytes."""
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)} | {"▁": 259}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                           decoders.Strip(" ", 1, 0)])
+    tokenizer.save(str(tmp_path / "t.json"))
+    loaded = load_tokenizer(tmp_path / "t.json")
+    assert loaded.decode(loaded.encode("a 长 b").ids, skip_special_tokens=False) == "a 长 b"

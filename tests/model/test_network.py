@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from model import CausalLM, ModelConfig, ModelConfigError, count_parameters, load_model, save_model
 from model.network import document_mask
@@ -190,3 +191,40 @@ def test_keys_of_a_later_version_are_passed_over(folder):
 
 def test_saving_leaves_no_halves_behind(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def changed(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    config["bufudu"] |= values
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("values", [
+    {"hidden_size": 32.0}, {"hidden_size": True}, {"hidden_size": 10**400}, {"hidden_size": 2**60}, {"head_dim": -4},
+    {"num_hidden_layers": 10**9}, {"num_experts": 10**9}, {"num_experts": 10**6, "num_hidden_layers": 10**6},
+    {"rope_theta": float("nan")}, {"rope_theta": float("inf")}, {"rope_theta": None}, {"use_moe": 1},
+    {"bos_token_id": -1}, {"eos_token_id": 300}, {"pad_token_id": None}, {"vocab_size": 65_537}, {"ep_size": 0},
+    {"num_attention_heads": 2**30, "hidden_size": 2**30, "head_dim": 2**30},
+])
+def test_a_configuration_that_cannot_be_is_one_sentence(folder, values):
+    changed(folder, **values)
+    with pytest.raises(ModelConfigError) as caught:
+        load_model(folder)
+    assert str(folder) in str(caught.value) and str(caught.value).isprintable() and len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"bufudu": ' * 5000,
+                                  '{"bufudu": {"hidden_size": ' + "9" * 5000 + "}}"])
+def test_a_configuration_that_chokes_python_is_named(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelConfigError, match=r"config\.json was not written by this project"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.float64])
+def test_tensors_that_are_no_weights_are_named(folder, dtype):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = torch.ones(weights["model.norm.weight"].shape).to(dtype)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ModelConfigError, match=r"model\.safetensors does not hold .*model\.norm\.weight is "):
+        load_model(folder)

@@ -635,3 +635,41 @@ def test_deepspeed_accepts_what_we_resolved():
 def test_reading_a_config_imports_neither_torch_nor_deepspeed():
     code = "import sys, training.ds_config; sys.exit(bool({'torch', 'deepspeed'} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=CONFIGS.parent)
+
+
+# --- what fuzzing has found (python -m benchmarks.fuzz --target config) -----------------------------------------------
+
+
+def test_a_total_that_is_a_text_beside_no_type_of_schedule():
+    config = load(CONFIGS / "t4x2.json", ['scheduler={"params": {"total_num_steps": ".", "warmup_num_steps": "auto"}}'])
+    with pytest.raises(UserError, match=r"1\. scheduler\.type"):
+        resolve(config, RUN, T4X2, source="t4x2.json")
+
+
+def test_a_message_stays_readable_whatever_the_file_holds():
+    config = json.loads((CONFIGS / "t4x2.json").read_text()) | {f"zq{i}\x1b\ud800": "长" * 3000 for i in range(300)}
+    with pytest.raises(UserError) as caught:
+        resolve(config, RUN, T4X2, source="t4x2.json")
+    text = str(caught.value)
+    assert len(text) < 6000 and text.replace("\n", "").isprintable()
+    assert "300 problems" in text and "and 280 more." in text and text.count("The keys here are") == 1
+    block = {f"zzzzz{i}\n": 1 for i in range(300)} | {"output": "x" * 2000}
+    with pytest.raises(UserError) as caught:
+        run_defaults({"bufudu": block}, {"output", "seed"})
+    assert len(str(caught.value)) < 4000 and "the flags are output, seed" in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["\ud800=1", "a\x1b[31m=1", ".".join(["a"] * 5000) + "=1", "x" * 9000,
+                                      "optimizer.type.x.y=1", "train_batch_size.x=1"])
+def test_an_override_of_any_kind_is_shown_in_part(override):
+    with pytest.raises(UserError) as caught:
+        load(CONFIGS / "t4x2.json", [override])
+    text = str(caught.value)
+    assert len(text) < 600 and text.isprintable() and text.startswith("--set ")
+
+
+def test_a_file_of_another_kind_of_thing_is_refused(tmp_path):
+    for text in ("[" * 100_000, '{"a":' * 100_000, '{"a": ' + "[" * 400 + "]" * 400 + "}", '{"a": ' + "9" * 5000 + "}"):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(UserError, match=r"x\.json.{1,300}$"):
+            load(tmp_path / "x.json", ["a.b=1"])
