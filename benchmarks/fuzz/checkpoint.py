@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from benchmarks.fuzz.choices import Choices, json_text, mutated_bytes, mutated_json, put
+from benchmarks.fuzz.choices import NOWHERE, Choices, json_text, mutated_bytes, mutated_json, put
 from benchmarks.fuzz.folders import mutated_safetensors
 from training import checkpoint, engine_state
 from training.fragments import MASTER, Piece
@@ -45,8 +45,8 @@ class CheckpointCase:
         place = folder / "checkpoints"
         place.mkdir()
         for step in STEPS:
-            self._write(place, step, choices, outside)
-        put(place / checkpoint.LATEST_FILE, b"step-00000020\n", choices, outside)
+            self._write(place, step, choices)
+        put(place / checkpoint.LATEST_FILE, b"step-00000020\n", choices, NOWHERE)
         resume = choices.pick(("auto", str(place / "step-00000010"), str(folder), str(place)))
         found, warnings = checkpoint.choose(folder, resume)
         for warning in warnings:
@@ -58,7 +58,7 @@ class CheckpointCase:
         _restore_weights(found)
         return f"restored, step {found.name}, {len(warnings)} passed over"
 
-    def _write(self, place: Path, step: int, choices: Choices, outside: Path) -> None:
+    def _write(self, place: Path, step: int, choices: Choices) -> None:
         folder = place / f"step-{step:08d}"
         folder.mkdir()
         shares = dict(self._shares)
@@ -75,10 +75,10 @@ class CheckpointCase:
             right = json.dumps(changed if choices.once_in(2) else content, sort_keys=True).encode()
             changed = {**changed, "sha256": hashlib.sha256(right).hexdigest()}
         for name, data in shares.items():
-            put(folder / name, data, choices, outside)
+            put(folder / name, data, choices, NOWHERE)
         text = json_text(changed, choices)
         put(folder / checkpoint.STATE_FILE, mutated_bytes(text, choices) if choices.once_in(20) else text, choices,
-            outside)
+            NOWHERE)
 
 
 def _restore_weights(found: Path) -> None:

@@ -75,7 +75,7 @@ def main(name: str, folder: Path, seconds: float, seed: int) -> None:
 
     _limit_memory(MEMORY_BYTES)
     atheris.Setup([name, f"-max_total_time={max(1, int(seconds))}", f"-timeout={CASE_SECONDS}", "-rss_limit_mb=0",
-                   f"-max_len={MOST_BYTES}", f"-seed={seed}", "-report_slow_units=1000", "-print_final_stats=1",
+                   f"-max_len={MOST_BYTES}", f"-seed={seed}", "-report_slow_units=1000", "-len_control=0",
                    f"-artifact_prefix={folder}/dead-", str(cases)], one)
     atheris.Fuzz()
 
