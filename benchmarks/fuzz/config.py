@@ -27,7 +27,7 @@ class ConfigCase:
 
     def seeds(self) -> list[bytes]:
         """One untouched file each."""
-        return [bytes([kind, index]) for kind in range(4) for index in range(len(self._files))]
+        return [bytes([0, kind, index]) for kind in range(4) for index in range(len(self._files))]
 
     def __call__(self, choices: Choices, folder: Path, outside: Path) -> str:
         """See guard.Case."""
