@@ -3,9 +3,9 @@
     python -m benchmarks.soak --work runs/soak                       45 minutes, then 5 with frequent saves
     python -m benchmarks.soak --work runs/soak --minutes 2 --aggressive_minutes 1
 
-Every 10 seconds each process is looked at from outside: resident memory (RSS), its share of shared pages (PSS), open
-file descriptors, threads. Slopes are least squares after a warm-up, with 95 % intervals from a block bootstrap. The
-samples go into DIR/soak-samples.jsonl, the table into DIR/soak.md. Status 1 if a slope is above its limit, the speed of
+Every 10 seconds each process is looked at from outside: resident memory (RSS), its anonymous part (what was allocated, as
+against files that are mapped), its share of pages that others have too (PSS), open file descriptors, threads. Slopes
+are least squares after a warm-up, with 95 % intervals from a block bootstrap. The samples go into DIR/soak-samples.jsonl, the table into DIR/soak.md. Status 1 if a slope is above its limit, the speed of
 the last third is lower than that of the first by more than its limit, or saving takes more of the time than its limit.
 """
 
@@ -33,7 +33,12 @@ EVERY = 10.0  # seconds between two looks
 WARM_UP = 5 * 60.0  # seconds; a third of a shorter run
 BLOCK, RESAMPLES = 12, 1_000  # of the bootstrap: neighbouring samples are alike
 # what may grow in an hour, and what share may be lost or spent
-RSS_LIMIT, HANDLE_LIMIT, SPEED_LIMIT, SAVE_LIMIT = 20.0, 5.0, 0.1, 0.05
+MEMORY_LIMIT, HANDLE_LIMIT, SPEED_LIMIT, SAVE_LIMIT = 20.0, 5.0, 0.1, 0.05
+# figures of a process, their unit and limit; pages shared with other programs come and go with those
+FIGURES: dict[str, tuple[str, float | None]] = {
+    "rss": (" MB", MEMORY_LIMIT), "anonymous": (" MB", MEMORY_LIMIT), "pss": (" MB", None), "files": ("", HANDLE_LIMIT),
+    "threads": ("", HANDLE_LIMIT)}
+END = 15.0  # seconds in which a run closes its files
 STORIES, AGGRESSIVE = 20_000, 25
 SAVED = re.compile(r"saved (\S+) \((?:([\d,.]+) MB in )?([\d.]+) s\)")
 
@@ -45,6 +50,7 @@ class Sample:
     seconds: float
     role: str
     rss: float
+    anonymous: float
     pss: float
     files: int
     threads: int
@@ -79,8 +85,8 @@ def look(process: Process, seconds: float) -> Sample | None:
     try:
         status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
         rollup = dict(line.split(":", 1) for line in (folder / "smaps_rollup").read_text().splitlines()[1:])
-        return Sample(round(seconds, 1), process.role, _megabytes(status["VmRSS"]), _megabytes(rollup["Pss"]),
-                      len(list((folder / "fd").iterdir())), int(status["Threads"]))
+        return Sample(round(seconds, 1), process.role, _megabytes(status["VmRSS"]),
+                      _megabytes(rollup["Anonymous"]), _megabytes(rollup["Pss"]), len(list((folder / "fd").iterdir())), int(status["Threads"]))
     except (OSError, KeyError, ValueError):
         return None
 
@@ -137,17 +143,16 @@ def saving_share(output: str, seconds: float) -> tuple[int, float, float]:
 
 def judge(samples: list[Sample], speeds: list[float], warm_up: float) -> list[Verdict]:
     """Slopes of every rank, and the speed of the last third beside the first."""
-    verdicts = []
+    verdicts, end = [], max(sample.seconds for sample in samples) - END
     for role in sorted({sample.role for sample in samples if sample.role.startswith("rank")}):
-        own = [sample for sample in samples if sample.role == role and sample.seconds >= warm_up]
-        for what, unit, limit in (("rss", "MB", RSS_LIMIT), ("pss", "MB", RSS_LIMIT), ("files", "", HANDLE_LIMIT),
-                                  ("threads", "", HANDLE_LIMIT)):
-            values = [float(getattr(sample, what)) for sample in own]
+        own = [sample for sample in samples if sample.role == role and warm_up <= sample.seconds <= end]
+        for figure, (unit, limit) in FIGURES.items():
+            values = [float(getattr(sample, figure)) for sample in own]
             grows = slope([sample.seconds for sample in own], values)
-            verdicts.append(Verdict(
-                f"{role}, {what}", f"{values[0]:,.0f} -> {values[-1]:,.0f} {unit}, {grows.value:+.1f} an hour "
-                f"({grows.low:+.1f} to {grows.high:+.1f})".replace("  ", " ").replace(" ,", ","),
-                f"+{limit:g} an hour", not grows.above(limit)))
+            change = f"{grows.value:+.1f} an hour ({grows.low:+.1f} to {grows.high:+.1f})"
+            verdicts.append(Verdict(f"{role}, {figure}", f"{values[0]:,.0f} -> {values[-1]:,.0f}{unit}, {change}",
+                                    "-" if limit is None else f"+{limit:g} an hour",
+                                    limit is None or not grows.above(limit)))
     third = max(1, len(speeds) // 3)
     first, last = (float(np.median(part)) for part in (speeds[:third], speeds[-third:]))
     verdicts.append(Verdict("tokens a second, first and last third", f"{first:,.0f}, {last:,.0f} "

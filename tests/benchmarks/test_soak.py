@@ -56,16 +56,17 @@ def test_the_share_of_saving():
 
 def samples(an_hour):
     seconds, values = series(an_hour)
-    return [Sample(s, role, v, v / 2, 30, 12) for s, v in zip(seconds, values, strict=True)
+    return [Sample(s, role, v, v / 2, v, 30, 12) for s, v in zip(seconds, values, strict=True)
             for role in ("rank0", "other")]
 
 
 def test_a_leak_and_a_fall_in_speed_are_judged():
     flat = judge(samples(0), [1000.0] * 30, 300)
     assert all(verdict.good for verdict in flat)
-    assert [verdict.what for verdict in flat][:2] == ["rank0, rss", "rank0, pss"]  # other processes are not judged
+    assert [verdict.what for verdict in flat][:2] == ["rank0, rss", "rank0, anonymous"]  # other processes are not judged
     leaking = {verdict.what: verdict.good for verdict in judge(samples(100), [1000.0] * 20 + [800.0] * 10, 300)}
     assert not leaking["rank0, rss"]
+    assert not leaking["rank0, anonymous"]
     assert leaking["rank0, files"]
     assert not leaking["tokens a second, first and last third"]
     assert "**too much**" in table(judge(samples(100), [1000.0] * 30, 300))
@@ -73,7 +74,8 @@ def test_a_leak_and_a_fall_in_speed_are_judged():
 
 def test_a_look_at_this_very_process():
     sample = look(Process(os.getpid(), "rank0"), 1.25)
-    assert 1 < sample.pss <= sample.rss + 1
+    assert 1 < sample.anonymous <= sample.rss
+    assert sample.pss <= sample.rss + 1
     assert sample.files >= 3
     assert sample.threads >= 1
     assert look(Process(2**22 + 5, "rank0"), 0) is None
