@@ -14,6 +14,8 @@ _HARMLESS = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "z
              "zero_force_", "tensorboard", "csv_monitor", "wandb", "comet", "steps_per_print", "wall_clock_breakdown",
              "memory_breakdown", "dump_state", "comms_logger", "flops_profiler", "compile", "autotuning",
              "optimizer.params.torch_adam", "optimizer.params.fused", "optimizer.params.foreach")
+# Another optimizer has other states, which no checkpoint of this one holds
+_NEVER = ("optimizer.type",)
 # Where a run ends: told when it differs, and a run may be made longer
 _LENGTH = ("scheduler.params.total_num_steps", "scheduler.params.warmup_num_steps")
 
@@ -87,16 +89,19 @@ def check_config(state: RunState, ds_config: dict[str, Any], source: object, *, 
     UserError lists what would change the training, unless it is accepted (--accept_changes). The number of processes,
     of micro-batches and the ZeRO stage may change: the global batch and the order of the data stay.
     """
-    said, refused = [], []
+    said, refused, mend = [], [], ", or --accept_changes to go on with the new ones"
     for key, then, now in _differences(dict(_flat(state.ds_config)), dict(_flat(ds_config))):
         line = f"{key}: {then} then, {now} now"
-        if key in _LENGTH or (accept and not key.startswith(_HARMLESS)):
+        if key in _NEVER:
+            refused.append(line)
+            mend = ""
+        elif key in _LENGTH or (accept and not key.startswith(_HARMLESS)):
             said.append(line)
         elif not key.startswith(_HARMLESS):
             refused.append(line)
     if refused:
-        raise UserError(f"{source} was trained with another configuration ({'; '.join(refused)}): give the old values, "
-                        "another --output, or --accept_changes to go on with the new ones")
+        raise UserError(f"{source} was trained with another configuration ({'; '.join(refused)}): give the old values "
+                        f"or another --output{mend}")
     return said
 
 
