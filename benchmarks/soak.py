@@ -3,10 +3,11 @@
     python -m benchmarks.soak --work runs/soak                       45 minutes, then 5 with frequent saves
     python -m benchmarks.soak --work runs/soak --minutes 2 --aggressive_minutes 1
 
-Every 10 seconds each process is looked at from outside: resident memory (RSS), its anonymous part (what was allocated, as
-against files that are mapped), its share of pages that others have too (PSS), open file descriptors, threads. Slopes
-are least squares after a warm-up, with 95 % intervals from a block bootstrap. The samples go into DIR/soak-samples.jsonl, the table into DIR/soak.md. Status 1 if a slope is above its limit, the speed of
-the last third is lower than that of the first by more than its limit, or saving takes more of the time than its limit.
+Every 10 seconds each process is looked at from outside: resident memory (RSS), its anonymous part (what was allocated,
+as against files that are mapped), its share of pages that others have too (PSS), open file descriptors, threads. Slopes
+are least squares after a warm-up, with 95 % intervals from a block bootstrap. The samples go into
+DIR/soak-samples.jsonl, the table into DIR/soak.md. Status 1 if a slope is above its limit, the speed of the last third
+is lower than that of the first by more than its limit, or saving takes more of the time than its limit.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def look(process: Process, seconds: float) -> Sample | None:
     try:
         status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
         rollup = dict(line.split(":", 1) for line in (folder / "smaps_rollup").read_text().splitlines()[1:])
-        return Sample(round(seconds, 1), process.role, _megabytes(status["VmRSS"]),
-                      _megabytes(rollup["Anonymous"]), _megabytes(rollup["Pss"]), len(list((folder / "fd").iterdir())), int(status["Threads"]))
+        return Sample(round(seconds, 1), process.role, _megabytes(status["VmRSS"]), _megabytes(rollup["Anonymous"]),
+                      _megabytes(rollup["Pss"]), len(list((folder / "fd").iterdir())), int(status["Threads"]))
     except (OSError, KeyError, ValueError):
         return None
 
