@@ -12,6 +12,9 @@ The same command continues an interrupted run.
 import sys
 
 if __name__ == "__main__":
+    from training.stopping import leave_on_signal
+
+    leave_on_signal()  # the imports below take seconds
     from training.run import main
 
     sys.exit(main(sys.argv[1:], __doc__))

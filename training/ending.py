@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from corpus.errors import UserError
 from training.console import Console
-from training.stopping import StoppedEarly, StopRequest
+from training.stopping import NOTHING_LOST, StoppedEarly, StopRequest
 from training.watchdog import Watchdog
 
 SETTLE = 0.3  # seconds after which a signal has surely arrived that others of its group have had already
@@ -57,7 +57,7 @@ class _Ending:
         """Asked to stop in set-up; unless that is only what the launcher does when a rank has died."""
         self.stop.leave_loop()
         self.watchdog.explain(AFTER_SIGNAL)
-        self.console.say(f"{order}: nothing was trained yet, so nothing is lost")
+        self.console.say(f"{order}: {NOTHING_LOST}")
         self.watchdog.leave("stopped", why=str(order), said=True)
         return 0
 

@@ -20,11 +20,29 @@ from training.console import Console
 
 TOGETHER = 3.0  # seconds: one Ctrl-C arrives twice, from the terminal and from the launcher
 PLAUSIBLE_AGE = 600.0  # seconds between the start of a process and its first look at the clock, imports included
+NOTHING_LOST = "nothing was trained yet, so nothing is lost"
 _IMPORTED = time.monotonic()
 
 
 class StoppedEarly(BaseException):
     """Asked to stop before anything was trained; says why. An order, like KeyboardInterrupt, and no kind of error."""
+
+
+def leave_on_signal() -> None:
+    """From the first moment of a program until it listens: its imports take seconds, and nothing can be lost yet."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        with suppress(OSError):
+            os.write(1, f"{_stopped_by(number)}: {NOTHING_LOST}\n".encode())
+    os._exit(0)
+
+
+def _stopped_by(number: int) -> str:
+    return f"stopped by {signal.Signals(number).name}"
 
 
 class StopRequest:
@@ -58,7 +76,8 @@ class StopRequest:
         finally:
             self._listening = False
             for number, handler in before.items():
-                signal.signal(number, handler if self.reason is None else signal.SIG_IGN)
+                quiet = self.reason is not None or handler is _leave
+                signal.signal(number, signal.SIG_IGN if quiet else handler)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked child is nobody's to stop in order
@@ -70,7 +89,7 @@ class StopRequest:
         elif self._asked_at is not None and time.monotonic() - self._asked_at > self.together:
             self._leave_at_once()
         else:
-            self._note(f"stopped by {signal.Signals(number).name}")
+            self._note(_stopped_by(number))
             self._interrupt_set_up()
 
     def _leave_at_once(self) -> None:

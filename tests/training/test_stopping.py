@@ -105,6 +105,17 @@ def test_signals_at_the_end_change_nothing():
     assert (done.returncode, done.stdout) == (0, "in order\n"), done.stderr
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_while_the_program_is_imported(processes, train_py, rank):
+    train = processes.start([sys.executable, "-X", "importtime", train_py], RANK=rank)
+    train.wait_until(lambda: "training.stopping" in train.output, "the first import")
+    time.sleep(0.1)
+    train.send_signal(signal.SIGINT)
+    assert train.wait(timeout=20) == 0
+    lines = [line for line in train.output.splitlines() if not line.startswith("import time:")]
+    assert lines == ["stopped by SIGINT: nothing was trained yet, so nothing is lost"] * (rank == 0)
+
+
 def test_a_forked_child_dies_of_its_signal(stop):
     child = os.fork()
     if child == 0:
