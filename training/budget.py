@@ -26,10 +26,10 @@ from training.intervals import intervals
 from training.preflight import cost_checks
 from training.preflight.bench import Bench, Step, untouched_randomness
 from training.preflight.runner import SECONDS as PREFLIGHT_SECONDS
-from training.preflight.runner import Subject
 from training.probing import Probing
 from training.progress import human_time
 from training.run_state import RunState
+from training.setup import Setup
 
 PROVISIONAL_STEPS = 10_000  # of the run whose copy is measured: the length has no influence on the speed
 MEASURED_SECONDS = 20.0  # that the timed steps may take together
@@ -110,7 +110,7 @@ class Length:
     cost: cost_checks.Cost
 
 
-def work_out(run: Subject, budget: float, now: Callable[[], float]) -> Length:
+def work_out(run: Setup, budget: float, now: Callable[[], float]) -> Length:
     """How many steps of `run` fit `budget` seconds, `now()` of which are gone; collective.
 
     UserError if it does not fit into memory or on the disk, or no step fits the budget.
@@ -125,7 +125,7 @@ def work_out(run: Subject, budget: float, now: Callable[[], float]) -> Length:
                          f"{steps:,} steps ({epochs:.3g} epochs)", cost)
 
 
-def _measure(run: Subject, now: Callable[[], float]) -> tuple[Costs, cost_checks.Cost]:
+def _measure(run: Setup, now: Callable[[], float]) -> tuple[Costs, cost_checks.Cost]:
     """On a copy that takes some steps at a rate of 0, evaluates, writes texts and is saved."""
     started = now()
     with untouched_randomness():
@@ -144,7 +144,7 @@ def _measure(run: Subject, now: Callable[[], float]) -> tuple[Costs, cost_checks
             bench.close()
 
 
-def _measure_parts(run: Subject, bench: Bench, start: float, build: float) -> tuple[Costs, cost_checks.Cost]:
+def _measure_parts(run: Setup, bench: Bench, start: float, build: float) -> tuple[Costs, cost_checks.Cost]:
     cost = cost_checks.measure(bench, bench.rows(run.resolved.micro_batch), full=True, steps=1)
     micro, step = _step_parts(bench, run.resolved.micro_batch)
     cost = replace(cost, micro=micro, step=step)
@@ -172,7 +172,7 @@ def _step_parts(bench: Bench, micro_batch: int) -> list[float]:
                             statistics.median(step.step_seconds for step in taken)))
 
 
-def _looks(run: Subject, bench: Bench) -> tuple[float, float]:
+def _looks(run: Setup, bench: Bench) -> tuple[float, float]:
     """Seconds of an evaluation with the texts that repetition is counted in, and of a sample."""
     options, val, micro_batch = run.options, run.corpus.split("val"), run.resolved.micro_batch
     if not len(val):
@@ -203,7 +203,7 @@ def _second_time(bench: Bench, work: Callable[[], object]) -> float:
     return bench.clock() - started
 
 
-def _writes(run: Subject, bench: Bench) -> tuple[float, float]:
+def _writes(run: Setup, bench: Bench) -> tuple[float, float]:
     """Seconds of keeping a model and of a checkpoint, where the run will write them."""
     folder = run.output / "measuring"
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from corpus.rows import evaluation_rows
-from corpus.shards import Corpus
-from model import GenerationError, ModelConfig
+from model import GenerationError
 from training import checkpoint, divergence, samples
 from training.alarms import Alarm, Alarms, read_rows
-from training.arguments import Options
 from training.checkpoint import NotFinite
-from training.console import Console
 from training.data import SampleStream
-from training.device import Device
 from training.disk import DiskFull
-from training.distributed import World, any_rank, sum_over_ranks, told
+from training.distributed import any_rank, sum_over_ranks, told
 from training.divergence import Diverged, Watch
-from training.ds_config import Resolved
 from training.engine import learning_rate, loss_scale
 from training.evaluation import Evaluation, evaluate
 from training.export import export_model, inference_model
@@ -37,47 +32,14 @@ from training.probing import Probing
 from training.progress import Progress
 from training.routing import read as read_routing
 from training.run_state import RunState
+from training.setup import Setup
 from training.step import forward_backward
-from training.stopping import StopRequest
 from training.updates import WeightSample
-from training.watchdog import Watchdog
 from training.window import Window
 
 _SAVE_SECONDS = 300.0  # without a sign of progress it is stuck; a file system may have a bad day
 _SAVE_MARGIN, _ENDING_SECONDS = 1.5, 3.0  # of the longest save so far; to sum up and to leave
 _SAMPLED = "sampled:"  # what marks the weight sample among a rank's own numbers in a checkpoint
-
-
-@dataclass(frozen=True)
-class Setup:
-    """All that a run was started with."""
-
-    options: Options
-    output: Path
-    config: ModelConfig
-    resolved: Resolved
-    corpus: Corpus
-    tokenizer: Tokenizer
-    world: World
-    device: Device
-    console: Console
-    stop: StopRequest
-    watchdog: Watchdog
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Of all ranks and accumulated micro-batches."""
-        return self.resolved.train_batch * self.options.max_seq_len
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where they lie."""
-        return self.output / "checkpoints"
-
-    def bytes_per_token(self, split: str) -> float:
-        """To turn nats a token into bits a byte, which do not depend on the tokenizer."""
-        info = self.corpus.manifest.splits[split]
-        return info.bytes / info.tokens if info.tokens else math.nan
 
 
 class Trainer:
@@ -86,6 +48,7 @@ class Trainer:
     def __init__(self, setup: Setup, engine: Any, state: RunState) -> None:
         self.setup, self.engine, self.state = setup, engine, state
         self.options, self.world, self.console = setup.options, setup.world, setup.console
+        self.tokenizer = Tokenizer.from_file(str(setup.corpus.tokenizer_path))
         self.train, self.val = setup.corpus.split("train"), setup.corpus.split("val")
         seq_len = self.options.max_seq_len
         val_rows = self.val.num_rows(seq_len) if len(self.val) else 0
@@ -96,7 +59,7 @@ class Trainer:
         self.window, self.weights, self.watch = Window(engine), WeightSample(engine), Watch(engine)
         self.weights.snapshot()
         self.flops_per_token = training_flops_per_token(setup.config, self.options.max_seq_len)
-        self.prompts = samples.fixed_prompts(self.val, setup.tokenizer, setup.config) if len(self.val) else []
+        self.prompts = samples.fixed_prompts(self.val, self.tokenizer, setup.config) if len(self.val) else []
         self.probing = Probing(self.val, setup.config, seq_len=seq_len, seed=self.options.seed, world=self.world)
         self.metrics = None
         if self.world.rank == 0:
@@ -337,7 +300,7 @@ class Trainer:
         model = inference_model(self.engine, self.setup.config)
         if self.metrics:
             try:
-                texts = samples.continue_prompts(model, self.setup.tokenizer, self.prompts, self.options.seed)
+                texts = samples.continue_prompts(model, self.tokenizer, self.prompts, self.options.seed)
             except GenerationError as error:  # not finite: no reason to lose the run's last checkpoint
                 self.console.say(f"  no sample: {error}")
                 return True
@@ -455,10 +418,9 @@ class Trainer:
 
 def _alarms(setup: Setup, state: RunState) -> Alarms:
     """With the history of the run, which rank 0 keeps and is the only one to raise them from."""
-    corpus, schedule = setup.corpus, setup.resolved.config.get("scheduler", {}).get("params", {})
-    alarms = Alarms(unigram=corpus.ladder.unigram if corpus.ladder else corpus.manifest.entropy_nats,
-                    warmup=int(schedule.get("warmup_num_steps", 0)), choices=setup.config.num_experts_per_tok,
-                    raised=state.alarms)
+    schedule = setup.resolved.config.get("scheduler", {}).get("params", {})
+    alarms = Alarms(unigram=setup.unigram, warmup=int(schedule.get("warmup_num_steps", 0)),
+                    choices=setup.config.num_experts_per_tok, raised=state.alarms)
     if setup.world.rank == 0 and state.step:
         alarms.remember(read_rows(setup.output / "metrics.jsonl"))
     return alarms

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from corpus.errors import UserError
 from corpus.pipeline import fingerprint, prepare
-from corpus.report import loss_to_beat
 from corpus.shards import Corpus
 from corpus.stories import write_sample_corpus
-from model import ModelConfig, count_parameters
-from training import arguments, checkpoint, disk
+from model import ModelConfig
+from training import arguments, checkpoint
 from training import budget as budgets
+from training.announce import announce, room_on_disk, sum_up
 from training.arguments import Options
 from training.console import Console
 from training.device import Device, detect
@@ -28,9 +24,9 @@ from training.ds_config import Resolved, RunFacts, load, resolve, run_defaults
 from training.ending import guarded
 from training.lock import RunLock
 from training.preflight.cost_checks import Cost
-from training.preflight.runner import Subject, preflight
-from training.progress import human_time
+from training.preflight.runner import preflight
 from training.run_state import RunState, check_config, check_identity
+from training.setup import Setup
 from training.stopping import StopRequest
 from training.watchdog import Watchdog
 
@@ -92,7 +88,8 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
     def of_length(steps: int) -> Resolved:
         return resolve(ds_config, replace(facts, max_steps=steps), device, source=str(path))
 
-    return _train(options, output, config, resolved, corpus, world, device, console, stop, watchdog, of_length)
+    setup = Setup(options, output, config, resolved, corpus, world, device, console, stop, watchdog)
+    return _preflight(setup, of_length) if options.preflight else _train(setup, of_length)
 
 
 def _default_config(device: Device, world: World) -> Path:
@@ -129,6 +126,8 @@ def _judge_early(options: Options, ds_config: dict[str, Any], path: Path, world:
     arguments.model_config(options, vocab_size=_vocab_size(options), begin_id=1, end_id=2, pad_id=0)
     if not options.plan:
         resolve(ds_config, _facts(options, world, output, ROWS_UNKNOWN, None), device, source=str(path))
+    if options.preflight and options.skip_preflight:
+        raise UserError("--preflight checks the run and --skip_preflight leaves that out: give one of the two")
     if any(data.is_dir() and data.resolve() == output.resolve() for data in options.data):
         raise UserError(f"--output {output} is the folder of the corpus: give the run another one, such as runs/NAME")
     for data in options.data:
@@ -216,49 +215,49 @@ def _planned_processes(path: Path) -> int:
     return 1 if "x1" in path.stem else 2
 
 
-def _train(options: Options, output: Path, config: ModelConfig, resolved: Resolved, corpus: Corpus, world: World,
-           device: Device, console: Console, stop: StopRequest, watchdog: Watchdog,
-           of_length: Callable[[int], Resolved]) -> int:
-    from training.engine import build_engine
-    from training.loop import Setup, Trainer
+def _preflight(setup: Setup, of_length: Callable[[int], Resolved]) -> int:
+    """`--preflight`: exit status 1 if a check failed."""
+    setup, length = _fill_budget(setup, of_length)
+    announce(setup)
+    return 1 if preflight(setup, length and length.cost) else 0
 
-    subject = Subject(options, output, config, resolved, corpus, world, device, console, stop.seconds_left)
-    if options.preflight:
-        subject, length = _fill_budget(subject, of_length, stop)
-        _announce(options, config, subject.resolved, corpus, output, console, world)
-        return 1 if preflight(subject, length and length.cost) else 0
-    found, warnings = told(world, lambda: checkpoint.choose(output, options.resume))
+
+def _train(setup: Setup, of_length: Callable[[int], Resolved]) -> int:
+    """Start or continue the run, and see it to its end; the exit status."""
+    from training.engine import build_engine
+    from training.loop import Trainer
+
+    options, console = setup.options, setup.console
+    found, warnings = told(setup.world, lambda: checkpoint.choose(setup.output, options.resume))
     for warning in warnings:
         console.say(f"WARNING: {warning}")
     if found and options.budget is not None:
-        resolved = of_length(checkpoint.read_state(found).total_steps)
-    identity = _identity(options, config, resolved, corpus)
-    state = _state(found, identity, resolved, options, console)
-    if why := _nothing_left(state, resolved, options):
-        console.say(f"{output} {why}")
+        setup = replace(setup, resolved=of_length(checkpoint.read_state(found).total_steps))
+    state, differences = _state(found, setup)
+    if found and (why := _nothing_left(state, setup)):
+        console.say(f"{setup.output} {why}")
         return 0
-    room, length = told(world, lambda: _room(options, config, resolved, output)), None
+    room, length = told(setup.world, lambda: room_on_disk(setup)), None
     if not found:
-        subject, length = _fill_budget(subject, of_length, stop)
-        resolved = subject.resolved
-        state = _state(None, identity, resolved, options, console)
-    _announce(options, config, resolved, corpus, output, console, world)
+        setup, length = _fill_budget(setup, of_length)
+        state, _ = _state(None, setup)
+    announce(setup)
+    for line in differences:
+        console.say(f"  differs from {found}: {line}")
     console.say(room)
     if options.budget is not None:
-        console.say(length.line if length else _outlook(state, options.budget, stop))
+        console.say(length.line if length else _outlook(state, setup))
     if not found and not options.skip_preflight:
-        _check_first(subject, length and length.cost)
+        _check_first(setup, length and length.cost)
     console.say("starting DeepSpeed (some seconds)")
-    engine = build_engine(config, resolved.config, seed=options.seed, rank=world.rank)
-    tokenizer = Tokenizer.from_file(str(corpus.tokenizer_path))
-    trainer = Trainer(Setup(options, output, config, resolved, corpus, tokenizer, world, device, console, stop,
-                            watchdog), engine, state)
+    engine = build_engine(setup.config, setup.resolved.config, seed=options.seed, rank=setup.world.rank)
+    trainer = Trainer(setup, engine, state)
     if found:
         trainer.resume(found)
         console.say(f"continuing from {found} (step {state.step:,})")
-    stop.enter_loop()
+    setup.stop.enter_loop()
     status = _fit(trainer)
-    stop.leave_loop()
+    setup.stop.leave_loop()
     engine.destroy()
     return status
 
@@ -276,112 +275,59 @@ def _fit(trainer: Any) -> int:
     finally:
         trainer.close()
     if trainer.world.rank == 0:
-        _sum_up(trainer, reason)
+        sum_up(trainer, reason)
     return status
 
 
-def _fill_budget(subject: Subject, of_length: Callable[[int], Resolved],
-                 stop: StopRequest) -> tuple[Subject, budgets.Length | None]:
+def _fill_budget(setup: Setup, of_length: Callable[[int], Resolved]) -> tuple[Setup, budgets.Length | None]:
     """The same run with as many steps as fit --budget, if that is given; collective."""
-    if subject.options.budget is None:
-        return subject, None
-    length = budgets.work_out(subject, subject.options.budget, lambda: stop.running)
-    return replace(subject, resolved=of_length(length.steps)), length
+    if setup.options.budget is None:
+        return setup, None
+    length = budgets.work_out(setup, setup.options.budget, lambda: setup.stop.running)
+    return replace(setup, resolved=of_length(length.steps)), length
 
 
-def _outlook(state: RunState, budget: float, stop: StopRequest) -> str:
+def _outlook(state: RunState, setup: Setup) -> str:
     """Where a run that continues will end; its length stays."""
-    return budgets.outlook(budget, state.wall_seconds + stop.running, (state.total_steps or 0) - state.step, state.pace)
+    spent, steps_left = state.wall_seconds + setup.stop.running, (state.total_steps or 0) - state.step
+    return budgets.outlook(setup.options.budget or 0.0, spent, steps_left, state.pace)
 
 
-def _room(options: Options, config: ModelConfig, resolved: Resolved, output: Path) -> str:
-    """What the run takes on the disk, for people; UserError if there is too little of it."""
-    existing = disk.size_of(output / "checkpoints") + disk.size_of(output / "model")
-    return disk.check_room(output, disk.checkpoint_bytes(config, resolved), disk.model_bytes(config, resolved),
-                           options.keep_last, existing)
-
-
-def _state(found: Path | None, identity: dict[str, Any], resolved: Resolved, options: Options,
-           console: Console) -> RunState:
-    """Where the run stands, and that it is this run. UserError if it is another one."""
+def _state(found: Path | None, setup: Setup) -> tuple[RunState, list[str]]:
+    """Where the run stands, and in what it differs from then; UserError if it is another run."""
+    identity, resolved = _identity(setup), setup.resolved
     if found is None:
-        return RunState(identity=identity, ds_config=resolved.config, total_steps=resolved.total_steps)
+        return RunState(identity=identity, ds_config=resolved.config, total_steps=resolved.total_steps), []
     state = checkpoint.read_state(found)
     check_identity(state, identity, found)
-    for line in check_config(state, resolved.config, found, accept=options.accept_changes):
-        console.say(f"  differs from {found.name}: {line}")
+    differences = check_config(state, resolved.config, found, accept=setup.options.accept_changes)
     state.identity, state.ds_config, state.total_steps = identity, resolved.config, resolved.total_steps
-    return state
+    return state, differences
 
 
-def _nothing_left(state: RunState, resolved: Resolved, options: Options) -> str | None:
+def _nothing_left(state: RunState, setup: Setup) -> str | None:
     """Why a run need not be continued."""
-    if state.step >= resolved.total_steps and state.finished:
+    if state.step >= setup.resolved.total_steps and state.finished:
         return f"has finished its {state.step:,} steps already: --output starts another run"
-    if why := state.lost_patience(options.patience):
+    if why := state.lost_patience(setup.options.patience):
         return f"has stopped already: {why}; a larger --patience continues it"
     return None
 
 
-def _check_first(subject: Subject, cost: Cost | None) -> None:
+def _check_first(setup: Setup, cost: Cost | None) -> None:
     """No hours for a run that a check found to be wrong."""
-    if failed := preflight(subject, cost):
-        raise UserError(f"preflight failed in {', '.join(failed)} (above, and in {subject.output}/preflight.json): "
+    if failed := preflight(setup, cost):
+        raise UserError(f"preflight failed in {', '.join(failed)} (above, and in {setup.output}/preflight.json): "
                         "mend that, or go on anyway with --skip_preflight")
 
 
-def _identity(options: Options, config: ModelConfig, resolved: Resolved, corpus: Corpus) -> dict[str, Any]:
+def _identity(setup: Setup) -> dict[str, Any]:
     """What must not change between the sessions of one run. The DeepSpeed JSON is judged apart, and the number of
     processes and where the experts are may change.
     """
-    shape = {f"model.{name}": value for name, value in asdict(config).items()
+    manifest, options = setup.corpus.manifest, setup.options
+    shape = {f"model.{name}": value for name, value in asdict(setup.config).items()
              if name not in ("max_position_embeddings", "ep_size")}
-    return shape | {"corpus": corpus.manifest.fingerprint, "tokenizer": corpus.manifest.tokenizer_sha256,
-                    "train_batch_size": resolved.train_batch, "max_seq_len": options.max_seq_len, "seed": options.seed}
-
-
-def _announce(options: Options, config: ModelConfig, resolved: Resolved, corpus: Corpus, output: Path,
-              console: Console, world: World) -> None:
-    """What was chosen, a line a fact, and the resolved JSON beside it."""
-    total, active = count_parameters(config)
-    kind = (f"{config.num_experts} experts, {config.num_experts_per_tok} a token" if config.use_moe else "dense")
-    console.say(f"model: {total / 1e6:.1f} M parameters, {active / 1e6:.1f} M active a token ({kind}, hidden "
-                f"{config.hidden_size}, {config.num_hidden_layers} layers, vocabulary {config.vocab_size:,})")
-    for note in resolved.notes:
-        console.say(f"  {note}")
-    console.say(f"training: {resolved.total_steps:,} steps of {resolved.train_batch} x {options.max_seq_len} tokens, "
-                f"{resolved.precision}, ZeRO-{resolved.zero_stage}, {resolved.optimizer_name}")
-    console.say(f"loss to beat: {loss_to_beat(corpus.manifest)}")
-    if world.rank == 0 and not options.preflight:
-        disk.write_text(output / "ds_config.json", json.dumps(resolved.config, indent=2) + "\n", console.say)
-        flags = {name: value for name, value in asdict(options).items() if name != "model"}
-        record = {"command": sys.argv, "flags": flags, "model": asdict(config), "corpus": str(corpus.folder)}
-        text = json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n"
-        disk.write_text(output / "run.json", text, console.say)
-
-
-def _sum_up(trainer: Any, reason: str) -> None:
-    setup, state, last = trainer.setup, trainer.state, trainer.last_evaluation
-    corpus = setup.corpus.manifest
-    tokens = state.step * setup.tokens_per_step
-    summary = {
-        "reason": reason, "steps": state.step, "total_steps": trainer.total_steps, "tokens": tokens,
-        "seconds": round(state.seconds, 1),
-        "tokens_per_second": round(tokens / state.seconds) if state.seconds else None,
-        "val_loss": last.loss if last else None, "val_bits_per_byte": last.bits_per_byte if last else None,
-        "best_val_loss": state.best_loss, "best_step": state.best_step,
-        "token_entropy": corpus.entropy_nats, "skipped_steps": int(trainer.engine.skipped_steps),
-        "alarms": state.alarms,
-    }
-    console = setup.console
-    disk.write_text(setup.output / "summary.json", json.dumps(summary, indent=2) + "\n", console.say)
-    console.say(f"{reason}: {state.step:,} of {trainer.total_steps:,} steps, {tokens / 1e6:.2f} M tokens in "
-                f"{human_time(state.seconds)} of training")
-    if state.best_loss is not None:
-        console.say(f"best validation loss {state.best_loss:.3f} at step {state.best_step:,}, beside "
-                    f"{corpus.entropy_nats:.3f} for token frequencies alone")
-    console.say(f"model: {setup.output}/model   curves: tensorboard --logdir {setup.output}/tensorboard   "
-                f"verdict: python diagnose.py --checkpoint {setup.output}")
-    if not state.finished:
-        console.say("the same command continues the run")
-
+    return shape | {"corpus": manifest.fingerprint, "tokenizer": manifest.tokenizer_sha256,
+                    "train_batch_size": setup.resolved.train_batch, "max_seq_len": options.max_seq_len,
+                    "seed": options.seed}

@@ -534,6 +534,7 @@ EARLY = [
     (["--deepspeed_config", "broken.json"], ["broken.json, line 1, column 9", "comma after the last entry"]),
     (["--deepspeed_config", "block.json"], ["bufudu.hiden_size", "did you mean hidden_size?"]),
     (["--deepspeed_config", "value.json"], ['"bufudu" block, hidden_size', "'wide' is no whole number"]),
+    (["--preflight"], ["--preflight checks the run and --skip_preflight leaves that out"]),
     (["--set", "nonsense"], ["--set nonsense", "optimizer.params.lr=3e-4"]),
 ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -33,8 +34,11 @@ from training.distributed import World, join
 from training.ds_config import Resolved, RunFacts, load, resolve
 from training.engine import build_engine
 from training.export import gather_weights
-from training.preflight.runner import Subject, preflight
+from training.preflight.runner import preflight
+from training.setup import Setup
 from training.step import forward_backward
+from training.stopping import StopRequest
+from training.watchdog import Watchdog
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 SEQ_LEN, STEPS = 64, 400
@@ -123,7 +127,7 @@ class Scenario:
         self.fault, self.recipe, self.shape, self.steps = fault, recipe, SHAPE | shape, steps
         self.seconds_left, self.val_is_train = seconds_left, val_is_train
 
-    def subject(self, folder: Path, world: World) -> Subject:
+    def subject(self, folder: Path, world: World) -> Setup:
         """As train.py would put it together."""
         corpus = Corpus.open(folder / "corpus", verify="size")
         if self.val_is_train:
@@ -139,8 +143,11 @@ class Scenario:
         device = detect()
         resolved = resolve(load(CONFIGS / f"{name}.json", overrides), facts, device, source=name)
         options = Options(max_seq_len=SEQ_LEN, max_steps=self.steps)
-        return Subject(options, output, config, resolved, corpus, world, device, Console(world.rank, io.StringIO()),
-                       self.seconds_left)
+        console = Console(world.rank, io.StringIO())
+        stop = StopRequest(console)
+        stop.deadline = None if self.seconds_left is None else time.monotonic() + self.seconds_left
+        return Setup(options, output, config, resolved, corpus, world, device, console, stop,
+                     Watchdog(world.rank, world.size, console, stop))
 
     def run(self, folder: Path, world: World) -> dict[str, Any]:
         """Preflight, with the fault in place."""
@@ -169,7 +176,7 @@ class Identity(Scenario):
                 "same": all(torch.equal(weights[name], again[name]) for name in weights), "weights": len(weights)}
 
 
-def train(subject: Subject) -> tuple[list[float], dict[str, torch.Tensor]]:
+def train(subject: Setup) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Four steps of a run's own."""
     built = build_engine(subject.config, without_monitor(subject.resolved).config, seed=42, rank=subject.world.rank)
     stream, losses = subject.corpus.split("train"), []

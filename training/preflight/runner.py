@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from corpus.rows import evaluation_rows
-from corpus.shards import Corpus
-from model import ModelConfig
-from training.arguments import Options
-from training.console import Console
-from training.device import Device
-from training.distributed import World
-from training.ds_config import Resolved
 from training.intervals import intervals
 from training.preflight import cost_checks, data_checks, model_checks, step_checks
 from training.preflight.bench import Bench, Step, untouched_randomness
 from training.preflight.report import Report, warned
+from training.setup import Setup
 
 SECONDS = 60.0
 _TOKENS = 1024  # of a rank's micro-batch in most checks
@@ -29,22 +21,7 @@ _SHARE_FOR_FULL_BATCH, _SHARE_FOR_OVERFIT, _SHARE_FOR_OVERLAP = 0.4, 0.4, 0.08
 _PASSES_OF_FULL_BATCH = 5  # two steps of at most two micro-batches; a rehearsal and an evaluation
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The run that is looked at; `seconds_left` are those of --time_limit."""
-
-    options: Options
-    output: Path
-    config: ModelConfig
-    resolved: Resolved
-    corpus: Corpus
-    world: World
-    device: Device
-    console: Console
-    seconds_left: float | None
-
-
-def preflight(run: Subject, measured: cost_checks.Cost | None = None) -> list[str]:
+def preflight(run: Setup, measured: cost_checks.Cost | None = None) -> list[str]:
     """Check the run; returns the ids of what failed, the same on every rank. Collective.
 
     `measured` is what its steps cost, where that is known already. Nothing of it is left behind but `preflight.json`,
@@ -73,7 +50,7 @@ def _from_rank_0(value: Any) -> Any:
     return box[0]
 
 
-def _data(run: Subject, report: Report) -> None:
+def _data(run: Setup, report: Report) -> None:
     """What needs no model; the other ranks wait."""
     checks = []
     if run.world.rank == 0:
@@ -86,7 +63,7 @@ def _data(run: Subject, report: Report) -> None:
             report.add(check)
 
 
-def _engine(run: Subject, report: Report, started: float, measured: cost_checks.Cost | None) -> None:
+def _engine(run: Setup, report: Report, started: float, measured: cost_checks.Cost | None) -> None:
     """What needs one."""
     bench = Bench(run.config, run.resolved, seed=run.options.seed, world=run.world,
                   stream=run.corpus.split("train"), seq_len=run.options.max_seq_len)
@@ -102,7 +79,7 @@ def _engine(run: Subject, report: Report, started: float, measured: cost_checks.
         bench.close()
 
 
-def _alone(run: Subject, report: Report, error: BaseException) -> None:
+def _alone(run: Setup, report: Report, error: BaseException) -> None:
     """This rank ran out of memory, and the others may be waiting for it: tell, and go; the launcher ends them."""
     check = cost_checks.judge_out_of_memory(str(error).splitlines()[0], run.resolved)
     run.console.fail(check.line())
@@ -115,7 +92,7 @@ def _alone(run: Subject, report: Report, error: BaseException) -> None:
 class _EngineChecks:
     """The checks of one throw-away engine; every method is collective."""
 
-    def __init__(self, run: Subject, report: Report, bench: Bench, started: float,
+    def __init__(self, run: Setup, report: Report, bench: Bench, started: float,
                  measured: cost_checks.Cost | None) -> None:
         self.run, self.report, self.bench, self.started, self.measured = run, report, bench, started, measured
         self.rows = bench.rows(max(1, min(run.resolved.micro_batch, _TOKENS // run.options.max_seq_len)))
@@ -182,7 +159,7 @@ class _EngineChecks:
     def _judge_cost(self, cost: cost_checks.Cost, scaled: cost_checks.Cost) -> None:
         """As measured, and as of the run's own micro-batch. A budget is made for as many sessions as it takes."""
         run = self.run
-        left = run.seconds_left if run.options.budget is None else None
+        left = run.stop.seconds_left if run.options.budget is None else None
         self.report.add(cost_checks.judge_memory(cost, run.device, run.resolved))
         self.report.add(cost_checks.judge_speed(scaled, run.resolved.accumulation, self._pace(), left))
 
