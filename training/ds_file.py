@@ -47,17 +47,17 @@ def run_defaults(config: dict, known_flags: Collection[str]) -> dict:
     block = config.get(OWN_BLOCK) or {}
     if not isinstance(block, dict):
         raise UserError(f'{OWN_BLOCK}: must be a block of flags and their values, such as {{"ep_size": 2}}')
-    problems = []
+    problems, flags = [], []
     for flag, value in block.items():
         if flag not in known_flags:
             guess = nearest(flag, known_flags)
+            flags = flags if guess else [f"the flags are {', '.join(sorted(known_flags))}."]
             hint = f"; did you mean {guess}?" if guess else ""
             name = printable(flag, _MOST_SHOWN)
             problems.append(f"{OWN_BLOCK}.{name}: train.py has no flag --{name}{hint}")
         elif isinstance(value, (dict, list)) or (isinstance(value, str) and len(value) > _LONGEST_FLAG):
             problems.append(f"{OWN_BLOCK}.{flag}: must be a single value, as after --{flag}")
     if problems:
-        flags = [] if block.keys() <= set(known_flags) else [f"the flags are {', '.join(sorted(known_flags))}."]
         raise UserError("\n".join([*problems[:MOST_LISTED], *flags]))
     return {flag: value for flag, value in block.items() if value is not None}
 
