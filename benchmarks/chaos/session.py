@@ -79,6 +79,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def _as_at_a_terminal() -> None:
+    """A harness started in the background ignores Ctrl-C; what it starts must not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Session:
     """`deepspeed --num_gpus N train.py FLAGS` in a process group of its own; its output goes to `log`."""
 
@@ -94,7 +99,7 @@ class Session:
         with log.open("w", encoding="utf-8") as file:
             self.runner = subprocess.Popen(
                 [str(word) for word in command], cwd=folder, stdin=subprocess.DEVNULL, stdout=file,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_as_at_a_terminal,
                 env=inherited | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
                                  MARK: self.mark} | (environment or {}))
 
