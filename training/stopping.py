@@ -52,7 +52,7 @@ class StopRequest:
         self.console, self.together = console, together
         self.reason: str | None = None
         self.deadline: float | None = None  # of time.monotonic()
-        self.when_asked: list[Callable[[], None]] = []  # called once, perhaps inside a signal handler: be brief
+        self.when_asked: list[Callable[[], None]] = []  # or when all is done; perhaps in a signal handler: be brief
         self._asked_at: float | None = None
         self._phase = "set-up"  # then "loop", then "end"
         self._raised = self._listening = self._waking = False
@@ -130,6 +130,8 @@ class StopRequest:
     def leave_loop(self) -> None:
         """Everything is saved: signals change nothing any more."""
         self._phase = "end"
+        for call in self.when_asked:
+            call()
 
     @property
     def in_set_up(self) -> bool:
