@@ -73,10 +73,9 @@ def _filled(work: Workplace, journal: Journal, disk: Path, reference: Path, leav
         trial.expect(not session.ended or not leave, f"it gave up: {session.output[-300:]}")
         ballast.unlink()
         status = session.wait_end()
-        told = [line.strip() for line in session.output.splitlines()
-                if "no space" in line.lower() or "disk" in line.lower() or "free" in line.lower()]
+        told = [line.strip() for line in session.said if "no space" in line.lower()]
         trial.expect(told, "no line speaks of the disk")
-        trial.facts |= {"exit status": status, "said": told[0][:200] if told else None}
+        trial.facts |= {"exit status": status, "said": told[0][:240] if told else None}
         trial.expect("Traceback" not in session.output, "a traceback on the terminal")
     if status != 0:
         started = time.monotonic()
@@ -99,10 +98,9 @@ def _too_small(work: Workplace, journal: Journal, disk: Path, size: int) -> None
     fill(disk, size // 2)
     with work.session(work.flags(disk / "run"), "disk-small") as session:
         session.wait_until(lambda: STEP_LINE.search(session.output))
-        head = session.output.partition("\nstep ")[0]
-        told = [line.strip() for line in head.splitlines() if "free" in line.lower() or "room" in line.lower()]
+        told = [line.strip() for line in session.said if "room" in line and not line.startswith("step ")]
         trial.expect(told, "no line speaks of the room before the first step")
         trial.facts = {"log": session.log.name, "exit status": session.runner.poll(),
-                       "said": told[0][:200] if told else None}
+                       "said": told[0][:240] if told else None}
         trial.expect("Traceback" not in session.output, "a traceback on the terminal")
     journal.add(trial)

@@ -49,7 +49,7 @@ def _stop(work: Workplace, journal: Journal) -> None:
     session = _session(work, run_folder, [row], "--on_divergence", "stop")
     status, output = session.runner.returncode, session.output
     newest = checkpoints(run_folder)[-1]
-    trial.facts = {"log": session.log.name, "exit status": status, "said": _told(output)}
+    trial.facts = {"log": session.log.name, "exit status": status, "said": _told(session)}
     trial.expect(status not in (0, None), f"exit status {status}")
     for part, what in ((f"{BAD_STEP + 1}", "the step"), (newest.name, "the last good checkpoint"),
                        (f"{row}", "the row")):
@@ -85,7 +85,7 @@ def _too_often(work: Workplace, journal: Journal) -> None:
     run_folder = work.fresh("given-up")
     rows = [row for step in range(BAD_STEP, work.pace.steps) for row in rows_of_step(work, step)]
     session = _session(work, run_folder, rows, "--on_divergence", "rollback", "--max_rollbacks", 2)
-    trial.facts = {"log": session.log.name, "exit status": session.runner.returncode, "said": _told(session.output)}
+    trial.facts = {"log": session.log.name, "exit status": session.runner.returncode, "said": _told(session)}
     trial.expect(session.runner.returncode not in (0, None), f"exit status {session.runner.returncode}")
     trial.expect("--max_rollbacks" in session.output, "no line says that --max_rollbacks is used up")
     trial.expect("Traceback" not in session.output, "a traceback on the terminal")
@@ -93,7 +93,7 @@ def _too_often(work: Workplace, journal: Journal) -> None:
 
 
 def _finished(trial: Trial, session: Session, run_folder: Path, work: Workplace) -> None:
-    trial.facts = {"log": session.log.name, "said": _told(session.output)}
+    trial.facts = {"log": session.log.name, "said": _told(session)}
     trial.expect(session.runner.returncode == 0, f"exit status {session.runner.returncode}: {session.output[-300:]}")
     if session.runner.returncode == 0:
         summary = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
@@ -104,6 +104,6 @@ def _finished(trial: Trial, session: Session, run_folder: Path, work: Workplace)
                      "a loss that is no number stayed in metrics.jsonl")
 
 
-def _told(output: str) -> str | None:
-    lines = [line.strip() for line in output.splitlines() if "DIVERGED" in line or "gone back" in line]
-    return lines[0][:240] if lines else None
+def _told(session: Session) -> str | None:
+    lines = [line.strip() for line in session.said if "DIVERGED" in line or line.startswith("  back at")]
+    return "; then ".join(lines[:2])[:500] if lines else None

@@ -1,4 +1,9 @@
-"""A run carried over other numbers of processes and other placements of its experts."""
+"""A run carried over other numbers of processes and other placements of its experts.
+
+Sums then come in another order, and rounding (1e-7) is all that may differ. Training amplifies it: a token whose second
+expert is nearly its third goes elsewhere, and at a high rate the curves drift apart with or without an interruption. So
+the rate is a low one here, and the first trial is the yardstick: one process from start to end.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +16,11 @@ from benchmarks.chaos.record import Journal, Trial
 from benchmarks.chaos.workplace import Workplace
 
 CATEGORY = "other numbers of processes"
-LIMIT = 1e-4  # largest difference allowed in a loss (nats) and in a weight: rounding, in another order of sums
+RATE = "optimizer.params.lr=1e-4"
+LIMIT = 1e-4  # largest difference allowed in a loss (nats) and in a weight
 # (processes, ep_size) of each session, and the share of the steps after which it is stopped
 CARRIED = {
+    "1 process from start to end": (((1, 1), 1.0),),
     "2, 1, 4, 2 processes": (((2, 1), 0.25), ((1, 1), 0.5), ((4, 1), 0.75), ((2, 1), 1.0)),
     "ep_size 1, 2, 1 on 2 processes": (((2, 1), 0.3), ((2, 2), 0.7), ((2, 1), 1.0)),
     "2 processes of ep_size 2, 1 process, 4 of ep_size 2": (((2, 2), 0.3), ((1, 1), 0.6), ((4, 2), 1.0)),
@@ -21,8 +28,8 @@ CARRIED = {
 
 
 def run(work: Workplace, journal: Journal, trials: int) -> None:
-    """Each way, against two processes that nothing interrupts."""
-    reference = work.reference()
+    """Each way, against two processes with ep_size 1 that nothing interrupts."""
+    reference = work.reference("reference-elastic", more=[RATE])
     for name, sessions in CARRIED.items():
         trial, run_folder = Trial(CATEGORY, name), work.fresh("carried")
         for (processes, ep_size), share in sessions:
@@ -37,7 +44,7 @@ def run(work: Workplace, journal: Journal, trials: int) -> None:
 def _carry(work: Workplace, trial: Trial, run_folder: Path, processes: int, ep_size: int, end: int) -> None:
     """One session, asked to stop at step `end` unless that is the last."""
     before = compare.last_step(run_folder)
-    flags = work.flags(run_folder, "--ep_size", ep_size, processes=processes)
+    flags = work.flags(run_folder, RATE, "--ep_size", ep_size, processes=processes)
     with work.session(flags, f"{processes}-processes-ep{ep_size}", processes=processes) as session:
         if end < work.pace.steps:
             session.wait_until(lambda: compare.last_step(run_folder) >= end)
@@ -64,7 +71,7 @@ def _impossible_batch(work: Workplace, journal: Journal, reference: Path) -> Non
     """The flags of two processes on one: refused with the accumulation that would keep the batch."""
     trial = Trial(CATEGORY, "a batch that one process cannot keep is refused")
     copy = work.copy(reference, "refused")
-    with work.session(work.flags(copy, processes=2), "refused", processes=1) as session:
+    with work.session(work.flags(copy, RATE, processes=2), "refused", processes=1) as session:
         status = session.wait_end()
     said = [line for line in session.output.splitlines() if "gradient_accumulation_steps" in line]
     trial.facts = {"log": session.log.name, "exit status": status, "said": said[0].strip() if said else None}

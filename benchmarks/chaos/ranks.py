@@ -68,10 +68,9 @@ def _lost(work: Workplace, journal: Journal, base: Path, rank: int, number: int,
         trial.expect(trial.seconds_to_stop is not None and trial.seconds_to_stop <= STOP_LIMIT,
                      f"stopped after {trial.seconds_to_stop} s, limit {STOP_LIMIT:.0f}; left: {', '.join(left) or '-'}")
         trial.expect(not session.port_bound, f"port {session.port} is still bound")
-        told = [line for line in session.output.splitlines()
-                if re.search(rf"\brank {rank}\b", line) and not line.startswith("[20")]
+        told = [line for line in session.said if re.search(rf"\brank {rank}\b", line)]
         trial.expect(told, f"no line on the terminal names rank {rank}")
-        trial.facts["said"] = told[-1].strip()[:160] if told else None
+        trial.facts["said"] = told[-1].strip()[:240] if told else None
     journal.add(trial)
 
 

@@ -21,6 +21,7 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_W
                       "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE")
 STEP_LINE = re.compile(r"^step ([\d,]+)/", re.MULTILINE)
 CONTINUING = re.compile(r"continuing from (\S+) \(step ([\d,]+)")
+LAUNCHERS_LINE = re.compile(r"\[\d{4}-\d\d-\d\d ")
 LISTENING = "0A"  # a socket's state in /proc/net/tcp
 PATIENCE = 300.0  # seconds, against a hang of the harness
 
@@ -113,6 +114,11 @@ class Session:
     def output(self) -> str:
         """All that was printed so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def said(self) -> list[str]:
+        """Lines of train.py, without the launcher's."""
+        return [line for line in self.output.splitlines() if not LAUNCHERS_LINE.match(line)]
 
     @property
     def seconds(self) -> float:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGINT, SIGKILL, SIGTERM, Signals
+from signal import SIGINT, SIGKILL, SIGTERM
 
 from benchmarks.chaos import compare
 from benchmarks.chaos.picture import Line, svg
@@ -19,6 +18,10 @@ from benchmarks.chaos.workplace import ENDLESS, Pace, Workplace
 
 CATEGORY, CURVE = "asked to stop", "three interrupted sessions"
 STOP_LIMIT = 30.0
+TOLD = ("continuing", "step ", "  validation", "  saved", "stopped", "finished", "the same command")
+CUTS = ((55, SIGINT, ("group",), "Ctrl-C"), (110, SIGTERM, ("ranks",), "SIGTERM to its ranks"),
+        (175, SIGKILL, ("runner", "launch", "ranks"), "SIGKILL to everything"))
+COLOURS = ("#c0392b", "#2471a3", "#1e8449", "#7d3c98")
 REASONS = ("stopped by", "another process was asked to stop", "time limit reached", "the launcher is gone")
 LIMIT = 45  # of --time_limit, seconds
 AFTER_STEPS = 7  # of a session, between two saves
@@ -163,19 +166,19 @@ def _time_limit(work: Workplace, journal: Journal) -> None:
 def three_sessions(work: Workplace, journal: Journal) -> None:
     """A longer run, interrupted by Ctrl-C, the time limit and SIGKILL; transcript and picture go to the work folder."""
     reference = work.reference("reference-long", LONG)
-    base, transcript, ends = work.fresh("interrupted"), [], []
+    base, transcript, parts = work.fresh("interrupted"), [], []
     flags = work.flags(base, pace=LONG)
-    cuts = ((55, SIGINT, ("group",)), (110, SIGTERM, ("ranks",)), (175, SIGKILL, ("runner", "launch", "ranks")))
-    for step, number, roles in cuts:
+    for step, number, roles, words in CUTS:
         with work.session(flags, "curve") as session:
             session.wait_until(lambda at=step: compare.last_step(base) >= at)
             session.send(number, *roles)
             session.wait_gone(60)
-            ends.append(compare.last_step(base))
-            transcript.append(_told(session, f"{Signals(number).name} to {' and '.join(roles)}"))
-        shutil.copy(base / "metrics.jsonl", work.folder / f"metrics-session-{len(ends)}.jsonl")
+        parts.append(_losses(base, session))
+        transcript.append(_told(session, f"ended by {words}"))
     session = work.finish(base, "curve", pace=LONG)
-    transcript.append(_told(session, "nothing"))
+    parts.append(_losses(base, session))
+    transcript.append(_told(session, "nobody ends it"))
+    ends = [part[-1][0] for part in parts[:-1] if part]
     trial = Trial(CURVE, f"a run of {LONG.steps} steps, cut at steps {', '.join(map(str, ends))}",
                   facts={"log": session.log.name})
     trial.expect(session.runner.returncode == 0, f"exit status {session.runner.returncode}")
@@ -183,30 +186,27 @@ def three_sessions(work: Workplace, journal: Journal) -> None:
     trial.facts["largest difference of a loss"] = compare.figure_difference(base, reference, "loss")
     journal.add(trial)
     (work.folder / "three-sessions.txt").write_text("\n".join(transcript), encoding="utf-8")
-    (work.folder / "three-sessions.svg").write_text(_picture(work.folder, base, reference, len(ends)),
-                                                    encoding="utf-8")
+    (work.folder / "three-sessions.svg").write_text(_picture(parts, _losses(reference)), encoding="utf-8")
 
 
 def _told(session: Session, ended_by: str) -> str:
-    """What a session said, most of its steps left out."""
-    lines = [line for line in session.output.splitlines() if not line.startswith("[")]
+    """What a session said of where it was, most of its steps left out."""
+    lines = [line for line in session.said if line.startswith(TOLD)]
     steps = [i for i, line in enumerate(lines) if line.startswith("step ")]
-    dropped = set(steps[2:-2])
-    kept = [line for i, line in enumerate(lines) if i not in dropped and not line.startswith("  repetition")]
-    return f"$ deepspeed --num_gpus 2 train.py ...      (ended by {ended_by})\n" + "\n".join(kept) + "\n"
+    kept = [line for i, line in enumerate(lines) if i not in steps[2:-2]]
+    return f"$ deepspeed --num_gpus 2 train.py ...      ({ended_by})\n" + "\n".join(kept) + "\n"
 
 
-def _picture(folder: Path, base: Path, reference: Path, sessions: int) -> str:
+def _losses(run_folder: Path, session: Session | None = None) -> list[tuple[float, float]]:
+    """(step, training loss) of a run, or of what a session of it added."""
+    begun = (session.announced or 0) if session else 0
+    return [(row["step"], row["loss"]) for row in compare.rows(run_folder / "metrics.jsonl")
+            if row["split"] == "train" and row["step"] > begun]
+
+
+def _picture(parts: list[list[tuple[float, float]]], uninterrupted: list[tuple[float, float]]) -> str:
     """The uninterrupted curve broad and pale, what each session added thin on it."""
-
-    def points(file: Path) -> list[tuple[float, float]]:
-        return [(row["step"], row["loss"]) for row in compare.rows(file) if row["split"] == "train"]
-
-    lines = [Line("uninterrupted", "#bbb", 7, points(reference / "metrics.jsonl"))]
-    files = [folder / f"metrics-session-{n}.jsonl" for n in range(1, sessions + 1)] + [base / "metrics.jsonl"]
-    begun = 0.0
-    for number, (file, colour) in enumerate(zip(files, ("#c0392b", "#2471a3", "#1e8449", "#7d3c98"), strict=True), 1):
-        own = [point for point in points(file) if point[0] > begun]
-        lines.append(Line(f"session {number}", colour, 1.5, own))
-        begun = own[-1][0] if own else begun
+    lines = [Line("uninterrupted", "#bbb", 7, uninterrupted)]
+    lines += [Line(f"session {number}", colour, 1.5, part)
+              for number, (part, colour) in enumerate(zip(parts, COLOURS, strict=True), 1)]
     return svg(lines, "training loss of every step, nats a token", "optimizer steps")
