@@ -80,7 +80,7 @@ TOKENS = (
 def mutated_json(value: Any, choices: Choices, most: int = 4) -> Any:
     """A copy with one to `most` places changed: replaced, deleted, added to, renamed, or swapped for another's value.
     """
-    root = [copy.deepcopy(value)]
+    root = [_copied(value)]
     for _ in range(choices.integer(1, most)):
         container, key = choices.pick(_places(root))
         how = choices.integer(0, 5)
@@ -88,14 +88,22 @@ def mutated_json(value: Any, choices: Choices, most: int = 4) -> Any:
             del container[key]
         elif how == 1:
             other, other_key = choices.pick(_places(root))
-            container[key] = copy.deepcopy(other[other_key])
+            container[key] = _copied(other[other_key])
         elif how == 2 and isinstance(container, dict):
             container[str(key) + choices.pick(("s", "_", "\ud800", "\n", ".x"))] = container.pop(key)
         elif how == 3 and isinstance(container[key], (int, float)):
             container[key] = _other_number(container[key], choices)
         else:
-            container[key] = copy.deepcopy(choices.pick(JUNK))
+            container[key] = _copied(choices.pick(JUNK))
     return root[0]
+
+
+def _copied(value: Any) -> Any:
+    """None for lists in lists that have grown too deep for Python's own copying."""
+    try:
+        return copy.deepcopy(value)
+    except RecursionError:
+        return None
 
 
 def _other_number(number: float, choices: Choices) -> float:
