@@ -73,7 +73,7 @@ def _impossible_batch(work: Workplace, journal: Journal, reference: Path) -> Non
     copy = work.copy(reference, "refused")
     with work.session(work.flags(copy, RATE, processes=2), "refused", processes=1) as session:
         status = session.wait_end()
-    said = [line for line in session.output.splitlines() if "gradient_accumulation_steps" in line]
+    said = [line for line in session.said if "gradient_accumulation_steps" in line]
     trial.facts = {"log": session.log.name, "exit status": status, "said": said[0].strip() if said else None}
     trial.expect(status == 2, f"exit status {status}")
     trial.expect(said and "2" in said[0], f"no line names an accumulation of 2: {session.output[-300:]}")
