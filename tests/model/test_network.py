@@ -228,3 +228,12 @@ def test_tensors_that_are_no_weights_are_named(folder, dtype):
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(ModelConfigError, match=r"model\.safetensors does not hold .*model\.norm\.weight is "):
         load_model(folder)
+
+
+def test_a_file_too_large_for_the_memory_is_named(folder, monkeypatch):
+    def too_large(path):
+        raise MemoryError("Cannot allocate memory (os error 12)")
+
+    monkeypatch.setattr("model.saving.load_file", too_large)
+    with pytest.raises(ModelConfigError, match=r"model\.safetensors does not hold .*Cannot allocate memory"):
+        load_model(folder)
