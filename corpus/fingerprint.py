@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .files import open_regular
 from .manifest import FORMAT
 
 DEFAULT_VOCAB_SIZE = 6400
@@ -35,7 +36,7 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal; UserError if it cannot be read."""
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:

@@ -20,7 +20,7 @@ from .report import TextFigures
 from .scripts import FORMS, SCRIPTS, count_scripts, languages
 from .shards import ID_TYPE
 from .split import TRAIN, VAL
-from .tokenizer import load_tokenizer, special_ids, without_marks
+from .tokenizer import library_errors, load_tokenizer, special_ids, without_marks
 
 LENGTH_TYPE = np.dtype("<u4")
 SPLIT_NAMES = {TRAIN: "train", VAL: "val"}
@@ -84,7 +84,9 @@ def encode_documents(
     encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
     stream: list[int] = []
     ends = []
-    for encoding in encode(texts, add_special_tokens=False):
+    with library_errors("the tokenizer cannot encode the text; take another, or the one that is trained here"):
+        encodings = encode(texts, add_special_tokens=False)
+    for encoding in encodings:
         ids = encoding.ids
         if not ids or ids[0] != begin_id:
             stream.append(begin_id)

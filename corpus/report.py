@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError
+from .files import printable, read_text
 from .ladder import Ladder
 from .manifest import REPORT_NAME, Manifest
 from .scripts import FORMS, SCRIPTS
+from .shape import COUNT, EACH, NUMBER, TEXT, Maybe, fits
 
 VERSION = 1
 PERCENTILES = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "p99": 99, "max": 100}
@@ -31,6 +33,18 @@ RUNGS = {
     "bigram": "and what follows the token before",
     "trigram": "and what follows the two tokens before",
 }
+MOST_BYTES = 16 * 2**20  # of report.json, which has some kilobytes
+SHAPE = {
+    "documents": COUNT, "tokens": COUNT, "bytes": COUNT, "characters": COUNT,
+    "lengths": {"tokens": dict.fromkeys(PERCENTILES, COUNT), "histogram": {"edges": [COUNT], "counts": [COUNT]}},
+    "duplicates": {"exact": COUNT, "near": COUNT, "near_in_val": COUNT,
+                   "examples": [{"kept": TEXT, "dropped": TEXT, "similarity": NUMBER}]},
+    "repetition": Maybe({"scored": COUNT, "dropped": COUNT, "thresholds": {EACH: NUMBER}, "by_rule": {EACH: COUNT},
+                         "shares": {EACH: {EACH: NUMBER}},
+                         "examples": [{"rule": TEXT, "value": NUMBER, "text": TEXT}]}),
+    "scripts": {EACH: NUMBER}, "traditional_share": Maybe(NUMBER), "languages": {EACH: NUMBER},
+    "characters_per_token": {EACH: NUMBER}, "ladder": Maybe({EACH: {"nats": NUMBER, "bits_per_byte": NUMBER}}),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,12 +98,14 @@ def read(folder: Path) -> dict[str, Any]:
     """The report of a prepared folder; UserError if it is missing or not one of this version."""
     path = folder / REPORT_NAME
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(read_text(path, MOST_BYTES))
     except FileNotFoundError:
         raise UserError(f"{folder}: no {REPORT_NAME} here; prepare the corpus again") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); prepare the corpus again") from None
-    if not isinstance(report, dict) or report.get("version") != VERSION:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); prepare the corpus again") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({printable(error)}); prepare the corpus again") from None
+    if not isinstance(report, dict) or report.get("version") != VERSION or not fits(report, SHAPE):
         raise UserError(f"{path}: not a report of this version; prepare the corpus again")
     return report
 

@@ -426,3 +426,20 @@ def test_an_impossible_output_is_refused(tmp_path: Path, name: str) -> None:
     write_jsonl(tmp_path / "file", make_texts(40))
     with pytest.raises(UserError, match=r"cannot be the output|is a file"):
         prepare([tmp_path / "file"], tmp_path / name, vocab_size=300, workers=1, progress=None)
+
+
+def test_a_tokenizer_that_panics_on_a_long_text_is_a_sentence(tmp_path: Path, tokenizer_json: Path) -> None:
+    """Its expression takes for ever; the library gives up after ten million steps."""
+    content = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+b|(天|天)*$"}, "behavior": "Isolated", "invert": False}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, content["pre_tokenizer"]]}
+    (tmp_path / "t.json").write_text(json.dumps(content), encoding="utf-8")
+    source = write_jsonl(tmp_path / "a.jsonl", [*make_texts(40), "天" * 3000 + "地" + "a" * 3000])
+    with pytest.raises(UserError, match=r"the tokenizer cannot encode the text; take another"):
+        prepare([source], tmp_path / "out", tokenizer=tmp_path / "t.json", workers=1, repetition="keep", progress=None)
+
+
+def test_a_pipe_has_no_fingerprint(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe: cannot be read \(a pipe or a device, not a file\)"):
+        fingerprint([tmp_path / "pipe"])

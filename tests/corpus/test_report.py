@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,41 @@ def test_report_of_a_folder_made_before(prepared: Path, tmp_path: Path) -> None:
                         (("--output", "x"), "the following arguments are required: --input")):
         wrong = run_script(*flags)
         assert wrong.returncode == 2 and said in wrong.stderr
+
+
+JUNK = [None, True, -1, 10**400, float("inf"), "many", "\ud800", [], {}, [1], {"a": 1}, {"\x1b[31m": 1}]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from places(inner, (*path, key))
+
+
+def test_junk_at_any_place_of_the_file_is_refused_or_shown(prepared: Path) -> None:
+    original = (prepared / "report.json").read_text(encoding="utf-8")
+    manifest = Manifest.read(prepared)
+    refused = 0
+    for path in [path for path in places(json.loads(original)) if path]:
+        for junk in JUNK:
+            data = target = json.loads(original)
+            for key in path[:-1]:
+                target = target[key]
+            target[path[-1]] = junk
+            (prepared / "report.json").write_text(json.dumps(data), encoding="utf-8")
+            try:
+                found = report.read(prepared)
+            except UserError as error:
+                assert str(error).endswith("not a report of this version; prepare the corpus again")
+                refused += 1
+            else:
+                assert "\x1b" not in "\n".join(report.lines(manifest, found))
+    assert refused > 300
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"version": ' + "9" * 5000 + "}"])
+def test_a_report_that_chokes_python_is_refused(prepared: Path, text: str) -> None:
+    (prepared / "report.json").write_text(text)
+    with pytest.raises(UserError, match=r"report\.json: .{1,300}; prepare the corpus again$"):
+        report.read(prepared)
