@@ -28,7 +28,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from corpus.errors import UserError
+from corpus.files import printable, read_text
 from corpus.fingerprint import sha256_file
+from corpus.shape import COUNT, EACH, FLAG, NUMBER, TEXT, Maybe, fits
 from training import engine_state
 from training.disk import DiskFull
 from training.run_state import RunState
@@ -37,6 +39,17 @@ FORMAT = 2  # 1 was DeepSpeed's own files
 STATE_FILE, LATEST_FILE, PARTIAL, DISCARDED = "run_state.json", "latest", ".partial", ".discarded"
 _NAME = re.compile(r"step-(\d{8})")
 _RANK_FILE = re.compile(r"rank-(\d{5})\.safetensors")
+_MOST_BYTES = 16 * 2**20  # of run_state.json, which has some kilobytes
+_KINDS = {
+    "int": COUNT, "int | None": Maybe(COUNT), "float": NUMBER, "float | None": Maybe(NUMBER), "bool": FLAG,
+    "list[str]": [TEXT], "list[int]": [COUNT], "dict[str, int]": {EACH: COUNT}, "dict[str, Any]": {},
+}  # fmt: skip
+_SHAPE = {
+    **{field.name: _KINDS[field.type] for field in fields(RunState)},
+    "engine": {"split": {}, "global_steps": COUNT, "global_samples": COUNT, "skipped_steps": COUNT,
+               "optimizer_steps": Maybe(NUMBER), "scheduler": Maybe({}), "loss_scaler": {}},
+    "files": {EACH: {"bytes": COUNT, "sha256": TEXT}},
+}  # fmt: skip
 
 
 class NotFinite(Exception):
@@ -219,20 +232,22 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     """run_state.json, checked against its own hash and for its shape; UserError if it is not whole."""
     path = checkpoint / STATE_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, _MOST_BYTES))
         version = content.get("format", 1)
         if version != FORMAT:
-            raise UserError(f"{path} was written by another version of train.py (format {version!r}, here {FORMAT}): "
+            found = printable(repr(version), 20)
+            raise UserError(f"{path} was written by another version of train.py (format {found}, here {FORMAT}): "
                             "give another --output; its model/ can still be used")
         if content.pop("sha256") != _digest(content):
             raise UserError(f"{path} has changed since it was written (SHA-256 differs)")
-        names = list(content["files"])
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
-    if wrong := [name for name in names if not _RANK_FILE.fullmatch(name)]:
-        raise UserError(f"{path} names a file that belongs to no checkpoint: {wrong[0]!r}")
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {printable(error)})") from None
+    if not fits(content, _SHAPE):
+        raise UserError(f"{path} is not what train.py writes there")
+    if wrong := [name for name in content["files"] if not _RANK_FILE.fullmatch(name)]:
+        raise UserError(f"{path} names a file that belongs to no checkpoint: {printable(wrong[0])!r}")
     return content
 
 

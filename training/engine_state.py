@@ -125,10 +125,16 @@ def _index(opened: Iterable[Any]) -> dict[tuple[str, str], list[_Stored]]:
     index: dict[tuple[str, str], list[_Stored]] = {}
     for file in opened:
         for key in file.keys():  # noqa: SIM118 (no mapping: it has no iterator)
-            kind, name, start = key.split("|")
-            length = file.get_slice(key).get_shape()[0]
-            if kind != _LOCAL:
-                index.setdefault((kind, name), []).append(_Stored(int(start), length, file, key))
+            try:
+                kind, name, start = key.split("|")
+                if kind == _LOCAL:  # of any shape
+                    continue
+                (length,) = file.get_slice(key).get_shape()
+                stored = _Stored(int(start), length, file, key)
+            except (ValueError, SafetensorError) as error:
+                raise UserError(f"a file of the checkpoint is not one of train.py's ({error}): delete the "
+                                "checkpoint's folder to continue from the one before it") from None
+            index.setdefault((kind, name), []).append(stored)
     return index
 
 

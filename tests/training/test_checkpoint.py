@@ -1,6 +1,7 @@
 """Finding, judging and clearing away checkpoints, on folders that hold none of DeepSpeed's numbers."""
 
 import json
+import os
 from dataclasses import asdict
 
 import pytest
@@ -9,9 +10,12 @@ from safetensors.torch import save
 
 from corpus.errors import UserError
 from corpus.fingerprint import sha256_file
-from training import checkpoint
+from training import checkpoint, engine_state
 from training.checkpoint import choose, damage, find, read_state
 from training.run_state import RunState
+
+ENGINE = {"split": {"processes": 2, "ep_size": 1, "zero_stage": 2}, "global_steps": 6, "global_samples": 48,
+          "skipped_steps": 0, "optimizer_steps": 6, "scheduler": None, "loss_scaler": {}}
 
 
 def make(folder, step, **state):
@@ -23,7 +27,7 @@ def make(folder, step, **state):
         share = path / f"rank-{rank:05d}.safetensors"
         share.write_bytes(save({"master|embed|0": torch.arange(100.0) + rank}))
         files[share.name] = {"bytes": share.stat().st_size, "sha256": sha256_file(share)}
-    write_state(path, {"format": 2, **asdict(RunState(step=step, **state)), "engine": {}, "files": files})
+    write_state(path, {"format": 2, **asdict(RunState(step=step, **state)), "engine": ENGINE, "files": files})
     return path
 
 
@@ -198,3 +202,62 @@ def test_the_newest_are_kept_and_what_was_cut_off_goes(output, keep, left):
     checkpoint._prune(folder, keep)
     expected = {f"step-{step:08d}" for step in left} | {"elsewhere", "step-7", "latest"}
     assert {path.name for path in folder.iterdir()} == expected
+
+
+# --- what fuzzing has found (python -m benchmarks.fuzz --target checkpoint) -------------------------------------------
+
+
+JUNK = [None, True, -1, 1.5, 10**400, float("inf"), float("nan"), "many", "\ud800", [], {}, [1], {"a": 1}]
+SHARE = ("files", "rank-00000.safetensors")
+PLACES = [("step",), ("total_steps",), ("best_loss",), ("seconds",), ("alarms",), ("done",), ("left_out",), ("files",),
+          ("finished",), ("identity",), ("engine",), ("engine", "global_steps"), SHARE, (*SHARE, "bytes"),
+          (*SHARE, "sha256"), ("format",)]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=".".join)
+def test_junk_in_the_state_is_damage_or_harmless(output, place):
+    path = output / "checkpoints" / "step-00000012"
+    original = json.loads((path / "run_state.json").read_text())
+    for junk in [*JUNK, KeyError]:
+        content = target = json.loads(json.dumps(original))
+        for key in place[:-1]:
+            target = target[key]
+        if junk is KeyError:
+            del target[place[-1]]
+        else:
+            target[place[-1]] = junk
+        write_state(path, content)
+        wrong = damage(path)
+        if wrong is None:
+            state = read_state(path)
+            state.judge(1.0)
+            state.lost_patience(3)
+            state.batch_number(5)
+        else:
+            assert len(wrong) < 500 and wrong.isprintable()
+            assert choose(output, "auto")[0].name == "step-00000006"
+
+
+def test_a_state_that_is_no_plain_file_is_damage(output):
+    path = output / "checkpoints" / "step-00000012" / "run_state.json"
+    path.unlink()
+    os.mkfifo(path)
+    assert "cannot be read (a pipe" in damage(path.parent)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert "cannot be read (a pipe or a device" in damage(path.parent)
+    path.unlink()
+    path.touch()
+    os.truncate(path, 2**40)
+    assert "larger than 16 MB" in damage(path.parent)
+
+
+@pytest.mark.parametrize("tensors", [
+    {"master|w": torch.zeros(3)}, {"w": torch.zeros(3)}, {"master|w|x": torch.zeros(3)},
+    {"master|w|0": torch.zeros(3, 3)}, {"master|w|0": torch.tensor(1.0)},
+])
+def test_a_share_of_other_tensors_is_a_sentence(tmp_path, tensors):
+    (tmp_path / "rank-00000.safetensors").write_bytes(save(tensors))
+    with engine_state._open(tmp_path / "rank-00000.safetensors") as file, \
+            pytest.raises(UserError, match=r"not one of train\.py's"):
+        engine_state._index([file])
