@@ -12,10 +12,9 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from tokenizers import Tokenizer
-
 from corpus.errors import UserError
 from corpus.rows import evaluation_rows
+from corpus.tokenizer import load_tokenizer
 from training import checkpoint, samples
 from training.arguments import Options
 from training.disk import DiskFull
@@ -184,7 +183,7 @@ def _looks(run: Setup, bench: Bench) -> tuple[float, float]:
                                                     micro_batch=micro_batch, world=run.world, bytes_per_token=1.0))
         probing = Probing(val, run.config, seq_len=options.max_seq_len, seed=options.seed, world=run.world)
         evaluation = loss * len(rows) / len(few) + _second_time(bench, lambda: probing.figures(bench.engine))
-    tokenizer = Tokenizer.from_file(str(run.corpus.tokenizer_path))
+    tokenizer = load_tokenizer(run.corpus.tokenizer_path)
     prompts = samples.fixed_prompts(val, tokenizer, run.config)
 
     def sample() -> None:

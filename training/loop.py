@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from corpus.rows import evaluation_rows
+from corpus.tokenizer import load_tokenizer
 from model import GenerationError
 from training import checkpoint, divergence, samples
 from training.alarms import Alarm, Alarms, read_rows
@@ -48,7 +48,7 @@ class Trainer:
     def __init__(self, setup: Setup, engine: Any, state: RunState) -> None:
         self.setup, self.engine, self.state = setup, engine, state
         self.options, self.world, self.console = setup.options, setup.world, setup.console
-        self.tokenizer = Tokenizer.from_file(str(setup.corpus.tokenizer_path))
+        self.tokenizer = load_tokenizer(setup.corpus.tokenizer_path)
         self.train, self.val = setup.corpus.split("train"), setup.corpus.split("val")
         seq_len = self.options.max_seq_len
         val_rows = self.val.num_rows(seq_len) if len(self.val) else 0

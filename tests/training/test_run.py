@@ -555,7 +555,7 @@ LISTED = [
     (["train_batch_size=7"], 2, ["train_batch_size: 7 is not 4 a process", "= 8"]),
     (["fp16.enabled=true"], 2, ["fp16.enabled", "DeepSpeed refuses fp16"]),
     (["scheduler.type=Cosine", "zero_optimization.stage=3"], 2,
-     ["2 problems", "scheduler.type", "stage: DeepSpeed's expert layers"]),
+     ["2 problems", "scheduler.type", "stage: train.py reads whole weights"]),
 ]
 
 
