@@ -485,6 +485,7 @@ def train(monkeypatch, workplace, capsys):
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setattr(Console, "take_over", lambda self, log_file: None)
     monkeypatch.setattr("training.run.join", lambda world, device_kind, prepare, **more: prepare())
+    monkeypatch.setattr("training.run.told", lambda world, find_out: find_out())
     monkeypatch.setattr("training.run.set_threads", lambda world, device_kind: 1)
     monkeypatch.setattr("training.run.keep_freed_memory", lambda: None)
 
