@@ -32,7 +32,7 @@ from corpus.files import printable, read_text
 from corpus.fingerprint import sha256_file
 from corpus.shape import COUNT, EACH, FLAG, NUMBER, TEXT, Maybe, fits
 from training import engine_state
-from training.disk import DiskFull
+from training.disk import DiskFull, replace_bytes, sync
 from training.run_state import RunState
 
 FORMAT = 2  # 1 was DeepSpeed's own files
@@ -83,7 +83,7 @@ def save(engine: Any, folder: Path, state: RunState, keep_last: int, local: dict
             shutil.rmtree(partial, ignore_errors=True)
         raise
     if dist.get_rank() == 0:
-        _prune(folder, keep_last)
+        _prune(folder, name, keep_last)
     return Saved(folder / name, sum(info["bytes"] for _, info in written), time.perf_counter() - started)
 
 
@@ -128,15 +128,13 @@ def _commit(folder: Path, name: str, state: RunState, engine: Any, files: dict[s
     content = {"format": FORMAT, **asdict(state), "engine": engine_state.numbers(engine), "files": files}
     text = json.dumps(content | {"sha256": _digest(content)}, indent=2, ensure_ascii=False)
     _write(partial / STATE_FILE, text.encode() + b"\n")
-    _sync(partial)
+    sync(partial)
     if place.exists():  # a damaged one, or one that a rollback has gone back beyond
         os.replace(place, folder / (name + DISCARDED))
     os.replace(partial, place)
-    _sync(folder)
-    beside = folder / f"{LATEST_FILE}.new"
-    _write(beside, f"{name}\n".encode())
-    os.replace(beside, folder / LATEST_FILE)
-    _sync(folder)
+    sync(folder)
+    replace_bytes(folder / LATEST_FILE, [f"{name}\n".encode()])
+    sync(folder)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -146,22 +144,18 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
-    """Flush a folder's entries, without which a renamed file can be gone after a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _prune(folder: Path, keep_last: int) -> None:
-    """Keep the newest; the best weights are in the run's model/."""
-    for old in [*_checkpoints(folder)[:-keep_last], *_leftovers(folder)]:
+def _prune(folder: Path, newest: str, keep_last: int) -> None:
+    """Keep the last up to `newest`; the best weights are in the run's model/.
+
+    Those with a higher step are damaged, or of a course that the run has left by going back before them.
+    """
+    line = [path for path in _checkpoints(folder) if path.name <= newest]
+    left = [path for path in _checkpoints(folder) if path.name > newest]
+    for old in (*line[:-keep_last], *left, *_leftovers(folder)):
         shutil.rmtree(old, ignore_errors=True)
 
 

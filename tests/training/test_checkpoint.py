@@ -199,9 +199,18 @@ def test_the_state_is_read_as_it_was_written(tmp_path):
 def test_the_newest_are_kept_and_what_was_cut_off_goes(output, keep, left):
     folder = output / "checkpoints"
     (folder / "step-00000006.discarded").mkdir()
-    checkpoint._prune(folder, keep)
+    checkpoint._prune(folder, "step-00000012", keep)
     expected = {f"step-{step:08d}" for step in left} | {"elsewhere", "step-7", "latest"}
     assert {path.name for path in folder.iterdir()} == expected
+
+
+def test_what_comes_after_a_step_that_the_run_went_back_before_goes(output):
+    folder = output / "checkpoints"
+    make(folder, 8)
+    checkpoint._prune(folder, "step-00000008", 5)
+    assert step(choose(output, "auto")[0]) == 8
+    assert not (folder / "step-00000012").exists()
+    assert (folder / "step-00000006").exists()
 
 
 # --- what fuzzing has found (python -m benchmarks.fuzz --target checkpoint) -------------------------------------------
