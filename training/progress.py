@@ -18,9 +18,10 @@ class Progress:
     """Rank 0's display; does nothing on the others."""
 
     def __init__(self, console: Console, first_step: int, total_steps: int) -> None:
-        self.console, self.step, self.total, self.first = console, first_step, total_steps, first_step
-        self.shown = self.started = time.monotonic()
+        self.console, self.step, self.total = console, first_step, total_steps
+        self.shown = time.monotonic()
         self.recent_step = first_step
+        self.timed: tuple[int, float] | None = None  # the step from which on the time left is reckoned, and its end
         self.bar = tqdm(total=total_steps, initial=first_step, file=console.stream, disable=not console.interactive,
                         dynamic_ncols=True, unit="step", smoothing=0.1,
                         bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps, {remaining} left{postfix}")
@@ -30,6 +31,7 @@ class Progress:
         self.step += 1
         self.bar.update(1)
         now = time.monotonic()
+        self.timed = self.timed or (self.step, now)  # the first step compiles and allocates
         if self.console.interactive and now - self.shown >= REFRESH_SECONDS:
             speed = (self.step - self.recent_step) * tokens_per_step / (now - self.shown)
             scale = "" if loss_scale is None else f", scale {loss_scale:g}"
@@ -38,8 +40,8 @@ class Progress:
 
     def rewind(self, step: int) -> None:
         """The run has gone back to an earlier step."""
-        self.step = self.first = self.recent_step = step
-        self.shown = self.started = time.monotonic()
+        self.step = self.recent_step = step
+        self.shown, self.timed = time.monotonic(), None
         self.bar.reset()
         self.bar.update(step)
 
@@ -49,9 +51,12 @@ class Progress:
                          f"{tokens / 1e6:.2f} M tokens  {self._time_left()}")
 
     def _time_left(self) -> str:
-        done = self.step - self.first
-        left = (time.monotonic() - self.started) / done * (self.total - self.step)
-        return f"{human_time(left)} left" if self.step < self.total else "done"
+        if self.step >= self.total:
+            return "done"
+        first, since = self.timed or (self.step, 0.0)
+        if self.step == first:
+            return "(time left: after the next line)"
+        return f"{human_time((time.monotonic() - since) / (self.step - first) * (self.total - self.step))} left"
 
     def doing(self, what: str) -> None:
         """Explain a pause on the bar."""
