@@ -76,7 +76,7 @@ def _filled(work: Workplace, journal: Journal, disk: Path, reference: Path, leav
         told = [line.strip() for line in session.said if "no space" in line.lower()]
         trial.expect(told, "no line speaks of the disk")
         trial.facts |= {"exit status": status, "said": told[0][:240] if told else None}
-        trial.expect("Traceback" not in session.output, "a traceback on the terminal")
+        trial.expect(not session.traceback, "a traceback on the terminal")
     if status != 0:
         started = time.monotonic()
         session = work.finish(run_folder, "disk-again")
@@ -102,5 +102,5 @@ def _too_small(work: Workplace, journal: Journal, disk: Path, size: int) -> None
         trial.expect(told, "no line speaks of the room before the first step")
         trial.facts = {"log": session.log.name, "exit status": session.runner.poll(),
                        "said": told[0][:240] if told else None}
-        trial.expect("Traceback" not in session.output, "a traceback on the terminal")
+        trial.expect(not session.traceback, "a traceback on the terminal")
     journal.add(trial)

@@ -55,7 +55,7 @@ def _stop(work: Workplace, journal: Journal) -> None:
                        (f"{row}", "the row")):
         trial.expect(part in output, f"the report does not name {what} ({part})")
     trial.expect(int(newest.name.removeprefix("step-")) <= BAD_STEP, f"{newest.name} was saved after the fault")
-    trial.expect("Traceback" not in output, "a traceback on the terminal")
+    trial.expect(not session.traceback, "a traceback on the terminal")
     journal.add(trial)
 
 
@@ -88,7 +88,7 @@ def _too_often(work: Workplace, journal: Journal) -> None:
     trial.facts = {"log": session.log.name, "exit status": session.runner.returncode, "said": _told(session)}
     trial.expect(session.runner.returncode not in (0, None), f"exit status {session.runner.returncode}")
     trial.expect("--max_rollbacks" in session.output, "no line says that --max_rollbacks is used up")
-    trial.expect("Traceback" not in session.output, "a traceback on the terminal")
+    trial.expect(not session.traceback, "a traceback on the terminal")
     journal.add(trial)
 
 

@@ -24,7 +24,7 @@ WORDS = {"rank0": "rank 0", "rank1": "rank 1", "ranks": "both ranks", "launch": 
 MOMENTS = ("set-up", "training", "save", "evaluation", "end")
 SHARES = (0.16, 0.3, 0.3, 0.12, 0.12)
 # seconds after the moment's sign until the kill, at most; of a set-up, a share of how long the last one took
-LONGEST = {"set-up": 1.0, "training": 0.3, "save": 0.5, "evaluation": 0.5, "end": 2.5}
+LONGEST = {"set-up": 1.0, "training": 0.3, "save": 0.25, "evaluation": 0.5, "end": 2.5}
 MOST = {"set-up": 1, "training": 25, "save": 4, "evaluation": 2, "end": 1}  # signs to wait for
 FIRST_SET_UP = 15.0
 STOP_LIMIT = 60.0  # seconds in which no process may be left

@@ -22,6 +22,8 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_W
 STEP_LINE = re.compile(r"^step ([\d,]+)/", re.MULTILINE)
 CONTINUING = re.compile(r"continuing from (\S+) \(step ([\d,]+)")
 LAUNCHERS_LINE = re.compile(r"\[\d{4}-\d\d-\d\d ")
+RUNNERS_TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n  File .*/deepspeed\", line (?:.*\n)+?"
+                               r"KeyboardInterrupt\n")
 LISTENING = "0A"  # a socket's state in /proc/net/tcp
 PATIENCE = 300.0  # seconds, against a hang of the harness
 
@@ -114,6 +116,11 @@ class Session:
     def output(self) -> str:
         """All that was printed so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def traceback(self) -> bool:
+        """Whether train.py printed one; Ctrl-C lets the deepspeed command print a KeyboardInterrupt of its own."""
+        return "Traceback" in RUNNERS_TRACEBACK.sub("", self.output)
 
     @property
     def said(self) -> list[str]:

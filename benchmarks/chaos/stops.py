@@ -123,7 +123,7 @@ def _judge(trial: Trial, session: Session, base: Path, reached: int, *, orderly:
                      f"the reason is {summary.get('reason')!r}")
         trial.expect(state >= reached, f"step {reached} was reached, the checkpoint is of {state}")
         trial.expect(all(status == 0 for status in statuses), f"exit statuses of the ranks: {statuses}")
-    trial.expect("Traceback" not in session.output, "a traceback on the terminal")
+    trial.expect(not session.traceback, "a traceback on the terminal")
 
 
 def rank_statuses(output: str) -> list[int]:

@@ -21,7 +21,7 @@ from benchmarks.chaos import compare, kills
 from benchmarks.chaos.damage import DAMAGES, checkpoints, flip
 from benchmarks.chaos.picture import Line, svg
 from benchmarks.chaos.record import Journal, Trial, closing_table, read
-from benchmarks.chaos.session import MARK, find_processes, listening, role_of
+from benchmarks.chaos.session import MARK, RUNNERS_TRACEBACK, find_processes, listening, role_of
 from benchmarks.chaos.stops import rank_statuses
 from training.checkpoint import choose
 
@@ -60,6 +60,23 @@ def test_a_listening_port_is_seen_and_a_closed_one_is_not():
         taken.listen()
         assert listening(port)
     assert not listening(port)
+
+
+RUNNERS = """Traceback (most recent call last):
+  File "/venv/bin/deepspeed", line 6, in <module>
+    main()
+  File "/venv/lib/deepspeed/launcher/runner.py", line 634, in main
+    result.wait()
+KeyboardInterrupt
+"""
+OURS = RUNNERS.replace("/venv/bin/deepspeed", "train.py")
+
+
+@pytest.mark.parametrize(("text", "found"), [("step 1\n" + RUNNERS + "saved\n", ""), (RUNNERS + OURS, "Traceback"),
+                                             (OURS + RUNNERS, "Traceback")])
+def test_the_launchers_traceback_is_not_the_runs(text, found):
+    left = RUNNERS_TRACEBACK.sub("", text)
+    assert ("Traceback" in left) == bool(found)
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------
