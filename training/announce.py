@@ -72,4 +72,5 @@ def sum_up(trainer: Trainer, reason: str) -> None:
     console.say(f"model: {setup.output}/model   curves: tensorboard --logdir {setup.output}/tensorboard   "
                 f"verdict: python diagnose.py --checkpoint {setup.output}")
     if not state.finished:
-        console.say("the same command continues the run")
+        console.say("the same command continues the run" if setup.options.resume == "auto" else
+                    "the same command with --resume auto continues the run")

@@ -65,8 +65,12 @@ class Saved:
     seconds: float
 
 
-def save(engine: Any, folder: Path, state: RunState, keep_last: int, local: dict[str, Tensor]) -> Saved:
+def save(engine: Any, folder: Path, state: RunState, keep_last: int, local: dict[str, Tensor],
+         known_whole: Path | None = None) -> Saved:
     """Write checkpoint `step-N` under `folder`; a collective call. `local` are this rank's own numbers, by name.
+
+    More than `keep_last` are cleared away before, too, counted from the one that is `known_whole`: a run that was
+    killed before it could do so may have left no room for another.
 
     Raises NotFinite or DiskFull on every rank, with nothing changed, if the weights are not finite or a rank cannot
     write.
@@ -74,7 +78,7 @@ def save(engine: Any, folder: Path, state: RunState, keep_last: int, local: dict
     started = time.perf_counter()
     name = f"step-{state.step:08d}"
     partial = folder / (name + PARTIAL)
-    _together(lambda: dist.get_rank() or _empty(partial), partial)  # rank 0 alone
+    _together(lambda: dist.get_rank() or _empty(partial, keep_last, known_whole), partial)  # rank 0 alone
     try:
         written = _together(lambda: _write_share(engine, partial, local), partial)
         _together(lambda: dist.get_rank() or _commit(folder, name, state, engine, dict(written)), partial)
@@ -104,9 +108,13 @@ def _together(work: Callable[[], Any], path: Path) -> list[Any]:
     return [what for _, what in parts]
 
 
-def _empty(partial: Path) -> None:
-    for leftover in _leftovers(partial.parent):
-        shutil.rmtree(leftover, ignore_errors=True)
+def _empty(partial: Path, keep_last: int, known_whole: Path | None) -> None:
+    folder = partial.parent
+    before = [path for path in _checkpoints(folder) if known_whole and path.name <= known_whole.name]
+    if known_whole and known_whole.parent.resolve() != folder.resolve():
+        before = []
+    for old in (*before[:-keep_last], *_leftovers(folder)):
+        shutil.rmtree(old, ignore_errors=True)
     partial.mkdir(parents=True)
 
 
@@ -174,14 +182,22 @@ def damage(checkpoint: Path) -> str | None:
         content = _read(checkpoint)
     except UserError as error:
         return str(error)
-    for name, info in content["files"].items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{path} is missing"
-        if path.stat().st_size != info["bytes"]:
-            return f"{path} has {path.stat().st_size:,} bytes instead of {info['bytes']:,}"
-        if sha256_file(path) != info["sha256"]:
-            return f"{path} has changed since it was written (SHA-256 differs)"
+    try:
+        found = (_damage_of(checkpoint / name, info) for name, info in content["files"].items())
+        return next(filter(None, found), None)
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror or error})"
+    except UserError as error:
+        return str(error)
+
+
+def _damage_of(path: Path, info: dict[str, Any]) -> str | None:
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.stat().st_size != info["bytes"]:
+        return f"{path} has {path.stat().st_size:,} bytes instead of {info['bytes']:,}"
+    if sha256_file(path) != info["sha256"]:
+        return f"{path} has changed since it was written (SHA-256 differs)"
     return None
 
 
@@ -214,12 +230,15 @@ def find(output: Path, resume: str) -> list[Path]:
                             "--output, or delete the folder")
         return []
     path = Path(resume)
-    if (path / STATE_FILE).is_file():
-        return [path]
-    if found := _checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path):
-        return found
-    raise UserError(f"--resume {resume}: no checkpoint there; give a folder such as "
-                    "runs/NAME/checkpoints/step-00001000")
+    found = [path] if (path / STATE_FILE).is_file() else _checkpoints(
+        path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    if not found:
+        raise UserError(f"--resume {resume}: no checkpoint there; give a folder such as "
+                        "runs/NAME/checkpoints/step-00001000")
+    if own and own[-1].name > found[-1].resolve().name:  # the same command again must not undo what it has done
+        raise UserError(f"--resume {resume}: {output} has gone on to {own[-1].name} already: --resume auto continues "
+                        "there; to train on from an older checkpoint give another --output")
+    return found
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -233,6 +234,13 @@ def told(world: World, find_out: Callable[[], Any]) -> Any:
     if parts[0] == ["failed"]:
         raise SystemExit(2)
     return parts[0][1]
+
+
+def check_shared(output: Path, exists: bool) -> None:
+    """Every rank writes its share of a checkpoint into the run's folder, which rank 0 has made."""
+    if not exists:
+        raise UserError(f"{output} on {socket.gethostname()} is not the folder of that name on the first machine: put "
+                        "the run on a file system that all machines share")
 
 
 def check_visible(path: str, exists: bool) -> None:

@@ -6,6 +6,7 @@ run's log.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 import traceback
@@ -69,9 +70,11 @@ class _Ending:
             except StoppedEarly as order:
                 return self.stopped(order)
         self.stop.leave_loop()
-        if self.rank == 0:
+        # before the ranks have met, the first process of another machine has nobody to tell it to
+        speaks = self.rank == 0 or (not self.watchdog.together and os.environ.get("LOCAL_RANK") == "0")
+        if speaks:
             self.console.fail(f"train.py: {error}")
-        self.watchdog.leave("failed", status=2, why=str(error), said=self.rank == 0)
+        self.watchdog.leave("failed", status=2, why=str(error), said=speaks)
         return 2
 
     def failed(self, error: Exception) -> int:

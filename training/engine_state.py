@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -51,10 +52,16 @@ def numbers(engine: Any) -> dict[str, Any]:
     return {
         "split": split(engine), "global_steps": engine.global_steps, "global_samples": engine.global_samples,
         "skipped_steps": engine.skipped_steps,
-        "optimizer_steps": max((place[key] for place, key in counters(engine)), default=None),
+        "optimizer_steps": _optimizer_steps(engine),
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "loss_scaler": {name: getattr(scaler, name) for name in _SCALER if hasattr(scaler, name)},
     }
+
+
+def _optimizer_steps(engine: Any) -> int | None:
+    """How often the optimizer has stepped, by its own count; PyTorch's keeps a tensor, DeepSpeed's a number."""
+    counted = [int(piece.values.max()) for piece in pieces(engine) if piece.kind == STEP]
+    return max(counted + [int(place[key]) for place, key in counters(engine)], default=None)
 
 
 def split(engine: Any) -> dict[str, Any]:
@@ -74,9 +81,11 @@ def restore(engine: Any, files: list[Path], saved: dict[str, Any], *, step: int,
         opened = {path: stack.enter_context(_open(path)) for path in files}
         index = _index(opened.values())
         create_states(engine, {kind for kind, _ in index})
+        own = pieces(engine)
         with torch.no_grad():
-            for piece in pieces(engine):
-                _fill(piece, index)
+            for piece in own:
+                _fill(piece, index, saved["optimizer_steps"] or 0)
+        _check_all_read({kind for kind, _ in index}, {piece.kind for piece in own})
         local = [dict(_local(opened[path])) for path in local_files]
     _restore_numbers(engine, saved, step)
     publish_masters(engine)
@@ -138,11 +147,23 @@ def _index(opened: Iterable[Any]) -> dict[tuple[str, str], list[_Stored]]:
     return index
 
 
-def _fill(piece: Piece, index: dict[tuple[str, str], list[_Stored]]) -> None:
+def _check_all_read(stored: set[str], found: set[str]) -> None:
+    """No state may be left behind in silence; collective, for a rank may hold no part of a small group."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, found)
+    if left := stored - {STEP}.union(*parts):
+        raise UserError(f"the checkpoint holds {', '.join(sorted(left))}, which the optimizer has no place for: it was "
+                        "made with another optimizer")
+
+
+def _fill(piece: Piece, index: dict[tuple[str, str], list[_Stored]], optimizer_steps: int) -> None:
     """Copy what is stored of a piece into it."""
     stored = index.get((piece.kind, piece.name), [])
     if piece.kind == STEP:
         stored = stored[:1]  # the same number wherever it stands
+        if not stored:  # an Adam that counts otherwise wrote it
+            piece.values.fill_(optimizer_steps)
+            return
     missing = piece.values.numel()
     for run in stored:
         first, last = max(piece.start, run.start), min(piece.start + piece.values.numel(), run.start + run.length)

@@ -151,6 +151,11 @@ def create_states(engine: Any, kinds: set[str]) -> None:
             flat = base.param_groups[index]["params"][0]
             # DeepSpeed turns it into the gradients' type at the next step
             base.state[flat][MOMENTUM] = torch.zeros(sum(p.numel() for p in parameters), device=flat.device)
+    if MOMENTUM in kinds and hasattr(engine.optimizer, "fp32_groups_flat_partition"):
+        for group in base.param_groups:  # the bf16 optimizer makes Muon's momentum in its own step, for its partition
+            if group.get("use_muon"):
+                for flat in group["params"]:
+                    base.state[flat].setdefault(MOMENTUM, torch.zeros_like(flat))
 
 
 def publish_masters(engine: Any) -> None:

@@ -19,7 +19,7 @@ from training import checkpoint, divergence, samples
 from training.alarms import Alarm, Alarms, read_rows
 from training.checkpoint import NotFinite
 from training.data import SampleStream
-from training.disk import DiskFull
+from training.disk import DiskFull, checkpoint_bytes
 from training.distributed import any_rank, sum_over_ranks, told
 from training.divergence import Diverged, Watch
 from training.engine import learning_rate, loss_scale
@@ -39,6 +39,7 @@ from training.window import Window
 
 _SAVE_SECONDS = 300.0  # without a sign of progress it is stuck; a file system may have a bad day
 _SAVE_MARGIN, _ENDING_SECONDS = 1.5, 3.0  # of the longest save so far; to sum up and to leave
+_DISK_SPEED = 100e6  # bytes a second, written, flushed and read back; assumed of a slow disk
 _SAMPLED = "sampled:"  # what marks the weight sample among a rank's own numbers in a checkpoint
 
 
@@ -70,6 +71,8 @@ class Trainer:
         self.last_evaluation: Evaluation | None = None
         self.rate = 0.0  # that the latest step was taken with
         self.saved_step: int | None = None
+        self.last_good: Path | None = None  # the checkpoint that was written or loaded last
+        self.save_estimate = checkpoint_bytes(setup.config, setup.resolved) / _DISK_SPEED  # until one was measured
         self.doing, self.warm = "training", False  # what this rank does; whether it has made a step in this session
         self.slowest = 0.0  # seconds of a part that does not end early when it is asked to: a step, a sample
         self.earlier_seconds = state.wall_seconds  # of other sessions
@@ -85,7 +88,7 @@ class Trainer:
                                   if name.startswith(_SAMPLED)})
         else:
             self.weights.snapshot()
-        self.saved_step = self.state.step
+        self.saved_step, self.last_good = self.state.step, found
 
     def fit(self) -> str:
         """Train to the end or until asked to stop; returns the reason, for people and for summary.json.
@@ -99,12 +102,22 @@ class Trainer:
             self._look()  # what the interruption kept from being done
         self.state.finished = False
         reason = self._reason_to_stop()
-        while self.state.step < self.total_steps and not reason:
+        while not self._ended(reason):
             self._step_or_go_back()
             reason = self._reason_to_stop()
-        self.state.finished = not reason
-        self._finish()
         return reason or "finished"
+
+    def _ended(self, reason: str | None) -> bool:
+        """Whether the run has come to an end, and all is kept. Not if what was to be kept is not finite."""
+        if self.state.step < self.total_steps and not reason:
+            return False
+        self.state.finished = not reason
+        try:
+            self._finish()
+        except NotFinite:
+            self._go_back_from_bad_weights()
+            return False
+        return True
 
     def _step_or_go_back(self) -> None:
         """A step and what comes after it, unless the numbers go wrong."""
@@ -114,8 +127,11 @@ class Trainer:
                 return
             self._after_step()
         except NotFinite:
-            self.state.step -= 1
-            self._diverged("the weights are not finite")
+            self._go_back_from_bad_weights()
+
+    def _go_back_from_bad_weights(self) -> None:
+        self.state.step -= 1
+        self._diverged("the weights are not finite")
 
     def _before_first_step(self) -> None:
         """Where training starts from, to see later how far it has come."""
@@ -136,7 +152,8 @@ class Trainer:
     def _asked_to_stop(self) -> bool:
         """Collective. The time limit leaves room for what is under way and for the save after it."""
         self.setup.watchdog.tick(self.doing)
-        self.setup.stop.reserve(_SAVE_MARGIN * self.state.save_seconds + self.slowest + _ENDING_SECONDS)
+        save = self.state.save_seconds or self.save_estimate
+        self.setup.stop.reserve(_SAVE_MARGIN * save + self.slowest + _ENDING_SECONDS)
         return any_rank(self.setup.stop.wanted, self.engine.device)
 
     def _now(self, doing: str, at_least: float = 0.0) -> None:
@@ -198,6 +215,7 @@ class Trainer:
             if self._asked_to_stop() or not work():
                 return
             self.state.done[name] = self.state.step
+            self.saved_step = None  # of a run that continues: it would have to be done again
             if name == "sample":
                 self.slowest = max(self.slowest, time.perf_counter() - started)
 
@@ -266,6 +284,7 @@ class Trainer:
         self.last_evaluation = result
         before = replace(self.state)
         best = self.state.judge(result.loss)
+        started = time.perf_counter()
         self.progress.evaluated(result.loss, result.bits_per_byte, self.setup.corpus.ladder, best)
         figures = self._repetition()
         if self.metrics:
@@ -276,6 +295,7 @@ class Trainer:
         if best and not self._export():
             # not kept, so not the one that later ones have to beat
             self.state.best_loss, self.state.best_step = before.best_loss, before.best_step
+        self.slowest = max(self.slowest, time.perf_counter() - started)
         return True
 
     def _repetition(self) -> dict[str, Any]:
@@ -336,12 +356,12 @@ class Trainer:
             self.metrics.sync()  # nothing that the checkpoint has behind it may be missing after a return to it
         try:
             saved = checkpoint.save(self.engine, self.setup.checkpoints, self.state, self.options.keep_last,
-                                    self._local())
+                                    self._local(), self.last_good)
         except DiskFull as error:
             self.console.say(f"  NOT SAVED: {error}; the checkpoints before it are whole, and saving is tried again "
                              f"after {self.options.save_interval:,} steps")
             return False
-        self.saved_step = self.state.step
+        self.saved_step, self.last_good = self.state.step, saved.path
         self.state.save_seconds = max(0.5 * self.state.save_seconds, saved.seconds)
         self.console.say(f"  saved {saved.path} ({saved.bytes / 1e6:,.1f} MB in {saved.seconds:.1f} s)")
         return True
@@ -353,10 +373,14 @@ class Trainer:
 
     def _finish(self) -> None:
         """A last checkpoint, and a model even where there is no validation split to choose one by."""
-        if self.state.step and self.state.best_loss is None:
-            self._export()
-        if self.state.step and self.saved_step != self.state.step and not self._save():
+        if not self.state.step:
+            return
+        if self.saved_step != self.state.step and not self._save():
             self.console.say("  make room and start again: the same command continues from the last checkpoint")
+        # a run that was begun from a checkpoint of another may never have had a best model of its own
+        model = self.setup.output / "model" / "model.safetensors"
+        if self.state.best_loss is None or told(self.world, lambda: not model.is_file()):
+            self._export()
 
     def close(self) -> None:
         """Let go of the terminal and the files."""
@@ -386,17 +410,20 @@ class Trainer:
 
     def _roll_back(self, batch: int) -> None:
         """To the last good checkpoint. The batch is left out; if that was not enough, all since the checkpoint are."""
-        found, _ = self._newest()
+        found, before = self.last_good, self.state
         if found is None:
             raise Diverged("there is no checkpoint to go back to")
-        left_out, rollbacks, running = self.state.left_out, self.state.rollbacks, self.state.wall_seconds
+        if wrong := told(self.world, lambda: checkpoint.damage(found)):
+            raise Diverged(f"the checkpoint to go back to is damaged: {wrong}")
         if not self.watch.stepped:
             self.engine.step()  # DeepSpeed lets go of the gradients; the weights are replaced in a moment
-        self.state = checkpoint.read_state(found)
-        first = self.state.batch_number(self.state.step)
-        again = any(first <= number <= batch for number in left_out)
-        self.state.left_out = sorted({*left_out, *(range(first, batch + 1) if again else (batch,))})
-        self.state.rollbacks, self.state.wall_seconds = rollbacks + 1, running
+        then = checkpoint.read_state(found)
+        first = then.batch_number(then.step)
+        again = any(first <= number <= batch for number in before.left_out)
+        self.state = replace(
+            then, left_out=sorted({*before.left_out, *(range(first, batch + 1) if again else (batch,))}),
+            rollbacks=before.rollbacks + 1, wall_seconds=before.wall_seconds, total_steps=before.total_steps,
+            identity=before.identity, ds_config=before.ds_config)
         self.watch.bad_losses = 0
         self.resume(found)
         if self.metrics:
@@ -408,12 +435,8 @@ class Trainer:
         self.console.say(f"  back at {found} (rollback {self.state.rollbacks}, at most {self.options.max_rollbacks}); "
                          f"left out: {batches}")
 
-    def _newest(self) -> tuple[Path | None, list[str]]:
-        return told(self.world, lambda: checkpoint.choose(self.setup.output, "auto"))
-
     def _last_good(self) -> str:
-        found, _ = self._newest()
-        return f"the last good checkpoint is {found}" if found else "there is no checkpoint before it"
+        return f"the last good checkpoint is {self.last_good}" if self.last_good else "there is no checkpoint before it"
 
 
 def _alarms(setup: Setup, state: RunState) -> Alarms:

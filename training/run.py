@@ -19,7 +19,7 @@ from training.announce import announce, room_on_disk, sum_up
 from training.arguments import Options
 from training.console import Console
 from training.device import Device, detect
-from training.distributed import World, check_visible, join, keep_freed_memory, set_threads, told
+from training.distributed import World, check_shared, check_visible, join, keep_freed_memory, set_threads, told
 from training.ds_config import Resolved, RunFacts, load, resolve, run_defaults
 from training.ending import guarded
 from training.lock import RunLock
@@ -75,6 +75,7 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
     folder = Path(join(world, device.kind, lambda: str(_prepare(options, device, console)),
                        enter=lambda: lock.acquire(console.say), watchdog=watchdog))
     check_visible(str(folder), folder.is_dir())
+    check_shared(output, lock.path.is_file())
     corpus = Corpus.open(folder, verify="hash" if world.rank == 0 else "size")
     config = _model_config(options, corpus)
     rows = corpus.split("train").num_rows(options.max_seq_len)

@@ -82,6 +82,30 @@ def test_a_path_is_a_checkpoint_or_a_folder_of_them(output, tmp_path, given, fou
     assert step(choose(tmp_path / "another", str(tmp_path / given))[0]) == found
 
 
+def test_a_path_does_not_undo_what_came_after(output):
+    with pytest.raises(UserError, match="has gone on to step-00000012 already"):
+        find(output, str(output / "checkpoints" / "step-00000006"))
+    assert step(choose(output, str(output / "checkpoints"))[0]) == 12
+
+
+def test_what_cannot_be_read_is_damage(output, monkeypatch):
+    def broken(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(checkpoint, "sha256_file", broken)
+    assert "rank-00000.safetensors cannot be read (Input/output error)" in damage(output / "checkpoints/step-00000012")
+
+
+@pytest.mark.parametrize(("keep", "known", "left"), [(1, 12, [12]), (2, 12, [6, 12]), (1, 6, [6, 12]),
+                                                     (1, None, [6, 12])])
+def test_room_is_made_before_a_checkpoint_is_written(output, keep, known, left):
+    folder = output / "checkpoints"
+    whole = None if known is None else folder / f"step-{known:08d}"
+    checkpoint._empty(folder / "step-00000018.partial", keep, whole)
+    assert {path.name for path in checkpoint._checkpoints(folder)} == {f"step-{step:08d}" for step in left}
+    assert list((folder / "step-00000018.partial").iterdir()) == []
+
+
 @pytest.mark.parametrize("given", ["nowhere", "run/checkpoints/step-7", "run/checkpoints/latest"])
 def test_a_path_without_a_checkpoint(output, tmp_path, given):
     with pytest.raises(UserError, match="no checkpoint there"):

@@ -486,6 +486,7 @@ def train(monkeypatch, workplace, capsys):
     monkeypatch.setattr(Console, "take_over", lambda self, log_file: None)
     monkeypatch.setattr("training.run.join", lambda world, device_kind, prepare, **more: prepare())
     monkeypatch.setattr("training.run.told", lambda world, find_out: find_out())
+    monkeypatch.setattr("training.run.check_shared", lambda output, exists: None)
     monkeypatch.setattr("training.run.set_threads", lambda world, device_kind: 1)
     monkeypatch.setattr("training.run.keep_freed_memory", lambda: None)
 
@@ -661,6 +662,14 @@ def test_a_checkpoint_given_by_path_is_judged_too(complaint, flags, finished_run
     path = "runs/two/checkpoints/step-00000006"
     message = one_line(complaint(flags("runs/fresh", "--resume", path, "--num_hidden_layers", "3")))
     assert message.startswith(f"{path} belongs to another run (model.num_hidden_layers: 2 then, 3 now)")
+
+
+@slow
+def test_going_back_to_an_older_checkpoint_does_not_undo_what_came_after(complaint, flags, finished_run):
+    message = one_line(complaint(flags("runs/two", "--resume", "runs/two/checkpoints/step-00000006")))
+    assert "runs/two has gone on to step-00000012 already" in message
+    assert "--resume auto" in message
+    assert "another --output" in message
 
 
 def test_a_run_may_not_be_written_into_the_corpus(complaint, tmp_path):

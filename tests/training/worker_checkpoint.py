@@ -47,6 +47,8 @@ CASES: dict[str, tuple[str, ModelConfig, tuple[str, ...]]] = {
     "muon fp32 stage 2": ("t4x2_muon", MOE, FP32),
     "muon fp32 stage 2 split": ("t4x2_muon", SPLIT, FP32),
     "muon bf16 stage 1": ("t4x2_muon", MOE, BF16 + stage(1)),
+    "muon bf16 stage 1 wide gradients": ("t4x2_muon", DENSE, (*BF16, *stage(1), "data_types.grad_accum_dtype=fp32")),
+    "bf16 stage 1 wide gradients": ("t4x2", MOE, (*BF16, *stage(1), "data_types.grad_accum_dtype=fp32")),
     "muon bf16 stage 2": ("t4x2_muon", MOE, BF16),
     "muon fp16 stage 2": ("t4x2_muon", MOE, FP16),
 }
