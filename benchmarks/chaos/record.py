@@ -99,6 +99,48 @@ def _most(values: Sequence[float | None]) -> float | None:
 
 
 def detail_table(trials: Sequence[Trial]) -> str:
+    """Markdown: a line a trial; columns that none of them fills are left out."""
+    columns: dict[str, list[str | None]] = {
+        "trial": [f"{trial.name}{'' if trial.survived else ' **FAILED**'}" for trial in trials],
+        "steps lost": [None if trial.steps_lost is None else str(trial.steps_lost) for trial in trials],
+        "seconds to stop": [None if trial.seconds_to_stop is None else f"{trial.seconds_to_stop:.1f}"
+                            for trial in trials],
+        "found": [_found(trial) for trial in trials]}
+    filled = {name: values for name, values in columns.items() if any(values)}
+    lines = [" | ".join(["", *filled, ""]).strip(), "|" + "---|" * len(filled)]
+    lines += [" | ".join(["", *(value or "-" for value in row), ""]).strip()
+              for row in zip(*filled.values(), strict=True)]
+    return "\n".join(lines)
+
+
+def _found(trial: Trial) -> str | None:
+    found = ", ".join(f"{name} {_short(value)}" for name, value in trial.facts.items() if name != "log")
+    return "; ".join([*trial.problems, *([found] if found else [])]) or None
+
+
+def grouped_table(trials: Sequence[Trial], fact: str) -> str:
+    """Markdown: a line for each value of a fact."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        if fact in trial.facts:
+            groups.setdefault(str(trial.facts[fact]), []).append(trial)
+    return "\n".join([f"| {fact} | tried | survived | steps lost at most | seconds to stop at most |",
+                      "|---|---|---|---|---|", *(_row(name, groups[name]) for name in sorted(groups))])
+
+
+def _row(name: str, trials: Sequence[Trial]) -> str:
+    lost = _most([trial.steps_lost for trial in trials])
+    seconds = _most([trial.seconds_to_stop for trial in trials])
+    return (f"| {name} | {len(trials)} | {sum(trial.survived for trial in trials)} | {'-' if lost is None else lost} | "
+            f"{'-' if seconds is None else f'{seconds:.1f}'} |")
+
+
+def _most(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return max(known) if known else None
+
+
+def detail_table(trials: Sequence[Trial]) -> str:
     """Markdown: a line a trial."""
     lines = ["| trial | steps lost | seconds to stop | found |", "|---|---|---|---|"]
     for trial in trials:

@@ -11,10 +11,12 @@ from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM
 
 from benchmarks.chaos import compare
+from benchmarks.chaos.damage import checkpoints
 from benchmarks.chaos.picture import Line, svg
 from benchmarks.chaos.record import Journal, Trial
 from benchmarks.chaos.session import Session
 from benchmarks.chaos.workplace import ENDLESS, Pace, Workplace
+from training.checkpoint import damage
 
 CATEGORY, CURVE = "asked to stop", "three interrupted sessions"
 STOP_LIMIT = 30.0
@@ -23,6 +25,8 @@ CUTS = ((55, SIGINT, ("group",), "Ctrl-C"), (110, SIGTERM, ("ranks",), "SIGTERM 
         (175, SIGKILL, ("runner", "launch", "ranks"), "SIGKILL to everything"))
 COLOURS = ("#c0392b", "#2471a3", "#1e8449", "#7d3c98")
 REASONS = ("stopped by", "another process was asked to stop", "time limit reached", "the launcher is gone")
+PATIENT = 4.0  # seconds after which a signal is a second one, not the same from another sender
+LONG_STEP = ("gradient_accumulation_steps=128", "train_batch_size=1024")
 LIMIT = 45  # of --time_limit, seconds
 AFTER_STEPS = 7  # of a session, between two saves
 LONG = Pace(steps=240, save=40, evaluate=40, sample=120)  # for the curve
@@ -47,8 +51,8 @@ REQUESTS = (
     Request("SIGTERM to launch.py", SIGTERM, ("launch",)),
     Request("SIGTERM to the deepspeed command", SIGTERM, ("runner",)),
     Request("SIGINT to the deepspeed command", SIGINT, ("runner",)),
-    Request("SIGTERM to the ranks, twice", SIGTERM, ("ranks",), twice=True),
-    Request("Ctrl-C twice", SIGINT, ("group",), twice=True, apart=1.5),
+    Request("SIGTERM to the ranks twice within a second", SIGTERM, ("ranks",), twice=True),
+    Request("Ctrl-C twice within two seconds", SIGINT, ("group",), twice=True, apart=1.5),
 )
 
 
@@ -62,6 +66,7 @@ def run(work: Workplace, journal: Journal, trials: int) -> None:
             base = work.fresh("stopping")
         _ask(work, journal, base, request)
     _time_limit(work, journal)
+    _at_once(work, journal)
     _end(work, base, reference, journal)
 
 
@@ -138,8 +143,6 @@ def _summary(base: Path) -> dict[str, object]:
 
 
 def _newest(base: Path) -> int:
-    from benchmarks.chaos.damage import checkpoints
-
     whole = checkpoints(base)
     return int(whole[-1].name.removeprefix("step-")) if whole else 0
 
@@ -160,6 +163,30 @@ def _time_limit(work: Workplace, journal: Journal) -> None:
         trial.expect(session.wait_gone(5) is not None, "a process is left")
         _judge(trial, session, base, 1, orderly=True)
     trial.seconds_to_stop = max(0.0, seconds - LIMIT)
+    journal.add(trial)
+
+
+def _at_once(work: Workplace, journal: Journal) -> None:
+    """A second signal in the middle of a step that takes many seconds, and so could not be finished at once."""
+    trial = Trial(CATEGORY, f"SIGTERM to the ranks in a long step, again {PATIENT:.0f} s later")
+    base = work.fresh("long")
+    flags = work.flags(base, *LONG_STEP, "--save_interval", 1, pace=ENDLESS)
+    with work.session(flags, "at-once") as session:
+        session.wait_until(lambda: (base / "checkpoints" / "latest").is_file())
+        time.sleep(1)
+        session.send(SIGTERM, "ranks")
+        time.sleep(PATIENT)
+        trial.expect(len(session.processes("ranks")) == 2, "the first signal did not wait for the end of the step")
+        session.send(SIGTERM, "ranks")
+        trial.seconds_to_stop = session.wait_gone(STOP_LIMIT)
+        said = [line.strip() for line in session.said if "second signal" in line]
+        trial.facts = {"log": session.log.name, "ranks": rank_statuses(session.output),
+                       "said": said[0] if said else None}
+    trial.expect(trial.seconds_to_stop is not None, f"still there after {STOP_LIMIT:.0f} s")
+    trial.expect(said, "no line says why it left")
+    newest = checkpoints(base)[-1]
+    trial.expect(damage(newest) is None, f"{newest.name}: {damage(newest)}")
+    trial.expect(not session.traceback, "a traceback on the terminal")
     journal.add(trial)
 
 

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from benchmarks.chaos import compare, kills
 from benchmarks.chaos.damage import DAMAGES, checkpoints, flip
 from benchmarks.chaos.picture import Line, svg
-from benchmarks.chaos.record import Journal, Trial, closing_table, read
+from benchmarks.chaos.record import Journal, Trial, closing_table, detail_table, read
 from benchmarks.chaos.session import MARK, RUNNERS_TRACEBACK, find_processes, listening, role_of
 from benchmarks.chaos.stops import rank_statuses
 from training.checkpoint import choose
@@ -162,6 +162,12 @@ def test_the_closing_table_counts_what_failed(tmp_path, capsys):
     assert "FAIL kills: second" in capsys.readouterr().out
     lines = closing_table(read(journal.path)).splitlines()
     assert lines[2:] == ["| kills | 2 | 1 | 5 | 2.2 |", "| disk | 1 | 1 | - | - |", "| all | 3 | 2 | 5 | 2.2 |"]
+
+
+def test_a_table_of_trials_leaves_out_what_none_of_them_has():
+    trials = [Trial("disk", "full", facts={"said": "no space", "log": "1.log"}), Trial("disk", "small", ["it went on"])]
+    assert detail_table(trials).splitlines() == [
+        "| trial | found |", "|---|---|", "| full | said no space |", "| small **FAILED** | it went on |"]
 
 
 def test_exit_statuses_of_the_ranks_in_the_launchers_lines():
