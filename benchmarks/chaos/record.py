@@ -116,37 +116,3 @@ def detail_table(trials: Sequence[Trial]) -> str:
 def _found(trial: Trial) -> str | None:
     found = ", ".join(f"{name} {_short(value)}" for name, value in trial.facts.items() if name != "log")
     return "; ".join([*trial.problems, *([found] if found else [])]) or None
-
-
-def grouped_table(trials: Sequence[Trial], fact: str) -> str:
-    """Markdown: a line for each value of a fact."""
-    groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        if fact in trial.facts:
-            groups.setdefault(str(trial.facts[fact]), []).append(trial)
-    return "\n".join([f"| {fact} | tried | survived | steps lost at most | seconds to stop at most |",
-                      "|---|---|---|---|---|", *(_row(name, groups[name]) for name in sorted(groups))])
-
-
-def _row(name: str, trials: Sequence[Trial]) -> str:
-    lost = _most([trial.steps_lost for trial in trials])
-    seconds = _most([trial.seconds_to_stop for trial in trials])
-    return (f"| {name} | {len(trials)} | {sum(trial.survived for trial in trials)} | {'-' if lost is None else lost} | "
-            f"{'-' if seconds is None else f'{seconds:.1f}'} |")
-
-
-def _most(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return max(known) if known else None
-
-
-def detail_table(trials: Sequence[Trial]) -> str:
-    """Markdown: a line a trial."""
-    lines = ["| trial | steps lost | seconds to stop | found |", "|---|---|---|---|"]
-    for trial in trials:
-        found = ", ".join(f"{name} {_short(value)}" for name, value in trial.facts.items() if name != "log")
-        found = "; ".join([*trial.problems, found] if found else trial.problems) or "-"
-        seconds = "-" if trial.seconds_to_stop is None else f"{trial.seconds_to_stop:.1f}"
-        lines.append(f"| {trial.name}{'' if trial.survived else ' **FAILED**'} | "
-                     f"{'-' if trial.steps_lost is None else trial.steps_lost} | {seconds} | {found} |")
-    return "\n".join(lines)
