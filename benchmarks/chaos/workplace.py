@@ -66,11 +66,10 @@ class Workplace:
             prepare([stories], folder, vocab_size=VOCABULARY, workers=1, progress=None)
         return folder
 
-    def flags(self, run: Path, *more: object, processes: int = 2, pace: Pace | None = None) -> list[object]:
-        """What train.py gets; the global batch is the same on any number of processes."""
+    def flags(self, run: Path, *more: object, pace: Pace | None = None) -> list[object]:
+        """What train.py gets on two processes; `more` are KEY=VALUE for --set, then other flags."""
         settings = ["fp16.enabled=false", f"train_batch_size={BATCH}", "optimizer.params.lr=2e-3",
-                    f"train_micro_batch_size_per_gpu={2 if processes > 2 else 4}",
-                    f"gradient_accumulation_steps={2 if processes == 1 else 1}", *self.settings]
+                    f"train_micro_batch_size_per_gpu={BATCH // 2}", "gradient_accumulation_steps=1", *self.settings]
         sizes = [word for name, value in SIZES.items() for word in (f"--{name}", value)]
         return ["--deepspeed_config", ROOT / "ds_configs" / "t4x2.json", "--data", self.corpus, "--output", run,
                 "--skip_preflight", *sizes, *(pace or self.pace).flags(), "--set", *settings, *more]
@@ -105,9 +104,8 @@ class Workplace:
                 raise RuntimeError(f"the uninterrupted run failed:\n{session.output}")
         return run
 
-    def finish(self, run: Path, name: str, *more: object, pace: Pace | None = None, processes: int = 2) -> Session:
-        """Start the run again, with `more` flags, and let it come to its end."""
-        with self.session(self.flags(run, *more, processes=processes, pace=pace), name,
-                          processes=processes) as session:
+    def finish(self, run: Path, name: str, pace: Pace | None = None) -> Session:
+        """Start the run again and let it come to its end."""
+        with self.session(self.flags(run, pace=pace), name) as session:
             session.wait_end()
         return session
