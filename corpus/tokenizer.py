@@ -110,9 +110,13 @@ def library_errors(message: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+    except MemoryError:
         raise
     except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # somebody wants to stop
+        if str(error).startswith(KeyboardInterrupt.__name__):  # as the library wraps one met while it reads its texts
+            raise KeyboardInterrupt from error
         raise UserError(f"{message} ({printable(error)})") from None
 
 

@@ -64,6 +64,8 @@ class _Ending:
 
     def refused(self, error: UserError) -> int:
         """All ranks meet most wrong input, so only rank 0 speaks of it; the watchdogs tell it what only others met."""
+        if self.stop.reason is not None and self.stop.in_set_up:  # a library has wrapped the order to stop
+            return self.stopped(StoppedEarly(self.stop.reason))
         if self.watchdog.together and self.stop.in_set_up:
             try:
                 time.sleep(SETTLE)  # the launcher ends the workers that tokenise, then this process

@@ -88,5 +88,5 @@ def _restore_weights(found: Path) -> None:
         files = [stack.enter_context(engine_state._open(found / name)) for name in sorted(content["files"])]
         index = engine_state._index(files)
         for kind in (MASTER, "exp_avg"):
-            engine_state._fill(Piece(kind, "w", 0, torch.zeros(12)), index)
+            engine_state._fill(Piece(kind, "w", 0, torch.zeros(12)), index, optimizer_steps=6)
         [dict(engine_state._local(file)) for file in files]

@@ -207,14 +207,19 @@ def test_what_makes_the_library_panic_is_a_sentence(
 
 
 def test_panics_become_sentences_and_interruptions_pass() -> None:
-    class Panic(BaseException):
+    class PanicException(BaseException):
         """As the Rust side raises it."""
 
+    class Order(BaseException):
+        """Of the program, to stop."""
+
     with pytest.raises(UserError, match=r"^it failed \(index out of bounds\)$"), library_errors("it failed"):
-        raise Panic("index out of bounds")
-    for passing in (KeyboardInterrupt, SystemExit, MemoryError):
+        raise PanicException("index out of bounds")
+    for passing in (KeyboardInterrupt, SystemExit, MemoryError, Order):
         with pytest.raises(passing), library_errors("it failed"):
             raise passing
+    with pytest.raises(KeyboardInterrupt), library_errors("it failed"):
+        raise Exception("KeyboardInterrupt: ")  # met while the library read its texts
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"model": ' * 200, "9" * 5000, '{"normalizer": {"type": []}}'])

@@ -44,6 +44,12 @@ class Toy:
         self.wait_for("step")
         time.sleep(0.5)
 
+    def step(self, rank):
+        """How many it has made; it may have been stopped while it wrote that down."""
+        file = self.folder / f"step{rank}"
+        self.ranks[rank].wait_until(file.read_text, "the number of its step")
+        return int(file.read_text() or 0)
+
     def send(self, number, *ranks):
         for rank in ranks or range(self.size):
             os.kill(self.ranks[rank].pid, number)
@@ -118,7 +124,7 @@ def test_ranks_that_are_stopped_for_a_while_are_waited_for(toy, victims):
     run.send(signal.SIGSTOP, *victims)
     time.sleep(2.5 if len(victims) == 1 else 5)
     run.send(signal.SIGCONT, *victims)
-    before = int((run.folder / "step1").read_text())
+    before = run.step(1)
     time.sleep(1.5)
     run.send(signal.SIGTERM)
     assert run.ends() == [0, 0], run.said
