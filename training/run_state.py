@@ -10,14 +10,14 @@ from typing import Any
 from corpus.errors import UserError
 
 # Of the DeepSpeed JSON: what changes how a step is computed or shown, but not what it computes
-_HARMLESS = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "zero_optimization", "zero_allow_",
-             "zero_force_", "tensorboard", "csv_monitor", "wandb", "comet", "steps_per_print", "wall_clock_breakdown",
+_HARMLESS = ("gradient_accumulation_steps", "zero_optimization", "zero_allow_", "zero_force_",
+             "tensorboard", "csv_monitor", "wandb", "comet", "steps_per_print", "wall_clock_breakdown",
              "memory_breakdown", "dump_state", "comms_logger", "flops_profiler", "compile", "autotuning",
              "optimizer.params.torch_adam", "optimizer.params.fused", "optimizer.params.foreach")
 # Another optimizer has other states, which no checkpoint of this one holds
 _NEVER = ("optimizer.type",)
-# Where a run ends: told when it differs, and a run may be made longer
-_LENGTH = ("scheduler.params.total_num_steps", "scheduler.params.warmup_num_steps")
+# Told when it differs: a run may be made longer, and the balancing loss is that of a micro-batch
+_TOLD = ("scheduler.params.total_num_steps", "scheduler.params.warmup_num_steps", "train_micro_batch_size_per_gpu")
 
 
 @dataclass
@@ -95,7 +95,7 @@ def check_config(state: RunState, ds_config: dict[str, Any], source: object, *, 
         if key in _NEVER:
             refused.append(line)
             mend = ""
-        elif key in _LENGTH or (accept and not key.startswith(_HARMLESS)):
+        elif key in _TOLD or (accept and not key.startswith(_HARMLESS)):
             said.append(line)
         elif not key.startswith(_HARMLESS):
             refused.append(line)

@@ -44,12 +44,18 @@ def changed(path, value):
 
 
 @pytest.mark.parametrize(("path", "value"), [
-    ("train_micro_batch_size_per_gpu", 2), ("gradient_accumulation_steps", 4), ("zero_optimization.stage", 1),
+    ("gradient_accumulation_steps", 4), ("zero_optimization.stage", 1),
     ("zero_optimization.overlap_comm", True), ("tensorboard.output_path", "b"), ("steps_per_print", 5),
     ("optimizer.params.torch_adam", False),
 ])
 def test_what_does_not_change_the_training_is_accepted_in_silence(path, value):
     assert check_config(RunState(ds_config=CONFIG), changed(path, value), "here", accept=False) == []
+
+
+def test_another_micro_batch_is_told():
+    smaller = changed("train_micro_batch_size_per_gpu", 2)
+    assert check_config(RunState(ds_config=CONFIG), smaller, "here", accept=False) == [
+        "train_micro_batch_size_per_gpu: 4 then, 2 now"]
 
 
 def test_a_longer_run_is_told():
