@@ -110,9 +110,9 @@ def _together(work: Callable[[], Any], path: Path) -> list[Any]:
 
 def _empty(partial: Path, keep_last: int, known_whole: Path | None) -> None:
     folder = partial.parent
-    before = [path for path in _checkpoints(folder) if known_whole and path.name <= known_whole.name]
-    if known_whole and known_whole.parent.resolve() != folder.resolve():
-        before = []
+    before: list[Path] = []
+    if known_whole and known_whole.parent.resolve() == folder.resolve():
+        before = [path for path in _checkpoints(folder) if path.name <= known_whole.name]
     for old in (*before[:-keep_last], *_leftovers(folder)):
         shutil.rmtree(old, ignore_errors=True)
     partial.mkdir(parents=True)

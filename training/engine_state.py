@@ -1,7 +1,7 @@
 """A DeepSpeed engine's numbers in a file and back, whatever the number of ranks was and is.
 
 Not DeepSpeed's own checkpoint: that one is tied to the number of processes, is read by running pickles, and its elastic
-forms lose the optimizer of a model with experts (docs/reliability.md).
+forms lose the optimizer of a model with experts (docs/LOG.md, "Checkpoints of our own").
 """
 
 from __future__ import annotations
@@ -19,15 +19,7 @@ from torch import Tensor
 
 from corpus.errors import UserError
 from training.engine import loss_scaler
-from training.fragments import (
-    MASTER,
-    STEP,
-    Piece,
-    counters,
-    create_states,
-    pieces,
-    publish_masters,
-)
+from training.fragments import MASTER, STEP, Piece, counters, create_states, pieces, publish_masters
 
 _LOCAL = "local"  # of this rank alone, of use only to the same rank of as many
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -42,7 +34,7 @@ def tensors(engine: Any, local: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def masters_finite(engine: Any) -> bool:
     """Whether every weight that this rank steps is a number."""
-    checks = [values.isfinite().all() for values in (p.values for p in pieces(engine) if p.kind == MASTER)]
+    checks = [piece.values.isfinite().all() for piece in pieces(engine) if piece.kind == MASTER]
     return bool(torch.stack(checks).all()) if checks else True
 
 
