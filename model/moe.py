@@ -7,6 +7,9 @@ same function of the same weights (tests/model/test_moe.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,16 +68,22 @@ class LocalMoE(nn.Module):
 
 
 ROOM_MULTIPLE = 64
+"""Rows that an expert's matrix products come in. Its number of tokens is another at every step, and the CPU's matrix
+library compiles and keeps a kernel for each size it meets (45 MB a step, measured); a GPU's allocator fragments."""
 
 
 class DeepSpeedMoE(nn.Module):
-    """`deepspeed.moe.layer.MoE` with the settings under which a token's output is its own affair.
+    """`deepspeed.moe.layer.MoE`: it makes the experts, splits them over ranks and has their gradients reduced.
 
-    Second-expert sampling is off (its Gumbel noise would stay on in evaluation), the minimum capacity is 0, and
-    evaluation never drops a token, so a validation loss does not depend on what shares the batch. After a forward
-    pass `balance_loss` holds DeepSpeed's l_aux (1.0 is perfect balance) and `route_counts` (E + 1,) has grown, while
-    training, by the dropped routes [0] and the routes of each expert [1:]. `entropy_sum` has grown by the entropy of
-    the router's probabilities, in nats, summed over the tokens (None before the first pass of training).
+    Where every rank holds all experts and none drops a token, the tokens go to them from here, each expert in as many
+    rows as it has tokens (rounded up to 64): DeepSpeed's own dispatch gives every expert the rows of the busiest. With
+    `ep_size` above 1, or a capacity, it is DeepSpeed's, with the settings under which a token's output is its own
+    affair: second-expert sampling is off (its Gumbel noise would stay on in evaluation), the minimum capacity is 0, and
+    evaluation never drops a token, so a validation loss does not depend on what shares the batch.
+
+    After a forward pass `balance_loss` holds DeepSpeed's l_aux (1.0 is perfect balance) and `route_counts` (E + 1,) has
+    grown, while training, by the dropped routes [0] and the routes of each expert [1:]. `entropy_sum` has grown by the
+    entropy of the router's probabilities, in nats, summed over the tokens (None before the first pass of training).
     """
 
     balance_loss: Tensor
@@ -104,28 +113,119 @@ class DeepSpeedMoE(nn.Module):
         self.top_k = config.num_experts_per_tok
         self.entropy_sum = None
         self.drop_free = config.capacity_factor == 0
+        self.together = config.ep_size == 1
         self.moe.deepspeed_moe.gate.register_forward_hook(self._after_gate)
 
-    def _after_gate(self, gate: nn.Module, args: tuple, output: tuple) -> tuple:
-        """Count the routes, and round the room of an expert up to a few sizes.
+    def forward(self, x_BTH: Tensor) -> Tensor:
+        """(B, T, H) -> (B, T, H)."""
+        if self.together and self.drop_free:
+            return self._own_dispatch(x_BTH.flatten(0, -2)).view_as(x_BTH)
+        y_BTH, self.balance_loss, _ = self.moe(x_BTH)
+        return y_BTH
 
-        Drop-free room is that of the busiest expert, another number at every step; the CPU's matrix library compiles
-        and keeps a kernel for each size it meets (45 MB a step, measured), and a GPU's allocator fragments.
-        """
+    def _own_dispatch(self, x_SH: Tensor) -> Tensor:
+        layer = self.moe.deepspeed_moe
+        router = layer.gate.wg.weight.float()  # in fp32 whatever the weights are, as in DeepSpeed's gate
+        probs_SE = F.linear(x_SH.float(), router).softmax(-1)
+        weight_SK, expert_SK = probs_SE.topk(self.top_k, dim=-1)
+        counted = F.one_hot(expert_SK if self.top_k > 2 else expert_SK[:, :1], probs_SE.shape[1]).float().mean((0, 1))
+        self.balance_loss = (probs_SE.mean(0) * counted).sum() * probs_SE.shape[1]
+        if self.top_k > 1:
+            weight_SK = weight_SK / weight_SK.sum(-1, keepdim=True)
+        if self.training:
+            self._count(x_SH, expert_SK)
+        return run_experts(x_SH, weight_SK, expert_SK, layer.experts.deepspeed_experts)
+
+    def _after_gate(self, gate: nn.Module, args: tuple, output: tuple) -> tuple:
+        """Count the routes, and round the room of an expert up to a few sizes."""
         balance_loss, capacity, num_experts, expert_KS, *rest = output
         if self.training:
-            slot = (expert_KS.detach() + 1).flatten().long()  # -1 where the capacity limit evicted the route
-            self.route_counts.scatter_add_(0, slot, torch.ones_like(slot))
-            entropy = _entropy_sum(args[0].detach(), gate.wg.weight.detach())
-            self.entropy_sum = entropy if self.entropy_sum is None else self.entropy_sum + entropy
+            self._count(args[0], expert_KS)
         if self.drop_free:
             capacity = (int(capacity) + ROOM_MULTIPLE - 1) // ROOM_MULTIPLE * ROOM_MULTIPLE
         return (balance_loss, capacity, num_experts, expert_KS, *rest)
 
-    def forward(self, x_BTH: Tensor) -> Tensor:
-        """(B, T, H) -> (B, T, H)."""
-        y_BTH, self.balance_loss, _ = self.moe(x_BTH)
-        return y_BTH
+    @torch.no_grad()
+    def _count(self, x_SH: Tensor, expert: Tensor) -> None:
+        """`expert` holds the routes' experts in any shape, -1 where the capacity limit evicted the route."""
+        slot = (expert + 1).flatten().long()
+        self.route_counts.scatter_add_(0, slot, torch.ones_like(slot))
+        entropy = _entropy_sum(x_SH, self.moe.deepspeed_moe.gate.wg.weight)
+        self.entropy_sum = entropy if self.entropy_sum is None else self.entropy_sum + entropy
+
+
+def run_experts(x_SH: Tensor, weight_SK: Tensor, expert_SK: Tensor, experts: Sequence[nn.Module]) -> Tensor:
+    """(S, H) -> (S, H): the experts' outputs for the tokens routed to them, weighed and summed in fp32.
+
+    The tokens are sorted by expert, so that each expert's are one slice; the slice is filled up to a multiple of
+    ROOM_MULTIPLE with rows that nobody reads. The host waits for the number of tokens of each expert, once.
+    """
+    routes, top_k = expert_SK.numel(), expert_SK.shape[1]
+    expert_R = expert_SK.flatten()
+    rooms, starts = _rooms(expert_R, len(experts))
+    sorted_R = expert_R.argsort(stable=True)  # of the routes, those of expert 0 first
+    sorted_expert_R = expert_R[sorted_R]
+    first_E = torch.searchsorted(sorted_expert_R, torch.arange(len(experts), device=x_SH.device))
+    row_R = torch.arange(routes, device=x_SH.device) + (starts - first_E)[sorted_expert_R]
+    source_P = torch.zeros(sum(rooms), dtype=torch.long, device=x_SH.device).scatter_(0, row_R, sorted_R // top_k)
+    row_SK = torch.empty_like(row_R).scatter_(0, sorted_R, row_R).view_as(expert_SK)
+    slices = _Dispatch.apply(x_SH, source_P, row_SK).split(rooms)
+    outputs = [expert(rows) for expert, rows in zip(experts, slices, strict=True)]
+    return _Combine.apply(torch.cat(outputs), weight_SK, row_SK, source_P)
+
+
+def _rooms(expert_R: Tensor, experts: int) -> tuple[list[int], Tensor]:
+    """How many rows each expert's slice has, and where the slices start (E,)."""
+    if expert_R.is_meta:  # nobody knows; as if they were even
+        counts = [expert_R.numel() // experts] * experts
+    else:
+        counts = expert_R.bincount(minlength=experts).tolist()
+    rooms = [(count + ROOM_MULTIPLE - 1) // ROOM_MULTIPLE * ROOM_MULTIPLE for count in counts]
+    ends = list(accumulate(rooms))
+    return rooms, torch.tensor([0, *ends[:-1]], device=expert_R.device)
+
+
+class _Dispatch(torch.autograd.Function):
+    """Rows `source_P` of x; the gradient of a token is the sum over its routes, gathered without atomic additions."""
+
+    @staticmethod
+    def forward(ctx, x_SH: Tensor, source_P: Tensor, row_SK: Tensor) -> Tensor:
+        """(P, H)."""
+        ctx.save_for_backward(row_SK)
+        return x_SH.index_select(0, source_P)
+
+    @staticmethod
+    def backward(ctx, grad_PH: Tensor) -> tuple[Tensor, None, None]:
+        """(S, H)."""
+        row_SK, = ctx.saved_tensors
+        grad_SH = grad_PH.index_select(0, row_SK[:, 0])
+        if row_SK.shape[1] > 1:
+            others = (grad_PH.index_select(0, row_S).float() for row_S in row_SK.unbind(1)[1:])
+            grad_SH = sum(others, grad_SH.float()).to(grad_PH.dtype)
+        return grad_SH, None, None
+
+
+class _Combine(torch.autograd.Function):
+    """Sum over its routes of a token's weight times the expert's output, in fp32."""
+
+    @staticmethod
+    def forward(ctx, y_PH: Tensor, weight_SK: Tensor, row_SK: Tensor, source_P: Tensor) -> Tensor:
+        """(S, H), in the dtype of y."""
+        ctx.save_for_backward(y_PH, weight_SK, row_SK, source_P)
+        out_SH = None
+        for slot, row_S in enumerate(row_SK.unbind(1)):
+            part_SH = y_PH.index_select(0, row_S).float().mul_(weight_SK[:, slot, None])
+            out_SH = part_SH if out_SH is None else out_SH.add_(part_SH)
+        return out_SH.to(y_PH.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_SH: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Of y and of the weights; a row that filled up a slice has weight 0."""
+        y_PH, weight_SK, row_SK, source_P = ctx.saved_tensors
+        grad_PH = grad_SH.index_select(0, source_P)
+        grad_weight_P = (grad_PH.float() * y_PH).sum(-1)
+        weight_P = torch.zeros_like(grad_weight_P).scatter_(0, row_SK.flatten(), weight_SK.flatten())
+        return grad_PH * weight_P[:, None].to(grad_PH.dtype), grad_weight_P[row_SK], None, None
 
 
 def _entropy_sum(x_SH: Tensor, router_EH: Tensor) -> Tensor:

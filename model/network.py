@@ -18,6 +18,7 @@ from model.config import ModelConfig
 from model.generation import generate
 from model.loss import linear_cross_entropy
 from model.moe import DeepSpeedMoE, DenseMLP, LocalMoE
+from model.packed import PackedRows
 
 ExpertLayer = Callable[[ModelConfig], nn.Module]
 
@@ -39,31 +40,40 @@ class RMSNorm(nn.Module):
 def rotary(position_BT: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin of shape (B, 1, T, width) for RoPE (Su et al. 2021), halves rotated as in Hugging Face.
 
+    The left half of the sines is negative: x cos + (right, left) sin is the rotation.
+
     Computed anew in fp32 rather than kept in a buffer, which `module.half()` would round to 11 bits.
     """
     exponent = torch.arange(0, width, 2, device=position_BT.device, dtype=torch.float32) / width
     angle = position_BT[:, None, :, None].float() * theta**-exponent
-    angle = torch.cat((angle, angle), dim=-1)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+class _Rotate(torch.autograd.Function):
+    """The backward pass of a rotation is the rotation back: three passes over memory each, where autograd takes nine."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Like x."""
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Of x."""
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, -sin), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    left, right = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat((right, left), dim=-1), sin)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply `rotary` angles to (B, heads, T, D)."""
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
-
-
-def document_mask(ids_BT: Tensor, begin_id: int, end_id: int) -> Tensor:
-    """(B, 1, T, T) bool, true where a token may look: itself and what came before it in its own document.
-
-    A document starts at a begin mark that directly follows an end mark; the same marks inside a text, as in chat
-    data, keep it together.
-    """
-    starts = torch.zeros_like(ids_BT)
-    starts[:, 1:] = (ids_BT[:, 1:] == begin_id) & (ids_BT[:, :-1] == end_id)
-    document = starts.cumsum(-1)
-    same = document[:, :, None] == document[:, None, :]
-    return same.tril()[:, None]
+    return _Rotate.apply(x, cos, sin)
 
 
 class Attention(nn.Module):
@@ -80,14 +90,17 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head, config.rms_norm_eps)
         self.k_norm = RMSNorm(head, config.rms_norm_eps)
 
-    def forward(self, x_BTH: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None,
+    def forward(self, x_BTH: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | PackedRows | None,
                 cache: KVCache | None, layer: int) -> Tensor:
-        """`mask` is (B or 1, 1, T, S) bool; None means plain causal attention over T = S."""
+        """`mask` is (B or 1, 1, T, S) bool, or packed rows; None means plain causal attention over T = S."""
         batch, length, _ = x_BTH.shape
         heads = (batch, length, -1, self.q_norm.weight.shape[0])
         q_BNTD = rotate(self.q_norm(self.q_proj(x_BTH).view(heads)).transpose(1, 2), *rope)
         k_BKSD = rotate(self.k_norm(self.k_proj(x_BTH).view(heads)).transpose(1, 2), *rope)
         v_BKSD = self.v_proj(x_BTH).view(heads).transpose(1, 2)
+        if isinstance(mask, PackedRows):
+            y_BNTD = mask.attend(q_BNTD, k_BKSD, v_BKSD)
+            return self.o_proj(y_BNTD.transpose(1, 2).reshape(batch, length, -1))
         if cache is not None:
             k_BKSD, v_BKSD = cache.append(layer, k_BKSD, v_BKSD)
         if length == 1:
@@ -112,7 +125,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = expert_layer(config) if config.use_moe else DenseMLP(config)
 
-    def forward(self, x_BTH: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None,
+    def forward(self, x_BTH: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | PackedRows | None,
                 cache: KVCache | None, layer: int) -> Tensor:
         """(B, T, H) -> (B, T, H)."""
         x_BTH = x_BTH + self.self_attn(self.input_layernorm(x_BTH), rope, mask, cache, layer)
@@ -129,7 +142,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(config, expert_layer) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, ids_BT: Tensor, mask: Tensor | None, position_BT: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, ids_BT: Tensor, mask: Tensor | PackedRows | None, position_BT: Tensor,
+                cache: KVCache | None) -> Tensor:
         """(B, T) ids -> (B, T, H) hidden states after the final norm."""
         x_BTH = self.embed_tokens(ids_BT)
         rope = rotary(position_BT, self.config.head_size, self.config.rope_theta, x_BTH.dtype)
@@ -180,8 +194,8 @@ class CausalLM(nn.Module):
         return self._head(self._packed_hidden(ids_BT))
 
     def _packed_hidden(self, ids_BT: Tensor) -> Tensor:
-        mask = (document_mask(ids_BT, self.config.bos_token_id, self.config.eos_token_id)
-                if self.config.mask_documents else None)
+        mask = PackedRows.of(ids_BT, self.config.bos_token_id, self.config.eos_token_id,
+                             mask_documents=self.config.mask_documents)
         position = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
         return self.model(ids_BT, mask, position, None)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corpus.shards import Corpus
-from model.network import document_mask
+from model.packed import document_mask
 from training import data
 from training.distributed import sum_over_ranks
 from training.evaluation import IGNORED

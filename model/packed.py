@@ -1,0 +1,136 @@
+"""Attention over packed rows, where several documents lie one after the other in a row.
+
+Shapes in names: B batch, T tokens of a row, N query heads, K key/value heads, R query heads that share a key/value
+head, D head width, Q queries of a block, S keys that a block looks at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 64
+"""Queries of a block on CPU. With fixed blocks a matrix product has one of T / BLOCK shapes; cut at the documents' own
+ends, each would be another, and the CPU's matrix library compiles and keeps a kernel for every shape it meets."""
+
+
+def document_starts(ids_BT: Tensor, begin_id: int, end_id: int) -> Tensor:
+    """(B, T) position in its row at which the document of each token starts.
+
+    A document starts at a begin mark that directly follows an end mark; the same marks inside a text, as in chat
+    data, keep it together.
+    """
+    position = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    begins = torch.zeros_like(ids_BT)
+    begins[:, 1:] = ((ids_BT[:, 1:] == begin_id) & (ids_BT[:, :-1] == end_id)) * position[1:]
+    return begins.cummax(-1).values
+
+
+def document_mask(ids_BT: Tensor, begin_id: int, end_id: int) -> Tensor:
+    """(B, 1, T, T) bool, true where a token may look: itself and what came before it in its own document."""
+    return _mask(document_starts(ids_BT, begin_id, end_id))
+
+
+def _mask(start_BT: Tensor) -> Tensor:
+    position = torch.arange(start_BT.shape[1], device=start_BT.device)
+    return ((start_BT[:, :, None] <= position) & (position <= position[:, None]))[:, None]
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Where the tokens of a batch of packed rows may look, in the form that the device is fastest with."""
+
+    mask: Tensor
+    """(B, 1, T, T) bool."""
+    first_key: list[list[int]] | None
+    """Of row b and block q, the first key that one of its queries sees, rounded down to whole blocks; on CPU only,
+    where the numbers are at hand without waiting for the device."""
+
+    @classmethod
+    def of(cls, ids_BT: Tensor, begin_id: int, end_id: int, *, mask_documents: bool) -> PackedRows | None:
+        """Of a batch of rows; None where plain causal attention says the same and is as fast."""
+        if not mask_documents and ids_BT.device.type != "cpu":
+            return None
+        start_BT = document_starts(ids_BT, begin_id, end_id) if mask_documents else torch.zeros_like(ids_BT)
+        first = (start_BT[:, ::BLOCK] // BLOCK * BLOCK).tolist() if ids_BT.device.type == "cpu" else None
+        return cls(_mask(start_BT), first)
+
+    def attend(self, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
+        """(B, N, T, D) attention of each token to its own document so far."""
+        if self.first_key is not None:
+            return _BlockAttention.apply(q_BNTD, k_BKTD, v_BKTD, self.mask, self.first_key)
+        # SDPA's own grouped-query switch leaves the memory-efficient kernel, the best one a T4 has
+        repeats = q_BNTD.shape[1] // k_BKTD.shape[1]
+        k_BNTD, v_BNTD = (t.repeat_interleave(repeats, dim=1) for t in (k_BKTD, v_BKTD))
+        return F.scaled_dot_product_attention(q_BNTD, k_BNTD, v_BNTD, attn_mask=self.mask)
+
+
+class _BlockAttention(torch.autograd.Function):
+    """Softmax attention, a block of queries at a time against the keys that its documents reach back to.
+
+    PyTorch's kernel for CPUs computes what the mask hides as well, and its backward pass takes twice the time of these
+    matrix products (docs/performance.md). The query heads that share a key are one matrix, so no key is repeated. The
+    probabilities are kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask_B1TT: Tensor,
+                first_key: list[list[int]]) -> Tensor:
+        """(B, N, T, D), laid out so that merging the heads costs nothing."""
+        batch, heads, length, width = q_BNTD.shape
+        kv_heads = k_BKTD.shape[1]
+        q, k, v = (t.contiguous() for t in (q_BNTD, k_BKTD, v_BKTD))
+        out_BTND = q.new_empty(batch, length, heads, width)
+        kept = []
+        for b, start, end, first in _blocks(length, first_key):
+            q_KrD = _rows(q, b, start, end, kv_heads)
+            k_KSD, v_KSD = k[b, :, first:end], v[b, :, first:end]
+            hidden_QS = ~mask_B1TT[b, 0, start:end, first:end]
+            p_KrS = _probabilities(q_KrD, k_KSD, hidden_QS)
+            y = torch.bmm(p_KrS, v_KSD).view(heads, end - start, width)
+            out_BTND[b, start:end] = y.transpose(0, 1)
+            kept.append(p_KrS)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.first_key = first_key
+        return out_BTND.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx, grad_BNTD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Of queries, keys and values."""
+        q, k, v, *kept = ctx.saved_tensors
+        length, kv_heads, scale = q.shape[2], k.shape[1], q.shape[3] ** -0.5
+        grad = grad_BNTD.contiguous()
+        # the sums over the blocks are kept in fp32
+        grad_q, grad_k = torch.empty_like(q), torch.zeros_like(k, dtype=torch.float32)
+        grad_v = torch.zeros_like(grad_k)
+        for p_KrS, (b, start, end, first) in zip(kept, _blocks(length, ctx.first_key), strict=True):
+            q_KrD, g_KrD = (_rows(t, b, start, end, kv_heads) for t in (q, grad))
+            k_KSD, v_KSD = k[b, :, first:end], v[b, :, first:end]
+            grad_v[b, :, first:end] += torch.bmm(p_KrS.mT, g_KrD)
+            grad_p_KrS = torch.bmm(g_KrD, v_KSD.mT)
+            grad_s_KrS = torch._softmax_backward_data(grad_p_KrS, p_KrS, -1, p_KrS.dtype).mul_(scale)
+            grad_q[b, :, start:end] = torch.bmm(grad_s_KrS, k_KSD).view(-1, end - start, q.shape[3])
+            grad_k[b, :, first:end] += torch.bmm(grad_s_KrS.mT, q_KrD)
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
+
+
+def _blocks(length: int, first_key: list[list[int]]) -> list[tuple[int, int, int, int]]:
+    """(row, first query, end of the queries and keys, first key) of every block."""
+    return [(row, start, min(start + BLOCK, length), first)
+            for row, firsts in enumerate(first_key)
+            for start, first in zip(range(0, length, BLOCK), firsts, strict=True)]
+
+
+def _rows(t_BNTD: Tensor, row: int, start: int, end: int, kv_heads: int) -> Tensor:
+    """(K, R x Q, D): a block's queries, those that share keys one below the other."""
+    return t_BNTD[row, :, start:end].reshape(kv_heads, -1, t_BNTD.shape[3])
+
+
+def _probabilities(q_KrD: Tensor, k_KSD: Tensor, hidden_QS: Tensor) -> Tensor:
+    """(K, R x Q, S)."""
+    scores = torch.baddbmm(q_KrD.new_empty(()), q_KrD, k_KSD.mT, beta=0, alpha=q_KrD.shape[-1] ** -0.5)
+    scores.view(scores.shape[0], -1, *hidden_QS.shape).masked_fill_(hidden_QS, float("-inf"))
+    return scores.softmax(-1)
