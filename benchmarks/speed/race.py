@@ -1,0 +1,294 @@
+"""Time to loss: a peer's trainer and ours, one after the other on the same cores, text, tokenizer and model shape.
+
+    python -m benchmarks.speed --only race --peer ../minimind --race_train train.jsonl.gz --race_val val.jsonl.gz
+
+Without text of your own the race is over the project's sample stories. Both sides' weights are kept along the way and
+judged afterwards by one program on the same held-out documents (heldout.py); the trainers' own losses are not used. Two
+clocks: training seconds from the first step on, and the same from the command's start, so with imports, preparation and
+compilation. The peer's saves, and our evaluations with what we write then, are in neither clock; they are stated.
+The peer trains for one epoch at the best rate and batch of a search of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed import Skip, heldout, ours
+from benchmarks.speed.peers import Course, Driver, Settings, Size, fingerprint, minimind
+from benchmarks.speed.peers.search import Found, Memory, Trial, search
+from corpus.errors import UserError
+from corpus.stories import write_sample_corpus
+
+NAME = "race"
+Say = Callable[[str], None]
+_STORIES, _HELD_OUT_STORIES, _HELD_OUT_SEED = 4000, 200, 1
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of this part."""
+    add = parser.add_argument_group("race (time to loss against a peer)").add_argument
+    add("--race_train", type=Path, metavar="FILE", help=".jsonl[.gz|.zst]; the sample stories if not given")
+    add("--race_val", type=Path, metavar="FILE", help="held-out documents, needed with --race_train")
+    add("--race_documents", type=int, metavar="N", help="only the first N training documents, to try it out")
+    add("--race_width", type=int, default=256, metavar="N", help="hidden size (%(default)s)")
+    add("--race_layers", type=int, default=4, metavar="N", help="(%(default)s)")
+    add("--race_max_seq_len", type=int, default=512, metavar="N", help="(%(default)s)")
+    add("--race_points", type=int, default=10, metavar="N", help="places of the peer's curve (%(default)s)")
+    add("--race_peer_settings", type=peer_settings, metavar="lr=X,batch=N", help="instead of a search for them")
+    add("--race_search_rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3], metavar="X",
+        help="(%(default)s)")
+    add("--race_search_batches", type=int, nargs="+", default=[2, 8, 32], metavar="N", help="(%(default)s)")
+    add("--race_search_documents", type=int, default=480, metavar="N", help="of a trial (%(default)s)")
+    add("--race_search_budget", type=float, default=1200, metavar="SECONDS", help="for the search (%(default)s)")
+    add("--race_config", type=Path, default=heldout.ROOT / "ds_configs" / "cpu_x2.json", metavar="FILE",
+        help="our DeepSpeed JSON (cpu_x2.json)")
+    add("--race_set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to our JSON")
+    add("--race_train_flags", default="", metavar="TEXT", help='more flags of train.py, "--seed 1" say')
+    add("--race_processes", type=int, default=2, metavar="N", help="ranks of ours (%(default)s)")
+    add("--race_epochs", type=float, default=1.0, metavar="N", help="of ours; the schedule ends with it (%(default)s)")
+    add("--race_steps", type=int, metavar="N", help="of ours, instead of epochs")
+    add("--race_precisions", nargs="+", choices=("best", "equal"), default=["best", "equal"], metavar="NAME",
+        help="runs of ours: in its best precision, in the peer's (both)")
+
+
+def peer_settings(text: str) -> Settings:
+    """Of "lr=2e-3,batch=8"."""
+    try:
+        parts = dict(part.split("=") for part in text.split(","))
+        return Settings(float(parts.pop("lr")), int(parts.pop("batch")))
+    except (KeyError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form lr=2e-3,batch=8") from None
+
+
+@dataclass(frozen=True)
+class _Track:
+    """What both sides are given."""
+
+    documents: Path
+    held_out_documents: Path
+    held_out: heldout.HeldOut
+    size: Size
+    cores: int
+    work: Path
+    text: dict[str, Any]
+
+
+def measure(work: Path, flags: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """The whole race; Skip without a peer."""
+    work = work / "race"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    size = Size(flags.race_width, flags.race_layers, flags.race_max_seq_len)
+    peer = driver(flags.peer, work, size, cores)
+    track = _track(work, flags, peer, size, cores)
+    settings, searched = _settings(peer, track, flags, say)
+    say(f"{peer.name} ({settings}): one epoch of {track.text['documents']:,} documents")
+    course = peer.train(settings, track.documents, work / "peer", flags.race_points)
+    say(f"  {course.seconds:.0f} s of training, {course.start_up:.0f} s before it")
+    theirs = _side(course, track, peer.kind, peer.pythonpath, peer.precision)
+    say(f"  {theirs['curve'][-1]['bits_per_byte']:.3f} bits a byte at its end")
+    return {
+        "text": track.text, "size": asdict(size), "shape": peer.shape(), "cores": cores,
+        "peer": theirs | {"name": peer.name, "source": peer.source, "recommended": peer.recommended(),
+                          "chosen": asdict(settings), "search": searched},
+        "ours": _ours(track, flags, peer, theirs, say),
+    }
+
+
+def driver(peer: Path | str | None, work: Path, size: Size, cores: int) -> Driver:
+    """That of the trainer which lies in the folder; Skip without one, UserError for a folder that holds none."""
+    if peer is None:
+        raise Skip(f"no peer to race against: {minimind.CLONE}, then --peer with its folder")
+    work.mkdir(parents=True, exist_ok=True)
+    path = Path(peer)
+    if minimind.is_here(path):
+        return minimind.MiniMind(path, work, size, cores)
+    raise UserError(f"--peer {peer} is no trainer that the race knows: give a checkout of MiniMind ({minimind.CLONE})")
+
+
+def _track(work: Path, flags: argparse.Namespace, peer: Driver, size: Size, cores: int) -> _Track:
+    """The text, as plain .jsonl for both, and the held-out rows."""
+    if (flags.race_train is None) != (flags.race_val is None):
+        raise UserError("--race_train and --race_val belong together: give both, or none for the sample stories")
+    if flags.race_train is None:
+        source, held_out_source = work / "stories.jsonl", work / "stories_val.jsonl"
+        write_sample_corpus(source, _STORIES)
+        write_sample_corpus(held_out_source, _HELD_OUT_STORIES, _HELD_OUT_SEED)
+    else:
+        source, held_out_source = flags.race_train, flags.race_val
+    texts, held_out_texts = heldout.read_texts(source)[:flags.race_documents], heldout.read_texts(held_out_source)
+    rows = heldout.write_rows(work / "rows.npz", held_out_texts, peer.tokenizer, begin_id=peer.begin_id,
+                              end_id=peer.end_id, max_seq_len=size.max_seq_len)
+    facts = {"train": source.name, "held_out": held_out_source.name, "documents": len(texts),
+             "bytes": sum(len(text.encode()) for text in texts), "held_out_documents": len(held_out_texts),
+             "held_out_bytes": rows.text_bytes, "held_out_tokens": rows.tokens}
+    return _Track(_write(work / "train.jsonl", texts), _write(work / "val.jsonl", held_out_texts), rows, size, cores,
+                  work, facts)
+
+
+def _write(path: Path, texts: Sequence[str]) -> Path:
+    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def _settings(peer: Driver, track: _Track, flags: argparse.Namespace, say: Say) -> tuple[Settings, dict[str, Any]]:
+    """Those given, or the best of a search, with what the search came to."""
+    if flags.race_peer_settings:
+        return flags.race_peer_settings, {"given": True}
+    texts = heldout.read_texts(track.documents)
+    count = min(flags.race_search_documents, len(texts))
+    sample = _write(track.work / "sample.jsonl", texts[::len(texts) // count][:count])
+    budget = flags.race_search_budget
+    say(f"{peer.name}: looking for its best learning rate and batch on {count:,} documents, at most {budget:.0f} s")
+    found = search(_trial_on(peer, track, sample), flags.race_search_rates, flags.race_search_batches, budget=budget,
+                   memory=Memory(track.work / "search.json", search_key(peer, track.size, track.cores, sample)),
+                   say=say)
+    say(f"  best: {found.best.settings} ({found.cost:.0f} s for {len(found.trials)} trials)")
+    return found.best.settings, searched(found, count, budget)
+
+
+def search_key(peer: Driver, size: Size, cores: int, sample: Path) -> str:
+    """What a trial's result depends on beside its settings."""
+    return f"{peer.name} {peer.source}, {size.width}x{size.layers}x{size.max_seq_len}, {cores} cores, sample " \
+           f"{fingerprint([sample])}"
+
+
+def searched(found: Found, documents: int, budget: float) -> dict[str, Any]:
+    """For the result file."""
+    return {"documents": documents, "budget_seconds": budget, "cost_seconds": found.cost, "complete": found.complete,
+            "trials": [asdict(trial) for trial in found.trials]}
+
+
+def _trial_on(peer: Driver, track: _Track, sample: Path) -> Callable[[Settings], Trial]:
+    def run(settings: Settings) -> Trial:
+        started = time.monotonic()
+        course = peer.train(settings, sample, track.work / "trial", points=1)
+        score = heldout.judge(track.held_out, peer.kind, [course.points[-1].weights], pythonpath=peer.pythonpath,
+                              threads=track.cores)[0]
+        return Trial(settings, score.bits_per_byte, course.seconds, time.monotonic() - started)
+
+    return run
+
+
+def _side(course: Course, track: _Track, kind: str, pythonpath: Path | None, precision: str) -> dict[str, Any]:
+    """A run's figures and its curve on the held-out text."""
+    scores = heldout.judge(track.held_out, kind, [point.weights for point in course.points], pythonpath=pythonpath,
+                           threads=track.cores)
+    curve = [{"step": point.step, "tokens": point.tokens, "seconds": point.seconds,
+              "since_start": course.start_up + point.seconds, "bits_per_byte": score.bits_per_byte,
+              "nats_per_token": score.nats_per_token} for point, score in zip(course.points, scores, strict=True)]
+    return course.figures() | {"precision": precision, "tokens_per_second": course.tokens / course.seconds,
+                               "parameters": scores[-1].parameters if scores else None, "curve": curve}
+
+
+def _ours(track: _Track, flags: argparse.Namespace, peer: Driver, theirs: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Our runs by name. In equal precision only if the best one was not that already."""
+    corpus = ours.prepare(track.documents, track.held_out_documents, peer.tokenizer, track.work / "corpus", track.cores)
+    length = ["--max_steps", flags.race_steps] if flags.race_steps else ["--epochs", flags.race_epochs]
+    done: dict[str, Any] = {}
+    for name in sorted(set(flags.race_precisions)):
+        if name == "equal" and "best" in done and done["best"]["precision"] == peer.precision:
+            done[name] = done["best"]
+            continue
+        settings = [*flags.race_set, *(_precision_settings(peer.precision) if name == "equal" else [])]
+        recipe = ours.Recipe(flags.race_config, settings, shlex.split(flags.race_train_flags), length, peer.shape(),
+                             track.size.max_seq_len, flags.race_processes, track.cores)
+        say(f"ours, {name} precision: {' '.join(map(str, length))}")
+        course, precision = ours.train(recipe, corpus, track.work / f"ours-{name}")
+        side = _side(course, track, "ours", None, precision)
+        done[name] = side | {"preparation_seconds": corpus.seconds, "processes": flags.race_processes,
+                             "against_peer": compare(side, theirs)}
+        say("\n".join(_verdict(done[name])))
+    return done
+
+
+def _precision_settings(precision: str) -> list[str]:
+    return [f"bf16.enabled={str(precision == 'bf16').lower()}"]
+
+
+def crossing(curve: Sequence[dict[str, Any]], bits_per_byte: float) -> dict[str, float] | None:
+    """Where the curve first comes down to the value, linear between its points; None if it never does.
+
+    If its first point is below already, that point: nothing is known of what came before it.
+    """
+    measures = ("step", "tokens", "seconds", "since_start")
+    for number, point in enumerate(curve):
+        if point["bits_per_byte"] > bits_per_byte:
+            continue
+        before = curve[number - 1] if number else point
+        fall = before["bits_per_byte"] - point["bits_per_byte"]
+        share = (before["bits_per_byte"] - bits_per_byte) / fall if fall else 1.0
+        return {name: before[name] + share * (point[name] - before[name]) for name in measures}
+    return None
+
+
+def compare(side: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Ours beside the peer: ratios above 1 are in our favour; None where ours never gets to the peer's final loss."""
+    end = theirs["curve"][-1]
+    there = crossing(side["curve"], end["bits_per_byte"])
+    names = ("seconds", "since_start", "tokens")
+    return {"peers_final_bits_per_byte": end["bits_per_byte"], "reached": there,
+            "tokens_per_second_ratio": side["tokens_per_second"] / theirs["tokens_per_second"]} | {
+        f"{name}_ratio": end[name] / there[name] if there else None for name in names}
+
+
+def _verdict(side: dict[str, Any]) -> list[str]:
+    found, there = side["against_peer"], side["against_peer"]["reached"]
+    end = side["curve"][-1]["bits_per_byte"] if side["curve"] else float("nan")
+    lines = [f"  {side['precision']}: {side['seconds']:.0f} s of training, {side['start_up']:.0f} s before it, "
+             f"{side['paused']:.0f} s of pauses; {end:.3f} bits a byte at the end"]
+    if there is None:
+        return [*lines, "  it never comes to the peer's final loss"]
+    return [*lines,
+            f"  the peer's final {found['peers_final_bits_per_byte']:.3f} at step {there['step']:.0f}, "
+            f"{there['tokens'] / 1e6:.2f} M tokens: {there['seconds']:.0f} s of training, {found['seconds_ratio']:.1f} "
+            f"times faster; {there['since_start']:.0f} s from the start, {found['since_start_ratio']:.1f} times; "
+            f"{found['tokens_ratio']:.1f} times fewer tokens"]
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """Both sides, the search, the curves."""
+    peer, text, size = result["peer"], result["text"], result["size"]
+    lines = [f"{text['documents']:,} documents, {text['bytes'] / 1e6:.2f} MB ({text['train']}); held out "
+             f"{text['held_out_bytes']:,} bytes; width {size['width']}, {size['layers']} layers, rows of "
+             f"{size['max_seq_len']}; {result['cores']} cores",
+             f"{peer['name']} ({peer['source']}): {peer['parameters']:,} parameters, {peer['precision']}, "
+             f"lr {peer['chosen']['learning_rate']:g}, batch {peer['chosen']['batch']}; its defaults: "
+             f"{peer['recommended']}"]
+    lines += _search_lines(peer["search"])
+    sides = {peer["name"]: peer} | {f"ours, {name} precision": side for name, side in result["ours"].items()}
+    lines += ["", "| | precision | steps | M tokens | training s | start-up s | pauses s | tokens/s | bits a byte |",
+              "|---|---|---|---|---|---|---|---|---|"]
+    for name, side in sides.items():
+        lines.append(f"| {name} | {side['precision']} | {side['steps']:,} | {side['tokens'] / 1e6:.2f} | "
+                     f"{side['seconds']:.0f} | {side['start_up']:.0f} | {side['paused']:.0f} | "
+                     f"{side['tokens_per_second']:,.0f} | {side['curve'][-1]['bits_per_byte']:.3f} |")
+    for name, side in result["ours"].items():
+        lines += ["", f"ours, {name} precision ({side['parameters']:,} parameters; "
+                  f"{side['against_peer']['tokens_per_second_ratio']:.1f} times the peer's tokens a second)",
+                  *_verdict(side)]
+    lines += ["", "Padding is not counted as tokens. Start-up is all before the first step, our prepare.py included; "
+              "pauses are the peer's saves and our evaluations, left out of all other seconds."]
+    for name, side in sides.items():
+        lines += ["", f"| {name}: step | M tokens | training s | bits a byte |", "|---|---|---|---|"]
+        lines += [f"| {p['step']:,} | {p['tokens'] / 1e6:.2f} | {p['seconds']:.0f} | {p['bits_per_byte']:.3f} |"
+                  for p in side["curve"]]
+    return lines
+
+
+def _search_lines(found: dict[str, Any]) -> list[str]:
+    if found.get("given"):
+        return ["its rate and batch were given, not searched for"]
+    trials = "; ".join(f"lr {trial['settings']['learning_rate']:g}, batch {trial['settings']['batch']}: "
+                       f"{trial['bits_per_byte']:.3f}" for trial in found["trials"])
+    ended = "" if found["complete"] else ", ended by the budget"
+    return [f"its rate and batch: {len(found['trials'])} runs over {found['documents']:,} documents, "
+            f"{found['cost_seconds']:.0f} of {found['budget_seconds']:.0f} s{ended}: {trials} bits a byte"]
