@@ -18,11 +18,15 @@ from benchmarks.speed.heldout import ROOT
 from benchmarks.speed.peers import Course, Point
 from benchmarks.speed.peers.process import Clock, follow
 from corpus.errors import UserError
+from corpus.shards import Corpus as Tokens
+from training.ds_file import load
 
 _STEP = re.compile(r"^step ([\d,]+)/[\d,]+ ")
 _LOOK_SECONDS = 0.05  # between two looks at model/
 _NEVER = 1_000_000_000  # steps: checkpoints and samples but the last are no part of the race
 _EVAL_TOKENS = 20_000  # enough to tell that a model is the best so far, which is when it is written
+_BETWEEN = 3  # steps between two evaluations at least, so that some intervals have no pause in them
+_MOST_BETWEEN_LINES = 5
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,10 @@ def prepare(documents: Path, held_out: Path, tokenizer: Path, folder: Path, core
 
 @dataclass(frozen=True)
 class Recipe:
-    """How ours is started. `length` is ["--epochs", "1"] or the like; `flags` and `settings` go on as they are."""
+    """How ours is started. `length` is ["--epochs", "1"] or the like; `flags` and `settings` go on as they are.
+
+    `points` are those of its curve, about.
+    """
 
     config: Path
     settings: Sequence[str]
@@ -54,6 +61,25 @@ class Recipe:
     max_seq_len: int
     processes: int
     cores: int
+    points: int
+
+    def intervals(self, corpus: Path) -> tuple[int, int]:
+        """Steps between evaluations, and between lines of the log."""
+        evaluation = max(_BETWEEN, self.steps(corpus) // self.points)
+        return evaluation, min(_MOST_BETWEEN_LINES, evaluation // _BETWEEN)
+
+    def steps(self, corpus: Path) -> int:
+        """Of the whole run, about."""
+        name, value = self.length
+        if name == "--max_steps":
+            return int(value)
+        config = load(self.config, self.settings)
+        batch = [config.get(key, 1) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")]
+        if not all(isinstance(part, int) for part in batch):
+            raise UserError(f"{self.config}: the race needs the micro-batch and the accumulation as numbers: write "
+                            "them down, or give --race_steps")
+        rows = Tokens.open(corpus, verify="size").split("train").num_rows(self.max_seq_len)
+        return max(1, int(float(value) * rows / (batch[0] * batch[1] * self.processes)))
 
     def command(self, corpus: Path, output: Path) -> list[object]:
         """The whole command line."""
@@ -64,8 +90,9 @@ class Recipe:
                   output.absolute(), "--resume", "never", "--max_seq_len", self.max_seq_len, *self.length]
         for name, value in self.shape.items():
             words += [f"--{name}", value]
-        words += ["--log_interval", 5, "--eval_tokens", _EVAL_TOKENS, "--sample_interval", _NEVER, "--save_interval",
-                  _NEVER, *self.flags]
+        evaluation, line = self.intervals(corpus)
+        words += ["--log_interval", line, "--eval_interval", evaluation, "--eval_tokens", _EVAL_TOKENS,
+                  "--sample_interval", _NEVER, "--save_interval", _NEVER, *self.flags]
         return [*words, "--set", *self.settings] if self.settings else words
 
 

@@ -22,13 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed import Skip, heldout, ours
-from benchmarks.speed.peers import Course, Driver, Settings, Size, fingerprint, minimind
+from benchmarks.speed.peers import Course, Driver, Settings, Size, fingerprint, hf_trainer, minimind, nanogpt
 from benchmarks.speed.peers.search import Found, Memory, Trial, search
 from corpus.errors import UserError
 from corpus.stories import write_sample_corpus
 
 NAME = "race"
 Say = Callable[[str], None]
+_PEERS = (f"give a checkout of MiniMind ({minimind.CLONE}) or of nanoGPT ({nanogpt.CLONE}), or the word "
+          f"{hf_trainer.WORD} for the Trainer of that package")
+_NO_PEER = f"no peer to race against: with --peer, {_PEERS}"
 _STORIES, _HELD_OUT_STORIES, _HELD_OUT_SEED = 4000, 200, 1
 
 
@@ -42,6 +45,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--race_layers", type=int, default=4, metavar="N", help="(%(default)s)")
     add("--race_max_seq_len", type=int, default=512, metavar="N", help="(%(default)s)")
     add("--race_points", type=int, default=10, metavar="N", help="places of the peer's curve (%(default)s)")
+    add("--race_our_points", type=int, default=30, metavar="N", help="of ours, where it gets better (%(default)s)")
+    add("--race_tokenizer", type=Path, metavar="FILE",
+        help="tokenizer.json for a peer that brings none; trained on the text if not given")
     add("--race_peer_settings", type=peer_settings, metavar="lr=X,batch=N", help="instead of a search for them")
     add("--race_search_rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3], metavar="X",
         help="(%(default)s)")
@@ -86,8 +92,19 @@ def measure(work: Path, flags: argparse.Namespace, say: Say) -> dict[str, Any]:
     work = work / "race"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size = Size(flags.race_width, flags.race_layers, flags.race_max_seq_len)
-    peer = driver(flags.peer, work, size, cores)
-    track = _track(work, flags, peer, size, cores)
+    if flags.peer is None:
+        raise Skip(_NO_PEER)
+    work.mkdir(parents=True, exist_ok=True)
+    source, held_out_source = _sources(work, flags)
+    texts, held_out_texts = heldout.read_texts(source)[:flags.race_documents], heldout.read_texts(held_out_source)
+    peer = driver(flags.peer, work, size, cores, texts, flags.race_tokenizer)
+    rows = heldout.write_rows(work / "rows.npz", held_out_texts, peer.tokenizer, begin_id=peer.begin_id,
+                              end_id=peer.end_id, max_seq_len=size.max_seq_len)
+    facts = {"train": source.name, "held_out": held_out_source.name, "documents": len(texts),
+             "bytes": sum(len(text.encode()) for text in texts), "held_out_documents": len(held_out_texts),
+             "held_out_bytes": rows.text_bytes, "held_out_tokens": rows.tokens}
+    track = _Track(_write(work / "train.jsonl", texts), _write(work / "val.jsonl", held_out_texts), rows, size, cores,
+                   work, facts)
     settings, searched = _settings(peer, track, flags, say)
     say(f"{peer.name} ({settings}): one epoch of {track.text['documents']:,} documents")
     course = peer.train(settings, track.documents, work / "peer", flags.race_points)
@@ -102,35 +119,29 @@ def measure(work: Path, flags: argparse.Namespace, say: Say) -> dict[str, Any]:
     }
 
 
-def driver(peer: Path | str | None, work: Path, size: Size, cores: int) -> Driver:
-    """That of the trainer which lies in the folder; Skip without one, UserError for a folder that holds none."""
-    if peer is None:
-        raise Skip(f"no peer to race against: {minimind.CLONE}, then --peer with its folder")
-    work.mkdir(parents=True, exist_ok=True)
+def driver(peer: Path | str, work: Path, size: Size, cores: int, texts: Sequence[str],
+           tokenizer: Path | None) -> Driver:
+    """That of the trainer which lies in the folder, or of the package; UserError for a folder that holds none."""
     path = Path(peer)
+    if str(peer) == hf_trainer.WORD:
+        return hf_trainer.HFTrainer(work, size, cores, texts, tokenizer)
     if minimind.is_here(path):
         return minimind.MiniMind(path, work, size, cores)
-    raise UserError(f"--peer {peer} is no trainer that the race knows: give a checkout of MiniMind ({minimind.CLONE})")
+    if nanogpt.is_here(path):
+        return nanogpt.NanoGPT(path, work, size, cores, texts, tokenizer)
+    raise UserError(f"--peer {peer} is no trainer that the race knows: {_PEERS}")
 
 
-def _track(work: Path, flags: argparse.Namespace, peer: Driver, size: Size, cores: int) -> _Track:
-    """The text, as plain .jsonl for both, and the held-out rows."""
+def _sources(work: Path, flags: argparse.Namespace) -> tuple[Path, Path]:
+    """Training and held-out documents: those given, or sample stories."""
     if (flags.race_train is None) != (flags.race_val is None):
         raise UserError("--race_train and --race_val belong together: give both, or none for the sample stories")
-    if flags.race_train is None:
-        source, held_out_source = work / "stories.jsonl", work / "stories_val.jsonl"
-        write_sample_corpus(source, _STORIES)
-        write_sample_corpus(held_out_source, _HELD_OUT_STORIES, _HELD_OUT_SEED)
-    else:
-        source, held_out_source = flags.race_train, flags.race_val
-    texts, held_out_texts = heldout.read_texts(source)[:flags.race_documents], heldout.read_texts(held_out_source)
-    rows = heldout.write_rows(work / "rows.npz", held_out_texts, peer.tokenizer, begin_id=peer.begin_id,
-                              end_id=peer.end_id, max_seq_len=size.max_seq_len)
-    facts = {"train": source.name, "held_out": held_out_source.name, "documents": len(texts),
-             "bytes": sum(len(text.encode()) for text in texts), "held_out_documents": len(held_out_texts),
-             "held_out_bytes": rows.text_bytes, "held_out_tokens": rows.tokens}
-    return _Track(_write(work / "train.jsonl", texts), _write(work / "val.jsonl", held_out_texts), rows, size, cores,
-                  work, facts)
+    if flags.race_train is not None:
+        return flags.race_train, flags.race_val
+    source, held_out_source = work / "stories.jsonl", work / "stories_val.jsonl"
+    write_sample_corpus(source, _STORIES)
+    write_sample_corpus(held_out_source, _HELD_OUT_STORIES, _HELD_OUT_SEED)
+    return source, held_out_source
 
 
 def _write(path: Path, texts: Sequence[str]) -> Path:
@@ -192,7 +203,7 @@ def _side(course: Course, track: _Track, kind: str, pythonpath: Path | None, pre
 def _ours(track: _Track, flags: argparse.Namespace, peer: Driver, theirs: dict[str, Any], say: Say) -> dict[str, Any]:
     """Our runs by name. In equal precision only if the best one was not that already."""
     corpus = ours.prepare(track.documents, track.held_out_documents, peer.tokenizer, track.work / "corpus", track.cores)
-    length = ["--max_steps", flags.race_steps] if flags.race_steps else ["--epochs", flags.race_epochs]
+    length = ["--max_steps", str(flags.race_steps)] if flags.race_steps else ["--epochs", str(flags.race_epochs)]
     done: dict[str, Any] = {}
     for name in sorted(set(flags.race_precisions)):
         if name == "equal" and "best" in done and done["best"]["precision"] == peer.precision:
@@ -200,7 +211,7 @@ def _ours(track: _Track, flags: argparse.Namespace, peer: Driver, theirs: dict[s
             continue
         settings = [*flags.race_set, *(_precision_settings(peer.precision) if name == "equal" else [])]
         recipe = ours.Recipe(flags.race_config, settings, shlex.split(flags.race_train_flags), length, peer.shape(),
-                             track.size.max_seq_len, flags.race_processes, track.cores)
+                             track.size.max_seq_len, flags.race_processes, track.cores, flags.race_our_points)
         say(f"ours, {name} precision: {' '.join(map(str, length))}")
         course, precision = ours.train(recipe, corpus, track.work / f"ours-{name}")
         side = _side(course, track, "ours", None, precision)

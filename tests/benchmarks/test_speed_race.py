@@ -122,7 +122,8 @@ def _searched(best: Settings, tmp_path: Path, budget: float = 1e9) -> tuple[list
     return asked, found.best.settings
 
 
-@pytest.mark.parametrize("best", [Settings(2e-3, 8), Settings(8e-3, 8), Settings(1.25e-4, 2), Settings(2e-3, 32)])
+@pytest.mark.parametrize("best", [Settings(2e-3, 8), Settings(8e-3, 8), Settings(1.25e-4, 2), Settings(2e-3, 32),
+                                  Settings(5e-4, 1), Settings(2e-3, 4)])
 def test_the_search_finds_the_bottom_also_beyond_its_grid(tmp_path, best):
     found = _searched(best, tmp_path)[1]
     assert found.batch == best.batch
@@ -203,11 +204,13 @@ def test_ticks_are_round_and_within_and_labels_keep_apart():
 
 
 def test_without_a_peer_the_race_is_skipped_and_says_how_to_get_one(tmp_path):
-    size = race.Size(8, 1, 16)
+    parser = argparse.ArgumentParser()
+    race.add_flags(parser)
+    flags = parser.parse_args([], argparse.Namespace(peer=None))
     with pytest.raises(Skip, match="git clone"):
-        race.driver(None, tmp_path, size, 2)
+        race.measure(tmp_path, flags, print)
     with pytest.raises(UserError, match="no trainer that the race knows"):
-        race.driver(tmp_path, tmp_path / "work", size, 2)
+        race.driver(tmp_path, tmp_path / "work", race.Size(8, 1, 16), 2, [], None)
 
 
 def test_settings_are_read_or_refused():

@@ -1,8 +1,8 @@
 """A peer's own best learning rate and batch: short runs over a sample of the documents, a coordinate after the other.
 
 Rates at the middle batch first; then the other batches, each at the best rate times the square root of the batches'
-ratio; then the neighbouring rates of the best pair, until none is better. Each run has its whole schedule. What counts
-is bits per byte at its end, after the same documents. A trial that is on disk is not repeated.
+ratio; then the neighbours of the best pair, half and double of each, until none is better. Each run has its whole
+schedule. What counts is bits per byte at its end, after the same documents. A trial that is on disk is not repeated.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def _plan(found: Found, rates: Sequence[float], batches: Sequence[int]) -> Itera
     yield from (Settings(_round(rate * math.sqrt(batch / middle)), batch) for batch in batches if batch != middle)
     while True:
         best, tried = found.best.settings, {str(trial.settings) for trial in found.trials}
-        around = (Settings(_round(best.learning_rate * factor), best.batch) for factor in (_EDGE, 1 / _EDGE))
+        rate, batch = best.learning_rate, best.batch
+        around = [Settings(_round(rate * _EDGE), batch), Settings(_round(rate / _EDGE), batch),
+                  Settings(rate, batch * 2), Settings(rate, max(1, batch // 2))]
         untried = [settings for settings in around if str(settings) not in tried]
         if not untried:
             return
