@@ -275,19 +275,23 @@ def table(result: dict[str, Any]) -> list[str]:
              f"lr {peer['chosen']['learning_rate']:g}, batch {peer['chosen']['batch']}; its defaults: "
              f"{peer['recommended']}"]
     lines += _search_lines(peer["search"])
-    sides = {peer["name"]: peer} | {f"ours, {name} precision": side for name, side in result["ours"].items()}
-    lines += ["", "| | precision | steps | M tokens | training s | start-up s | pauses s | tokens/s | bits a byte |",
-              "|---|---|---|---|---|---|---|---|---|"]
+    runs = dict(result["ours"])
+    if "best" in runs and runs["best"] == runs.get("equal"):
+        runs = {"best and equal": runs["best"]}
+    sides = {peer["name"]: peer} | {f"ours, {name} precision": side for name, side in runs.items()}
+    lines += ["", "| | precision | steps | M tokens | training s | start-up s | pauses s | all s | tokens/s | "
+              "bits a byte |", "|---|---|---|---|---|---|---|---|---|---|"]
     for name, side in sides.items():
         lines.append(f"| {name} | {side['precision']} | {side['steps']:,} | {side['tokens'] / 1e6:.2f} | "
                      f"{side['seconds']:.0f} | {side['start_up']:.0f} | {side['paused']:.0f} | "
-                     f"{side['tokens_per_second']:,.0f} | {side['curve'][-1]['bits_per_byte']:.3f} |")
-    for name, side in result["ours"].items():
+                     f"{side['command_seconds']:.0f} | {side['tokens_per_second']:,.0f} | "
+                     f"{side['curve'][-1]['bits_per_byte']:.3f} |")
+    for name, side in runs.items():
         lines += ["", f"ours, {name} precision ({side['parameters']:,} parameters; "
                   f"{side['against_peer']['tokens_per_second_ratio']:.1f} times the peer's tokens a second)",
                   *_verdict(side)]
     lines += ["", "Padding is not counted as tokens. Start-up is all before the first step, our prepare.py included; "
-              "pauses are the peer's saves and our evaluations, left out of all other seconds."]
+              "pauses are the peer's saves and our evaluations, left out of all other seconds but the last (all)."]
     for name, side in sides.items():
         lines += ["", f"| {name}: step | M tokens | training s | bits a byte |", "|---|---|---|---|"]
         lines += [f"| {p['step']:,} | {p['tokens'] / 1e6:.2f} | {p['seconds']:.0f} | {p['bits_per_byte']:.3f} |"

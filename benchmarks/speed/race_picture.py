@@ -41,7 +41,7 @@ def main(result: Path, output: Path) -> None:
 def svg(race: dict[str, Any]) -> str:
     """Two panels, one above the other."""
     sides = {f"{race['peer']['name']}, {race['peer']['precision']}": race["peer"]}
-    sides |= {f"ours, {side['precision']}": side for side in race["ours"].values()}
+    sides |= {f"ours, {side['precision']}": side for side in race["ours"].values()}  # one run may be both precisions
     end = race["peer"]["curve"][-1]["bits_per_byte"]
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {2 * _PANEL}" font-family="sans-serif" '
              'font-size="12">', f'<rect width="{WIDTH}" height="{2 * _PANEL}" fill="white"/>']

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from benchmarks.speed import Skip, heldout, race, race_picture
-from benchmarks.speed.peers import Course, Point, Settings, kept_steps, score
+from benchmarks.speed.peers import Course, Point, Settings, kept_steps, minimind, nanogpt, score
 from benchmarks.speed.peers.minimind import MiniMind, _Run
+from benchmarks.speed.peers.nanogpt import NanoGPT
 from benchmarks.speed.peers.process import Clock, follow
 from benchmarks.speed.peers.search import Memory, Trial, search
 from corpus.errors import UserError
@@ -157,7 +158,7 @@ def test_the_first_crossing_counts_and_a_first_point_below_is_itself():
 def _side(bits: list[float], speed: float) -> dict:
     curve = _curve(*bits)
     return {"curve": curve, "tokens_per_second": speed, "precision": "fp32", "steps": 10 * len(bits), "seconds": 2.0,
-            "start_up": 30.0, "paused": 1.0, "tokens": curve[-1]["tokens"], "parameters": 1000}
+            "start_up": 30.0, "paused": 1.0, "command_seconds": 33.0, "tokens": curve[-1]["tokens"], "parameters": 1000}
 
 
 def _result(ours_bits: list[float]) -> dict:
@@ -195,6 +196,15 @@ def test_the_table_and_the_picture_have_both_sides():
     assert picture.count("<polyline") == 4
     assert "&lt;Peer&gt;, fp32: 2.00" in picture
     assert "ours, fp32: 1.00" in picture
+
+
+def test_one_run_that_is_both_precisions_is_shown_once():
+    result = _result([3, 1])
+    result["ours"]["equal"] = json.loads(json.dumps(result["ours"]["best"]))
+    text = "\n".join(race.table(result))
+    assert text.count("ours, best and equal precision") == 3
+    assert "ours, best precision" not in text
+    assert race_picture.svg(result).count("<polyline") == 4
 
 
 def test_ticks_are_round_and_within_and_labels_keep_apart():
@@ -263,6 +273,47 @@ def test_the_weights_that_are_kept_are_those_of_their_steps(tmp_path, tokenizer_
     assert all(isinstance(point, Point) and point.weights.read_text() == str(point.step) for point in course.points)
     assert course.tokens == course.points[-1].tokens == sum(run.lengths) < 100 * 100
     assert course.points[0].tokens == course.tokens * 2 * course.points[0].step // 100
+
+
+_FAKE_NANOGPT = '''
+import pathlib, sys, time
+flags = dict(word.removeprefix("--").split("=") for word in sys.argv[1:])
+steps, interval, out = int(flags["max_iters"]), int(flags["eval_interval"]), pathlib.Path(flags["out_dir"])
+out.mkdir()
+for step in range(steps + 1):
+    if step and step % interval == 0:
+        (out / "ckpt.pt").write_text(str(step))
+    time.sleep(0.02)
+    print(f"iter {step}: loss 1.0, time 1ms, mfu 1%", flush=True)
+'''
+
+
+def test_nanogpt_weights_are_those_of_their_steps_too(tmp_path, tokenizer_file):
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text(json.dumps({"text": "abc" * 700}) + "\n", encoding="utf-8")
+    peer = NanoGPT.__new__(NanoGPT)
+    peer.size, peer.threads, peer.tokenizer, peer.vocabulary = race.Size(8, 1, 10), 2, tokenizer_file, 300
+    peer.begin_id, peer.end_id, peer.pythonpath = 1, 2, tmp_path / "nanogpt"
+    peer.pythonpath.mkdir()
+    (peer.pythonpath / "train.py").write_text(_FAKE_NANOGPT, encoding="utf-8")
+    course = peer.train(Settings(1e-3, 2), documents, tmp_path / "run", 4)
+    assert [int(point.weights.read_text()) for point in course.points] == [point.step for point in course.points]
+    assert course.points[-1].step == course.steps
+    assert [point.tokens for point in course.points] == [20 * point.step for point in course.points]
+    ids = np.fromfile(peer.pythonpath / "data" / "race" / "train.bin", dtype=np.uint16)
+    assert (ids[0], ids[-1]) == (1, 2)
+    assert course.tokens <= len(ids)
+
+
+def test_each_peer_is_known_by_what_lies_in_its_folder(tmp_path):
+    (tmp_path / "train.py").touch()
+    assert not nanogpt.is_here(tmp_path)
+    (tmp_path / "model.py").write_text("class GPTConfig: ...", encoding="utf-8")
+    assert nanogpt.is_here(tmp_path)
+    assert not minimind.is_here(tmp_path)
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "train_pretrain.py").touch()
+    assert minimind.is_here(tmp_path)
 
 
 @pytest.fixture

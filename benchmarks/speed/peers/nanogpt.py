@@ -1,4 +1,4 @@
-"""nanoGPT: train.py of a checkout that the user has, run in a copy. A dense GPT; ours has experts, equally many active."""
+"""nanoGPT: train.py of a checkout that the user has, run in a copy. It is dense; ours has experts, as much active."""
 
 from __future__ import annotations
 
