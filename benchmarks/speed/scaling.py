@@ -102,7 +102,7 @@ def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -
     if not Path("/proc/self/status").exists():
         raise Skip("the scaling part ends its processes with Linux's /proc: run it on Linux")
     begun, work = time.perf_counter(), work.resolve() / NAME
-    data = flags.scaling_data.resolve() if flags.scaling_data else _corpus(work)
+    data = flags.scaling_data.resolve() if flags.scaling_data else corpus(work)
     chosen = [case for case in CASES if case.group in flags.scaling_groups]
     order = [case for _ in range(flags.scaling_rounds - 1) for case in (BASE, TWO) if case in chosen] + chosen
     found: dict[Case, list[dict[str, Any]]] = defaultdict(list)
@@ -136,7 +136,8 @@ def _left(begun: float, done: int, total: int) -> str:
     return f"about {(time.perf_counter() - begun) / done * (total - done) / 60:.0f} min left"
 
 
-def _corpus(work: Path) -> Path:
+def corpus(work: Path) -> Path:
+    """Sample stories, prepared once in `work`."""
     folder = work / "corpus"
     if not (folder / "manifest.json").is_file():
         work.mkdir(parents=True, exist_ok=True)
