@@ -111,8 +111,10 @@ def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -
         found[case].append(_run(case, flags, data, work))
     lines = [{"group": case.group, "title": case.title, "processes": case.processes, "threads": case.threads,
               "batch": case.batch, **summary(case, runs)} for case, runs in found.items()]
-    total, width = _parameters(data), 2 if _precision(work) == "bf16" else 4
-    return {"parameters": total, "precision": _precision(work), "ideal_sent": ideal_sent(total, width, 2),
+    precision = next((run["precision"] for runs in found.values() for run in runs if "precision" in run), "fp32")
+    total = _parameters(data)
+    return {"parameters": total, "precision": precision,
+            "ideal_sent": ideal_sent(total, 4 if precision == "fp32" else 2, 2),
             "cores": len(os.sched_getaffinity(0)), "sizes": SIZES, "config": flags.scaling_config.name,
             "steps": flags.scaling_steps, "skipped_steps": SKIPPED, "rounds": flags.scaling_rounds, "lines": lines,
             "efficiency": efficiency(lines), "aim": AIM, "seconds": time.perf_counter() - begun}
@@ -124,9 +126,8 @@ def _parameters(data: Path) -> int:
     return count_parameters(ModelConfig(vocab_size=tokenizer.get_vocab_size(), **shape))[0]
 
 
-def _precision(work: Path) -> str:
-    """Of the last run."""
-    resolved = json.loads((work / "run" / "ds_config.json").read_text())
+def _precision(run: Path) -> str:
+    resolved = json.loads((run / "ds_config.json").read_text(encoding="utf-8"))
     return next((name for name in ("bf16", "fp16") if resolved.get(name, {}).get("enabled")), "fp32")
 
 
@@ -163,14 +164,18 @@ def _run(case: Case, flags: argparse.Namespace, data: Path, work: Path) -> dict[
         return {"refused": refusal(said, status)}
     ranks = [json.loads((counts / f"rank{rank}.json").read_text()) for rank in range(case.processes)]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return {"ranks": ranks, "tokens_per_second": [row["tokens_per_second"] for row in rows if row["split"] == "train"]}
+    return {"ranks": ranks, "precision": _precision(run),
+            "tokens_per_second": [row["tokens_per_second"] for row in rows if row["split"] == "train"]}
 
 
 def refusal(said: Sequence[str], status: int | None) -> str:
     """The sentence that a run ended with."""
-    sentences = [line.strip() for line in said if "zero_optimization.stage" in line or line.startswith("train.py")]
+    if status is None:
+        return f"still running after {PATIENCE:.0f} s"
+    problems = [line.strip() for line in said if line.lstrip().startswith("1. ")]
+    told = [line.strip() for line in said if line.startswith("train.py")]
     last = next((line.strip() for line in reversed(said) if line.strip()), "nothing")
-    return (sentences[0] if sentences else last) if status is not None else f"still running after {PATIENCE:.0f} s"
+    return problems[0].removeprefix("1. ") if problems else (told or [last])[0]
 
 
 def summary(case: Case, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

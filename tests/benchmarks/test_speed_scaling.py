@@ -100,7 +100,8 @@ def test_every_case_divides_its_batch():
 
 
 def test_what_a_refused_run_said():
-    said = ["starting", 'train.py: "zero_optimization.stage" is 3: it cannot be', ""]
-    assert scaling.refusal(said, 2).startswith("train.py")
+    said = ["starting", "train.py: x.json: 1 problem, nothing was started.", "  1. zero_optimization.stage: not 3", ""]
+    assert scaling.refusal(said, 2) == "zero_optimization.stage: not 3"
+    assert scaling.refusal(said[:2], 2) == said[1]
     assert scaling.refusal(["starting", "killed", ""], 1) == "killed"
     assert "still running" in scaling.refusal([], None)

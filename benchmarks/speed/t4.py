@@ -1,0 +1,349 @@
+"""How long two T4s would need, from parts: counted operations, priced with figures that others measured on T4s.
+
+No T4 was at hand. The counting is checked on this machine's CPU: the same counts, priced with the CPU's own measured
+rates, beside the measured time of the same pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks.chaos.session import ROOT
+from benchmarks.speed.operations import (
+    ATTENTION,
+    ELEMENTWISE,
+    MOVING,
+    Operation,
+    OperationCounter,
+    count_step,
+    fused,
+    totals,
+)
+from benchmarks.speed.t4_check import check_on_cpu
+from benchmarks.speed.t4_figures import FIGURES, FLASH_FORWARD, LEVELS, Level, Machine, t4
+from model import ModelConfig, count_parameters
+from training.disk import checkpoint_bytes
+from training.ds_config import Resolved, RunFacts, load, resolve
+from training.flops import training_flops_per_token
+from training.memory import ROUTING_IMBALANCE, ModelStates, estimate_memory
+from training.plan import PLANNED_T4X2
+
+NAME = "t4"
+GPUS, SEQ_LEN = 2, 512
+SAMPLES, TOKENS = 1_413_103, 470e6
+"""The origin document's data: samples, and tokens without padding."""
+AIM, ORIGIN = 40.0, 300.0  # minutes an epoch
+EVALUATIONS, EVALUATION_TOKENS, SAVE_EVERY = 20, 200_000, 1_000  # train.py's defaults, of a run of one epoch
+ADAMW_BYTES = 54
+"""Moved for each parameter of a rank's own part in an optimizer step under ZeRO: the norm reads the gradient (2), it is
+flattened (4), becomes fp32 (6), is unscaled and clipped (8); AdamW reads gradient, weight and two moments and writes
+three of them (28); the weight goes back to fp16 (6)."""
+BUCKET_BYTES, KEPT_BYTES = 8, 6
+"""Moved for each gradient of a micro-step: into the bucket and divided by the ranks; added to a rank's own part."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is run; each line of the table changes one thing more."""
+
+    title: str
+    stage: int = 2
+    micro_batch: int = 32
+    accumulation: int = 4
+    fusion: float = 0.0
+    """Share of the gain that a perfect compiler would have on elementwise work."""
+    masked: bool = True
+    imbalance: float = ROUTING_IMBALANCE
+    flash: bool = False
+    muon: bool = False
+    moe: bool = True
+
+    def config(self) -> ModelConfig:
+        """The default model, masked or not, with or without experts."""
+        return ModelConfig(mask_documents=self.masked, use_moe=self.moe)
+
+
+TODAY = Scenario("ds_configs/t4x2.json as it is")
+
+
+def changes() -> list[Scenario]:
+    """From today to what could be, one change a line."""
+    scenarios = [TODAY]
+    for title, change in (
+        ("ZeRO-1: gradients reduced once a step", {"stage": 1}),
+        ("half of what a perfect compiler could fuse", {"fusion": 0.5}),
+        ("all of it (a bound)", {"fusion": 1.0}),
+        ("plain causal attention, documents not masked", {"masked": False}),
+        ("experts filled evenly (capacity_factor 1)", {"imbalance": 1.0}),
+        ("a flash kernel for Turing, forward", {"flash": True}),
+        ("micro-batch 64, accumulation 2", {"micro_batch": 64, "accumulation": 2}),
+    ):
+        scenarios.append(replace(scenarios[-1], title=title, **change))
+    return scenarios
+
+
+OTHERS = (replace(TODAY, title="Muon instead of AdamW", muon=True),
+          replace(TODAY, title="the dense model of the same active width", moe=False),
+          replace(TODAY, title="documents not masked, nothing else changed", masked=False),
+          replace(changes()[-1], title="every change above, with the dense model", moe=False))
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Its own flags."""
+    parser.add_argument("--t4_tokens", type=float, default=TOKENS, metavar="N",
+                        help="of an epoch, without padding (%(default).0f)")
+    parser.add_argument("--t4_skip_check", action="store_true", help="leave out the check of the counts on this CPU")
+
+
+def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Every part of a step at three levels, what each change would bring, and the check on this CPU."""
+    begun = time.perf_counter()
+    say("t4: counting the operations of a step (a few seconds), then pricing them")
+    steps = {level: step_parts(TODAY, t4(level)) for level in LEVELS}
+    epochs = {level: epoch(TODAY, t4(level), flags.t4_tokens) for level in LEVELS}
+    lines = [{"title": scenario.title, "fits": fits(scenario), "cumulative": scenario not in OTHERS,
+              **{level: epoch(scenario, t4(level), flags.t4_tokens) for level in LEVELS}}
+             for scenario in (*changes(), *OTHERS)]
+    kinds = {kind: asdict(total) for kind, total in totals(_counted(TODAY)).items()}
+    checks = []
+    if not flags.t4_skip_check:
+        for dtype in (torch.float32, torch.bfloat16):
+            say(f"t4: checking the counts on this CPU in {dtype}, one thread (about 30 s)")
+            checks.append(check_on_cpu(ModelConfig(), dtype))
+    return {"tokens": flags.t4_tokens, "steps": steps, "epochs": epochs, "lines": lines, "kinds": kinds,
+            "fused": asdict(fused(_counted(TODAY))), "model_flops": _model_flops(), "aim": AIM,
+            "figures": [asdict(figure) for figure in FIGURES], "floor": floor(flags.t4_tokens), "checks": checks,
+            "seconds": time.perf_counter() - begun}
+
+
+@lru_cache
+def _count(config: ModelConfig, micro_batch: int, imbalance: float) -> tuple[Operation, ...]:
+    return tuple(count_step(config, micro_batch=micro_batch, seq_len=SEQ_LEN, imbalance=imbalance))
+
+
+def _counted(scenario: Scenario) -> tuple[Operation, ...]:
+    return _count(scenario.config(), scenario.micro_batch, scenario.imbalance)
+
+
+def _model_flops() -> float:
+    """Of a micro-batch, by the formula that the run's utilisation is counted with."""
+    return training_flops_per_token(ModelConfig(), SEQ_LEN) * TODAY.micro_batch * SEQ_LEN
+
+
+# --- pricing ----------------------------------------------------------------------------------------------------------
+
+
+def price(operation: Operation, machine: Machine) -> float:
+    """Seconds of one operation, without its start: what takes longer of computing and of moving."""
+    rate = machine.matrix
+    if operation.kind == ATTENTION:
+        rate = machine.attention_backward if operation.backward else machine.attention
+    return max(operation.flops / rate, operation.bytes / machine.bandwidth)
+
+
+def micro_parts(operations: Sequence[Operation], machine: Machine, fusion: float = 0.0) -> dict[str, float]:
+    """Seconds of a forward and backward pass by part. `fusion` as in Scenario."""
+    parts: Counter[str] = Counter()
+    for operation in operations:
+        way = "backward" if operation.backward else "forward"
+        name = operation.kind if operation.kind in (ELEMENTWISE, MOVING) else f"{operation.kind}, {way}"
+        parts[name] += price(operation, machine)
+    calls = float(len(operations))
+    if fusion:
+        best = fused(operations)
+        light = sum(operation.kind in (ELEMENTWISE, MOVING) for operation in operations)
+        share = 1 - fusion * (1 - best.bytes / machine.bandwidth / (parts[ELEMENTWISE] + parts[MOVING]))
+        parts[ELEMENTWISE] *= share
+        parts[MOVING] *= share
+        calls -= fusion * (light - best.calls)
+    parts["starts of kernels"] = calls * machine.launch
+    return dict(parts)
+
+
+def step_parts(scenario: Scenario, machine: Machine) -> dict[str, float]:
+    """Seconds of an optimizer step by part, on each of the two GPUs, which work at the same time."""
+    if scenario.flash:
+        machine = replace(machine, attention=machine.attention * FLASH_FORWARD)
+    micro = micro_parts(_counted(scenario), machine, scenario.fusion)
+    parts = {name: scenario.accumulation * seconds for name, seconds in micro.items()}
+    parameters = count_parameters(scenario.config())[0]
+    own = parameters / GPUS if scenario.stage else parameters
+    parts["gradients collected"] = scenario.accumulation * (
+        BUCKET_BYTES * parameters + KEPT_BYTES * own) / machine.bandwidth
+    parts["gradients reduced (PCIe)"] = reductions(scenario) * exposed(parameters) / machine.link
+    parts["weights sent back (PCIe)"] = 2 * (GPUS - 1) / GPUS * parameters / machine.link
+    parts["optimizer step"] = optimizer_seconds(scenario, own, machine)
+    return parts
+
+
+def reductions(scenario: Scenario) -> int:
+    """Times a step that gradients go over the bus: ZeRO-2 sends them after every micro-batch."""
+    return scenario.accumulation if scenario.stage >= 2 else 1
+
+
+def exposed(parameters: int) -> float:
+    """Bytes that a rank sends to reduce fp16 gradients and that no computing hides.
+
+    DeepSpeed all-reduces its buckets whole (counted in the scaling part), which sends 2 (n - 1) / n of them. With
+    overlap_comm every bucket but the last goes while the backward pass computes on.
+    """
+    bucket = int(resolved(TODAY).config["zero_optimization"]["reduce_bucket_size"])
+    return 2 * (GPUS - 1) / GPUS * 2 * (parameters % bucket or bucket)
+
+
+def optimizer_seconds(scenario: Scenario, own: float, machine: Machine) -> float:
+    """AdamW moves bytes; Muon also multiplies each of its matrices, and each rank does those of its own part."""
+    seconds = ADAMW_BYTES * own / machine.bandwidth
+    if scenario.muon:
+        seconds += sum(price(operation, machine) + machine.launch for operation in muon_operations()) / GPUS
+    return seconds
+
+
+@lru_cache
+def muon_operations() -> tuple[Operation, ...]:
+    """DeepSpeed's iteration on every matrix that Muon steps, in fp16 as on a T4."""
+    import torch._dynamo
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.runtime.zero.muon.original_muon import zeropower_via_gram_newtonschulz
+
+    from model import CausalLM
+
+    with torch.device("meta"):
+        named = list(CausalLM(ModelConfig().for_inference()).named_parameters())
+    counter = OperationCounter()
+    with (counter, mock.patch.object(torch._dynamo.config, "disable", True),
+          mock.patch.object(get_accelerator(), "is_fp16_supported", lambda: True)):
+        for name, parameter in named:
+            if parameter.ndim == 2 and "embed" not in name and not name.endswith(".mlp.gate.weight"):
+                zeropower_via_gram_newtonschulz(parameter.detach().half(), 5)
+    return tuple(counter.operations)
+
+
+def epoch(scenario: Scenario, machine: Machine, tokens: float) -> dict[str, float]:
+    """Minutes of an epoch, of its parts, and tokens a second of both GPUs while they train."""
+    step = sum(step_parts(scenario, machine).values())
+    batch = scenario.micro_batch * scenario.accumulation * GPUS * SEQ_LEN
+    steps = tokens / batch
+    forward = [operation for operation in _counted(scenario) if not operation.backward]
+    looks = sum(micro_parts(forward, machine, scenario.fusion).values())
+    evaluating = EVALUATIONS * EVALUATION_TOKENS / (scenario.micro_batch * SEQ_LEN * GPUS) * looks
+    size = checkpoint_bytes(scenario.config(), resolved(scenario))
+    saving = (steps // SAVE_EVERY + 1) * size / machine.saving
+    minutes = (steps * step + evaluating + saving) / 60
+    return {"step": step, "tokens_per_second": batch / step, "training": steps * step / 60,
+            "evaluating": evaluating / 60, "saving": saving / 60, "minutes": minutes,
+            "host": len(_counted(scenario)) * machine.host * scenario.accumulation}
+
+
+def floor(tokens: float) -> dict[str, float]:
+    """Minutes of the model's matrix products and attention alone, by the run's own formula, at each matrix rate."""
+    flops = training_flops_per_token(ModelConfig(), SEQ_LEN) * tokens
+    return {level: flops / (GPUS * t4(level).matrix) / 60 for level in LEVELS}
+
+
+def resolved(scenario: Scenario) -> Resolved:
+    """The scenario's DeepSpeed configuration on two T4s."""
+    source = "t4x2_muon.json" if scenario.muon else "t4x2.json"
+    config = scenario.config()
+    facts = RunFacts(world_size=GPUS, rows=SAMPLES, epochs=1, max_steps=None, output=Path("unused"),
+                     num_experts=config.num_experts, ep_size=config.ep_size, use_moe=config.use_moe)
+    sets = [f"train_micro_batch_size_per_gpu={scenario.micro_batch}", f"zero_optimization.stage={scenario.stage}",
+            f"gradient_accumulation_steps={scenario.accumulation}"]
+    return resolve(load(ROOT / "ds_configs" / source, sets), facts, PLANNED_T4X2, source=source)
+
+
+def fits(scenario: Scenario) -> bool:
+    """Whether --plan's memory estimate leaves room on a T4 (without what the CUDA context takes)."""
+    estimate = estimate_memory(scenario.config(), resolved(scenario), world_size=GPUS, seq_len=SEQ_LEN)
+    return estimate.total < PLANNED_T4X2.memory_bytes
+
+
+def communicated(scenario: Scenario) -> dict[str, float]:
+    """Bytes that a rank sends in a step, hidden or not."""
+    states = ModelStates(scenario.config(), resolved(scenario), GPUS)
+    share = 2 * (GPUS - 1) / GPUS
+    return {"reduced": reductions(scenario) * share * states.width * states.numel,
+            "sent back": share / 2 * states.width * states.numel}
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """Markdown."""
+    return [*_parts_table(result), "", *_epoch_lines(result), "", *_changes_table(result), "",
+            *_check_lines(result["checks"]), "", *_figures_table(result["figures"])]
+
+
+def _parts_table(result: dict[str, Any]) -> list[str]:
+    steps: dict[Level, dict[str, float]] = result["steps"]
+    whole = {level: sum(parts.values()) for level, parts in steps.items()}
+    rows = sorted(steps["mid"], key=lambda name: -steps["mid"][name])
+    return ["One optimizer step of each of two T4s: 4 micro-batches of 32 x 512, fp16, ZeRO-2, AdamW. Milliseconds.",
+            "",
+            "| part | slow | mid | fast | share (mid) |", "|---|---|---|---|---|",
+            *(f"| {name} | {' | '.join(f'{1e3 * steps[level][name]:,.0f}' for level in LEVELS)} | "
+              f"{steps['mid'][name] / whole['mid']:.1%} |" for name in rows),
+            f"| all | {' | '.join(f'{1e3 * whole[level]:,.0f}' for level in LEVELS)} | 100% |"]
+
+
+def _epoch_lines(result: dict[str, Any]) -> list[str]:
+    epochs, kinds = result["epochs"], result["kinds"]
+    counted = ", ".join(f"{kind} {total['calls']:,} calls, {total['flops'] / 1e12:.2f} TFLOP, "
+                        f"{total['bytes'] / 1e9:.1f} GB" for kind, total in sorted(kinds.items()))
+    mid = epochs["mid"]
+    return [
+        f"Counted in one micro-batch: {counted}. The model's own FLOPs are {result['model_flops'] / 1e12:.2f} T.",
+        f"Epoch of {result['tokens'] / 1e6:,.0f} M tokens on two T4s: {mid['minutes']:.0f} minutes "
+        f"({epochs['fast']['minutes']:.0f} fast, {epochs['slow']['minutes']:.0f} slow) at "
+        f"{mid['tokens_per_second']:,.0f} tokens/s ({epochs['slow']['tokens_per_second']:,.0f} to "
+        f"{epochs['fast']['tokens_per_second']:,.0f}); of it evaluations {mid['evaluating']:.1f} and checkpoints "
+        f"{mid['saving']:.1f} minutes. The origin took {ORIGIN:.0f}, the aim is {result['aim']:.0f}.",
+        f"The host starts a step's operations in {1e3 * mid['host']:,.0f} ms ({1e3 * epochs['fast']['host']:,.0f} to "
+        f"{1e3 * epochs['slow']['host']:,.0f}), beside {1e3 * mid['step']:,.0f} ms of the GPU: "
+        f"{'hidden' if mid['host'] < mid['step'] else 'NOT hidden'}.",
+        f"Matrix products and attention of the model alone, nothing moved: {result['floor']['mid']:.0f} minutes "
+        f"({result['floor']['fast']:.0f} to {result['floor']['slow']:.0f}).",
+    ]
+
+
+def _changes_table(result: dict[str, Any]) -> list[str]:
+    aim = result["aim"]
+    return ["What would have to change: minutes an epoch, each line with the changes of those above it.", "",
+            "| change | slow | mid | fast | tokens/s (mid) | aim |", "|---|---|---|---|---|---|",
+            *(_change(line, aim) for line in result["lines"] if line["cumulative"]),
+            *(_change({**line, "title": f"*alone:* {line['title']}"}, aim) for line in result["lines"]
+              if not line["cumulative"])]
+
+
+def _change(line: dict[str, Any], aim: float) -> str:
+    minutes = " | ".join(f"{line[level]['minutes']:.0f}" for level in LEVELS)
+    reached = next((level for level in LEVELS if line[level]["minutes"] <= aim), None)
+    return (f"| {line['title']}{'' if line['fits'] else ' (does not fit 16 GB)'} | {minutes} | "
+            f"{line['mid']['tokens_per_second']:,.0f} | {f'reached ({reached})' if reached else '-'} |")
+
+
+def _check_lines(checks: Sequence[dict[str, Any]]) -> list[str]:
+    return [f"The same counts on this CPU, {check['dtype']}, one thread, {check['rows']} x {check['seq_len']}: "
+            f"predicted {check['predicted']:.2f} s, measured {check['measured']:.2f} s, measured / predicted = "
+            f"{check['ratio']:.2f} ({check['matrix'] / 1e9:,.0f} GFLOP/s in products, "
+            f"{check['attention'] / 1e9:,.0f} and {check['attention_backward'] / 1e9:,.0f} in "
+            f"attention, {check['bandwidth'] / 1e9:.1f} GB/s)."
+            for check in checks]
+
+
+def _figures_table(figures: Sequence[dict[str, Any]]) -> list[str]:
+    return ["| figure | slow | mid | fast | where it was measured | remarks |", "|---|---|---|---|---|---|",
+            *(" ".join(("|", ", ".join(filter(None, (figure["name"], figure["unit"]))), "|", f"{figure['slow']:g}", "|",
+                        f"{figure['mid']:g}", "|", f"{figure['fast']:g}", "|", figure["source"], "|", figure["note"],
+                        "|")) for figure in figures)]

@@ -1,0 +1,100 @@
+"""Is the counting right? The same counts priced with this CPU's measured rates, beside the measured time."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.speed.operations import ATTENTION, Operation, count_step, expert_layer
+from benchmarks.speed.t4_figures import Machine
+from model import CausalLM, ModelConfig
+from model.init import init_weights
+from training.memory import ROUTING_IMBALANCE
+
+ROWS, SEQ_LEN, ROUNDS = 2, 512, 3
+COPIED = 2**26  # bytes: far more than a cache holds
+
+
+def check_on_cpu(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Predicted and measured seconds of a forward and backward pass, with the rates that the prediction used."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        machine = cpu_machine(config, dtype)
+        measured = _measured(config, dtype)
+    finally:
+        torch.set_num_threads(before)
+    operations = count_step(config, micro_batch=ROWS, seq_len=SEQ_LEN, dtype=dtype)
+    predicted = sum(seconds(operation, machine) for operation in operations)
+    return {"dtype": str(dtype).removeprefix("torch."), "rows": ROWS, "seq_len": SEQ_LEN, "predicted": predicted,
+            "measured": measured, "ratio": measured / predicted, "matrix": machine.matrix,
+            "attention": machine.attention, "attention_backward": machine.attention_backward,
+            "bandwidth": machine.bandwidth, "launch": machine.launch}
+
+
+def seconds(operation: Operation, machine: Machine) -> float:
+    """As on a T4: the longer of computing and moving, and a start."""
+    rate = machine.matrix
+    if operation.kind == ATTENTION:
+        rate = machine.attention_backward if operation.backward else machine.attention
+    return max(operation.flops / rate, operation.bytes / machine.bandwidth) + machine.launch
+
+
+def cpu_machine(config: ModelConfig, dtype: torch.dtype) -> Machine:
+    """One thread of this CPU: matrix products of an expert's shape, a large copy, attention as in the model."""
+    tokens = int(ROWS * SEQ_LEN * config.num_experts_per_tok / config.num_experts * ROUTING_IMBALANCE)
+    x, w = torch.randn(tokens, config.hidden_size, dtype=dtype), torch.randn(
+        config.hidden_size, config.moe_intermediate_size, dtype=dtype)
+    matrix = 2 * tokens * config.hidden_size * config.moe_intermediate_size / _best(lambda: x @ w)
+    source, target = torch.zeros(COPIED, dtype=torch.uint8), torch.zeros(COPIED, dtype=torch.uint8)
+    bandwidth = 2 * COPIED / _best(lambda: target.copy_(source))
+    one = torch.zeros(1)
+    return Machine(matrix, *_attention(config, dtype), bandwidth, _best(lambda: one + one, calls=1000) / 1000)
+
+
+def _attention(config: ModelConfig, dtype: torch.dtype) -> tuple[float, float]:
+    """FLOP/s forward and backward, with a mask."""
+    shape = ROWS, config.num_attention_heads, SEQ_LEN, config.head_size
+    q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
+    mask = torch.ones(ROWS, 1, SEQ_LEN, SEQ_LEN, dtype=torch.bool).tril()
+    flops = 4.0 * ROWS * config.num_attention_heads * SEQ_LEN**2 * config.head_size
+
+    def forward() -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    there = _best(forward)
+    both = _best(lambda: forward().sum().backward())
+    return flops / there, 2.5 * flops / (both - there)
+
+
+def _best(work: Callable[[], object], calls: int = 1, rounds: int = 7) -> float:
+    """Seconds of the fastest of some rounds, the first left out."""
+    found = []
+    for _ in range(rounds + 1):
+        begun = time.perf_counter()
+        for _ in range(calls):
+            work()
+        found.append(time.perf_counter() - begun)
+    return min(found[1:])
+
+
+def _measured(config: ModelConfig, dtype: torch.dtype) -> float:
+    """Seconds of a forward and backward pass of the real network on real tensors, experts capped as in the counts."""
+    capped = replace(config, capacity_factor=config.capacity_factor or ROUTING_IMBALANCE)
+    model = CausalLM(capped, expert_layer)
+    init_weights(model, capped, 0)
+    model = model.to(dtype)
+    ids = torch.randint(3, config.vocab_size, (ROWS, SEQ_LEN), generator=torch.Generator().manual_seed(0))
+    found = []
+    for _ in range(ROUNDS + 1):
+        begun = time.perf_counter()
+        model(ids, ids).total.backward()
+        found.append(time.perf_counter() - begun)
+        model.zero_grad(set_to_none=True)
+    return statistics.median(found[1:])
