@@ -59,11 +59,11 @@ class OperationCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        name = func._schema.name.removeprefix("aten::")
-        if not (name in _NOTHING or _is_view(func)):
+        kind, name = kind_of(func), _name(func)
+        if kind is not None:
             inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-            self.add(name, _kind(func, name), inputs, outputs, _flops(func, args, kwargs or {}, result),
+            self.add(name, kind, inputs, outputs, _flops(func, args, kwargs or {}, result),
                      traffic(name, inputs, outputs))
         return result
 
@@ -142,7 +142,15 @@ def _is_view(func: Any) -> bool:
     return bool(returns) and all(value.alias_info and not value.alias_info.is_write for value in returns)
 
 
-def _kind(func: Any, name: str) -> str:
+def _name(func: Any) -> str:
+    return func._schema.name.removeprefix("aten::")
+
+
+def kind_of(func: Any) -> str | None:
+    """Of an aten operation; None if no kernel runs for it."""
+    name = _name(func)
+    if name in _NOTHING or _is_view(func):
+        return None
     if "attention" in name:
         return ATTENTION
     if func._overloadpacket in flop_registry:

@@ -118,7 +118,7 @@ def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -
     checks = []
     if not flags.t4_skip_check:
         for dtype in (torch.float32, torch.bfloat16):
-            say(f"t4: checking the counts on this CPU in {dtype}, one thread (about 30 s)")
+            say(f"t4: checking the counts on this CPU in {dtype}, one thread (about 40 s)")
             checks.append(check_on_cpu(ModelConfig(), dtype))
     return {"tokens": flags.t4_tokens, "steps": steps, "epochs": epochs, "lines": lines, "kinds": kinds,
             "fused": asdict(fused(_counted(TODAY))), "model_flops": _model_flops(), "aim": AIM,
@@ -338,7 +338,9 @@ def _check_lines(checks: Sequence[dict[str, Any]]) -> list[str]:
             f"predicted {check['predicted']:.2f} s, measured {check['measured']:.2f} s, measured / predicted = "
             f"{check['ratio']:.2f} ({check['matrix'] / 1e9:,.0f} GFLOP/s in products, "
             f"{check['attention'] / 1e9:,.0f} and {check['attention_backward'] / 1e9:,.0f} in "
-            f"attention, {check['bandwidth'] / 1e9:.1f} GB/s)."
+            f"attention, {check['bandwidth'] / 1e9:.1f} GB/s). Seconds by kind, predicted and measured one by one: "
+            + ", ".join(f"{kind} {one['predicted']:.2f} and {one['measured']:.2f}"
+                        for kind, one in sorted(check["kinds"].items())) + "."
             for check in checks]
 
 
