@@ -34,6 +34,9 @@ _NOTHING = {"empty", "empty_like", "new_empty", "new_empty_strided", "empty_stri
             "_local_scalar_dense", "lift_fresh", "is_same_size", "_unsafe_view", "_reshape_alias"}
 
 
+_CPU_ATTENTION = {f"_scaled_dot_product_flash_attention_for_cpu{way}" for way in ("", "_backward")}
+
+
 @dataclass(frozen=True)
 class Operation:
     """One call: floating-point operations, bytes read and written, and which memory they are in (key, bytes)."""
@@ -49,10 +52,14 @@ class Operation:
 
 
 class OperationCounter(TorchDispatchMode):
-    """Collects what runs under it in `operations`. Holds on to every tensor, so real ones must be small."""
+    """Collects what runs under it in `operations`.
 
-    def __init__(self) -> None:
+    With `places` it holds on to every tensor, to know which operation uses what another made.
+    """
+
+    def __init__(self, *, places: bool = True) -> None:
         super().__init__()
+        self.places = places
         self.operations: list[Operation] = []
         self.backward = False
         self._alive: dict[int, torch.UntypedStorage] = {}
@@ -75,8 +82,8 @@ class OperationCounter(TorchDispatchMode):
                                          self._places(outputs)))
 
     def _places(self, tensors: list[Tensor]) -> tuple[tuple[int, int], ...]:
-        found = {}
-        for tensor in tensors:
+        found: dict[int, int] = {}
+        for tensor in tensors if self.places else ():
             storage = tensor.untyped_storage()
             self._alive[storage._cdata] = storage  # or another could take its key
             found[storage._cdata] = max(extent(tensor), found.get(storage._cdata, 0))
@@ -159,6 +166,9 @@ def kind_of(func: Any) -> str | None:
 
 
 def _flops(func: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> float:
+    if _name(func) in _CPU_ATTENTION:  # PyTorch counts those of a GPU alone
+        shapes = [tensor.shape for tensor in args[:4] if isinstance(tensor, Tensor)]
+        return float(sdpa_backward_flop_count(*shapes) if "backward" in _name(func) else sdpa_flop_count(*shapes[:3]))
     formula = flop_registry.get(func._overloadpacket)
     return float(formula(*args, **kwargs, out_val=result)) if formula else 0.0
 

@@ -1,4 +1,4 @@
-"""Is the counting right? The same counts priced with this CPU's measured rates, beside the measured time."""
+"""Is the pricing right? A pass on this CPU, counted and priced with its measured rates, beside the measured time."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.speed.operations import ATTENTION, Operation, count_step, expert_layer, kind_of
+from benchmarks.speed.operations import ATTENTION, Operation, OperationCounter, expert_layer, kind_of
 from benchmarks.speed.t4_figures import Machine
 from model import CausalLM, ModelConfig
 from model.init import init_weights
@@ -29,10 +28,9 @@ def check_on_cpu(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         machine = cpu_machine(config, dtype)
-        measured, kinds = _measured(config, dtype)
+        measured, kinds, operations = _measured(config, dtype)
     finally:
         torch.set_num_threads(before)
-    operations = count_step(config, micro_batch=ROWS, seq_len=SEQ_LEN, dtype=dtype)
     expected: Counter[str] = Counter()
     for operation in operations:
         expected[operation.kind] += seconds(operation, machine)
@@ -106,19 +104,21 @@ class _Timer(TorchDispatchMode):
         return result
 
 
-def _measured(config: ModelConfig, dtype: torch.dtype) -> tuple[float, Counter[str]]:
-    """Seconds of a forward and backward pass of the real network on real tensors, experts capped as in the counts.
+def _measured(config: ModelConfig, dtype: torch.dtype) -> tuple[float, Counter[str], list[Operation]]:
+    """Seconds of a forward and backward pass of the real network on real tensors.
 
-    The second value is those of its kinds of operations, from one more pass.
+    Then those of its kinds of operations, from one more pass, and the operations, from yet another.
     """
-    capped = replace(config, capacity_factor=config.capacity_factor or ROUTING_IMBALANCE)
-    model = CausalLM(capped, expert_layer)
-    init_weights(model, capped, 0)
+    model = CausalLM(config, expert_layer)
+    init_weights(model, config, 0)
     model = model.to(dtype)
     ids = torch.randint(3, config.vocab_size, (ROWS, SEQ_LEN), generator=torch.Generator().manual_seed(0))
 
-    def work() -> None:
-        model(ids, ids).total.backward()
+    def work(counter: OperationCounter | None = None) -> None:
+        total = model(ids, ids).total
+        if counter is not None:
+            counter.backward = True
+        total.backward()
         model.zero_grad(set_to_none=True)
 
     found = []
@@ -128,4 +128,6 @@ def _measured(config: ModelConfig, dtype: torch.dtype) -> tuple[float, Counter[s
         found.append(time.perf_counter() - begun)
     with _Timer() as timer:
         work()
-    return statistics.median(found[1:]), timer.seconds
+    with OperationCounter(places=False) as counter:
+        work(counter)
+    return statistics.median(found[1:]), timer.seconds, counter.operations
