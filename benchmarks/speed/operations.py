@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from model import CausalLM, ModelConfig
-from training.memory import ROUTING_IMBALANCE
 
 MATRIX, ATTENTION, ELEMENTWISE, MOVING = "matrix products", "attention", "elementwise", "moving"
 _MOVES = {"copy_", "clone", "_to_copy", "cat", "stack", "index", "index_select", "gather", "scatter", "scatter_",
@@ -237,7 +236,7 @@ def _stand_in_attention(counter: OperationCounter) -> Iterator[None]:
 
 
 def expert_layer(config: ModelConfig) -> nn.Module:
-    """DeepSpeed's, as in training, without the random order in which it fills a capped expert."""
+    """The training form, on one process, without the random order in which DeepSpeed fills a capped expert."""
     from model.moe import DeepSpeedMoE  # imports DeepSpeed, some seconds that a dense model need not wait
 
     layer = DeepSpeedMoE(config)
@@ -245,12 +244,11 @@ def expert_layer(config: ModelConfig) -> nn.Module:
     return layer
 
 
-def count_step(config: ModelConfig, *, micro_batch: int, seq_len: int, dtype: torch.dtype = torch.float16,
-               imbalance: float = ROUTING_IMBALANCE) -> list[Operation]:
-    """Forward and backward pass of one micro-batch, without memory; the busiest expert at `imbalance` of its share."""
-    capped = replace(config, ep_size=1, capacity_factor=config.capacity_factor or imbalance)
+def count_step(config: ModelConfig, *, micro_batch: int, seq_len: int,
+               dtype: torch.dtype = torch.float16) -> list[Operation]:
+    """Forward and backward pass of one micro-batch, without memory; where it is not known, experts get even shares."""
     with torch.device("meta"):
-        model = CausalLM(capped, expert_layer).to(dtype)
+        model = CausalLM(replace(config, ep_size=1), expert_layer).to(dtype)
     ids = torch.empty((micro_batch, seq_len), dtype=torch.long, device="meta")
     counter = OperationCounter()
     with _stand_in_attention(counter), counter:

@@ -35,7 +35,7 @@ from model import ModelConfig, count_parameters
 from training.disk import checkpoint_bytes
 from training.ds_config import Resolved, RunFacts, load, resolve
 from training.flops import training_flops_per_token
-from training.memory import ROUTING_IMBALANCE, ModelStates, estimate_memory
+from training.memory import ModelStates, estimate_memory
 from training.plan import PLANNED_T4X2
 
 NAME = "t4"
@@ -63,7 +63,6 @@ class Scenario:
     fusion: float = 0.0
     """Share of the gain that a perfect compiler would have on elementwise work."""
     masked: bool = True
-    imbalance: float = ROUTING_IMBALANCE
     flash: bool = False
     muon: bool = False
     moe: bool = True
@@ -84,7 +83,6 @@ def changes() -> list[Scenario]:
         ("half of what a perfect compiler could fuse", {"fusion": 0.5}),
         ("all of it (a bound)", {"fusion": 1.0}),
         ("plain causal attention, documents not masked", {"masked": False}),
-        ("experts filled evenly (capacity_factor 1)", {"imbalance": 1.0}),
         ("a flash kernel for Turing, forward", {"flash": True}),
         ("micro-batch 64, accumulation 2", {"micro_batch": 64, "accumulation": 2}),
     ):
@@ -114,6 +112,7 @@ def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -
     lines = [{"title": scenario.title, "fits": fits(scenario), "cumulative": scenario not in OTHERS,
               **{level: epoch(scenario, t4(level), flags.t4_tokens) for level in LEVELS}}
              for scenario in (*changes(), *OTHERS)]
+    best = changes()[-1]
     kinds = {kind: asdict(total) for kind, total in totals(_counted(TODAY)).items()}
     checks = []
     if not flags.t4_skip_check:
@@ -121,18 +120,20 @@ def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -
             say(f"t4: checking the counts on this CPU in {dtype}, one thread (about 40 s)")
             checks.append(check_on_cpu(ModelConfig(), dtype))
     return {"tokens": flags.t4_tokens, "steps": steps, "epochs": epochs, "lines": lines, "kinds": kinds,
-            "fused": asdict(fused(_counted(TODAY))), "model_flops": _model_flops(), "aim": AIM,
+            "communicated": {f"ZeRO-{stage}": communicated(replace(TODAY, stage=stage)) for stage in (1, 2)},
+            "best": step_parts(best, t4("mid")), "fused": asdict(fused(_counted(TODAY))),
+            "model_flops": _model_flops(), "aim": AIM,
             "figures": [asdict(figure) for figure in FIGURES], "floor": floor(flags.t4_tokens), "checks": checks,
             "seconds": time.perf_counter() - begun}
 
 
 @lru_cache
-def _count(config: ModelConfig, micro_batch: int, imbalance: float) -> tuple[Operation, ...]:
-    return tuple(count_step(config, micro_batch=micro_batch, seq_len=SEQ_LEN, imbalance=imbalance))
+def _count(config: ModelConfig, micro_batch: int) -> tuple[Operation, ...]:
+    return tuple(count_step(config, micro_batch=micro_batch, seq_len=SEQ_LEN))
 
 
 def _counted(scenario: Scenario) -> tuple[Operation, ...]:
-    return _count(scenario.config(), scenario.micro_batch, scenario.imbalance)
+    return _count(scenario.config(), scenario.micro_batch)
 
 
 def _model_flops() -> float:
@@ -281,7 +282,7 @@ def communicated(scenario: Scenario) -> dict[str, float]:
 
 def table(result: dict[str, Any]) -> list[str]:
     """Markdown."""
-    return [*_parts_table(result), "", *_epoch_lines(result), "", *_changes_table(result), "",
+    return [*_parts_table(result), "", *_epoch_lines(result), "", *_changes_table(result), *_best_lines(result), "",
             *_check_lines(result["checks"]), "", *_figures_table(result["figures"])]
 
 
@@ -309,6 +310,10 @@ def _epoch_lines(result: dict[str, Any]) -> list[str]:
         f"{mid['tokens_per_second']:,.0f} tokens/s ({epochs['slow']['tokens_per_second']:,.0f} to "
         f"{epochs['fast']['tokens_per_second']:,.0f}); of it evaluations {mid['evaluating']:.1f} and checkpoints "
         f"{mid['saving']:.1f} minutes. The origin took {ORIGIN:.0f}, the aim is {result['aim']:.0f}.",
+        "A rank sends in a step, hidden or not: " + ", ".join(
+            f"{sizes['reduced'] / 1e6:,.0f} MB of gradients with {stage}"
+            for stage, sizes in result["communicated"].items())
+        + f", and {result['communicated']['ZeRO-2']['sent back'] / 1e6:,.0f} MB of weights with either.",
         f"The host starts a step's operations in {1e3 * mid['host']:,.0f} ms ({1e3 * epochs['fast']['host']:,.0f} to "
         f"{1e3 * epochs['slow']['host']:,.0f}), beside {1e3 * mid['step']:,.0f} ms of the GPU: "
         f"{'hidden' if mid['host'] < mid['step'] else 'NOT hidden'}.",
@@ -324,6 +329,13 @@ def _changes_table(result: dict[str, Any]) -> list[str]:
             *(_change(line, aim) for line in result["lines"] if line["cumulative"]),
             *(_change({**line, "title": f"*alone:* {line['title']}"}, aim) for line in result["lines"]
               if not line["cumulative"])]
+
+
+def _best_lines(result: dict[str, Any]) -> list[str]:
+    parts, whole = result["best"], sum(result["best"].values())
+    shares = sorted(parts.items(), key=lambda part: -part[1])[:6]
+    return ["", "With every change, where the time goes (mid): "
+                + ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in shares) + "."]
 
 
 def _change(line: dict[str, Any], aim: float) -> str:

@@ -16,7 +16,6 @@ from benchmarks.speed.operations import ATTENTION, Operation, OperationCounter, 
 from benchmarks.speed.t4_figures import Machine
 from model import CausalLM, ModelConfig
 from model.init import init_weights
-from training.memory import ROUTING_IMBALANCE
 
 ROWS, SEQ_LEN, ROUNDS = 8, 512, 2
 COPIED = 2**26  # bytes: far more than a cache holds
@@ -52,7 +51,7 @@ def seconds(operation: Operation, machine: Machine) -> float:
 
 def cpu_machine(config: ModelConfig, dtype: torch.dtype) -> Machine:
     """One thread of this CPU: matrix products of an expert's shape, a large copy, attention as in the model."""
-    tokens = int(ROWS * SEQ_LEN * config.num_experts_per_tok / config.num_experts * ROUTING_IMBALANCE)
+    tokens = ROWS * SEQ_LEN * config.num_experts_per_tok // config.num_experts
     x, w = torch.randn(tokens, config.hidden_size, dtype=dtype), torch.randn(
         config.hidden_size, config.moe_intermediate_size, dtype=dtype)
     matrix = 2 * tokens * config.hidden_size * config.moe_intermediate_size / _best(lambda: x @ w)
