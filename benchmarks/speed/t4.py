@@ -1,7 +1,7 @@
 """How long two T4s would need, from parts: counted operations, priced with figures that others measured on T4s.
 
-No T4 was at hand. The counting is checked on this machine's CPU: the same counts, priced with the CPU's own measured
-rates, beside the measured time of the same pass.
+No T4 was at hand. The method is checked on this machine's CPU: a pass counted in the same way and priced with the CPU's
+own measured rates, beside its measured time.
 """
 
 from __future__ import annotations
@@ -346,8 +346,8 @@ def _change(line: dict[str, Any], aim: float) -> str:
 
 
 def _check_lines(checks: Sequence[dict[str, Any]]) -> list[str]:
-    return [f"The same counts on this CPU, {check['dtype']}, one thread, {check['rows']} x {check['seq_len']}: "
-            f"predicted {check['predicted']:.2f} s, measured {check['measured']:.2f} s, measured / predicted = "
+    return [f"A pass on this CPU, counted and priced in the same way, {check['dtype']}, one thread, {check['rows']} x "
+            f"{check['seq_len']}: predicted {check['predicted']:.2f} s, measured {check['measured']:.2f} s, measured / predicted = "
             f"{check['ratio']:.2f} ({check['matrix'] / 1e9:,.0f} GFLOP/s in products, "
             f"{check['attention'] / 1e9:,.0f} and {check['attention_backward'] / 1e9:,.0f} in "
             f"attention, {check['bandwidth'] / 1e9:.1f} GB/s). Seconds by kind, predicted and measured one by one: "
