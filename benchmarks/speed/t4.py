@@ -347,8 +347,8 @@ def _change(line: dict[str, Any], aim: float) -> str:
 
 def _check_lines(checks: Sequence[dict[str, Any]]) -> list[str]:
     return [f"A pass on this CPU, counted and priced in the same way, {check['dtype']}, one thread, {check['rows']} x "
-            f"{check['seq_len']}: predicted {check['predicted']:.2f} s, measured {check['measured']:.2f} s, measured / predicted = "
-            f"{check['ratio']:.2f} ({check['matrix'] / 1e9:,.0f} GFLOP/s in products, "
+            f"{check['seq_len']}: predicted {check['predicted']:.2f} s, measured {check['measured']:.2f} s, "
+            f"measured / predicted = {check['ratio']:.2f} ({check['matrix'] / 1e9:,.0f} GFLOP/s in products, "
             f"{check['attention'] / 1e9:,.0f} and {check['attention_backward'] / 1e9:,.0f} in "
             f"attention, {check['bandwidth'] / 1e9:.1f} GB/s). Seconds by kind, predicted and measured one by one: "
             + ", ".join(f"{kind} {one['predicted']:.2f} and {one['measured']:.2f}"
