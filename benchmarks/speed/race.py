@@ -49,6 +49,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--race_tokenizer", type=Path, metavar="FILE",
         help="tokenizer.json for a peer that brings none; trained on the text if not given")
     add("--race_peer_settings", type=peer_settings, metavar="lr=X,batch=N", help="instead of a search for them")
+    add("--race_peer_from", type=Path, metavar="RESULT.json", help="take the peer's side from an earlier race over the "
+        "same text on as many cores: to try settings of ours; not for figures to publish")
     add("--race_search_rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3], metavar="X",
         help="(%(default)s)")
     add("--race_search_batches", type=int, nargs="+", default=[2, 8, 32], metavar="N", help="(%(default)s)")
@@ -105,18 +107,36 @@ def measure(work: Path, flags: argparse.Namespace, say: Say) -> dict[str, Any]:
              "held_out_bytes": rows.text_bytes, "held_out_tokens": rows.tokens}
     track = _Track(_write(work / "train.jsonl", texts), _write(work / "val.jsonl", held_out_texts), rows, size, cores,
                    work, facts)
-    settings, searched = _settings(peer, track, flags, say)
+    same = {"text": track.text, "size": asdict(size), "shape": peer.shape(), "cores": cores}
+    theirs = earlier(flags.race_peer_from, same, peer.source) if flags.race_peer_from else _theirs(track, flags, peer,
+                                                                                                  say)
+    return same | {"peer": theirs, "ours": _ours(track, flags, peer, theirs, say)}
+
+
+def _theirs(track: _Track, flags: argparse.Namespace, peer: Driver, say: Say) -> dict[str, Any]:
+    """The peer's side: its search, its run."""
+    settings, found = _settings(peer, track, flags, say)
     say(f"{peer.name} ({settings}): one epoch of {track.text['documents']:,} documents")
-    course = peer.train(settings, track.documents, work / "peer", flags.race_points)
+    course = peer.train(settings, track.documents, track.work / "peer", flags.race_points)
     say(f"  {course.seconds:.0f} s of training, {course.start_up:.0f} s before it")
-    theirs = _side(course, track, peer.kind, peer.pythonpath, peer.precision)
-    say(f"  {theirs['curve'][-1]['bits_per_byte']:.3f} bits a byte at its end")
-    return {
-        "text": track.text, "size": asdict(size), "shape": peer.shape(), "cores": cores,
-        "peer": theirs | {"name": peer.name, "source": peer.source, "recommended": peer.recommended(),
-                          "chosen": asdict(settings), "search": searched},
-        "ours": _ours(track, flags, peer, theirs, say),
-    }
+    side = _side(course, track, peer.kind, peer.pythonpath, peer.precision)
+    say(f"  {side['curve'][-1]['bits_per_byte']:.3f} bits a byte at its end")
+    return side | {"name": peer.name, "source": peer.source, "recommended": peer.recommended(),
+                   "chosen": asdict(settings), "search": found}
+
+
+def earlier(path: Path, same: dict[str, Any], source: str) -> dict[str, Any]:
+    """The peer's side of an earlier race; UserError if that was another race."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found = found.get("race", found)
+        differs = [name for name, value in same.items() if found[name] != json.loads(json.dumps(value))]
+        differs += ["the peer's version"] if found["peer"]["source"] != source else []
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"--race_peer_from {path} is no result of a race ({error}): give its race.json") from None
+    if differs:
+        raise UserError(f"--race_peer_from {path} differs in {', '.join(differs)}: run the peer again")
+    return found["peer"] | {"from_earlier_run": True}
 
 
 def driver(peer: Path | str, work: Path, size: Size, cores: int, texts: Sequence[str],
@@ -274,6 +294,8 @@ def table(result: dict[str, Any]) -> list[str]:
              f"{peer['name']} ({peer['source']}): {peer['parameters']:,} parameters, {peer['precision']}, "
              f"lr {peer['chosen']['learning_rate']:g}, batch {peer['chosen']['batch']}; its defaults: "
              f"{peer['recommended']}"]
+    if peer.get("from_earlier_run"):
+        lines.append("The peer's figures are those of an EARLIER RUN.")
     lines += _search_lines(peer["search"])
     runs = dict(result["ours"])
     if "best" in runs and runs["best"] == runs.get("equal"):

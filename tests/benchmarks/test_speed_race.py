@@ -207,6 +207,20 @@ def test_one_run_that_is_both_precisions_is_shown_once():
     assert race_picture.svg(result).count("<polyline") == 4
 
 
+def test_the_peers_side_of_an_earlier_race_only_for_the_same_race(tmp_path):
+    path, result = tmp_path / "race.json", _result([3, 1]) | {"shape": {"hidden_size": 8}}
+    path.write_text(json.dumps({"race": result}), encoding="utf-8")
+    same = {name: result[name] for name in ("text", "size", "shape", "cores")}
+    taken = race.earlier(path, same, "abc")
+    assert taken["curve"] == result["peer"]["curve"]
+    assert "EARLIER RUN" in "\n".join(race.table(result | {"peer": taken}))
+    with pytest.raises(UserError, match="differs in cores, the peer's version"):
+        race.earlier(path, same | {"cores": 4}, "abd")
+    path.write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match="no result of a race"):
+        race.earlier(path, same, "abc")
+
+
 def test_ticks_are_round_and_within_and_labels_keep_apart():
     assert race_picture.ticks(0, 870) == [0, 200, 400, 600, 800]
     assert race_picture.ticks(1.31, 1.94) == [1.4, 1.6, 1.8]
