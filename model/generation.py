@@ -5,15 +5,18 @@ Shapes in names: B batch, P tokens of the (padded) prompt, T tokens of this pass
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.cache import KVCache
-from model.sampling import Sampling, draw, process
+from model.decoding import Decoding
+from model.sampling import Sampling, Seen, penalise, sample
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -90,25 +93,50 @@ def _decode(model: CausalLM, prompt_BP: Tensor, prompt_valid_BP: Tensor, max_new
     batch, start = prompt_BP.shape
     ids = prompt_BP.new_full((batch, start + max_new_tokens), model.config.pad_token_id)
     ids[:, :start] = prompt_BP
-    valid = torch.ones_like(ids, dtype=torch.bool)
-    valid[:, :start] = prompt_valid_BP
-    position = (valid.cumsum(-1) - 1).clamp(min=0)
-    padded = not bool(prompt_valid_BP.all())
-    running_B = valid[:, -1].clone()
-    cache = _new_cache(model, batch, start + max_new_tokens) if use_cache else None
+    passes = _Passes(model, prompt_valid_BP, max_new_tokens, use_cache)
+    seen = Seen(prompt_BP, prompt_valid_BP, max_new_tokens)
+    running = [True] * batch
     for end in range(start, start + max_new_tokens):
-        past = cache.length if cache is not None else 0
-        mask = attention_mask_for(valid, past, end) if padded else None
-        scores_BV = model.logits(ids[:, past:end], mask=mask, position_BT=position[:, past:end], cache=cache,
-                                 last_only=True)[:, -1].float()
-        token_B = _choose(scores_BV, ids[:, :end], valid[:, :end], how, luck)
-        ids[:, end] = torch.where(running_B, token_B, ids[:, end])
+        scores_BV = passes.next_scores(ids, end)
+        token_B = _choose(scores_BV, seen, how, luck)
+        tokens = token_B.tolist()
+        if not all(running):
+            tokens = [token if runs else model.config.pad_token_id for token, runs in zip(tokens, running, strict=True)]
+            token_B = token_B.new_tensor(tokens)
+        ids[:, end] = token_B
+        seen.add(token_B)
         if streamer is not None:
-            streamer(ids[:, end].tolist())
-        running_B &= ids[:, end] != end_id
-        if not running_B.any():
+            streamer(tokens)
+        running = [runs and token != end_id for runs, token in zip(running, tokens, strict=True)]
+        if not any(running):
             break
     return ids[:, : end + 1]
+
+
+class _Passes:
+    """The passes through the network that one text needs: the prompt, then a token at a time."""
+
+    def __init__(self, model: CausalLM, prompt_valid_BP: Tensor, max_new_tokens: int, use_cache: bool) -> None:
+        self.model = model
+        batch, start = prompt_valid_BP.shape
+        self.valid = F.pad(prompt_valid_BP, (0, max_new_tokens), value=True)
+        self.position = (self.valid.cumsum(-1) - 1).clamp(min=0)
+        self.padded = not bool(prompt_valid_BP.all())
+        self.cache = _new_cache(model, batch, start + max_new_tokens) if use_cache else None
+        self.decoding: Decoding | None = None
+
+    def next_scores(self, ids: Tensor, end: int) -> Tensor:
+        """(B, V) fp32 scores of the token after ids[:, :end]."""
+        if self.decoding is not None:
+            position, visible = (self.position[:, end - 1], self.valid[:, :end]) if self.padded else (None, None)
+            return self.decoding.step(ids[:, end - 1], position, visible)
+        past = self.cache.length if self.cache is not None else 0
+        mask = attention_mask_for(self.valid, past, end) if self.padded else None
+        scores = self.model.logits(ids[:, past:end], mask=mask, position_BT=self.position[:, past:end],
+                                   cache=self.cache, last_only=True)[:, -1]
+        if self.cache is not None and Decoding.fits(self.model):
+            self.decoding = Decoding(self.model, self.cache)
+        return scores.float()
 
 
 def _new_cache(model: CausalLM, batch: int, capacity: int) -> KVCache:
@@ -116,14 +144,14 @@ def _new_cache(model: CausalLM, batch: int, capacity: int) -> KVCache:
     return KVCache(model.config, batch, capacity, device=weight.device, dtype=weight.dtype)
 
 
-def _choose(scores_BV: Tensor, ids_BT: Tensor, valid_BT: Tensor, how: Sampling, luck: list[random.Random]) -> Tensor:
+def _choose(scores_BV: Tensor, seen: Seen, how: Sampling, luck: list[random.Random]) -> Tensor:
     """(B,) next tokens."""
-    if not scores_BV.isfinite().all():
+    if not math.isfinite(scores_BV.sum()) and not scores_BV.isfinite().all():  # a sum of finite ones may overflow
         raise GenerationError("the model's output is not finite: its training has diverged, or its precision overflows")
-    scores_BV = process(scores_BV, ids_BT, valid_BT, how)
+    scores_BV = penalise(scores_BV, seen, how)
     if not how.do_sample:
         return scores_BV.argmax(-1)
-    return draw(scores_BV, [row.random() for row in luck])
+    return sample(scores_BV, how, [row.random() for row in luck])
 
 
 def attention_mask_for(valid: Tensor, past: int, end: int) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BANNED = -math.inf
@@ -43,25 +44,53 @@ class Sampling:
             yield f"no_repeat_ngram is {self.no_repeat_ngram_size}: give a length in tokens, or 0 to allow repeats"
 
 
+class Seen:
+    """The tokens that count as written: those of the prompts without padding, and the new ones."""
+
+    def __init__(self, prompt_BP: Tensor, valid_BP: Tensor, room: int) -> None:
+        batch, self.length = prompt_BP.shape
+        self._ids = prompt_BP.new_empty((batch, self.length + room))
+        # padding counts as one more occurrence of the row's last token, which changes nothing
+        self._ids[:, : self.length] = torch.where(valid_BP, prompt_BP, prompt_BP[:, -1:])
+        self._valid = None if bool(valid_BP.all()) else F.pad(valid_BP, (0, room), value=True)
+
+    @property
+    def ids_BT(self) -> Tensor:
+        """All of them, in which a token may stand more often than in the text."""
+        return self._ids[:, : self.length]
+
+    @property
+    def valid_BT(self) -> Tensor:
+        """False where `ids_BT` only fills up."""
+        return torch.ones_like(self.ids_BT, dtype=torch.bool) if self._valid is None else self._valid[:, : self.length]
+
+    def add(self, token_B: Tensor) -> None:
+        """One more token a row."""
+        self._ids[:, self.length] = token_B
+        self.length += 1
+
+
 def process(scores_BV: Tensor, ids_BT: Tensor, valid_BT: Tensor, how: Sampling) -> Tensor:
     """Scores of the next token -> scores to choose by, (B, V); `valid_BT` is false on padding, which never counts."""
-    scores_BV = penalise_repetition(scores_BV, ids_BT, valid_BT, how.repetition_penalty)
-    scores_BV = forbid_repeated_ngrams(scores_BV, ids_BT, valid_BT, how.no_repeat_ngram_size)
+    scores_BV = penalise(scores_BV, Seen(ids_BT, valid_BT, 0), how)
     if not how.do_sample:
         return scores_BV
     return keep_top_p(keep_top_k(scores_BV / how.temperature, how.top_k), how.top_p)
 
 
-def penalise_repetition(scores_BV: Tensor, ids_BT: Tensor, valid_BT: Tensor, penalty: float) -> Tensor:
+def penalise(scores_BV: Tensor, seen: Seen, how: Sampling) -> Tensor:
+    """The steps that look at the text so far, (B, V)."""
+    if how.repetition_penalty != 1:
+        scores_BV = penalise_repetition(scores_BV, seen.ids_BT, how.repetition_penalty)
+    if how.no_repeat_ngram_size:
+        scores_BV = forbid_repeated_ngrams(scores_BV, seen.ids_BT, seen.valid_BT, how.no_repeat_ngram_size)
+    return scores_BV
+
+
+def penalise_repetition(scores_BV: Tensor, ids_BT: Tensor, penalty: float) -> Tensor:
     """Divide the score of a token that has occurred by `penalty`, or multiply a negative one (Keskar et al. 2019)."""
-    if penalty == 1:
-        return scores_BV
-    batch, vocabulary = scores_BV.shape
-    # padding is marked in a column of its own, which is cut off again: its id may also occur as a real token
-    seen_BV = torch.zeros(batch, vocabulary + 1, dtype=torch.bool, device=scores_BV.device)
-    seen_BV = seen_BV.scatter_(1, ids_BT.masked_fill(~valid_BT, vocabulary), True)[:, :-1]
-    penalised_BV = torch.where(scores_BV < 0, scores_BV * penalty, scores_BV / penalty)
-    return torch.where(seen_BV, penalised_BV, scores_BV)
+    found_BT = scores_BV.gather(1, ids_BT)
+    return scores_BV.scatter(1, ids_BT, torch.where(found_BT < 0, found_BT * penalty, found_BT / penalty))
 
 
 def forbid_repeated_ngrams(scores_BV: Tensor, ids_BT: Tensor, valid_BT: Tensor, size: int) -> Tensor:
@@ -95,6 +124,31 @@ def keep_top_p(scores_BV: Tensor, p: float) -> Tensor:
     tail_BV = sorted_BV.softmax(-1).cumsum(-1) <= 1 - p
     tail_BV[:, -1] = False
     return scores_BV.masked_fill(tail_BV.scatter(1, order_BV, tail_BV), BANNED)
+
+
+def sample(scores_BV: Tensor, how: Sampling, uniform_B: list[float]) -> Tensor:
+    """(B,) tokens drawn after temperature, top-k and top-p; `uniform_B` as in `draw`."""
+    scores_BV = scores_BV / how.temperature
+    candidates = _candidates(scores_BV, how)
+    if candidates is None:
+        return draw(keep_top_p(keep_top_k(scores_BV, how.top_k), how.top_p), uniform_B)
+    best_BC, token_BC = candidates
+    chosen_B = draw(keep_top_p(best_BC, how.top_p), uniform_B)
+    return token_BC.gather(1, chosen_B[:, None])[:, 0]
+
+
+def _candidates(scores_BV: Tensor, how: Sampling) -> tuple[Tensor, Tensor] | None:
+    """The scores (B, C) and numbers of the only tokens that can be drawn, in the order of the vocabulary.
+
+    None where they are not few, or more tie with the last of them. To sort them costs a hundredth of sorting all.
+    """
+    if not 0 < how.top_k < scores_BV.shape[1]:
+        return None
+    best_BC, token_BC = scores_BV.topk(how.top_k + 1, dim=-1)
+    if bool((best_BC[:, -1] == best_BC[:, -2]).any()):
+        return None
+    token_BC, order_BC = token_BC[:, :-1].sort(dim=-1)
+    return best_BC.gather(1, order_BC), token_BC
 
 
 def draw(scores_BV: Tensor, uniform_B: list[float]) -> Tensor:

@@ -38,7 +38,7 @@ def everywhere(ids: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("penalty", [1.0, 1.2, 0.5, 3.0])
 def test_repetition_penalty(scores, ids, penalty):
     theirs = logits_process.RepetitionPenaltyLogitsProcessor(penalty)(ids, scores.clone())
-    assert torch.equal(penalise_repetition(scores, ids, everywhere(ids), penalty), theirs)
+    assert torch.equal(penalise_repetition(scores, ids, penalty), theirs)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 31])
@@ -76,7 +76,7 @@ def test_all_steps_in_the_order_of_transformers(scores, ids):
 
 def test_greedy_leaves_out_the_steps_of_sampling(scores, ids):
     how = Sampling(do_sample=False, temperature=0.6, top_k=3, top_p=0.1, repetition_penalty=1.3)
-    expected = penalise_repetition(scores, ids, everywhere(ids), 1.3)
+    expected = penalise_repetition(scores, ids, 1.3)
     assert torch.equal(process(scores, ids, everywhere(ids), how), expected)
 
 
