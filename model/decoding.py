@@ -11,21 +11,18 @@ key head, D head width, W width of an expert, E experts, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.cache import KVCache
 from model.moe import LocalMoE, SwiGLU, route_one
-from model.products import columns, few_rows_linear, halves, reads_badly
+from model.products import few_rows_linear
 
 if TYPE_CHECKING:
     from model.network import Block, CausalLM
-
-Adder = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class Decoding:
@@ -38,10 +35,7 @@ class Decoding:
         positions = torch.arange(cache.capacity, device=weight.device)[None]
         cos, sin = rotary(positions, config.head_size, config.rope_theta, weight.dtype)
         self.cos_SD = cos.reshape(cache.capacity, -1)
-        # x * cos + rolled(x) * sin is the rotation of halves, if the first half of the sines is negative
-        sin_SD = sin.reshape(cache.capacity, -1).clone()
-        sin_SD[:, : config.head_size // 2].neg_()
-        self.sin_SD = sin_SD
+        self.sin_SD = sin.reshape(cache.capacity, -1)
         self.cache = cache
         self.embedding = weight
         self.eps = config.rms_norm_eps
@@ -96,12 +90,12 @@ class _Layer:
         self.head = attention.q_norm.weight.shape[0]
         self.head_norm = torch.cat([attention.q_norm.weight.expand(self.num_heads, -1),
                                     attention.k_norm.weight.expand(self.num_kv_heads, -1)])
-        self.add_output = adder(attention.o_proj.weight, one_row)
+        self.output = attention.o_proj.weight
         self.both, self.keys, self.values = cache.both[index], cache.keys[index], cache.values[index]
         self.one_row = one_row
         self.mlp = block.mlp
         experts = block.mlp.experts if isinstance(block.mlp, LocalMoE) else [block.mlp]
-        self.experts = [_Expert(expert, one_row) for expert in experts]
+        self.experts = [_Expert(expert) for expert in experts]
 
     def attend(self, x_BH: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, past: int) -> Tensor:
         """(B, H) -> (B, H), the residual included; stores keys and values at `past`."""
@@ -120,7 +114,7 @@ class _Layer:
             y_BKRD = _attention_of_one(q_BKRD[0], keys_BKSD[0], values_BKSD[0])
         else:
             y_BKRD = F.scaled_dot_product_attention(q_BKRD, keys_BKSD, values_BKSD, attn_mask=mask)
-        return self.add_output(x_BH, y_BKRD.reshape(batch, -1), 1.0)
+        return x_BH + few_rows_linear(y_BKRD.reshape(batch, -1), self.output)
 
     def feed_forward(self, x_BH: Tensor) -> Tensor:
         """(B, H) -> (B, H), the residual included."""
@@ -137,14 +131,15 @@ class _Layer:
 class _Expert:
     """A SwiGLU whose output is added to the residual stream."""
 
-    def __init__(self, expert: SwiGLU, one_row: bool) -> None:
+    def __init__(self, expert: SwiGLU) -> None:
         self.first = [expert.gate_proj.weight, expert.up_proj.weight]
-        self.add_down = adder(expert.down_proj.weight, one_row)
+        self.down = expert.down_proj.weight
 
     def add(self, x_BH: Tensor, normed_BH: Tensor, weight: float) -> Tensor:
         """x + weight * expert(normed), (B, H)."""
         gate_BW, up_BW = products(normed_BH, self.first)
-        return self.add_down(x_BH, F.silu(gate_BW, inplace=True).mul_(up_BW), weight)
+        # baddbmm would do both at once, but not by the fast product
+        return x_BH.add(few_rows_linear(F.silu(gate_BW, inplace=True).mul_(up_BW), self.down), alpha=weight)
 
 
 def _attention_of_one(q_KRD: Tensor, k_KSD: Tensor, v_KSD: Tensor) -> Tensor:
@@ -156,12 +151,3 @@ def _attention_of_one(q_KRD: Tensor, k_KSD: Tensor, v_KSD: Tensor) -> Tensor:
 def products(x_BI: Tensor, weights: list[Tensor]) -> list[Tensor]:
     """`few_rows_linear` of the same rows with each of the weights."""
     return [few_rows_linear(x_BI, weight) for weight in weights]
-
-
-def adder(weight_OI: nn.Parameter, one_row: bool) -> Adder:
-    """The function (x (B, O), y (B, I), factor) -> x + factor * linear(y)."""
-    if not (one_row and reads_badly(weight_OI, 1)):
-        return lambda x, y, factor: x.add(few_rows_linear(y, weight_OI), alpha=factor)
-    split = halves(weight_OI)
-    parts, shape = len(split), (len(split), split.shape[1], 1)
-    return lambda x, y, factor: torch.baddbmm(x.view(shape), split, columns(y, parts), alpha=factor).view(1, -1)

@@ -28,8 +28,8 @@ def halves(weight: Tensor) -> Tensor:
 
 
 def columns(x_MI: Tensor, parts: int) -> Tensor:
-    """(M, I) -> (parts, I, M): a view."""
-    return x_MI.t()[None].expand(parts, -1, -1)
+    """(M, I) -> (parts, I, M): a view, whose strides tell MKL that it is transposed even where M is 1."""
+    return x_MI.t().expand(parts, -1, -1)
 
 
 def few_rows_linear(x_MI: Tensor, weight_OI: Tensor) -> Tensor:
@@ -37,4 +37,6 @@ def few_rows_linear(x_MI: Tensor, weight_OI: Tensor) -> Tensor:
     if not reads_badly(weight_OI, len(x_MI)):
         return F.linear(x_MI, weight_OI)
     split = halves(weight_OI)
-    return torch.bmm(split, columns(x_MI, len(split))).view(weight_OI.shape[0], -1).t()
+    y = torch.bmm(split, columns(x_MI, len(split)))
+    # a row of stride 1 in both directions, as t() makes it, would lead the next product into the slow way
+    return y.view(1, -1) if len(x_MI) == 1 else y.view(weight_OI.shape[0], -1).t()
