@@ -38,6 +38,7 @@ _STORIES, _HELD_OUT_STORIES, _HELD_OUT_SEED = 4000, 200, 1
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of this part."""
     add = parser.add_argument_group("race (time to loss against a peer)").add_argument
+    add("--peer", metavar="PATH", help=f"a checkout of MiniMind or nanoGPT, or the word {hf_trainer.WORD}")
     add("--race_train", type=Path, metavar="FILE", help=".jsonl[.gz|.zst]; the sample stories if not given")
     add("--race_val", type=Path, metavar="FILE", help="held-out documents, needed with --race_train")
     add("--race_documents", type=int, metavar="N", help="only the first N training documents, to try it out")

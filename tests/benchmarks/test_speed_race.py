@@ -230,7 +230,7 @@ def test_ticks_are_round_and_within_and_labels_keep_apart():
 def test_without_a_peer_the_race_is_skipped_and_says_how_to_get_one(tmp_path):
     parser = argparse.ArgumentParser()
     race.add_flags(parser)
-    flags = parser.parse_args([], argparse.Namespace(peer=None))
+    flags = parser.parse_args([])
     with pytest.raises(Skip, match="git clone"):
         race.measure(tmp_path, flags, print)
     with pytest.raises(UserError, match="no trainer that the race knows"):
