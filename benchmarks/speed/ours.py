@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.chaos.session import free_port
 from benchmarks.speed.heldout import ROOT
-from benchmarks.speed.peers import Course, Point
+from benchmarks.speed.peers import Course, Point, denser_early
 from benchmarks.speed.peers.process import Clock, follow
 from corpus.errors import UserError
 from corpus.shards import Corpus as Tokens
@@ -27,6 +27,7 @@ _NEVER = 1_000_000_000  # steps: checkpoints and samples but the last are no par
 _EVAL_TOKENS = 20_000  # enough to tell that a model is the best so far, which is when it is written
 _BETWEEN = 3  # steps between two evaluations at least, so that some intervals have no pause in them
 _MOST_BETWEEN_LINES = 5
+_KEPT = 3  # models for each that is judged, to choose from
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def prepare(documents: Path, held_out: Path, tokenizer: Path, folder: Path, core
 class Recipe:
     """How ours is started. `length` is ["--epochs", "1"] or the like; `flags` and `settings` go on as they are.
 
-    `points` are those of its curve, about.
+    `points` are those of its curve, at most: judging one takes as long as some steps.
     """
 
     config: Path
@@ -65,7 +66,7 @@ class Recipe:
 
     def intervals(self, corpus: Path) -> tuple[int, int]:
         """Steps between evaluations, and between lines of the log."""
-        evaluation = max(_BETWEEN, self.steps(corpus) // self.points)
+        evaluation = max(_BETWEEN, self.steps(corpus) // (_KEPT * self.points))
         return evaluation, min(_MOST_BETWEEN_LINES, evaluation // _BETWEEN)
 
     def steps(self, corpus: Path) -> int:
@@ -116,8 +117,8 @@ def train(recipe: Recipe, corpus: Corpus, folder: Path) -> tuple[Course, str]:
     if len(marks) < 2 or not evaluated:
         raise UserError(f"our run was too short to be timed; see {folder}/train.log")
     clock = Clock(marks, set(evaluated))
-    points = [Point(step, clock.training(step), evaluated[step], path)
-              for step, path in sorted(keeper.kept.items()) if step]
+    points = denser_early([Point(step, clock.training(step), evaluated[step], path)
+                           for step, path in sorted(keeper.kept.items()) if step], recipe.points)
     last, tokens = marks[-1][0], max(row["tokens"] for row in rows)
     course = Course(points, last, clock.training(last), tokens, corpus.seconds + clock.start_up, clock.paused,
                     corpus.seconds + seconds, {"command": " ".join(_shown(word) for word in command[5:])})

@@ -46,7 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--race_layers", type=int, default=4, metavar="N", help="(%(default)s)")
     add("--race_max_seq_len", type=int, default=512, metavar="N", help="(%(default)s)")
     add("--race_points", type=int, default=10, metavar="N", help="places of the peer's curve (%(default)s)")
-    add("--race_our_points", type=int, default=30, metavar="N", help="of ours, where it gets better (%(default)s)")
+    add("--race_our_points", type=int, default=16, metavar="N", help="of ours, at most (%(default)s)")
     add("--race_tokenizer", type=Path, metavar="FILE",
         help="tokenizer.json for a peer that brings none; trained on the text if not given")
     add("--race_peer_settings", type=peer_settings, metavar="lr=X,batch=N", help="instead of a search for them")

@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,14 @@ def fingerprint(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
-def kept_steps(steps: int, interval: int, points: int) -> list[int]:
-    """Which of the multiples of `interval` to keep: about `points`, closer together early on, and the last step."""
-    every = [*range(interval, steps, interval), steps]
-    if len(every) <= points:
-        return every
-    # the k-th at a share of (k/n)^1.5 of the way
-    return sorted({every[max(0, round(len(every) * (k / points) ** 1.5) - 1)] for k in range(1, points + 1)})
+def kept_steps(steps: int, interval: int, count: int) -> list[int]:
+    """Which of the multiples of `interval` to keep: about `count`, closer together early on, and the last step."""
+    return denser_early([*range(interval, steps, interval), steps], count)
+
+
+def denser_early(every: Sequence[Item], count: int) -> list[Item]:
+    """About `count` of the items, the last among them: the k-th at (k / count)^1.5 of the way."""
+    if len(every) <= count:
+        return list(every)
+    places = {max(0, round(len(every) * (k / count) ** 1.5) - 1) for k in range(1, count + 1)}
+    return [every[place] for place in sorted(places)]
