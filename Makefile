@@ -2,7 +2,8 @@
 # make test   everything from nothing: environment, the whole test suite
 # make chaos  real runs, killed, stopped, hung, damaged and out of disk: does every one go on? (about an hour and a half)
 # make soak   a real run for 45 minutes: are memory, files and speed flat, and what does saving cost?
-# make bench  planted faults, then the two above (hours)
+# make faults models with one planted fault each, judged blind
+# make bench  how fast: beside a peer (PEER=../minimind), the machine's floor, transformers (half an hour, an hour with a peer)
 #
 # All build .venv on first use. To use the environment you are in (Kaggle, conda) instead:
 #   pip install -r requirements-dev.txt && make demo PY=python
@@ -16,9 +17,10 @@ else
 PY := $(VENV)/bin/python
 READY := $(VENV)/installed
 READY_DEV := $(VENV)/installed-dev
+READY_BENCH := $(VENV)/installed-bench
 endif
 
-.PHONY: demo test chaos soak bench
+.PHONY: demo test chaos soak faults bench
 
 demo: $(READY)
 	@$(PY) -m training.demo
@@ -32,9 +34,11 @@ chaos: $(READY)
 soak: $(READY)
 	@$(PY) -m benchmarks.soak --work runs/soak
 
-bench: $(READY)
+faults: $(READY)
 	@$(PY) -m benchmarks.faults --output runs/faults
-	@$(MAKE) --no-print-directory chaos soak
+
+bench: $(READY_BENCH)
+	@$(PY) -m benchmarks.speed --work runs/speed $(if $(PEER),--peer $(PEER)) $(BENCH)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
@@ -51,3 +55,8 @@ $(VENV)/installed-dev: requirements.txt requirements-dev.txt | $(VENV)/bin/pytho
 	@echo "installing requirements-dev.txt into $(VENV) (1 to 3 minutes, more where torch comes with CUDA)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-bench: requirements.txt requirements-dev.txt requirements-bench.txt | $(VENV)/bin/python
+	@echo "installing requirements-bench.txt into $(VENV) (1 to 3 minutes, more where torch comes with CUDA)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	@touch $@ $(VENV)/installed $(VENV)/installed-dev

@@ -99,6 +99,33 @@ def test_both_forms_have_the_same_gradients(config):
         assert parameter.grad.abs().max() > 1e-2
 
 
+def test_our_dispatch_and_deepspeeds_compute_the_same(config):
+    layer, direction = new_layer(config).train(), torch.randn(2, 64, 32, generator=torch.Generator().manual_seed(1))
+    found = []
+    for together in (True, False):
+        layer.together = together
+        layer.zero_grad()
+        layer.route_counts.zero_()
+        x = skew(layer).requires_grad_()
+        y = layer(x)
+        ((y * direction).sum() + layer.balance_loss).backward()
+        gradients = [parameter.grad.clone() for parameter in layer.parameters()]
+        found.append([y, layer.balance_loss, x.grad, layer.route_counts.clone(), *gradients])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_an_expert_without_tokens_gets_a_gradient_of_zero(make_config):
+    layer = new_layer(make_config(num_experts_per_tok=1)).train()
+    gate = layer.moe.deepspeed_moe.gate.wg.weight.data
+    gate.zero_()
+    gate[0] = 1.0
+    layer(tokens().abs()).sum().backward()
+    idle = layer.moe.deepspeed_moe.experts.deepspeed_experts[1]
+    assert layer.route_counts.tolist() == [0, 128, 0, 0, 0]
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in idle.parameters())
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("form", ["local", "deepspeed"])
 def test_a_token_is_its_own_affair(config, form):
