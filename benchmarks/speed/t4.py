@@ -20,7 +20,6 @@ import torch
 
 from benchmarks.chaos.session import ROOT
 from benchmarks.speed.operations import (
-    ATTENTION,
     ELEMENTWISE,
     MOVING,
     Operation,
@@ -29,7 +28,7 @@ from benchmarks.speed.operations import (
     fused,
     totals,
 )
-from benchmarks.speed.t4_check import check_on_cpu
+from benchmarks.speed.t4_check import check_on_cpu, price
 from benchmarks.speed.t4_figures import FIGURES, FLASH_FORWARD, LEVELS, Level, Machine, t4
 from model import ModelConfig, count_parameters
 from training.disk import checkpoint_bytes
@@ -142,14 +141,6 @@ def _model_flops() -> float:
 
 
 # --- pricing ----------------------------------------------------------------------------------------------------------
-
-
-def price(operation: Operation, machine: Machine) -> float:
-    """Seconds of one operation, without its start: what takes longer of computing and of moving."""
-    rate = machine.matrix
-    if operation.kind == ATTENTION:
-        rate = machine.attention_backward if operation.backward else machine.attention
-    return max(operation.flops / rate, operation.bytes / machine.bandwidth)
 
 
 def micro_parts(operations: Sequence[Operation], machine: Machine, fusion: float = 0.0) -> dict[str, float]:

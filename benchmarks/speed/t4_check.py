@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.speed.machine import copy_bandwidth, matrix_rate
 from benchmarks.speed.operations import ATTENTION, Operation, OperationCounter, expert_layer, kind_of
 from benchmarks.speed.t4_figures import Machine
 from model import CausalLM, ModelConfig
 from model.init import init_weights
 
 ROWS, SEQ_LEN, ROUNDS = 8, 512, 2
-COPIED = 2**26  # bytes: far more than a cache holds
 
 
 def check_on_cpu(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def check_on_cpu(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         torch.set_num_threads(before)
     expected: Counter[str] = Counter()
     for operation in operations:
-        expected[operation.kind] += seconds(operation, machine)
+        expected[operation.kind] += price(operation, machine) + machine.launch
     predicted = expected.total()
     return {"kinds": {kind: {"predicted": expected[kind], "measured": kinds[kind]} for kind in expected},
             "dtype": str(dtype).removeprefix("torch."), "rows": ROWS, "seq_len": SEQ_LEN, "predicted": predicted,
@@ -41,24 +41,20 @@ def check_on_cpu(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
             "bandwidth": machine.bandwidth, "launch": machine.launch}
 
 
-def seconds(operation: Operation, machine: Machine) -> float:
-    """As on a T4: the longer of computing and moving, and a start."""
+def price(operation: Operation, machine: Machine) -> float:
+    """Seconds of one operation, without its start: what takes longer of computing and of moving."""
     rate = machine.matrix
     if operation.kind == ATTENTION:
         rate = machine.attention_backward if operation.backward else machine.attention
-    return max(operation.flops / rate, operation.bytes / machine.bandwidth) + machine.launch
+    return max(operation.flops / rate, operation.bytes / machine.bandwidth)
 
 
 def cpu_machine(config: ModelConfig, dtype: torch.dtype) -> Machine:
     """One thread of this CPU: matrix products of an expert's shape, a large copy, attention as in the model."""
     tokens = ROWS * SEQ_LEN * config.num_experts_per_tok // config.num_experts
-    x, w = torch.randn(tokens, config.hidden_size, dtype=dtype), torch.randn(
-        config.hidden_size, config.moe_intermediate_size, dtype=dtype)
-    matrix = 2 * tokens * config.hidden_size * config.moe_intermediate_size / _best(lambda: x @ w)
-    source, target = torch.zeros(COPIED, dtype=torch.uint8), torch.zeros(COPIED, dtype=torch.uint8)
-    bandwidth = 2 * COPIED / _best(lambda: target.copy_(source))
+    matrix = matrix_rate(dtype, tokens, config.moe_intermediate_size, config.hidden_size)
     one = torch.zeros(1)
-    return Machine(matrix, *_attention(config, dtype), bandwidth, _best(lambda: one + one, calls=1000) / 1000)
+    return Machine(matrix, *_attention(config, dtype), copy_bandwidth(), _best(lambda: one + one, calls=1000) / 1000)
 
 
 def _attention(config: ModelConfig, dtype: torch.dtype) -> tuple[float, float]:
