@@ -51,7 +51,7 @@ def rotary(position_BT: Tensor, width: int, theta: float, dtype: torch.dtype) ->
 
 
 class _Rotate(torch.autograd.Function):
-    """The backward pass of a rotation is the rotation back: three passes over memory each, where autograd takes nine."""
+    """The backward pass of a rotation is the rotation back: three passes over memory, where autograd takes nine."""
 
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
