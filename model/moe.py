@@ -160,24 +160,23 @@ class DeepSpeedMoE(nn.Module):
         if self.top_k > 1:
             weight_SK = weight_SK / weight_SK.sum(-1, keepdim=True)
         if self.training:
-            self._count(x_SH, expert_SK)
+            self._count(expert_SK, probs_SE.detach())
         return run_experts(x_SH, weight_SK, expert_SK, layer.experts.deepspeed_experts)
 
     def _after_gate(self, gate: nn.Module, args: tuple, output: tuple) -> tuple:
         """Count the routes, and round the room of an expert up to a few sizes."""
         balance_loss, capacity, num_experts, expert_KS, *rest = output
         if self.training:
-            self._count(args[0], expert_KS)
+            self._count(expert_KS, F.linear(args[0].detach().float(), gate.wg.weight.detach().float()).softmax(-1))
         if self.drop_free:
             capacity = (int(capacity) + ROOM_MULTIPLE - 1) // ROOM_MULTIPLE * ROOM_MULTIPLE
         return (balance_loss, capacity, num_experts, expert_KS, *rest)
 
-    @torch.no_grad()
-    def _count(self, x_SH: Tensor, expert: Tensor) -> None:
+    def _count(self, expert: Tensor, probs_SE: Tensor) -> None:
         """`expert` holds the routes' experts in any shape, -1 where the capacity limit evicted the route."""
         slot = (expert + 1).flatten().long()
         self.route_counts.scatter_add_(0, slot, torch.ones_like(slot))
-        entropy = _entropy_sum(x_SH, self.moe.deepspeed_moe.gate.wg.weight)
+        entropy = torch.special.entr(probs_SE).sum()
         self.entropy_sum = entropy if self.entropy_sum is None else self.entropy_sum + entropy
 
 
@@ -253,9 +252,3 @@ class _Combine(torch.autograd.Function):
         grad_weight_P = (grad_PH.float() * y_PH).sum(-1)
         weight_P = torch.zeros_like(grad_weight_P).scatter_(0, row_SK.flatten(), weight_SK.flatten())
         return grad_PH * weight_P[:, None].to(grad_PH.dtype), grad_weight_P[row_SK], None, None
-
-
-def _entropy_sum(x_SH: Tensor, router_EH: Tensor) -> Tensor:
-    """Entropy of the router's choice in nats, summed over the tokens; DeepSpeed keeps its probabilities to itself."""
-    log_SE = F.linear(x_SH.float(), router_EH.float()).log_softmax(-1)
-    return -(log_SE.exp() * log_SE).sum()

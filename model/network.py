@@ -23,6 +23,28 @@ from model.packed import PackedRows
 ExpertLayer = Callable[[ModelConfig], nn.Module]
 
 
+class _RMSNorm(torch.autograd.Function):
+    """Keeps its input and one number a row; autograd keeps two fp32 copies, and passes over memory half again as often."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Like x."""
+        x32 = x.float()
+        scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, scale)
+        return weight * (x32 * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Of x and of the weight."""
+        x, weight, scale = ctx.saved_tensors
+        normed = x.float() * scale
+        grad_weight_rows = (normed * grad).flatten(0, -2)
+        along = (grad_weight_rows @ weight.float()).div_(x.shape[-1]).view_as(scale)
+        grad_x = normed.mul_(-along).addcmul_(grad.float(), weight.float()).mul_(scale)
+        return grad_x.to(x.dtype), grad_weight_rows.sum(0).to(weight.dtype), None
+
+
 class RMSNorm(nn.Module):
     """Zhang and Sennrich 2019; the mean square is taken in fp32."""
 
@@ -33,8 +55,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width), in the dtype of x."""
-        x32 = x.float()
-        return self.weight * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return _RMSNorm.apply(x, self.weight, self.eps)
 
 
 def rotary(position_BT: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
