@@ -24,7 +24,7 @@ ExpertLayer = Callable[[ModelConfig], nn.Module]
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Keeps its input and one number a row; autograd keeps two fp32 copies and passes over memory half as often again."""
+    """Keeps its input and one number a row; autograd keeps two fp32 copies and passes over memory more often."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
