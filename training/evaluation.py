@@ -43,13 +43,15 @@ def evaluate(engine: Any, stream: TokenStream, rows: list[int], *, seq_len: int,
     engine.eval()
     with torch.no_grad():
         for start in range(0, share, micro_batch):
-            # a rank whose share has run out still takes part (experts on other ranks wait for it), uncounted
+            # a rank whose share has run out still takes part with as many rows, uncounted: experts on other ranks
+            # exchange as many tokens with each
             if given_up := give_up():
                 break
             chosen = mine[start:start + micro_batch]
-            ids, targets = tensors(stream, chosen or rows[:1], seq_len, engine.device)
-            if not chosen:
-                targets = torch.full_like(targets, IGNORED)
+            missing = min(micro_batch, share - start) - len(chosen)
+            ids, targets = tensors(stream, chosen + rows[:1] * missing, seq_len, engine.device)
+            if missing:
+                targets = torch.cat((targets[:len(chosen)], torch.full_like(targets[len(chosen):], IGNORED)))
             loss_sum = engine.module.loss_sum(ids, targets)
             sums += torch.stack((loss_sum.double(), (targets != IGNORED).sum().double()))
     engine.train()

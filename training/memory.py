@@ -26,7 +26,7 @@ from model import CausalLM, ModelConfig
 from training.ds_config import Resolved
 
 ROUTING_IMBALANCE = 1.15
-"""Drop-free experts all get the room of the busiest one, assumed to take this multiple of its even share."""
+"""Experts on other ranks all get the room of the busiest one, assumed to take this multiple of its even share."""
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _BUCKET = 500_000_000  # DeepSpeed's default, in elements
 _PASS, _STEP, _EVALUATION = "forward and backward pass", "optimizer step", "evaluation"
@@ -331,7 +331,8 @@ class _Rehearsal:
     def __init__(self, config: ModelConfig, resolved: Resolved, seq_len: int) -> None:
         self.drop_free = config.use_moe and not config.capacity_factor
         self.shape = resolved.micro_batch, seq_len
-        alone = replace(config, ep_size=1, capacity_factor=config.capacity_factor or ROUTING_IMBALANCE)
+        padded = config.ep_size > 1 and self.drop_free  # by DeepSpeed's dispatch; ours gives each expert its own rows
+        alone = replace(config, ep_size=1, capacity_factor=ROUTING_IMBALANCE if padded else config.capacity_factor)
         with torch.device("meta"):
             self.model = CausalLM(alone, _expert_layer).to(_DTYPES[resolved.precision])
 

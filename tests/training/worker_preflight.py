@@ -25,6 +25,7 @@ import model.network as network
 from corpus.shards import Corpus
 from model import CausalLM, ModelConfig
 from model.init import init_weights
+from model.packed import PackedRows
 from training import data, engine
 from training.arguments import Options
 from training.console import Console
@@ -84,6 +85,15 @@ def never_still(self: network.Block, *args: Any) -> torch.Tensor:
 def all_seeing(*args: Any, **more: Any) -> torch.Tensor:
     """Attention without its mask."""
     return attention(*args, **(more | {"is_causal": False, "attn_mask": None}))
+
+
+def future() -> AbstractContextManager:
+    """Everywhere: the network attends to packed rows in a way of its own on CPU."""
+    stack = ExitStack()
+    stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", all_seeing))
+    stack.enter_context(mock.patch.object(PackedRows, "attend", lambda _rows, q, k, v: all_seeing(
+        q, *(t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v)))))
+    return stack
 
 
 def detached_norm(self: network.RMSNorm, x: torch.Tensor) -> torch.Tensor:
@@ -210,7 +220,7 @@ SCENARIOS: dict[str, Scenario] = {
     "not shifted": Scenario(shifted_by(0)),
     "shifted in the loss": Scenario(lambda: mock.patch.object(CausalLM, "forward", loss_one_late)),
     "padding": Scenario(lambda: mock.patch.object(data, "tensors", padded)),
-    "future": Scenario(lambda: mock.patch.object(F, "scaled_dot_product_attention", all_seeing)),
+    "future": Scenario(future),
     "dropout": Scenario(lambda: mock.patch.object(network.Block, "forward", never_still)),
     "embedding": Scenario(lambda: mock.patch.object(engine, "init_weights", large_embedding)),
     "no gradient": Scenario(lambda: mock.patch.object(network.RMSNorm, "forward", detached_norm)),
