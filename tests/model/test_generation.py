@@ -234,3 +234,23 @@ def test_half_precision_weights_generate_with_a_cache_of_their_kind(any_model, b
     out = half.generate(ids, mask, max_new_tokens=3, do_sample=False, repetition_penalty=1.0, eos_token_id=-1)
     chosen = int(out[2, ids.shape[1]])
     assert reference.max() - reference[chosen] < 0.1 * reference.std()
+
+
+def test_a_decoding_step_gives_the_logits_of_the_whole_pass(any_model):
+    """For one row and for several, without padding and with it."""
+    from model.decoding import Decoding
+
+    ids = torch.randint(3, 300, (3, 12), generator=torch.Generator().manual_seed(0))
+    for batch in (1, 3):
+        with torch.inference_mode():
+            expected = any_model.logits(ids[:batch])
+            cache = KVCache(any_model.config, batch, 12, device=ids.device, dtype=torch.float32)
+            any_model.logits(ids[:batch, :5], cache=cache)
+            decoding = Decoding(any_model, cache)
+            for place in range(5, 12):
+                visible = torch.ones(batch, place + 1, dtype=torch.bool)
+                padding = (torch.full((batch,), place), visible) if place % 2 else (None, None)
+                scores = decoding.step(ids[:batch, place], *padding)
+                torch.testing.assert_close(scores, expected[:, place], atol=1e-4, rtol=1e-4)
+            with pytest.raises(IndexError, match="holds 12 tokens"):
+                decoding.step(ids[:batch, 0], None, None)

@@ -15,6 +15,7 @@ from model.sampling import (
     keep_top_p,
     penalise_repetition,
     process,
+    sample,
 )
 
 logits_process = pytest.importorskip("transformers.generation.logits_process")
@@ -124,3 +125,19 @@ def test_sensible_values_pass_and_greedy_needs_no_temperature():
     assert not list(Sampling().problems())
     assert not list(Sampling(top_k=0, top_p=1.0, repetition_penalty=1.0).problems())
     assert not list(Sampling(do_sample=False, temperature=0.0).problems())
+
+
+@pytest.mark.parametrize("how", [Sampling(top_k=7, top_p=0.8, temperature=0.7), Sampling(top_k=3, top_p=1.0),
+                                 Sampling(top_k=0, top_p=0.9), Sampling(top_k=40)])
+def test_a_sample_is_drawn_from_what_all_steps_leave(scores, how):
+    """Looking at the best few alone gives the token that sorting all of them gives, at every point of the line."""
+    scores[2, :] = scores[2].round()  # ties, also with the last of the best
+    none = Sampling(do_sample=False, repetition_penalty=1.0)
+    kept = keep_top_p(keep_top_k(process(scores, torch.zeros(6, 1, dtype=torch.long), torch.ones(6, 1).bool(), none)
+                                 / how.temperature, how.top_k), how.top_p)
+    drawn = set()
+    for point in (0.0, 0.1, 0.37, 0.5, 0.83, 0.999):
+        tokens = sample(scores, how, [point] * 6).tolist()
+        assert tokens == draw(kept, [point] * 6).tolist()
+        drawn.add(tokens[0])
+    assert len(drawn) > 1
