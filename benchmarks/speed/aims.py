@@ -26,15 +26,18 @@ class Aim:
 
     def line(self, results: Results) -> str:
         """A row of the table."""
-        if self.part not in results:
+        try:
+            value = self.figure(results[self.part])
+        except KeyError:  # the part did not run, or not in full
             found, verdict = "-", "not measured"
-        elif (value := self.figure(results[self.part])) is None:
-            found, verdict = "never", "missed"
         else:
-            found = self._shown(value)
-            verdict = "reached" if (value <= self.aim if self.at_most else value >= self.aim) else "missed"
+            found = "never" if value is None else self._shown(value)
+            verdict = "reached" if value is not None and self._good(value) else "missed"
         bound = "at most" if self.at_most else "at least"
         return f"| {self.what} | {bound} {self._shown(self.aim)} | {found} | {verdict} | `--only {self.part}` |"
+
+    def _good(self, value: float) -> bool:
+        return value <= self.aim if self.at_most else value >= self.aim
 
     def _shown(self, value: float) -> str:
         return f"{value:.1%}" if self.unit == "%" else f"{value:.3g} {self.unit}"

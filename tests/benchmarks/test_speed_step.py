@@ -60,3 +60,11 @@ def test_the_table_of_aims_says_what_was_reached_missed_and_not_measured(tmp_pat
         "reached", "missed", "missed", "not measured", "not measured", "not measured", "not measured", "not measured",
         "reached"]
     assert "never" in rows[1]
+
+
+def test_a_run_that_was_left_out_is_not_measured(tmp_path):
+    side = {"against_peer": {"seconds_ratio": 3.0, "tokens_per_second_ratio": 2.0}}
+    (tmp_path / "race.json").write_text(json.dumps({"ours": {"best": side}}))
+    rows = aims.table(tmp_path)[2:]
+    assert "3 x | missed" in rows[0]
+    assert "not measured" in rows[1]
