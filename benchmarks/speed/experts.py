@@ -49,7 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--experts_data", type=Path, metavar="DIR", help="a prepared corpus (sample stories)")
     add("--experts_config", type=Path, default=ROOT / "ds_configs" / "cpu_x2.json", metavar="FILE",
         help="the experiment (ds_configs/cpu_x2.json)")
-    add("--experts_budget", default="2m", metavar="TIME", help="of each run, from command to end (%(default)s)")
+    add("--experts_budget", default="5m", metavar="TIME", help="of each run, from command to end (%(default)s)")
     add("--experts_sizes", nargs="+", type=int, default=[128, 256], metavar="N", help="hidden sizes (128 256)")
 
 
