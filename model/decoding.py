@@ -70,11 +70,10 @@ class Decoding:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`network.RMSNorm` of fp32, in place of what it makes on the way."""
-    if x.shape[0] == 1 and x.ndim == 2:
+    if x.shape[0] == 1 and x.ndim == 2 and x.device.type == "cpu":
         row = x[0]
-        mean = torch.dot(row, row).item() / len(row) if x.device.type == "cpu" else None
-        if mean is not None:  # NaN passes through, to be found at the end
-            return (x * weight).mul_(1 / math.sqrt(mean + eps))
+        mean = torch.dot(row, row).item() / len(row)  # NaN passes through, to be found at the end
+        return (x * weight).mul_(1 / math.sqrt(mean + eps))
     return (x * x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()).mul_(weight)
 
 
@@ -101,7 +100,7 @@ class _Layer:
         """(B, H) -> (B, H), the residual included; stores keys and values at `past`."""
         batch = len(x_BH)
         heads = products(rms_norm(x_BH, self.norm, self.eps), self.qkv)
-        qkv_BND = (torch.cat(heads, dim=-1)).view(batch, -1, self.head)
+        qkv_BND = torch.cat(heads, dim=-1).view(batch, -1, self.head)
         qk_BND = qkv_BND[:, : self.num_heads + self.num_kv_heads]
         qk_BND = rms_norm(qk_BND, self.head_norm, self.eps)
         cos, sin = rope

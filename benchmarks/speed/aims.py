@@ -15,7 +15,7 @@ Results = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Aim:
-    """`figure` reads the measured value out of a part's result; None if it is not there."""
+    """`figure` reads the value out of a part's result: None if it was never reached, KeyError if not measured."""
 
     what: str
     part: str
