@@ -265,15 +265,23 @@ def test_in_train_py_as_the_shares_of_a_checkpoint(finished_run, workplace, mark
 
 
 def test_nothing_here_reads_a_pickle_from_a_file():
-    """corpus/workers.py alone speaks pickle: with its own child processes, over pipes."""
+    """corpus/workers.py alone speaks pickle: with its own child processes, over pipes.
+
+    Trainers to race against save with torch.save: their weights are read by torch.load, which must be told
+    `weights_only`, in the one module that judges them.
+    """
     loads = {"torch": {"load"}, "pickle": {"load", "loads", "Unpickler"}, "joblib": {"load"}, "yaml": {"load"},
              "marshal": {"load", "loads"}, "dill": {"load", "loads"}, "shelve": {"open"}}
     root = Path(__file__).resolve().parents[2]
+    judge = root / "benchmarks" / "speed" / "peers" / "score.py"
     for path in root.rglob("*.py"):
-        if path.relative_to(root).parts[0] in (".venv", "tests") or path == root / "corpus" / "workers.py":
+        if path.relative_to(root).parts[0] in (".venv", "runs", "tests") or path == root / "corpus" / "workers.py":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        told = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)
+                and "weights_only" in {word.arg for word in node.keywords}} if path == judge else set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node not in told:
                 assert node.attr not in loads.get(node.value.id, ()), f"{path}:{node.lineno}"
             if isinstance(node, ast.ImportFrom) and node.module in loads:
                 assert not {name.name for name in node.names} & loads[node.module], f"{path}:{node.lineno}"

@@ -48,7 +48,7 @@ def load_nanogpt(path: Path) -> tuple[nn.Module, Logits]:
     """A checkpoint of nanoGPT's train.py; given targets, its model returns the logits of every position."""
     from model import GPT, GPTConfig
 
-    saved = torch.load(path, map_location="cpu", weights_only=False)  # holds the run's settings, too
+    saved = torch.load(path, map_location="cpu", weights_only=True)
     model = GPT(GPTConfig(**saved["model_args"])).eval()
     model.load_state_dict(saved["model"])
     return model, lambda ids_BT: model(ids_BT, ids_BT)[0]
