@@ -38,12 +38,14 @@ class Corpus:
     seconds: float
 
 
-def prepare(documents: Path, held_out: Path, tokenizer: Path, folder: Path, cores: int) -> Corpus:
-    """`prepare.py` with the peer's tokenizer, as a user would call it."""
+def prepare(documents: Path, held_out: Path, folder: Path, cores: int, *, tokenizer: Path | None = None,
+            entries: int | None = None) -> Corpus:
+    """`prepare.py` as a user would call it: with a tokenizer that there is, or making one of so many entries."""
     shutil.rmtree(folder, ignore_errors=True)
+    own = ["--tokenizer", tokenizer.absolute()] if tokenizer else ["--vocab_size", entries] if entries else []
     seconds = follow([sys.executable, ROOT / "prepare.py", "--input", documents.absolute(), "--val_input",
-                      held_out.absolute(), "--tokenizer", tokenizer.absolute(), "--workers", cores,
-                      "--output", folder.absolute()], folder=ROOT, log=folder.with_name("prepare.log"), environment={})
+                      held_out.absolute(), *own, "--workers", cores, "--output", folder.absolute()],
+                     folder=ROOT, log=folder.with_name("prepare.log"), environment={})
     return Corpus(folder, seconds)
 
 

@@ -1,4 +1,4 @@
-"""Time to loss: a peer's trainer and ours, one after the other on the same cores, text, tokenizer and model shape.
+"""Time to loss: a peer's trainer and ours, one after the other on the same cores, text and model shape.
 
     python -m benchmarks.speed --only race --peer ../minimind --race_train train.jsonl.gz --race_val val.jsonl.gz
 
@@ -6,7 +6,9 @@ Without text of your own the race is over the project's sample stories. Both sid
 judged afterwards by one program on the same held-out documents (heldout.py); the trainers' own losses are not used. Two
 clocks: training seconds from the first step on, and the same from the command's start, so with imports, preparation and
 compilation. The peer's saves, and our evaluations with what we write then, are in neither clock; they are stated.
-The peer trains for one epoch at the best rate and batch of a search of its own.
+The peer trains for one epoch at the best rate and batch of a search of its own, with the tokenizer that it brings.
+Ours trains with one that prepare.py makes of the text, as many entries, in the time that it takes; and once more with
+the peer's. Bits a byte are the same unit for both.
 """
 
 from __future__ import annotations
@@ -25,9 +27,13 @@ from benchmarks.speed import Skip, heldout, ours
 from benchmarks.speed.peers import Course, Driver, Settings, Size, fingerprint, hf_trainer, minimind, nanogpt
 from benchmarks.speed.peers.search import Found, Memory, Trial, search
 from corpus.errors import UserError
+from corpus.manifest import TOKENIZER_NAME, Manifest
 from corpus.stories import write_sample_corpus
+from corpus.tokenizer import load_tokenizer, vocab_size
 
 NAME = "race"
+RUNS = ("best", "equal", "same_tokenizer")
+WORDS = {"best": "best precision", "equal": "the peer's precision", "same_tokenizer": "the peer's tokenizer"}
 Say = Callable[[str], None]
 _PEERS = (f"give a checkout of MiniMind ({minimind.CLONE}) or of nanoGPT ({nanogpt.CLONE}), or the word "
           f"{hf_trainer.WORD} for the Trainer of that package")
@@ -64,8 +70,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--race_processes", type=int, default=2, metavar="N", help="ranks of ours (%(default)s)")
     add("--race_epochs", type=float, default=1.0, metavar="N", help="of ours; the schedule ends with it (%(default)s)")
     add("--race_steps", type=int, metavar="N", help="of ours, instead of epochs")
-    add("--race_precisions", nargs="+", choices=("best", "equal"), default=["best", "equal"], metavar="NAME",
-        help="runs of ours: in its best precision, in the peer's (both)")
+    add("--race_runs", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME",
+        help=f"runs of ours: in its best precision, in the peer's, with the peer's tokenizer ({' '.join(RUNS)})")
 
 
 def peer_settings(text: str) -> Settings:
@@ -120,7 +126,7 @@ def _theirs(track: _Track, flags: argparse.Namespace, peer: Driver, say: Say) ->
     say(f"{peer.name} ({settings}): one epoch of {track.text['documents']:,} documents")
     course = peer.train(settings, track.documents, track.work / "peer", flags.race_points)
     say(f"  {course.seconds:.0f} s of training, {course.start_up:.0f} s before it")
-    side = _side(course, track, peer.kind, peer.pythonpath, peer.precision)
+    side = _side(course, track, peer.kind, peer.pythonpath, peer.precision, track.held_out)
     say(f"  {side['curve'][-1]['bits_per_byte']:.3f} bits a byte at its end")
     return side | {"name": peer.name, "source": peer.source, "recommended": peer.recommended(),
                    "chosen": asdict(settings), "search": found}
@@ -210,9 +216,10 @@ def _trial_on(peer: Driver, track: _Track, sample: Path) -> Callable[[Settings],
     return run
 
 
-def _side(course: Course, track: _Track, kind: str, pythonpath: Path | None, precision: str) -> dict[str, Any]:
+def _side(course: Course, track: _Track, kind: str, pythonpath: Path | None, precision: str,
+          held_out: heldout.HeldOut) -> dict[str, Any]:
     """A run's figures and its curve on the held-out text."""
-    scores = heldout.judge(track.held_out, kind, [point.weights for point in course.points], pythonpath=pythonpath,
+    scores = heldout.judge(held_out, kind, [point.weights for point in course.points], pythonpath=pythonpath,
                            threads=track.cores)
     curve = [{"step": point.step, "tokens": point.tokens, "seconds": point.seconds,
               "since_start": course.start_up + point.seconds, "bits_per_byte": score.bits_per_byte,
@@ -223,23 +230,38 @@ def _side(course: Course, track: _Track, kind: str, pythonpath: Path | None, pre
 
 def _ours(track: _Track, flags: argparse.Namespace, peer: Driver, theirs: dict[str, Any], say: Say) -> dict[str, Any]:
     """Our runs by name. In equal precision only if the best one was not that already."""
-    corpus = ours.prepare(track.documents, track.held_out_documents, peer.tokenizer, track.work / "corpus", track.cores)
     length = ["--max_steps", str(flags.race_steps)] if flags.race_steps else ["--epochs", str(flags.race_epochs)]
     done: dict[str, Any] = {}
-    for name in sorted(set(flags.race_precisions)):
+    for name in sorted(set(flags.race_runs), key=RUNS.index):
         if name == "equal" and "best" in done and done["best"]["precision"] == peer.precision:
             done[name] = done["best"]
             continue
+        corpus, held_out = _corpus(track, peer, trained=name != "same_tokenizer")
         settings = [*flags.race_set, *(_precision_settings(peer.precision) if name == "equal" else [])]
         recipe = ours.Recipe(flags.race_config, settings, shlex.split(flags.race_train_flags), length, peer.shape(),
                              track.size.max_seq_len, flags.race_processes, track.cores, flags.race_our_points)
-        say(f"ours, {name} precision: {' '.join(map(str, length))}")
+        say(f"ours, {WORDS[name]}: {' '.join(map(str, length))}")
         course, precision = ours.train(recipe, corpus, track.work / f"ours-{name}")
-        side = _side(course, track, "ours", None, precision)
+        side = _side(course, track, "ours", None, precision, held_out)
         done[name] = side | {"preparation_seconds": corpus.seconds, "processes": flags.race_processes,
-                             "against_peer": compare(side, theirs)}
+                             "held_out_tokens": held_out.tokens, "against_peer": compare(side, theirs)}
         say("\n".join(_verdict(done[name])))
     return done
+
+
+def _corpus(track: _Track, peer: Driver, *, trained: bool) -> tuple[ours.Corpus, heldout.HeldOut]:
+    """Prepared text and the held-out rows in its tokens: of a tokenizer trained on the text, or of the peer's."""
+    if not trained:
+        return ours.prepare(track.documents, track.held_out_documents, track.work / "corpus", track.cores,
+                            tokenizer=peer.tokenizer), track.held_out
+    entries = vocab_size(load_tokenizer(peer.tokenizer))
+    corpus = ours.prepare(track.documents, track.held_out_documents, track.work / "corpus_trained", track.cores,
+                          entries=entries)
+    manifest = Manifest.read(corpus.folder)
+    rows = heldout.write_rows(track.work / "rows_trained.npz", heldout.read_texts(track.held_out_documents),
+                              corpus.folder / TOKENIZER_NAME, begin_id=manifest.begin_id, end_id=manifest.end_id,
+                              max_seq_len=track.size.max_seq_len)
+    return corpus, rows
 
 
 def _precision_settings(precision: str) -> list[str]:
@@ -300,8 +322,9 @@ def table(result: dict[str, Any]) -> list[str]:
     lines += _search_lines(peer["search"])
     runs = dict(result["ours"])
     if "best" in runs and runs["best"] == runs.get("equal"):
-        runs = {"best and equal": runs["best"]}
-    sides = {peer["name"]: peer} | {f"ours, {name} precision": side for name, side in runs.items()}
+        runs = {"both": runs.pop("best")} | {name: side for name, side in runs.items() if name != "equal"}
+    words = WORDS | {"both": "best precision, which is the peer's"}
+    sides = {peer["name"]: peer} | {f"ours, {words[name]}": side for name, side in runs.items()}
     lines += ["", "| | precision | steps | M tokens | training s | start-up s | pauses s | all s | tokens/s | "
               "bits a byte |", "|---|---|---|---|---|---|---|---|---|---|"]
     for name, side in sides.items():
@@ -310,7 +333,7 @@ def table(result: dict[str, Any]) -> list[str]:
                      f"{side['command_seconds']:.0f} | {side['tokens_per_second']:,.0f} | "
                      f"{side['curve'][-1]['bits_per_byte']:.3f} |")
     for name, side in runs.items():
-        lines += ["", f"ours, {name} precision ({side['parameters']:,} parameters; "
+        lines += ["", f"ours, {words[name]} ({side['parameters']:,} parameters; "
                   f"{side['against_peer']['tokens_per_second_ratio']:.1f} times the peer's tokens a second)",
                   *_verdict(side)]
     lines += ["", "Padding is not counted as tokens. Start-up is all before the first step, our prepare.py included; "

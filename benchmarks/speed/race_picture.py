@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.curve import BOTTOM, LEFT, RIGHT, TOP, WIDTH
 
 _PANEL = 300  # height of one of the two
-_COLOURS = ("#2c3e50", "#c0392b", "#e08e0b")
+_COLOURS = ("#2c3e50", "#c0392b", "#e08e0b", "#2980b9")
 _LABEL_GAP = 15.0  # least distance between two labels
 _STEPS = (1, 2, 2.5, 5, 10)
 
@@ -41,7 +41,8 @@ def main(result: Path, output: Path) -> None:
 def svg(race: dict[str, Any]) -> str:
     """Two panels, one above the other."""
     sides = {f"{race['peer']['name']}, {race['peer']['precision']}": race["peer"]}
-    sides |= {f"ours, {side['precision']}": side for side in race["ours"].values()}  # one run may be both precisions
+    for name, side in race["ours"].items():  # one run may be both precisions
+        sides[f"ours, {side['precision']}" + (", its tokenizer" if name == "same_tokenizer" else "")] = side
     end = race["peer"]["curve"][-1]["bits_per_byte"]
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {2 * _PANEL}" font-family="sans-serif" '
              'font-size="12">', f'<rect width="{WIDTH}" height="{2 * _PANEL}" fill="white"/>']

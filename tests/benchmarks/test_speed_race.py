@@ -202,8 +202,8 @@ def test_one_run_that_is_both_precisions_is_shown_once():
     result = _result([3, 1])
     result["ours"]["equal"] = json.loads(json.dumps(result["ours"]["best"]))
     text = "\n".join(race.table(result))
-    assert text.count("ours, best and equal precision") == 3
-    assert "ours, best precision" not in text
+    assert text.count("ours, best precision, which is the peer's") == 3
+    assert "ours, best precision (" not in text and "ours, the peer's precision" not in text
     assert race_picture.svg(result).count("<polyline") == 4
 
 
