@@ -7,9 +7,10 @@ import json
 import tracemalloc
 from pathlib import Path
 
+import jsonlines
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from corpus import reader
@@ -106,6 +107,40 @@ def test_each_fault_is_named_with_its_line(tmp_path: Path) -> None:
     # line numbers go on from chunk to chunk
     assert problems_of(path, chunk_bytes=1) == expected
     assert {reason for _, reason in expected} == set(reader.REASONS)
+
+
+def by_jsonlines(line: bytes) -> object:
+    try:
+        return jsonlines.Reader([line], loads=json.loads).read(type=dict)
+    except (jsonlines.InvalidLineError, RecursionError) as error:
+        return reader._reason(error)
+
+
+PIECES = [
+    b'{"text": "', b'"}', b'{"text":', b'"a"', b'"text": 1', b"\\", b'"', b"{", b"}", b"[", b"]", b",", b":",
+    b" ", b"\r", b"\t", b"\x00", b"\x1e", b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xe4\xb8\xad", b"\xc2\x85",
+    b"null", b"NaN", b"-Infinity", b"1e999", b"9" * 5000, b"[" * 3000, b"\\ud800", b"\\u4e2d",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.binary(max_size=3), max_size=8).map(b"".join))
+@example(b'{"text": "a", "text": "b"}')
+@example(b'{"text": "a"}\x0b')
+def test_the_quick_look_at_a_line_finds_what_jsonlines_finds(line: bytes) -> None:
+    try:
+        found = reader._record(line)
+    except (jsonlines.InvalidLineError, RecursionError) as error:
+        found = reader._reason(error)
+    assert repr(found) == repr(by_jsonlines(line))  # NaN is not itself, but looks like itself
+
+
+def test_numbers_that_some_json_libraries_refuse_pass_whichever_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(text: str) -> object:
+        raise ValueError("as orjson does for NaN")
+
+    monkeypatch.setattr(jsonlines.jsonlines, "default_loads", refuse)
+    parsed = parse_chunk(Chunk("a", 1, b'{"text": "a", "x": NaN}\n{"text": "b", "x": NaN} \n', 0))
+    assert parsed.texts == ["a", "b"]
 
 
 def test_empty_text_is_counted_and_not_a_fault() -> None:
