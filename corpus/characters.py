@@ -9,11 +9,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from .tokenizer import without_marks
+from .tokenizer import without_all_marks
 
-_NOTHING = 0  # in the table of letters: a character that is left out
+_NOTHING = 0  # in the tables of letters: a character that is left out
 _TABLED = 0x32000  # the last Han characters lie below; what lies above (variation selectors, private use) is left out
-_ODD = np.uint64(0x9E3779B97F4A7C15)
+# In the table of normalised letters: not looked up yet, and what no table can tell.
+_UNKNOWN, _DEPENDS = 0xFFFFFFFF, 0xFFFFFFFE
+_ODD = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,27 @@ class Letters:
 
 def letters_and_digits(texts: Sequence[str]) -> Letters:
     """Letters and digits of every text after NFKC, in lower case, without the marks of chats ("<|im_start|>")."""
-    plain = [unicodedata.normalize("NFKC", "".join(without_marks(text))) for text in texts]
-    points = _lower_letters()[np.frombuffer("".join(plain).encode("utf-32-le"), dtype="<u4")]
-    owner = np.repeat(np.arange(len(plain)), [len(text) for text in plain])
-    kept = points != _NOTHING
-    return Letters(points[kept], owner[kept], len(plain))
+    plain = [without_all_marks(text) for text in texts]
+    points, owner = _code_points(plain), _owners(plain)
+    letters = _normalised_letters(points)
+    depends = letters == _DEPENDS
+    if depends.any():
+        for text in np.unique(owner[depends]).tolist():
+            plain[text] = unicodedata.normalize("NFKC", plain[text])
+        points, owner = _code_points(plain), _owners(plain)
+        letters = _normalised_letters(points)
+        depends = letters == _DEPENDS  # these stand in normalised texts now
+        letters[depends] = list(map(_lower_letter, points[depends].tolist()))
+    kept = letters != _NOTHING
+    return Letters(letters[kept], owner[kept], len(plain))
+
+
+def _code_points(texts: Sequence[str]) -> np.ndarray:
+    return np.frombuffer("".join(texts).encode("utf-32-le"), dtype="<u4")
+
+
+def _owners(texts: Sequence[str]) -> np.ndarray:
+    return np.repeat(np.arange(len(texts)), list(map(len, texts)))
 
 
 def ngram_hashes(points: np.ndarray, n: int) -> np.ndarray:
@@ -46,11 +64,15 @@ def ngram_hashes(points: np.ndarray, n: int) -> np.ndarray:
     windows = len(points) - n + 1
     if windows < 1:
         return np.zeros(0, dtype=np.uint64)
+    # A polynomial in an odd constant, modulo 2^64: those of twice as many places, or of one more, are made of the last.
     wide = points.astype(np.uint64)
-    hashes = wide[:windows].copy()
-    for place in range(1, n):  # a polynomial in an odd constant, modulo 2^64
-        hashes *= _ODD
-        hashes += wide[place:place + windows]
+    hashes, size = wide, 1
+    for digit in f"{n:b}"[1:]:
+        hashes = hashes[:-size] * np.uint64(pow(_ODD, size, 2**64)) + hashes[size:]
+        size *= 2
+        if digit == "1":
+            hashes = hashes[:-1] * np.uint64(_ODD) + wide[size:]
+            size += 1
     return mix(hashes)
 
 
@@ -61,13 +83,53 @@ def mix(hashes: np.ndarray) -> np.ndarray:
     return hashes ^ (hashes >> np.uint64(31))
 
 
+def _normalised_letters(points: np.ndarray) -> np.ndarray:
+    """By place in `points`: the letter that NFKC and lower case make of the code point, _NOTHING where it is left out,
+    _DEPENDS where its neighbours have a say or where it becomes several letters.
+    """
+    table = _normalised_table()
+    found = table[points]
+    unknown = points[found == _UNKNOWN]
+    if len(unknown):
+        for point in set(unknown.tolist()):
+            table[point] = _normalised_letter(point)
+        found = table[points]
+    return found
+
+
 @lru_cache(maxsize=1)
-def _lower_letters() -> np.ndarray:
-    """By code point: that of the small letter, or _NOTHING for all but letters, combining marks and digits."""
-    table = np.full(0x110000, _NOTHING, dtype=np.uint32)
-    for point in range(_TABLED):
-        character = chr(point)
-        if unicodedata.category(character)[0] in "LMN":
-            lower = character.lower()
-            table[point] = ord(lower) if len(lower) == 1 else point
-    return table
+def _normalised_table() -> np.ndarray:
+    """Filled as characters are met: a corpus has a few thousand different ones, and each worker its own table."""
+    return np.full(0x110000, _UNKNOWN, dtype=np.uint32)
+
+
+def _normalised_letter(point: int) -> int:
+    character = chr(point)
+    first = unicodedata.normalize("NFKD", character)[0]
+    if unicodedata.combining(first) or may_compose(first):
+        return _DEPENDS
+    # What comes before a character that starts anew, and does not compose, has no part in what becomes of it.
+    letters = [letter for letter in map(_lower_letter, map(ord, unicodedata.normalize("NFKC", character))) if letter]
+    return _DEPENDS if len(letters) > 1 else letters[0] if letters else _NOTHING
+
+
+def may_compose(character: str) -> bool:
+    """Whether normalisation might join a character to the one before it; true of a few that it never joins, too.
+
+    Those are marks, but for the selectors of variants, which follow many an emoji, and the letters that Korean
+    syllables are made of. Vowel signs of one script of 2024 are letters, so the rare planes are not trusted either.
+    """
+    point = ord(character)
+    if unicodedata.category(character)[0] == "M":
+        return not 0xFE00 <= point <= 0xFE0F
+    return 0x1100 <= point <= 0x11FF or 0x10000 <= point < 0x1F000
+
+
+@lru_cache(maxsize=_TABLED)
+def _lower_letter(point: int) -> int:
+    """The small letter of a code point, or _NOTHING for all but letters, combining marks and digits."""
+    character = chr(point)
+    if point >= _TABLED or unicodedata.category(character)[0] not in "LMN":
+        return _NOTHING
+    lower = character.lower()
+    return ord(lower) if len(lower) == 1 else point

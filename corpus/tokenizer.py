@@ -81,6 +81,11 @@ def without_marks(text: str) -> list[str]:
     return _MARKS.split(text)
 
 
+def without_all_marks(text: str) -> str:
+    """A text without the marks written in it."""
+    return "".join(without_marks(text)) if "<|" in text else text
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """Load a tokenizer.json; UserError if it is none, has over 65,536 entries or does not give every text back."""
     try:
