@@ -36,6 +36,7 @@ LONGEST_PERIOD = 16
 MIN_LETTERS = 50  # a shorter text has no room for anything but runs
 MIN_LINE = 2  # letters; a shorter line is a bracket or the number of an item
 EXAMPLES = 10
+_SLOTS = 2**20  # to find n-grams that may be repeated, five times as many as a chunk of Chinese has
 EXAMPLE_CHARACTERS = 120
 
 _PERCENTILES = {"p50": 50, "p90": 90, "p99": 99}
@@ -47,17 +48,21 @@ def scores(texts: Sequence[str], encoded: Sequence[bytes], letters: Letters) -> 
     result = np.zeros((len(texts), len(RULES)), dtype=np.float32)
     counts = letters.counts()
     result[:, 1] = _repeated_ngrams(letters) / np.maximum(counts, 1)
-    for place in np.flatnonzero(counts >= MIN_LETTERS):
-        result[place, 0] = _repeated_lines(texts[place])
-        result[place, 2] = max(0.0, 1 - len(zlib.compress(encoded[place])) / len(encoded[place]))
+    long = np.flatnonzero(counts >= MIN_LETTERS).tolist()
+    result[long, 0] = [_repeated_lines(texts[place]) for place in long]
+    sizes = np.array([(len(zlib.compress(encoded[place])), len(encoded[place])) for place in long]).reshape(-1, 2)
+    result[long, 2] = np.maximum(0, 1 - sizes[:, 0] / sizes[:, 1])
     result[counts < MIN_LETTERS, 1] = 0
-    result[:, 3] = _longest_runs(letters)
+    result[:, 3] = _longest_runs(letters, counts)
     return result
 
 
 def _repeated_lines(text: str) -> float:
     """Share of the letters of a text that stand in lines which occurred before in it."""
-    lines = [line for line in text.split("\n") if line.strip()]
+    lines = text.split("\n")
+    if len(set(lines)) == len(lines):
+        return 0.0
+    lines = [line for line in lines if line.strip()]
     if len(set(lines)) == len(lines):
         return 0.0
     sizes = {line: sum(map(str.isalnum, line)) for line in set(lines)}
@@ -71,29 +76,51 @@ def _repeated_ngrams(letters: Letters) -> np.ndarray:
     hashes = ngram_hashes(points, NGRAM)
     if not len(hashes):
         return np.zeros(letters.texts, dtype=np.int64)
-    whole = owner[: len(hashes)] == owner[NGRAM - 1 :]
-    places = np.flatnonzero(whole)
     # the same n-gram of two texts must not look repeated
-    keys = mix(hashes[places] + owner[places].astype(np.uint64))
+    keys = mix(hashes + owner[: len(hashes)].astype(np.uint64))
+    places = _perhaps_repeated(keys)
+    places = places[owner[places] == owner[places + NGRAM - 1]]
+    keys = keys[places]
     order = np.argsort(keys, kind="stable")
     again = np.zeros(len(keys), dtype=bool)
     again[order[1:]] = keys[order[1:]] == keys[order[:-1]]
-    covered = np.zeros(len(points) + 1, dtype=np.int64)
-    np.add.at(covered, places[again], 1)
-    np.add.at(covered, places[again] + NGRAM, -1)
-    return np.bincount(owner[np.cumsum(covered[:-1]) > 0], minlength=letters.texts)
+    return _covered(places[again], letters)
 
 
-def _longest_runs(letters: Letters) -> np.ndarray:
+def _perhaps_repeated(keys: np.ndarray) -> np.ndarray:
+    """The places of all keys that occur more than once, ascending, and of some others: what need be sorted.
+
+    Each key writes its place to the slot that its lowest bits name; one that does not find it there shares the slot.
+    """
+    slots = (keys & np.uint64(_SLOTS - 1)).astype(np.int64)
+    written = np.empty(_SLOTS, dtype=np.uint32)
+    places = np.arange(len(keys), dtype=np.uint32)
+    written[slots] = places
+    shared = np.zeros(_SLOTS, dtype=bool)
+    shared[slots[written[slots] != places]] = True
+    return np.flatnonzero(shared[slots])
+
+
+def _covered(places: np.ndarray, letters: Letters) -> np.ndarray:
+    """Letters by text under the n-grams that begin at `places`, int64 (texts,)."""
+    covered = np.zeros(len(letters.points), dtype=bool)
+    for place in range(NGRAM):
+        covered[places + place] = True
+    return np.bincount(letters.owner[covered], minlength=letters.texts)
+
+
+def _longest_runs(letters: Letters, counts: np.ndarray) -> np.ndarray:
     """How often the n-gram that is repeated most often in a row stands there, by text, int64 (texts,)."""
     points, owner = letters.points, letters.owner
-    longest = np.minimum(letters.counts(), 1)
+    longest = np.minimum(counts, 1)
     for period in range(1, LONGEST_PERIOD + 1):
-        same = (points[period:] == points[:-period]) & (owner[period:] == owner[:-period])
-        breaks = np.flatnonzero(np.concatenate(([True], ~same, [True])))
-        lengths = np.diff(breaks) - 1
+        same = np.flatnonzero(points[period:] == points[:-period])
+        same = same[owner[same] == owner[same + period]]
+        # where a run of neighbouring places begins, and one after the last
+        begins = np.flatnonzero(np.diff(same, prepend=-2, append=-2) != 1)
+        lengths = np.diff(begins)
         found = np.flatnonzero(lengths >= period)
-        np.maximum.at(longest, owner[breaks[found]], 1 + lengths[found] // period)
+        np.maximum.at(longest, owner[same[begins[found]]], 1 + lengths[found] // period)
     return longest
 
 

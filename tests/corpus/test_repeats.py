@@ -12,10 +12,11 @@ from corpus_data import make_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpus import repeats
 from corpus.characters import letters_and_digits
 from corpus.errors import UserError
 from corpus.pipeline import prepare
-from corpus.repeats import EXAMPLES, LIMITS, RULES, Repetition, breaks_a_rule, scores
+from corpus.repeats import EXAMPLES, LIMITS, MIN_LETTERS, NGRAM, RULES, Repetition, breaks_a_rule, scores
 from corpus.stories.generator import generate_stories
 
 PROSE = (
@@ -56,6 +57,27 @@ def test_ngrams_count_the_letters_under_repeated_ones() -> None:
     assert measured(a + b + a)[0]["ngrams"] == pytest.approx(40 / 120)
     assert measured(a + "，\n " + b + "。" + a[:11])[0]["ngrams"] == 0
     assert measured(a + b + a[:12])[0]["ngrams"] == pytest.approx(12 / 92)
+
+
+@given(st.lists(st.text(st.sampled_from("甲乙 \n"), max_size=60), max_size=5))
+def test_ngrams_are_those_of_looking_at_each(texts: list[str]) -> None:
+    for row, text in zip(measured(*texts) if texts else [], texts, strict=True):
+        letters = "".join(text.split())
+        starts = [i for i in range(len(letters) - NGRAM + 1) if letters.find(letters[i:i + NGRAM]) < i]
+        covered = {i + k for i in starts for k in range(NGRAM)}
+        assert row["ngrams"] == (pytest.approx(len(covered) / len(letters)) if len(letters) >= MIN_LETTERS else 0)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20).map(lambda low: low << 40), max_size=30))
+def test_nothing_that_is_repeated_is_passed_over(keys: list[int]) -> None:
+    found = repeats._perhaps_repeated(np.array(keys, dtype=np.uint64)).tolist()
+    assert found == sorted(found)
+    assert set(found) >= {i for i, key in enumerate(keys) if keys.count(key) > 1}
+
+
+def test_few_that_are_not_repeated_are_looked_at() -> None:
+    keys = np.random.default_rng(0).integers(0, 2**63, 130_000).astype(np.uint64)
+    assert len(repeats._perhaps_repeated(keys)) < 0.2 * len(keys)
 
 
 @pytest.mark.parametrize("period", [1, 2, 3, 7, 16])
