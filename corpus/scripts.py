@@ -55,25 +55,18 @@ def languages(counts: np.ndarray) -> Counter[str]:
     the Han and kana means "ja"; other Han text is "zh-Hant" or "zh-Hans" by the form that more of its characters have,
     "zh" where none or as many tell. Scripts of many languages keep their own name ("latin"); "none" has no letters.
     """
-    found: Counter[str] = Counter()
-    for row in counts.tolist():
-        found[_language(dict(zip((*SCRIPTS, *FORMS), row, strict=True)))] += 1
-    return found
-
-
-def _language(count: dict[str, int]) -> str:
-    east_asian = count["han"] + count["kana"]
-    letters = {script: count[script] * _LETTERS_EACH.get(script, 1) for script in _RANGES}
-    if count["kana"] and count["kana"] >= _KANA_OF_JAPANESE * east_asian:
-        letters["kana"] += letters.pop("han")
-    script = max(letters, key=lambda name: letters[name])
-    if not letters[script]:
-        return "none"
-    if script != "han":
-        return _LANGUAGE_OF_SCRIPT.get(script, script)
-    if count["traditional"] == count["simplified"]:
-        return "zh"
-    return "zh-Hant" if count["traditional"] > count["simplified"] else "zh-Hans"
+    column = dict(zip((*SCRIPTS, *FORMS), counts.T, strict=True))
+    letters = {script: column[script] * _LETTERS_EACH.get(script, 1) for script in _RANGES}
+    japanese = (column["kana"] > 0) & (column["kana"] >= _KANA_OF_JAPANESE * (column["han"] + column["kana"]))
+    letters["kana"] = np.where(japanese, letters["kana"] + letters["han"], letters["kana"])
+    letters["han"] = np.where(japanese, 0, letters["han"])
+    most = np.stack(list(letters.values())).argmax(axis=0)  # the first of those that are level
+    names = np.array([_LANGUAGE_OF_SCRIPT.get(script, script) for script in letters], dtype=object)[most]
+    forms = column["traditional"] - column["simplified"]
+    chinese = np.select([forms > 0, forms < 0], ["zh-Hant", "zh-Hans"], "zh")
+    names = np.where(most == list(letters).index("han"), chinese, names)
+    lettered = sum(letters.values()) > 0
+    return Counter(np.where(lettered, names, "none").tolist())
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from corpus_data import make_texts
 from hypothesis import given
@@ -79,6 +80,26 @@ def test_every_character_is_counted_once_and_for_its_text(texts: list[str]) -> N
 ])
 def test_language_by_script(text: str, language: str) -> None:
     assert languages(count_scripts([text])) == {language: 1}
+
+
+def language_of(count: dict[str, int]) -> str:
+    letters = {script: count[script] for script in ("han", "kana", "hangul", "latin", "cyrillic", "greek", "arabic")}
+    for script in ("han", "kana", "hangul"):
+        letters[script] *= 3
+    if count["kana"] and count["kana"] >= 0.1 * (count["han"] + count["kana"]):
+        letters["kana"] += letters.pop("han")
+    most = max(letters, key=letters.__getitem__)
+    if most != "han" or not letters[most]:
+        return {"kana": "ja", "hangul": "ko"}.get(most, most) if letters[most] else "none"
+    more = count["traditional"] - count["simplified"]
+    return "zh-Hant" if more > 0 else "zh-Hans" if more < 0 else "zh"
+
+
+@given(st.lists(st.lists(st.sampled_from([0, 0, 0, 1, 2, 3, 9, 10]), min_size=13, max_size=13), max_size=20))
+def test_languages_of_many_are_those_of_each(rows: list[list[int]]) -> None:
+    names = (*SCRIPTS, *FORMS)
+    expected = Counter(language_of(dict(zip(names, row, strict=True))) for row in rows)
+    assert languages(np.array(rows, dtype=np.int64).reshape(-1, len(names))) == expected
 
 
 def test_figures_are_those_of_a_recount(jsonl, tmp_path: Path) -> None:
