@@ -66,6 +66,15 @@ def test_a_second_order_chain_gives_its_entropy_rate_at_the_trigram_alone() -> N
     assert found.bigram > found.trigram + 0.2
 
 
+@given(st.lists(st.tuples(st.sampled_from([0, 1, 2, 2**16 - 1]), st.sampled_from([0, 1, 2, 2**32 - 1]))))
+def test_keys_are_tallied_as_by_sorting_all_of_them(keys: list[tuple[int, int]]) -> None:
+    firsts, rests = (np.array([key[part] for key in keys], dtype=np.uint32) for part in (0, 1))
+    half = len(keys) // 2
+    *found, counts = ladder_module._tally_keys([firsts[:half], firsts[half:]], [rests[:half], rests[half:]])
+    assert list(zip(*(part.tolist() for part in found), strict=True)) == sorted(set(keys))
+    assert counts.tolist() == [keys.count(key) for key in sorted(set(keys))]
+
+
 def test_a_unigram_by_hand() -> None:
     """Counts 3 and 1 of four: discounts 1.5 and 0.5, so 1.5/4 and 0.5/4, and 2/4 spread over four tokens."""
     unigram, _, _ = NGrams(np.array([0, 0, 0, 1]), 4).probabilities(*(np.array([0, 1, 2, 3]) for _ in range(3)))
