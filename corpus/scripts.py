@@ -31,6 +31,7 @@ _RANGES = {
     "arabic": ((0x620, 0x65F), (0x66E, 0x6D3), (0x6FA, 0x6FF), (0x750, 0x77F)),
 }  # fmt: skip
 _BY_CATEGORY = {"N": "digit", "P": "punctuation", "S": "punctuation", "Z": "space"}
+_UNKNOWN = 0xFF
 _TABLED = 0x20000  # categories are looked up below this; above lie rare Han characters and little else
 # A Han character, a kana or a Korean syllable says about what three letters of an alphabet say.
 _LETTERS_EACH = {"han": 3, "kana": 3, "hangul": 3}
@@ -43,7 +44,7 @@ def count_scripts(texts: Sequence[str]) -> np.ndarray:
     width = len(SCRIPTS) + len(FORMS)
     points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype="<u4")
     row_starts = np.repeat(np.arange(len(texts)) * width, [len(text) for text in texts])
-    counts = np.bincount(row_starts + _table().take(points), minlength=len(texts) * width).reshape(len(texts), width)
+    counts = np.bincount(row_starts + _places(points), minlength=len(texts) * width).reshape(len(texts), width)
     counts[:, SCRIPTS.index("han")] += counts[:, len(SCRIPTS):].sum(axis=1)
     return counts
 
@@ -69,13 +70,25 @@ def languages(counts: np.ndarray) -> Counter[str]:
     return Counter(np.where(lettered, names, "none").tolist())
 
 
+def _places(points: np.ndarray) -> np.ndarray:
+    """The place in SCRIPTS + FORMS of every code point; Han characters that have two forms are under their form alone.
+    """
+    table = _table()
+    found = table.take(points)
+    unknown = points[found == _UNKNOWN]
+    if len(unknown):
+        for point in set(unknown.tolist()):
+            table[point] = SCRIPTS.index(_BY_CATEGORY.get(unicodedata.category(chr(point))[0], "other"))
+        found = table.take(points)
+    return found
+
+
 @lru_cache(maxsize=1)
 def _table() -> np.ndarray:
-    """By code point: the place in SCRIPTS + FORMS; Han characters that have two forms are under their form alone."""
+    """By code point its place, or _UNKNOWN where the category decides, which is looked up when a text has it."""
     place = {name: i for i, name in enumerate((*SCRIPTS, *FORMS))}
     table = np.full(0x110000, place["other"], dtype=np.uint8)
-    categories = (unicodedata.category(chr(point))[0] for point in range(_TABLED))
-    table[:_TABLED] = [place[_BY_CATEGORY.get(category, "other")] for category in categories]
+    table[:_TABLED] = _UNKNOWN
     table[[ord(control) for control in "\t\n\v\f\r\x85"]] = place["space"]
     for name, ranges in _RANGES.items():
         for first, last in ranges:
