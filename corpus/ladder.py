@@ -111,20 +111,22 @@ class NGrams:
         # a triple as its first token and the pair that follows: 16 and 32 bits
         pairs = [piece[:-1] * np.uint32(vocab_size) + piece[1:] for piece in pieces]
         firsts, rests, triple_counts = _tally_keys([piece[:-2] for piece in pieces], [pair[1:] for pair in pairs])
-        # A pair is the beginning of a triple, and a token that of a pair, but for those at the end of a piece.
         last_pairs = [int(pair[-1]) for pair in pairs if len(pair)]
-        keys, counts = _with_more(*_merged(firsts * vocab_size + rests // vocab_size, triple_counts), last_pairs)
         last_words = [int(piece[-1]) for piece in pieces]
-        self._unigrams = _Table(*_with_more(*_merged(keys // vocab_size, counts), last_words), vocab_size)
         del pieces, pairs
+        # A pair is the beginning of a triple, and a token that of a pair, but for those at the end of a piece.
+        keys, counts = _with_more(*_merged(firsts * vocab_size + rests // vocab_size, triple_counts), last_pairs)
+        self._unigrams = _Table(*_with_more(*_merged(keys // vocab_size, counts), last_words), vocab_size)
         self._bigrams = _Table(keys, counts, vocab_size)
         # after how many different tokens a token was seen
         contexts = _frequencies(keys % vocab_size)
         words = np.flatnonzero(contexts)
         self._word_contexts = _Table(words, contexts[words], vocab_size)
         del keys, counts
-        self._trigrams = _Table(firsts * vocab_size**2 + rests, triple_counts, vocab_size)
-        del firsts, triple_counts
+        keys = firsts * vocab_size**2 + rests
+        del firsts
+        self._trigrams = _Table(keys, triple_counts, vocab_size)
+        del keys, triple_counts
         # after how many different tokens a pair was seen
         firsts, lasts, counts = _tally_keys([rests // vocab_size], [rests % vocab_size])
         self._pair_contexts = _Table(firsts * vocab_size + lasts, counts, vocab_size)
@@ -201,7 +203,9 @@ def _tally_keys(
     narrow = _glued([part.astype(np.uint16) for part in firsts])
     order = np.argsort(narrow, kind="stable")  # a radix sort
     ascending = _glued(rests)[order]
+    del order
     sizes = _frequencies(narrow)
+    del narrow
     ends = np.cumsum(sizes)
     for first in np.flatnonzero(sizes > 1).tolist():
         ascending[ends[first] - sizes[first]:ends[first]].sort()
