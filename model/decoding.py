@@ -1,5 +1,6 @@
 """One new token a row through the network, with as few and as fast operations as there are: the maths of
-`CausalLM.logits`, whose general form spends more time on calls than on arithmetic when a pass has one token.
+`CausalLM.logits`, whose general form spends more time on calls than on arithmetic when a pass has one token. A single
+text on a CPU has a faster way still (`model/one_row.py`).
 
 Everything here is a view of the model's own weights or a table made from the configuration, so a `Decoding` is made
 in a millisecond and can be thrown away after each text.
@@ -10,7 +11,6 @@ key head, D head width, W width of an expert, E experts, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,8 +40,7 @@ class Decoding:
         self.embedding = weight
         self.eps = config.rms_norm_eps
         self.final_norm = model.model.norm.weight
-        self.one_row = cache.both.shape[2] == 1
-        self.layers = [_Layer(block, cache, index, self.one_row) for index, block in enumerate(model.model.layers)]
+        self.layers = [_Layer(block, cache, index) for index, block in enumerate(model.model.layers)]
 
     @staticmethod
     def fits(model: CausalLM) -> bool:
@@ -70,17 +69,13 @@ class Decoding:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`network.RMSNorm` of fp32, in place of what it makes on the way."""
-    if x.shape[0] == 1 and x.ndim == 2 and x.device.type == "cpu":
-        row = x[0]
-        mean = torch.dot(row, row).item() / len(row)  # NaN passes through, to be found at the end
-        return (x * weight).mul_(1 / math.sqrt(mean + eps))
     return (x * x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()).mul_(weight)
 
 
 class _Layer:
     """One block's weights, in the form in which a step needs them."""
 
-    def __init__(self, block: Block, cache: KVCache, index: int, one_row: bool) -> None:
+    def __init__(self, block: Block, cache: KVCache, index: int) -> None:
         attention = block.self_attn
         self.eps = block.input_layernorm.eps
         self.norm, self.mlp_norm = block.input_layernorm.weight, block.post_attention_layernorm.weight
@@ -91,7 +86,6 @@ class _Layer:
                                     attention.k_norm.weight.expand(self.num_kv_heads, -1)])
         self.output = attention.o_proj.weight
         self.both, self.keys, self.values = cache.both[index], cache.keys[index], cache.values[index]
-        self.one_row = one_row
         self.mlp = block.mlp
         experts = block.mlp.experts if isinstance(block.mlp, LocalMoE) else [block.mlp]
         self.experts = [_Expert(expert) for expert in experts]
@@ -109,10 +103,7 @@ class _Layer:
         self.values[:, :, past] = qkv_BND[:, self.num_heads + self.num_kv_heads:]
         keys_BKSD, values_BKSD = self.both[:, :, :, : past + 1].unbind(0)
         q_BKRD = qk_BND[:, : self.num_heads].view(batch, self.num_kv_heads, -1, self.head)
-        if self.one_row and mask is None:
-            y_BKRD = _attention_of_one(q_BKRD[0], keys_BKSD[0], values_BKSD[0])
-        else:
-            y_BKRD = F.scaled_dot_product_attention(q_BKRD, keys_BKSD, values_BKSD, attn_mask=mask)
+        y_BKRD = F.scaled_dot_product_attention(q_BKRD, keys_BKSD, values_BKSD, attn_mask=mask)
         return x_BH + few_rows_linear(y_BKRD.reshape(batch, -1), self.output)
 
     def feed_forward(self, x_BH: Tensor) -> Tensor:
@@ -120,7 +111,7 @@ class _Layer:
         normed_BH = rms_norm(x_BH, self.mlp_norm, self.eps)
         if not isinstance(self.mlp, LocalMoE):
             return self.experts[0].add(x_BH, normed_BH, 1.0)
-        if not self.one_row:
+        if len(x_BH) > 1:
             return x_BH + self.mlp(normed_BH)
         for expert, weight in route_one(F.linear(normed_BH, self.mlp.gate.weight)[0].tolist(), self.mlp.top_k):
             x_BH = self.experts[expert].add(x_BH, normed_BH, weight)
@@ -139,12 +130,6 @@ class _Expert:
         gate_BW, up_BW = products(normed_BH, self.first)
         # baddbmm would do both at once, but not by the fast product
         return x_BH.add(few_rows_linear(F.silu(gate_BW, inplace=True).mul_(up_BW), self.down), alpha=weight)
-
-
-def _attention_of_one(q_KRD: Tensor, k_KSD: Tensor, v_KSD: Tensor) -> Tensor:
-    """(K, R, D): each query attends to all keys of its head."""
-    scores_KRS = torch.bmm(q_KRD, k_KSD.transpose(1, 2)).mul_(q_KRD.shape[-1] ** -0.5)
-    return torch.bmm(scores_KRS.softmax(-1), v_KSD)
 
 
 def products(x_BI: Tensor, weights: list[Tensor]) -> list[Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model.cache import KVCache
 from model.decoding import Decoding
+from model.one_row import OneRow
 from model.sampling import Sampling, Seen, penalise, sample
 
 if TYPE_CHECKING:
@@ -123,20 +124,27 @@ class _Passes:
         self.position = (self.valid.cumsum(-1) - 1).clamp(min=0)
         self.padded = not bool(prompt_valid_BP.all())
         self.cache = _new_cache(model, batch, start + max_new_tokens) if use_cache else None
-        self.decoding: Decoding | None = None
+        self.steps: Decoding | OneRow | None = None
 
     def next_scores(self, ids: Tensor, end: int) -> Tensor:
-        """(B, V) fp32 scores of the token after ids[:, :end]."""
-        if self.decoding is not None:
-            position, visible = (self.position[:, end - 1], self.valid[:, :end]) if self.padded else (None, None)
-            return self.decoding.step(ids[:, end - 1], position, visible)
+        """(B, V) fp32 scores of the token after ids[:, :end], until the next call."""
         past = self.cache.length if self.cache is not None else 0
+        if past and self.steps is None:
+            self.steps = self._fast_steps()
+        if isinstance(self.steps, OneRow):
+            return self.steps.step(int(ids[0, end - 1]))
+        if self.steps is not None:
+            position, visible = (self.position[:, end - 1], self.valid[:, :end]) if self.padded else (None, None)
+            return self.steps.step(ids[:, end - 1], position, visible)
         mask = attention_mask_for(self.valid, past, end) if self.padded else None
         scores = self.model.logits(ids[:, past:end], mask=mask, position_BT=self.position[:, past:end],
                                    cache=self.cache, last_only=True)[:, -1]
-        if self.cache is not None and Decoding.fits(self.model):
-            self.decoding = Decoding(self.model, self.cache)
         return scores.float()
+
+    def _fast_steps(self) -> Decoding | OneRow | None:
+        if not self.padded and OneRow.fits(self.model, len(self.valid)):
+            return OneRow(self.model, self.cache)
+        return Decoding(self.model, self.cache) if Decoding.fits(self.model) else None
 
 
 def _new_cache(model: CausalLM, batch: int, capacity: int) -> KVCache:

@@ -43,6 +43,14 @@ def test_greedy_text_is_that_of_transformers(any_model, to_transformers, batch, 
     assert end_id in ours[0, ids.shape[1]:-1]
 
 
+def test_greedy_text_of_one_prompt_is_that_of_transformers(any_model, to_transformers):
+    """Which has a way of its own here, and nothing to fill up."""
+    ids = torch.tensor(PROMPTS[:1])
+    options = {"do_sample": False, "max_new_tokens": 60, "repetition_penalty": 1.0}
+    expected = to_transformers(any_model).generate(ids, eos_token_id=None, pad_token_id=0, **options)
+    assert any_model.generate(ids, eos_token_id=-1, **options).tolist() == expected.tolist()
+
+
 def test_cached_and_full_passes_write_the_same(any_model, batch):
     options = {"do_sample": False, "max_new_tokens": 30, "eos_token_id": -1, "no_repeat_ngram_size": 2}
     cached = any_model.generate(*batch, **options)
