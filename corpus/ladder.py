@@ -20,7 +20,7 @@ import numpy as np
 if TYPE_CHECKING:
     from .shards import TokenStream
 
-# 20 million tokens take some 15 seconds and 1.2 GB at most; more text lowers the last rung slowly.
+# 20 million tokens take some 15 seconds and 2 GB at most; more text lowers the last rung slowly.
 MAX_TRAIN_TOKENS = 20_000_000
 MAX_HELD_OUT_TOKENS = 2_000_000
 PIECES = 64  # a stream that is too long is read in so many pieces, spread evenly
