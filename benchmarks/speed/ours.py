@@ -18,6 +18,7 @@ from benchmarks.speed.heldout import ROOT
 from benchmarks.speed.peers import Course, Point, denser_early
 from benchmarks.speed.peers.process import Clock, follow
 from corpus.errors import UserError
+from corpus.manifest import Manifest
 from corpus.shards import Corpus as Tokens
 from training.ds_file import load
 
@@ -32,10 +33,11 @@ _KEPT = 3  # models for each that is judged, to choose from
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared folder and the seconds that it took."""
+    """A prepared folder, the seconds that it took, its training tokens."""
 
     folder: Path
     seconds: float
+    tokens: int
 
 
 def prepare(documents: Path, held_out: Path, folder: Path, cores: int, *, tokenizer: Path | None = None,
@@ -46,7 +48,7 @@ def prepare(documents: Path, held_out: Path, folder: Path, cores: int, *, tokeni
     seconds = follow([sys.executable, ROOT / "prepare.py", "--input", documents.absolute(), "--val_input",
                       held_out.absolute(), *own, "--workers", cores, "--output", folder.absolute()],
                      folder=ROOT, log=folder.with_name("prepare.log"), environment={})
-    return Corpus(folder, seconds)
+    return Corpus(folder, seconds, Manifest.read(folder).splits["train"].tokens)
 
 
 @dataclass(frozen=True)

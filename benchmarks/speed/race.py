@@ -69,7 +69,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--race_train_flags", default="", metavar="TEXT", help='more flags of train.py, "--seed 1" say')
     add("--race_processes", type=int, default=2, metavar="N", help="ranks of ours (%(default)s)")
     add("--race_epochs", type=float, default=1.0, metavar="N", help="of ours; the schedule ends with it (%(default)s)")
-    add("--race_steps", type=int, metavar="N", help="of ours, instead of epochs")
+    add("--race_steps", type=int, metavar="N", help="of ours, instead of epochs; with the peer's tokenizer "
+        "more, as it makes more tokens of the text")
     add("--race_runs", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME",
         help=f"runs of ours: in its best precision, in the peer's, with the peer's tokenizer ({' '.join(RUNS)})")
 
@@ -230,23 +231,33 @@ def _side(course: Course, track: _Track, kind: str, pythonpath: Path | None, pre
 
 def _ours(track: _Track, flags: argparse.Namespace, peer: Driver, theirs: dict[str, Any], say: Say) -> dict[str, Any]:
     """Our runs by name. In equal precision only if the best one was not that already."""
-    length = ["--max_steps", str(flags.race_steps)] if flags.race_steps else ["--epochs", str(flags.race_epochs)]
+    corpora = {trained: _corpus(track, peer, trained=trained) for trained in (True, False)}
+    more = corpora[False][0].tokens / corpora[True][0].tokens  # that the peer's tokenizer makes of the text
     done: dict[str, Any] = {}
     for name in sorted(set(flags.race_runs), key=RUNS.index):
         if name == "equal" and "best" in done and done["best"]["precision"] == peer.precision:
             done[name] = done["best"]
             continue
-        corpus, held_out = _corpus(track, peer, trained=name != "same_tokenizer")
+        trained = name != "same_tokenizer"
+        corpus, held_out = corpora[trained]
+        length = _length(flags, 1.0 if trained else more)
         settings = [*flags.race_set, *(_precision_settings(peer.precision) if name == "equal" else [])]
         recipe = ours.Recipe(flags.race_config, settings, shlex.split(flags.race_train_flags), length, peer.shape(),
                              track.size.max_seq_len, flags.race_processes, track.cores, flags.race_our_points)
-        say(f"ours, {WORDS[name]}: {' '.join(map(str, length))}")
+        say(f"ours, {WORDS[name]}: {' '.join(length)}")
         course, precision = ours.train(recipe, corpus, track.work / f"ours-{name}")
         side = _side(course, track, "ours", None, precision, held_out)
         done[name] = side | {"preparation_seconds": corpus.seconds, "processes": flags.race_processes,
                              "held_out_tokens": held_out.tokens, "against_peer": compare(side, theirs)}
         say("\n".join(_verdict(done[name])))
     return done
+
+
+def _length(flags: argparse.Namespace, more: float) -> list[str]:
+    """Flags of train.py: the same text in `more` times as many tokens takes so many times the steps."""
+    if flags.race_steps is None:
+        return ["--epochs", str(flags.race_epochs)]
+    return ["--max_steps", str(round(flags.race_steps * more))]
 
 
 def _corpus(track: _Track, peer: Driver, *, trained: bool) -> tuple[ours.Corpus, heldout.HeldOut]:
