@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from .tokenizer import without_all_marks
+from .tokenizer import without_marks
 
 _NOTHING = 0  # in the tables of letters: a character that is left out
 _TABLED = 0x32000  # the last Han characters lie below; what lies above (variation selectors, private use) is left out
@@ -36,7 +36,7 @@ class Letters:
 
 def letters_and_digits(texts: Sequence[str]) -> Letters:
     """Letters and digits of every text after NFKC, in lower case, without the marks of chats ("<|im_start|>")."""
-    plain = [without_all_marks(text) for text in texts]
+    plain = [without_marks(text) for text in texts]
     points, owner = _code_points(plain), _owners(plain)
     letters = _normalised_letters(points)
     depends = letters == _DEPENDS
@@ -87,13 +87,17 @@ def _normalised_letters(points: np.ndarray) -> np.ndarray:
     """By place in `points`: the letter that NFKC and lower case make of the code point, _NOTHING where it is left out,
     _DEPENDS where its neighbours have a say or where it becomes several letters.
     """
-    table = _normalised_table()
-    found = table[points]
-    unknown = points[found == _UNKNOWN]
-    if len(unknown):
-        for point in set(unknown.tolist()):
-            table[point] = _normalised_letter(point)
-        found = table[points]
+    return look_up(_normalised_table(), points, _UNKNOWN, _normalised_letter)
+
+
+def look_up(table: np.ndarray, points: np.ndarray, unknown: int, find: Callable[[int], int]) -> np.ndarray:
+    """What the table holds of each code point; where that is `unknown`, what `find` says, which the table keeps."""
+    found = table.take(points)
+    missing = points[found == unknown]
+    if len(missing):
+        for point in set(missing.tolist()):
+            table[point] = find(point)
+        found = table.take(points)
     return found
 
 
@@ -106,18 +110,19 @@ def _normalised_table() -> np.ndarray:
 def _normalised_letter(point: int) -> int:
     character = chr(point)
     first = unicodedata.normalize("NFKD", character)[0]
-    if unicodedata.combining(first) or may_compose(first):
+    if unicodedata.combining(first) or _may_compose(first):
         return _DEPENDS
     # What comes before a character that starts anew, and does not compose, has no part in what becomes of it.
     letters = [letter for letter in map(_lower_letter, map(ord, unicodedata.normalize("NFKC", character))) if letter]
     return _DEPENDS if len(letters) > 1 else letters[0] if letters else _NOTHING
 
 
-def may_compose(character: str) -> bool:
+def _may_compose(character: str) -> bool:
     """Whether normalisation might join a character to the one before it; true of a few that it never joins, too.
 
     Those are marks, but for the selectors of variants, which follow many an emoji, and the letters that Korean
-    syllables are made of. Vowel signs of one script of 2024 are letters, so the rare planes are not trusted either.
+    syllables are made of. Unicode 16 has vowel signs that are letters (Kirat Rai, U+16D67), so the rare planes are not
+    trusted either.
     """
     point = ord(character)
     if unicodedata.category(character)[0] == "M":

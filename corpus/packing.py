@@ -21,7 +21,7 @@ from .report import TextFigures
 from .scripts import FORMS, SCRIPTS, count_scripts, languages
 from .shards import ID_TYPE
 from .split import TRAIN, VAL
-from .tokenizer import library_errors, load_tokenizer, special_ids, without_all_marks
+from .tokenizer import library_errors, load_tokenizer, special_ids, without_marks
 
 LENGTH_TYPE = np.dtype("<u4")
 SPLIT_NAMES = {TRAIN: "train", VAL: "val"}
@@ -60,7 +60,7 @@ def pack_chunk(tokenizer_file: TokenizerFile, chunk: Chunk, fates: bytes) -> dic
         texts = [parsed.texts[i] for i in chosen]
         ids, lengths = encode_documents(tokenizer, texts, begin_id, end_id)
         size = sum(len(parsed.encoded[i]) for i in chosen)
-        counts = count_scripts([without_all_marks(text) for text in texts])
+        counts = count_scripts([without_marks(text) for text in texts])
         scripts = Counter(dict(zip((*SCRIPTS, *FORMS), counts.sum(axis=0).tolist(), strict=True)))
         result[name] = Packed(ids.tobytes(), lengths.tobytes(), len(texts), size, sum(map(len, texts)), scripts,
                               languages(counts))
@@ -83,7 +83,7 @@ def encode_documents(
     """
     # The fast variant leaves out the offsets of every token in the text, which nobody asks for here.
     encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
-    # Ids come as lists: an array takes in each as it is, in a third of the time of a list of all made an array at last.
+    # Ids come as lists: to append each to an array takes a third of the time of joining them and converting the whole.
     stream = array("I")
     ends = []
     with library_errors("the tokenizer cannot encode the text; take another, or the one that is trained here"):

@@ -117,7 +117,7 @@ def _record(line: bytes) -> dict[str, Any]:
         text = line.decode("utf-8")
         if text.startswith("{"):
             record, end = _SCAN_JSON(text, 0)
-            if end == len(text):
+            if end == len(text) or not text[end:].strip(" \t\r"):
                 return record
     except (ValueError, StopIteration, RecursionError):
         pass  # looked at again, for the reason

@@ -36,10 +36,10 @@ LONGEST_PERIOD = 16
 MIN_LETTERS = 50  # a shorter text has no room for anything but runs
 MIN_LINE = 2  # letters; a shorter line is a bracket or the number of an item
 EXAMPLES = 10
-_SLOTS = 2**20  # to find n-grams that may be repeated, five times as many as a chunk of Chinese has
 EXAMPLE_CHARACTERS = 120
 
 _PERCENTILES = {"p50": 50, "p90": 90, "p99": 99}
+_SLOTS = 2**20  # to find n-grams that may be repeated, six times as many as a chunk of Chinese has
 _STEPS = 1000  # shares are counted to a thousandth, runs up to a thousand
 
 

@@ -13,6 +13,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from .characters import look_up
+
 SCRIPTS = ("han", "latin", "digit", "punctuation", "space", "kana", "hangul", "cyrillic", "greek", "arabic", "other")
 # Han characters that are written differently in the two standards.
 FORMS = ("traditional", "simplified")
@@ -71,16 +73,12 @@ def languages(counts: np.ndarray) -> Counter[str]:
 
 
 def _places(points: np.ndarray) -> np.ndarray:
-    """The place in SCRIPTS + FORMS of every code point; Han characters that have two forms are under their form alone.
-    """
-    table = _table()
-    found = table.take(points)
-    unknown = points[found == _UNKNOWN]
-    if len(unknown):
-        for point in set(unknown.tolist()):
-            table[point] = SCRIPTS.index(_BY_CATEGORY.get(unicodedata.category(chr(point))[0], "other"))
-        found = table.take(points)
-    return found
+    """Of every code point its place in SCRIPTS + FORMS; of a Han character with two forms that of its form alone."""
+    return look_up(_table(), points, _UNKNOWN, _place_by_category)
+
+
+def _place_by_category(point: int) -> int:
+    return SCRIPTS.index(_BY_CATEGORY.get(unicodedata.category(chr(point))[0], "other"))
 
 
 @lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ from .files import printable, read_text
 from .manifest import MOST_TOKENIZER_BYTES
 
 PAD, BEGIN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-SPECIAL_TOKENS = (PAD, BEGIN, END)  # ids 0, 1, 2
+SPECIAL_TOKENS = (PAD, BEGIN, END)  # ids 0, 1, 2; each begins with "<|"
 _MARKS = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 MAX_ENTRIES = 65_536  # ids are stored as uint16
 MIN_ENTRIES = 256 + len(SPECIAL_TOKENS)
@@ -72,18 +72,18 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     # Marks left in would spend entries on "im", "start", "|>".
-    tokenizer.train_from_iterator((piece for text in texts for piece in without_marks(text)), trainer)
+    tokenizer.train_from_iterator((piece for text in texts for piece in between_marks(text)), trainer)
     return tokenizer
 
 
-def without_marks(text: str) -> list[str]:
+def between_marks(text: str) -> list[str]:
     """What stands between the marks written in a text: those are special ids later, no letters of its language."""
     return _MARKS.split(text)
 
 
-def without_all_marks(text: str) -> str:
+def without_marks(text: str) -> str:
     """A text without the marks written in it."""
-    return "".join(without_marks(text)) if "<|" in text else text
+    return "".join(between_marks(text)) if "<|" in text else text
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

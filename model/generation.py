@@ -44,7 +44,8 @@ def generate(model: CausalLM, input_ids: Tensor, attention_mask: Tensor | None =
 
     Row i draws from its own random numbers, made from `seed` and `first_row + i`, so its text depends neither on
     the rows beside it nor on how prompts are split into batches (but for rounding: a matrix product may differ in its
-    last bit with the size of the batch). Without `seed` they follow `torch.manual_seed`.
+    last bit with the size of the batch, and a single unpadded text of a 16-bit model on a CPU is decoded in fp32: see
+    model/one_row.py). Without `seed` they follow `torch.manual_seed`.
 
     `streamer` is called after each step with the B new tokens. `use_cache=False` reads the whole text again for
     every token, to check the cache against. Raises GenerationError.
@@ -120,6 +121,7 @@ class _Passes:
     def __init__(self, model: CausalLM, prompt_valid_BP: Tensor, max_new_tokens: int, use_cache: bool) -> None:
         self.model = model
         batch, start = prompt_valid_BP.shape
+        self.start = start
         self.valid = F.pad(prompt_valid_BP, (0, max_new_tokens), value=True)
         self.position = (self.valid.cumsum(-1) - 1).clamp(min=0)
         self.padded = not bool(prompt_valid_BP.all())
@@ -127,9 +129,9 @@ class _Passes:
         self.steps: Decoding | OneRow | None = None
 
     def next_scores(self, ids: Tensor, end: int) -> Tensor:
-        """(B, V) fp32 scores of the token after ids[:, :end], until the next call."""
+        """(B, V) fp32 scores of the token after ids[:, :end], which the next call may overwrite."""
         past = self.cache.length if self.cache is not None else 0
-        if past and self.steps is None:
+        if past == self.start:
             self.steps = self._fast_steps()
         if isinstance(self.steps, OneRow):
             return self.steps.step(int(ids[0, end - 1]))

@@ -5,12 +5,13 @@ matrices go through PyTorch all the same, by the product that reads them fastest
 
 The arithmetic is fp32. Weights in fp32 are used where they are. Those of a model in 16 bits are copied to fp32 first,
 which takes twice their memory while a text is written. It rounds no result to 8 or 11 bits, so the text is not that of
-16-bit arithmetic; the prompt's keys and values are. PyTorch's products of one 16-bit row were slower, also those with
-packed weights (a whole step of the default model: 6.6 ms, and 5.3 so).
+16-bit arithmetic; only the prompt's keys and values are rounded. PyTorch's products of one 16-bit row were slower, also
+those with packed weights (a step of the default model: 6.6 ms, and 5.3 in this way). NumPy's products use the threads
+of its own BLAS, which the environment sets (OMP_NUM_THREADS).
 
 Shapes in names: S tokens attended to, C capacity of the cache, H hidden, N query heads, K key/value heads, R query
-heads that share a key head, D head width, W width of an expert, E experts, V vocabulary. Between the head's norm and
-attention a head is two halves of D/2, X = 2, which the rotation swaps.
+heads that share a key head, D head width, W width of an expert, V vocabulary; a matrix is (O, I). Between the head's
+norm and attention a head is two halves of D/2, X = 2, which the rotation swaps.
 """
 
 from __future__ import annotations
@@ -52,10 +53,12 @@ class OneRow:
     @staticmethod
     def fits(model: CausalLM, batch: int) -> bool:
         """Whether the model can be decoded so: one text, on a CPU, no large copy, and no layer in its training form."""
-        weight = model.model.embed_tokens.weight
-        return batch == 1 and weight.device.type == "cpu" and (
-            weight.dtype == torch.float32 or sum(p.numel() for p in model.parameters()) <= MOST_COPIED) and all(
-            isinstance(block.mlp, LocalMoE | SwiGLU) for block in model.model.layers)
+        weight, layers = model.model.embed_tokens.weight, model.model.layers
+        if batch > 1 or weight.device.type != "cpu" or not all(isinstance(b.mlp, LocalMoE | SwiGLU) for b in layers):
+            return False
+        copied = weight.dtype in (torch.float16, torch.bfloat16)
+        return weight.dtype == torch.float32 or (
+            copied and sum(parameter.numel() for parameter in model.parameters()) <= MOST_COPIED)
 
     def step(self, token: int) -> Tensor:
         """One token -> (1, V) fp32 scores of the next, which the next step overwrites."""
@@ -106,10 +109,9 @@ class _Layer:
         outs = np.split(self.qkv, [len(q), len(q) + len(k)])
         self.projections = [Matrix(weight, out) for weight, out in zip((q, k, v), outs, strict=True)]
         self.output = Matrix(attention.o_proj.weight)
-        experts = [block.mlp] if isinstance(block.mlp, SwiGLU) else block.mlp.experts
-        self.experts = [_Expert(expert) for expert in experts]
-        self.router = None if isinstance(block.mlp, SwiGLU) else Matrix(block.mlp.gate.weight)
-        self.top_k = 1 if self.router is None else block.mlp.top_k
+        moe = block.mlp if isinstance(block.mlp, LocalMoE) else None
+        self.experts = [_Expert(expert) for expert in (moe.experts if moe else [block.mlp])]
+        self.router, self.top_k = (Matrix(moe.gate.weight), moe.top_k) if moe else (None, 1)
 
     def attend(self, x_H: np.ndarray, cos_XD: np.ndarray, sin_XD: np.ndarray, past: int) -> np.ndarray:
         """(H,) -> (H,), the residual included; stores keys and values at `past`."""
@@ -124,7 +126,7 @@ class _Layer:
         qk = qk * cos_XD + qk[:, ::-1] * sin_XD
         self.keys_KCD[:, past] = qk[self.num_heads:].reshape(-1, head)
         self.values_KCD[:, past] = heads[-kv_heads:].reshape(-1, head)
-        y_KRD = attention(qk[: self.num_heads].reshape(kv_heads, -1, head), self.keys_KCD[:, : past + 1],
+        y_KRD = attended(qk[: self.num_heads].reshape(kv_heads, -1, head), self.keys_KCD[:, : past + 1],
                           self.values_KCD[:, : past + 1])
         return x_H + self.output(y_KRD.reshape(-1))
 
@@ -148,7 +150,7 @@ class _Expert:
     def __call__(self, x_H: np.ndarray) -> np.ndarray:
         """(H,) -> (H,)."""
         gate_W, up_W = self.gate(x_H), self.up(x_H)
-        return self.down(gate_W * up_W / (1 + np.exp(-gate_W)))
+        return self.down(gate_W / (1 + np.exp(-gate_W)) * up_W)
 
 
 def array(weight: Tensor) -> np.ndarray:
@@ -158,10 +160,10 @@ def array(weight: Tensor) -> np.ndarray:
 
 def rms_norm(x_H: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     """`network.RMSNorm` of one vector."""
-    return x_H * weight * (1 / math.sqrt(float(x_H.dot(x_H)) / len(x_H) + eps))
+    return x_H * (1 / math.sqrt(float(x_H.dot(x_H)) / len(x_H) + eps)) * weight
 
 
-def attention(q_KRD: np.ndarray, k_KSD: np.ndarray, v_KSD: np.ndarray) -> np.ndarray:
+def attended(q_KRD: np.ndarray, k_KSD: np.ndarray, v_KSD: np.ndarray) -> np.ndarray:
     """(K, R, D): each query, scaled already, attends to all keys of its head.
 
     As products of matrices with vectors: over 1,000 keys a product of matrices would be shared among threads, which

@@ -88,9 +88,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "用 --repetition drop 重新准备语料，去掉这类文档；report.json 里有例子。"),
     "router_collapsed": ("collapsed experts", "专家坍缩"),
     "router_collapsed_next": (
-        "Train again with the load-balancing loss on (--router_aux_loss_coef 0.01), or without experts "
-        "(--use_moe false).",
-        "打开负载均衡损失重新训练（--router_aux_loss_coef 0.01），或不用专家（--use_moe false）。"),
+        "Train again with a larger load-balancing loss (--router_aux_loss_coef; 0.01 is usual, the high rates of "
+        "cpu_x2.json need 0.1), or without experts (--use_moe false).",
+        "加大负载均衡损失重新训练（--router_aux_loss_coef：一般为 0.01，cpu_x2.json 的高学习率需要 0.1），"
+        "或不用专家（--use_moe false）。"),
     "decoding": ("greedy decoding", "贪心解码"),
     "decoding_next": (
         "Leave the model as it is and sample: {settings}.", "模型不用改，改用采样：{settings}。"),

@@ -142,7 +142,7 @@ def router_collapsed(train: list[dict[str, Any]], choices: int, warmup: int) -> 
             return (f"the router of layer {layer} has collapsed: {used:.1f} of {len(share)} experts do the work of all "
                     f"(loads {', '.join(f'{x:.2f}' for x in share)}){sure}; the others learn nothing "
                     "any more and their weights are wasted: start again with a larger --router_aux_loss_coef (0.01 is "
-                    "usual) or a lower learning rate")
+                    "usual, the high rates of cpu_x2.json need 0.1) or a lower learning rate")
     return None
 
 

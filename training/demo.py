@@ -32,13 +32,15 @@ def main() -> int:
     """Exit status 0 if every step ended well, else the status of the one that did not."""
     started = time.monotonic()
     device = detect()
-    processes = 2 if device.kind == "cpu" else min(2, device.count)
+    on_cpu = device.kind == "cpu"
+    processes = 2 if on_cpu else min(2, device.count)
+    length = ["--epochs", str(CPU_EPOCHS)] if on_cpu else []
     # DeepSpeed's launcher would look for a GPU, and warn
-    environment = os.environ | ({"DS_ACCELERATOR": "cpu"} if device.kind == "cpu" else {})
+    environment = os.environ | ({"DS_ACCELERATOR": "cpu"} if on_cpu else {})
     launcher = Path(sys.executable).with_name("deepspeed")
     commands = [
         [str(launcher) if launcher.is_file() else "deepspeed", "--quiet", "--num_gpus", str(processes), "train.py",
-         "--output", str(RUN), *(["--epochs", str(CPU_EPOCHS)] if device.kind == "cpu" else [])],
+         "--output", str(RUN), *length],
         [sys.executable, "generate.py", "--checkpoint", str(RUN), "--prompt", PROMPT, "--max_new_tokens", "160",
          "--temperature", str(TEMPERATURE), "--top_p", str(TOP_P), "--repetition_penalty", "1.0", "--seed", "1"],
         [sys.executable, "diagnose.py", "--checkpoint", str(RUN), "--html", str(RUN / "diagnosis.html")],

@@ -40,14 +40,12 @@ class Corpus:
     tokens: int
 
 
-def prepare(documents: Path, held_out: Path, folder: Path, cores: int, *, tokenizer: Path | None = None,
-            entries: int | None = None) -> Corpus:
-    """`prepare.py` as a user would call it: with a tokenizer that there is, or making one of so many entries."""
+def prepare(documents: Path, held_out: Path, folder: Path, cores: int, tokenizer: Sequence[object]) -> Corpus:
+    """`prepare.py` as a user would call it; `tokenizer` holds its flags for one."""
     shutil.rmtree(folder, ignore_errors=True)
-    own = ["--tokenizer", tokenizer.absolute()] if tokenizer else ["--vocab_size", entries] if entries else []
     seconds = follow([sys.executable, ROOT / "prepare.py", "--input", documents.absolute(), "--val_input",
-                      held_out.absolute(), *own, "--workers", cores, "--output", folder.absolute()],
-                     folder=ROOT, log=folder.with_name("prepare.log"), environment={})
+                      held_out.absolute(), *tokenizer, "--workers", cores, "--output", folder.absolute()],
+                     folder=ROOT, log=folder.with_suffix(".log"), environment={})
     return Corpus(folder, seconds, Manifest.read(folder).splits["train"].tokens)
 
 

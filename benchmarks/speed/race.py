@@ -7,8 +7,9 @@ judged afterwards by one program on the same held-out documents (heldout.py); th
 clocks: training seconds from the first step on, and the same from the command's start, so with imports, preparation and
 compilation. The peer's saves, and our evaluations with what we write then, are in neither clock; they are stated.
 The peer trains for one epoch at the best rate and batch of a search of its own, with the tokenizer that it brings.
-Ours trains with one that prepare.py makes of the text, as many entries, in the time that it takes; and once more with
-the peer's. Bits a byte are the same unit for both.
+Ours trains with one that prepare.py makes of the text, of as many entries, in the time that it takes; and once more
+with the peer's. Bits a byte are the same unit for both; a token is not, so what was read is also told in bytes of text,
+at the bytes a token that each tokenizer has on the held-out documents.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from corpus.stories import write_sample_corpus
 from corpus.tokenizer import load_tokenizer, vocab_size
 
 NAME = "race"
-RUNS = ("best", "equal", "same_tokenizer")
 WORDS = {"best": "best precision", "equal": "the peer's precision", "same_tokenizer": "the peer's tokenizer"}
+RUNS = tuple(WORDS)
 Say = Callable[[str], None]
 _PEERS = (f"give a checkout of MiniMind ({minimind.CLONE}) or of nanoGPT ({nanogpt.CLONE}), or the word "
           f"{hf_trainer.WORD} for the Trainer of that package")
@@ -70,7 +71,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--race_processes", type=int, default=2, metavar="N", help="ranks of ours (%(default)s)")
     add("--race_epochs", type=float, default=1.0, metavar="N", help="of ours; the schedule ends with it (%(default)s)")
     add("--race_steps", type=int, metavar="N", help="of ours, instead of epochs; with the peer's tokenizer "
-        "more, as it makes more tokens of the text")
+        "as many times more or fewer as it makes tokens of the text")
     add("--race_runs", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME",
         help=f"runs of ours: in its best precision, in the peer's, with the peer's tokenizer ({' '.join(RUNS)})")
 
@@ -116,9 +117,10 @@ def measure(work: Path, flags: argparse.Namespace, say: Say) -> dict[str, Any]:
     track = _Track(_write(work / "train.jsonl", texts), _write(work / "val.jsonl", held_out_texts), rows, size, cores,
                    work, facts)
     same = {"text": track.text, "size": asdict(size), "shape": peer.shape(), "cores": cores}
+    prepared = _texts(track, peer, flags.race_runs)  # first, since too little text would waste the peer's run
     theirs = earlier(flags.race_peer_from, same, peer.source) if flags.race_peer_from else _theirs(track, flags, peer,
                                                                                                   say)
-    return same | {"peer": theirs, "ours": _ours(track, flags, peer, theirs, say)}
+    return same | {"peer": theirs, "ours": _ours(track, flags, peer, prepared, theirs, say)}
 
 
 def _theirs(track: _Track, flags: argparse.Namespace, peer: Driver, say: Say) -> dict[str, Any]:
@@ -225,30 +227,36 @@ def _side(course: Course, track: _Track, kind: str, pythonpath: Path | None, pre
     curve = [{"step": point.step, "tokens": point.tokens, "seconds": point.seconds,
               "since_start": course.start_up + point.seconds, "bits_per_byte": score.bits_per_byte,
               "nats_per_token": score.nats_per_token} for point, score in zip(course.points, scores, strict=True)]
-    return course.figures() | {"precision": precision, "tokens_per_second": course.tokens / course.seconds,
-                               "parameters": scores[-1].parameters if scores else None, "curve": curve}
+    side = course.figures() | {"precision": precision, "tokens_per_second": course.tokens / course.seconds,
+                               "parameters": scores[-1].parameters if scores else None, "curve": curve,
+                               "held_out_tokens": held_out.tokens}
+    return in_text(side, held_out.text_bytes / held_out.tokens)
 
 
-def _ours(track: _Track, flags: argparse.Namespace, peer: Driver, theirs: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Our runs by name. In equal precision only if the best one was not that already."""
-    corpora = {trained: _corpus(track, peer, trained=trained) for trained in (True, False)}
-    more = corpora[False][0].tokens / corpora[True][0].tokens  # that the peer's tokenizer makes of the text
+def in_text(side: dict[str, Any], bytes_per_token: float) -> dict[str, Any]:
+    """The side with bytes of text beside its tokens."""
+    curve = [point | {"text_bytes": point["tokens"] * bytes_per_token} for point in side["curve"]]
+    return side | {"curve": curve, "text_bytes_per_second": side["tokens_per_second"] * bytes_per_token}
+
+
+def _ours(track: _Track, flags: argparse.Namespace, peer: Driver, prepared: dict[str, _Text], theirs: dict[str, Any],
+          say: Say) -> dict[str, Any]:
+    """Our runs by name: `same_tokenizer` in the best precision, `equal` only if the best one is another."""
     done: dict[str, Any] = {}
     for name in sorted(set(flags.race_runs), key=RUNS.index):
         if name == "equal" and "best" in done and done["best"]["precision"] == peer.precision:
             done[name] = done["best"]
             continue
-        trained = name != "same_tokenizer"
-        corpus, held_out = corpora[trained]
-        length = _length(flags, 1.0 if trained else more)
+        text = prepared[name]
+        length = _length(flags, text.corpus.tokens / next(iter(prepared.values())).corpus.tokens)
         settings = [*flags.race_set, *(_precision_settings(peer.precision) if name == "equal" else [])]
         recipe = ours.Recipe(flags.race_config, settings, shlex.split(flags.race_train_flags), length, peer.shape(),
                              track.size.max_seq_len, flags.race_processes, track.cores, flags.race_our_points)
         say(f"ours, {WORDS[name]}: {' '.join(length)}")
-        course, precision = ours.train(recipe, corpus, track.work / f"ours-{name}")
-        side = _side(course, track, "ours", None, precision, held_out)
-        done[name] = side | {"preparation_seconds": corpus.seconds, "processes": flags.race_processes,
-                             "held_out_tokens": held_out.tokens, "against_peer": compare(side, theirs)}
+        course, precision = ours.train(recipe, text.corpus, track.work / f"ours-{name}")
+        side = _side(course, track, "ours", None, precision, text.held_out)
+        done[name] = side | {"preparation_seconds": text.corpus.seconds, "processes": flags.race_processes,
+                             "against_peer": compare(side, theirs)}
         say("\n".join(_verdict(done[name])))
     return done
 
@@ -260,19 +268,43 @@ def _length(flags: argparse.Namespace, more: float) -> list[str]:
     return ["--max_steps", str(round(flags.race_steps * more))]
 
 
-def _corpus(track: _Track, peer: Driver, *, trained: bool) -> tuple[ours.Corpus, heldout.HeldOut]:
-    """Prepared text and the held-out rows in its tokens: of a tokenizer trained on the text, or of the peer's."""
-    if not trained:
-        return ours.prepare(track.documents, track.held_out_documents, track.work / "corpus", track.cores,
-                            tokenizer=peer.tokenizer), track.held_out
+@dataclass(frozen=True)
+class _Text:
+    """The training text prepared, and the held-out rows in the same tokens."""
+
+    corpus: ours.Corpus
+    held_out: heldout.HeldOut
+
+
+def _texts(track: _Track, peer: Driver, runs: Sequence[str]) -> dict[str, _Text]:
+    """By run, those of our own tokenizer first."""
+    own = [name for name in RUNS if name in runs and name != "same_tokenizer"]
+    found = dict.fromkeys(own, _trained(track, peer)) if own else {}
+    return found | ({"same_tokenizer": _given(track, peer)} if "same_tokenizer" in runs else {})
+
+
+def _given(track: _Track, peer: Driver) -> _Text:
+    """With the peer's tokenizer."""
+    return _Text(_prepared(track, "corpus", "--tokenizer", peer.tokenizer.absolute()), track.held_out)
+
+
+def _trained(track: _Track, peer: Driver) -> _Text:
+    """With a tokenizer made of the text; UserError if it has too little text for as many entries as the peer's has."""
     entries = vocab_size(load_tokenizer(peer.tokenizer))
-    corpus = ours.prepare(track.documents, track.held_out_documents, track.work / "corpus_trained", track.cores,
-                          entries=entries)
+    corpus = _prepared(track, "corpus_trained", "--vocab_size", entries)
     manifest = Manifest.read(corpus.folder)
+    if manifest.vocab_size != entries:
+        raise UserError(f"the text is too little for a tokenizer of {entries:,} entries ({manifest.vocab_size:,} "
+                        "found), so the models would differ in size: give more documents, or --race_runs "
+                        "same_tokenizer")
     rows = heldout.write_rows(track.work / "rows_trained.npz", heldout.read_texts(track.held_out_documents),
                               corpus.folder / TOKENIZER_NAME, begin_id=manifest.begin_id, end_id=manifest.end_id,
                               max_seq_len=track.size.max_seq_len)
-    return corpus, rows
+    return _Text(corpus, rows)
+
+
+def _prepared(track: _Track, name: str, *tokenizer: object) -> ours.Corpus:
+    return ours.prepare(track.documents, track.held_out_documents, track.work / name, track.cores, tokenizer)
 
 
 def _precision_settings(precision: str) -> list[str]:
@@ -284,7 +316,7 @@ def crossing(curve: Sequence[dict[str, Any]], bits_per_byte: float) -> dict[str,
 
     If its first point is below already, that point: nothing is known of what came before it.
     """
-    measures = ("step", "tokens", "seconds", "since_start")
+    measures = ("step", "tokens", "text_bytes", "seconds", "since_start")
     for number, point in enumerate(curve):
         if point["bits_per_byte"] > bits_per_byte:
             continue
@@ -299,9 +331,9 @@ def compare(side: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     """Ours beside the peer: ratios above 1 are in our favour; None where ours never gets to the peer's final loss."""
     end = theirs["curve"][-1]
     there = crossing(side["curve"], end["bits_per_byte"])
-    names = ("seconds", "since_start", "tokens")
-    return {"peers_final_bits_per_byte": end["bits_per_byte"], "reached": there,
-            "tokens_per_second_ratio": side["tokens_per_second"] / theirs["tokens_per_second"]} | {
+    names = ("seconds", "since_start", "text_bytes")
+    speeds = {f"{name}_ratio": side[name] / theirs[name] for name in ("tokens_per_second", "text_bytes_per_second")}
+    return {"peers_final_bits_per_byte": end["bits_per_byte"], "reached": there} | speeds | {
         f"{name}_ratio": end[name] / there[name] if there else None for name in names}
 
 
@@ -314,9 +346,10 @@ def _verdict(side: dict[str, Any]) -> list[str]:
         return [*lines, "  it never comes to the peer's final loss"]
     return [*lines,
             f"  the peer's final {found['peers_final_bits_per_byte']:.3f} at step {there['step']:.0f}, "
-            f"{there['tokens'] / 1e6:.2f} M tokens: {there['seconds']:.0f} s of training, {found['seconds_ratio']:.1f} "
-            f"times faster; {there['since_start']:.0f} s from the start, {found['since_start_ratio']:.1f} times; "
-            f"{found['tokens_ratio']:.1f} times fewer tokens"]
+            f"{there['tokens'] / 1e6:.2f} M tokens, {there['text_bytes'] / 1e6:.2f} MB of text: "
+            f"{there['seconds']:.0f} s of training, {found['seconds_ratio']:.1f} times faster; "
+            f"{there['since_start']:.0f} s from the start, {found['since_start_ratio']:.1f} times; "
+            f"{found['text_bytes_ratio']:.1f} times less text"]
 
 
 def table(result: dict[str, Any]) -> list[str]:
@@ -345,14 +378,15 @@ def table(result: dict[str, Any]) -> list[str]:
                      f"{side['curve'][-1]['bits_per_byte']:.3f} |")
     for name, side in runs.items():
         lines += ["", f"ours, {words[name]} ({side['parameters']:,} parameters; "
-                  f"{side['against_peer']['tokens_per_second_ratio']:.1f} times the peer's tokens a second)",
+                  f"{side['against_peer']['tokens_per_second_ratio']:.1f} times the peer's tokens a second, "
+                  f"{side['against_peer']['text_bytes_per_second_ratio']:.1f} times its text)",
                   *_verdict(side)]
     lines += ["", "Padding is not counted as tokens. Start-up is all before the first step, our prepare.py included; "
               "pauses are the peer's saves and our evaluations, left out of all other seconds but the last (all)."]
     for name, side in sides.items():
-        lines += ["", f"| {name}: step | M tokens | training s | bits a byte |", "|---|---|---|---|"]
-        lines += [f"| {p['step']:,} | {p['tokens'] / 1e6:.2f} | {p['seconds']:.0f} | {p['bits_per_byte']:.3f} |"
-                  for p in side["curve"]]
+        lines += ["", f"| {name}: step | M tokens | MB of text | training s | bits a byte |", "|---|---|---|---|---|"]
+        lines += [f"| {p['step']:,} | {p['tokens'] / 1e6:.2f} | {p['text_bytes'] / 1e6:.2f} | {p['seconds']:.0f} | "
+                  f"{p['bits_per_byte']:.3f} |" for p in side["curve"]]
     return lines
 
 

@@ -140,13 +140,13 @@ def test_the_search_keeps_to_its_budget_and_remembers(tmp_path):
 
 
 def _curve(*bits: float) -> list[dict]:
-    return [{"step": 10 * n, "tokens": 1000 * n, "seconds": 2.0 * n, "since_start": 30 + 2.0 * n, "bits_per_byte": b}
-            for n, b in enumerate(bits, 1)]
+    return [{"step": 10 * n, "tokens": 1000 * n, "text_bytes": 3000 * n, "seconds": 2.0 * n,
+             "since_start": 30 + 2.0 * n, "bits_per_byte": b} for n, b in enumerate(bits, 1)]
 
 
 def test_the_crossing_lies_on_the_line_between_two_points():
     found = race.crossing(_curve(4, 3, 2, 1), 2.5)
-    assert found == {"step": 25, "tokens": 2500, "seconds": 5.0, "since_start": 35.0}
+    assert found == {"step": 25, "tokens": 2500, "text_bytes": 7500, "seconds": 5.0, "since_start": 35.0}
 
 
 def test_the_first_crossing_counts_and_a_first_point_below_is_itself():
@@ -157,8 +157,10 @@ def test_the_first_crossing_counts_and_a_first_point_below_is_itself():
 
 def _side(bits: list[float], speed: float) -> dict:
     curve = _curve(*bits)
-    return {"curve": curve, "tokens_per_second": speed, "precision": "fp32", "steps": 10 * len(bits), "seconds": 2.0,
-            "start_up": 30.0, "paused": 1.0, "command_seconds": 33.0, "tokens": curve[-1]["tokens"], "parameters": 1000}
+    return {"curve": curve, "tokens_per_second": speed, "text_bytes_per_second": 3 * speed, "precision": "fp32",
+            "steps": 10 * len(bits), "seconds": 2.0,
+            "start_up": 30.0, "paused": 1.0, "command_seconds": 33.0,
+            "tokens": curve[-1]["tokens"], "parameters": 1000}
 
 
 def _result(ours_bits: list[float]) -> dict:
@@ -175,7 +177,7 @@ def test_ratios_are_the_peers_end_over_our_crossing():
     assert found["reached"]["seconds"] == 3.0
     assert found["seconds_ratio"] == pytest.approx(8 / 3)
     assert found["since_start_ratio"] == pytest.approx(38 / 33)
-    assert found["tokens_ratio"] == pytest.approx(4000 / 1500)
+    assert found["text_bytes_ratio"] == pytest.approx(12000 / 4500)
     assert found["tokens_per_second_ratio"] == 3
 
 
@@ -193,7 +195,7 @@ def test_the_table_and_the_picture_have_both_sides():
     assert "| <Peer> | fp32 |" in text
     picture = race_picture.svg(result)
     ElementTree.fromstring(picture)
-    assert picture.count("<polyline") == 4
+    assert picture.count("<polyline") == 6
     assert "&lt;Peer&gt;, fp32: 2.00" in picture
     assert "ours, fp32: 1.00" in picture
 
@@ -204,7 +206,7 @@ def test_one_run_that_is_both_precisions_is_shown_once():
     text = "\n".join(race.table(result))
     assert text.count("ours, best precision, which is the peer's") == 3
     assert "ours, best precision (" not in text and "ours, the peer's precision" not in text
-    assert race_picture.svg(result).count("<polyline") == 4
+    assert race_picture.svg(result).count("<polyline") == 6
 
 
 def test_the_peers_side_of_an_earlier_race_only_for_the_same_race(tmp_path):

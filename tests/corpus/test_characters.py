@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from corpus.characters import letters_and_digits, may_compose, mix, ngram_hashes
-from corpus.tokenizer import SPECIAL_TOKENS, without_marks
+from corpus.characters import _may_compose, letters_and_digits, mix, ngram_hashes
+from corpus.tokenizer import SPECIAL_TOKENS, between_marks
 
 # Joined by normalisation with what stands before them, reordered, taken apart, or made another letter.
 ODD = [*"éÅﬁ①㍿½…İßΣǅ𝒜Ⅷ㈱ﷺ가각ᄀㄱㅏｶﾞがΩﬀ２Ａ，　 \\n중文", "\u0301", "\u0327", "\u0344", "\u1161", "\u11a8", "\u3099",
@@ -20,7 +20,7 @@ ODD = [*"éÅﬁ①㍿½…İßΣǅ𝒜Ⅷ㈱ﷺ가각ᄀㄱㅏｶﾞがΩﬀ２
 
 
 def by_definition(text: str) -> list[int]:
-    plain = unicodedata.normalize("NFKC", "".join(without_marks(text)))
+    plain = unicodedata.normalize("NFKC", "".join(between_marks(text)))
     letters = [c for c in plain if unicodedata.category(c)[0] in "LMN" and ord(c) < 0x32000]
     return [ord(c.lower()) if len(c.lower()) == 1 else ord(c) for c in letters]
 
@@ -57,8 +57,8 @@ def test_no_character_is_joined_to_the_one_before_that_may_not_be() -> None:
         if len(parts) == 2 and not parts[0].startswith("<"):
             seconds.add(chr(int(parts[1], 16)))
     assert len(seconds) > 50
-    assert all(map(may_compose, seconds))
-    assert all(map(may_compose, map(chr, [*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)])))
+    assert all(map(_may_compose, seconds))
+    assert all(map(_may_compose, map(chr, [*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)])))
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=40), st.integers(1, 20))

@@ -279,7 +279,7 @@ def test_nothing_here_reads_a_pickle_from_a_file():
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         told = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)
-                and "weights_only" in {word.arg for word in node.keywords}} if path == judge else set()
+                and any(word.arg == "weights_only" for word in node.keywords)} if path == judge else set()
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node not in told:
                 assert node.attr not in loads.get(node.value.id, ()), f"{path}:{node.lineno}"
