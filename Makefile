@@ -3,7 +3,7 @@
 # make chaos  real runs, killed, stopped, hung, damaged and out of disk: does every one go on? (about an hour and a half)
 # make soak   a real run for 45 minutes: are memory, files and speed flat, and what does saving cost?
 # make faults models with one planted fault each, judged blind
-# make bench  how fast: beside the machine's floor and transformers (an hour), beside a peer (PEER=../minimind; two hours, with
+# make bench  how fast: beside the machine's floor and transformers (an hour), beside a peer (PEER=../minimind; two to three hours, with
 #             the search for its best settings)
 #
 # All build .venv on first use. To use the environment you are in (Kaggle, conda) instead:
