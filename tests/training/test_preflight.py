@@ -277,7 +277,7 @@ def test_updates_that_round_away():
     ([5.9] * 24 + [4.0], 1.5, "fail", "too high"),
     ([7.9, 11.9, 9.0] + [8.0] * 22, 0.3, "fail", "too high"),
     ([7.4, math.nan], 0.1, "fail", "too high"),
-    ([6.9] * 24 + [5.0], 0.4, "warn", "watch"),
+    ([6.9] * 24 + [5.0], 0.6, "warn", "watch"),
     ([7.5], 0.1, "warn", "slow"),
     ([7.6] * 25, 0.1, "fail", "large enough"),
 ])
