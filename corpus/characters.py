@@ -37,13 +37,13 @@ class Letters:
 def letters_and_digits(texts: Sequence[str]) -> Letters:
     """Letters and digits of every text after NFKC, in lower case, without the marks of chats ("<|im_start|>")."""
     plain = [without_marks(text) for text in texts]
-    points, owner = _code_points(plain), _owners(plain)
+    points, owner = code_points(plain), owners(plain)
     letters = _normalised_letters(points)
     depends = letters == _DEPENDS
     if depends.any():
         for text in np.unique(owner[depends]).tolist():
             plain[text] = unicodedata.normalize("NFKC", plain[text])
-        points, owner = _code_points(plain), _owners(plain)
+        points, owner = code_points(plain), owners(plain)
         letters = _normalised_letters(points)
         depends = letters == _DEPENDS  # these stand in normalised texts now
         letters[depends] = list(map(_lower_letter, points[depends].tolist()))
@@ -51,11 +51,13 @@ def letters_and_digits(texts: Sequence[str]) -> Letters:
     return Letters(letters[kept], owner[kept], len(plain))
 
 
-def _code_points(texts: Sequence[str]) -> np.ndarray:
+def code_points(texts: Sequence[str]) -> np.ndarray:
+    """Of all texts, one after the other: uint32 (characters,)."""
     return np.frombuffer("".join(texts).encode("utf-32-le"), dtype="<u4")
 
 
-def _owners(texts: Sequence[str]) -> np.ndarray:
+def owners(texts: Sequence[str]) -> np.ndarray:
+    """By character of `code_points`, the number of its text: int64 (characters,)."""
     return np.repeat(np.arange(len(texts)), list(map(len, texts)))
 
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .characters import look_up
+from .characters import code_points, look_up, owners
 
 SCRIPTS = ("han", "latin", "digit", "punctuation", "space", "kana", "hangul", "cyrillic", "greek", "arabic", "other")
 # Han characters that are written differently in the two standards.
@@ -44,9 +44,8 @@ _LANGUAGE_OF_SCRIPT = {"kana": "ja", "hangul": "ko"}
 def count_scripts(texts: Sequence[str]) -> np.ndarray:
     """Characters by text: int64 (len(texts), len(SCRIPTS) + len(FORMS)); the forms count Han characters once more."""
     width = len(SCRIPTS) + len(FORMS)
-    points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype="<u4")
-    row_starts = np.repeat(np.arange(len(texts)) * width, [len(text) for text in texts])
-    counts = np.bincount(row_starts + _places(points), minlength=len(texts) * width).reshape(len(texts), width)
+    cells = owners(texts) * width + _places(code_points(texts))
+    counts = np.bincount(cells, minlength=len(texts) * width).reshape(len(texts), width)
     counts[:, SCRIPTS.index("han")] += counts[:, len(SCRIPTS):].sum(axis=1)
     return counts
 

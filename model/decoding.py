@@ -1,6 +1,6 @@
 """One new token a row through the network, with as few and as fast operations as there are: the maths of
 `CausalLM.logits`, whose general form spends more time on calls than on arithmetic when a pass has one token. A single
-text on a CPU has a faster way still (`model/one_row.py`).
+text on a CPU without padding has a faster way still (`model/one_row.py`).
 
 Everything here is a view of the model's own weights or a table made from the configuration, so a `Decoding` is made
 in a millisecond and can be thrown away after each text.

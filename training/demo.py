@@ -24,23 +24,19 @@ RUN = Path("runs/demo")
 PROMPT = "有一天早上，"
 STORIES, BATCH, LONGEST = 64, 32, 240
 TEMPERATURE, TOP_P = 0.7, 0.95
-CPU_EPOCHS = 0.66
-"""Of the sample stories: enough for stories that hold together (docs/LOG.md), and two thirds of the time."""
 
 
 def main() -> int:
     """Exit status 0 if every step ended well, else the status of the one that did not."""
     started = time.monotonic()
     device = detect()
-    on_cpu = device.kind == "cpu"
-    processes = 2 if on_cpu else min(2, device.count)
-    length = ["--epochs", str(CPU_EPOCHS)] if on_cpu else []
+    processes = 2 if device.kind == "cpu" else min(2, device.count)
     # DeepSpeed's launcher would look for a GPU, and warn
-    environment = os.environ | ({"DS_ACCELERATOR": "cpu"} if on_cpu else {})
+    environment = os.environ | ({"DS_ACCELERATOR": "cpu"} if device.kind == "cpu" else {})
     launcher = Path(sys.executable).with_name("deepspeed")
     commands = [
         [str(launcher) if launcher.is_file() else "deepspeed", "--quiet", "--num_gpus", str(processes), "train.py",
-         "--output", str(RUN), *length],
+         "--output", str(RUN)],
         [sys.executable, "generate.py", "--checkpoint", str(RUN), "--prompt", PROMPT, "--max_new_tokens", "160",
          "--temperature", str(TEMPERATURE), "--top_p", str(TOP_P), "--repetition_penalty", "1.0", "--seed", "1"],
         [sys.executable, "diagnose.py", "--checkpoint", str(RUN), "--html", str(RUN / "diagnosis.html")],

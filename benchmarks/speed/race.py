@@ -364,10 +364,10 @@ def table(result: dict[str, Any]) -> list[str]:
     if peer.get("from_earlier_run"):
         lines.append("The peer's figures are those of an EARLIER RUN.")
     lines += _search_lines(peer["search"])
-    runs = dict(result["ours"])
+    runs, words = dict(result["ours"]), WORDS
     if "best" in runs and runs["best"] == runs.get("equal"):
-        runs = {"both": runs.pop("best")} | {name: side for name, side in runs.items() if name != "equal"}
-    words = WORDS | {"both": "best precision, which is the peer's"}
+        del runs["equal"]
+        words = WORDS | {"best": "best precision, which is the peer's"}
     sides = {peer["name"]: peer} | {f"ours, {words[name]}": side for name, side in runs.items()}
     lines += ["", "| | precision | steps | M tokens | training s | start-up s | pauses s | all s | tokens/s | "
               "bits a byte |", "|---|---|---|---|---|---|---|---|---|---|"]

@@ -18,7 +18,8 @@ from typing import Any
 
 from benchmarks.curve import BOTTOM, LEFT, RIGHT, TOP, WIDTH
 
-_PANEL = 300  # height of one of the three
+_PANEL = 300  # height of one
+_PANELS = (("seconds", "s of training", 1.0), ("tokens", "M tokens", 1e6), ("text_bytes", "MB of text", 1e6))
 _COLOURS = ("#2c3e50", "#c0392b", "#e08e0b", "#2980b9")
 _LABEL_GAP = 15.0  # least distance between two labels
 _STEPS = (1, 2, 2.5, 5, 10)
@@ -44,10 +45,10 @@ def svg(race: dict[str, Any]) -> str:
     for name, side in race["ours"].items():  # one run may be both precisions
         sides[f"ours, {side['precision']}" + (", the peer's tokenizer" if name == "same_tokenizer" else "")] = side
     end = race["peer"]["curve"][-1]["bits_per_byte"]
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {3 * _PANEL}" font-family="sans-serif" '
-             'font-size="12">', f'<rect width="{WIDTH}" height="{3 * _PANEL}" fill="white"/>']
-    for number, (measure, unit, scale) in enumerate((("seconds", "s of training", 1.0), ("tokens", "M tokens", 1e6),
-                                                    ("text_bytes", "MB of text", 1e6))):
+    height = len(_PANELS) * _PANEL
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
+             'font-size="12">', f'<rect width="{WIDTH}" height="{height}" fill="white"/>']
+    for number, (measure, unit, scale) in enumerate(_PANELS):
         lines = [Line(name, [(point[measure] / scale, point["bits_per_byte"]) for point in side["curve"]])
                  for name, side in sides.items() if side["curve"]]
         parts += [f'<g transform="translate(0 {number * _PANEL})">', *_panel(lines, end, unit), "</g>"]

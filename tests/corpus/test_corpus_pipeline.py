@@ -378,7 +378,7 @@ def test_interrupted_run_leaves_nothing_behind(jsonl, tmp_path: Path, kill: sign
     time.sleep(0.7)
     process.send_signal(kill)
     _, said = process.communicate(timeout=90)
-    assert process.returncode == 130 and "Traceback" not in said
+    assert process.returncode == 130 and "Traceback" not in said, said
     assert [path.name for path in tmp_path.iterdir()] == ["big.jsonl"]
     deadline = time.monotonic() + 20  # a worker ends with the task that it is at
     while any(os.path.exists(f"/proc/{worker}") for worker in workers) and time.monotonic() < deadline:

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from training.ds_file import load
+
 pytestmark = pytest.mark.slow
-FILES = sorted(file.stem for file in (Path(__file__).parents[2] / "ds_configs").glob("*.json"))
+CONFIGS = Path(__file__).parents[2] / "ds_configs"
+FILES = sorted(file.stem for file in CONFIGS.glob("*.json"))
 FP16 = [name for name in FILES if name.startswith("t4")]
 
 
@@ -35,10 +38,14 @@ def test_every_matrix_is_trained(shipped):
     assert min(moved.values()) > 0
 
 
-def test_the_rates_are_those_of_the_plan(shipped):
+def test_the_rates_are_those_of_the_plan(shipped, request):
+    """Which tells the matrices' rate with Muon; AdamW's half, the last groups, keeps the ratio that the file has."""
+    params = load(CONFIGS / f"{request.node.callspec.params['shipped']}.json")["optimizer"]["params"]
+    ratio = params["adam_lr"] / params["muon_lr"] if "muon_lr" in params else 1.0
     for line, said in zip(shipped["lines"], shipped["said"], strict=True):
-        # with Muon the first group is that of the matrices, whose rate the plan tells
         assert line["lr"][0] == pytest.approx(said, rel=1e-12)
+        assert min(line["lr"]) == pytest.approx(said * min(1.0, ratio), rel=1e-12)
+        assert max(line["lr"]) == pytest.approx(said * max(1.0, ratio), rel=1e-12)
 
 
 def test_the_weights_have_the_precision_of_the_file(shipped):
