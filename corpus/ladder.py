@@ -27,6 +27,7 @@ PIECES = 64  # a stream that is too long is read in so many pieces, spread evenl
 # The discounts where the counts are too few or too regular to tell any.
 USUAL_DISCOUNTS = (0.5, 1.0, 1.5)
 _BLOCK = 2**20  # ids that are counted at once
+_GROUPED = 2**17  # ids that are put in groups at once
 NO_CONTEXT = -1  # stands where the stream does not reach back far enough; no table holds it
 
 
@@ -128,8 +129,10 @@ class NGrams:
         self._trigrams = _Table(keys, triple_counts, vocab_size)
         del keys, triple_counts
         # after how many different tokens a pair was seen
-        firsts, lasts, counts = _tally_keys([rests // vocab_size], [rests % vocab_size])
-        self._pair_contexts = _Table(firsts * vocab_size + lasts, counts, vocab_size)
+        rests.sort()
+        starts = _run_starts(rests)
+        counts = np.diff(starts, append=len(rests))
+        self._pair_contexts = _Table(rests[starts].astype(np.int64), counts, vocab_size)
 
     def probabilities(
         self, before_that: np.ndarray, before: np.ndarray, tokens: np.ndarray
@@ -174,8 +177,10 @@ class _Table:
 def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray, default: float) -> np.ndarray:
     if not len(keys):
         return np.full(len(wanted), default)
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, values[places], default)
+    # In ascending order, since a search then goes on in memory that the one before has brought into the cache.
+    different, back = np.unique(wanted, return_inverse=True)
+    places = np.minimum(np.searchsorted(keys, different), len(keys) - 1)
+    return np.where(keys[places] == different, values[places], default)[back]
 
 
 def _frequencies(ids: np.ndarray) -> np.ndarray:
@@ -184,11 +189,6 @@ def _frequencies(ids: np.ndarray) -> np.ndarray:
     for start in range(0, len(ids), _BLOCK):
         counts += np.bincount(ids[start:start + _BLOCK], minlength=2**16)
     return counts
-
-
-def _glued(pieces: Sequence[np.ndarray]) -> np.ndarray:
-    """Without a copy where there is one piece."""
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def _tally_keys(
@@ -200,12 +200,8 @@ def _tally_keys(
     Sorting many small groups by the rest takes half the time of sorting all keys at once, for which no cache is large
     enough.
     """
-    narrow = _glued([part.astype(np.uint16) for part in firsts])
-    order = np.argsort(narrow, kind="stable")  # a radix sort
-    ascending = _glued(rests)[order]
-    del order
-    sizes = _frequencies(narrow)
-    del narrow
+    sizes = sum((_frequencies(part) for part in firsts), np.zeros(2**16, dtype=np.int64))
+    ascending = _grouped(firsts, rests, sizes)
     ends = np.cumsum(sizes)
     for first in np.flatnonzero(sizes > 1).tolist():
         ascending[ends[first] - sizes[first]:ends[first]].sort()
@@ -213,7 +209,27 @@ def _tally_keys(
     np.not_equal(ascending[1:], ascending[:-1], out=new[1:])
     new[ends[:-1][ends[:-1] < len(new)]] = True
     starts = np.flatnonzero(new)
-    return np.searchsorted(ends, starts, side="right"), ascending[starts], np.diff(starts, append=len(ascending))
+    different = np.diff(np.searchsorted(starts, ends), prepend=0)
+    return np.repeat(np.arange(2**16), different), ascending[starts], np.diff(starts, append=len(ascending))
+
+
+def _grouped(firsts: Sequence[np.ndarray], rests: Sequence[np.ndarray], sizes: np.ndarray) -> np.ndarray:
+    """The rests with those of a first side by side, the firsts (`sizes` of them each) ascending: uint32.
+
+    Block by block into the places where each group goes on: a third of the time of sorting all firsts, since the
+    order of a block stays in the cache.
+    """
+    grouped = np.empty(sizes.sum(), dtype=np.uint32)
+    filled = np.cumsum(sizes) - sizes
+    for first, rest in zip(firsts, rests, strict=True):
+        for start in range(0, len(first), _GROUPED):
+            block = first[start:start + _GROUPED].astype(np.uint16)
+            order = np.argsort(block, kind="stable")  # a radix sort
+            counts = np.bincount(block, minlength=2**16)
+            places = (filled - np.cumsum(counts) + counts).take(block.take(order)) + np.arange(len(block))
+            grouped[places] = rest[start:start + _GROUPED].take(order)
+            filled += counts
+    return grouped
 
 
 def _merged(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

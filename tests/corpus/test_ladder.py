@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from itertools import product
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -66,11 +67,15 @@ def test_a_second_order_chain_gives_its_entropy_rate_at_the_trigram_alone() -> N
     assert found.bigram > found.trigram + 0.2
 
 
-@given(st.lists(st.tuples(st.sampled_from([0, 1, 2, 2**16 - 1]), st.sampled_from([0, 1, 2, 2**32 - 1]))))
-def test_keys_are_tallied_as_by_sorting_all_of_them(keys: list[tuple[int, int]]) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from([0, 1, 2, 2**16 - 1]), st.sampled_from([0, 1, 2, 2**32 - 1]))),
+    st.sampled_from([1, 3, ladder_module._GROUPED]),
+)
+def test_keys_are_tallied_as_by_sorting_all_of_them(keys: list[tuple[int, int]], block: int) -> None:
     firsts, rests = (np.array([key[part] for key in keys], dtype=np.uint32) for part in (0, 1))
     half = len(keys) // 2
-    *found, counts = ladder_module._tally_keys([firsts[:half], firsts[half:]], [rests[:half], rests[half:]])
+    with mock.patch.object(ladder_module, "_GROUPED", block):
+        *found, counts = ladder_module._tally_keys([firsts[:half], firsts[half:]], [rests[:half], rests[half:]])
     assert list(zip(*(part.tolist() for part in found), strict=True)) == sorted(set(keys))
     assert counts.tolist() == [keys.count(key) for key in sorted(set(keys))]
 
