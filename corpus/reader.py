@@ -37,6 +37,8 @@ REASONS = {
 # An empty text is nothing to learn from but no fault either: left out, counted, and not held against the file.
 EMPTY_TEXT = "empty_text"
 _SCAN_JSON = json.JSONDecoder().scan_once
+# What a line raises that is no object with a text.
+_NOT_PLAIN = (ValueError, StopIteration, RecursionError, TypeError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -91,42 +93,39 @@ def read_chunks(path: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
 def parse_chunk(chunk: Chunk) -> Parsed:
     """Parse every line that is not blank; bad lines become (line number, reason) instead of errors.
 
-    A byte-order mark at the start of a line and CR LF need no care here: jsonlines and JSON itself pass over them.
+    A line that is an object with a text from its first byte to its last, as nearly all are, goes straight to the
+    scanner inside json.loads, without what is around it; that takes half of the time. Every other line is judged with
+    care. A byte-order mark at its start and CR LF need none here: jsonlines and JSON itself pass over them.
     """
     parsed = Parsed([], [], [])
+    texts, encoded = parsed.texts, parsed.encoded
     for number, line in enumerate(chunk.data.split(b"\n"), chunk.first_line):
-        if not line or not line.strip(b" \t\r\xef\xbb\xbf"):
-            continue
-        parsed.lines += 1
         try:
-            problem = _take(_record(line), parsed)
-        except (jsonlines.InvalidLineError, RecursionError) as error:
-            problem = _reason(error)
-        if problem:
-            parsed.problems.append((number, problem))
+            content = line.decode("utf-8")
+            record, end = _SCAN_JSON(content, 0)
+            text = record["text"]
+            data = text.encode("utf-8")
+            plain = text and (end == len(content) or not content[end:].strip(" \t\r"))
+        except _NOT_PLAIN:
+            plain = False
+        if plain:
+            texts.append(text)
+            encoded.append(data)
+            parsed.lines += 1
+        elif line.strip(b" \t\r\xef\xbb\xbf"):
+            parsed.lines += 1
+            if problem := _take(line, parsed):
+                parsed.problems.append((number, problem))
     return parsed
 
 
-def _record(line: bytes) -> dict[str, Any]:
-    """The object that a line holds; InvalidLineError or RecursionError if it holds none.
-
-    A line that is an object from its first byte to its last, as nearly all are, goes straight to the scanner inside
-    json.loads, without what is around it; that takes two thirds of the time. jsonlines judges every other line.
-    """
+def _take(line: bytes, parsed: Parsed) -> str | None:
+    """Add the text of a line to `parsed`, or say what is wrong with it."""
     try:
-        text = line.decode("utf-8")
-        if text.startswith("{"):
-            record, end = _SCAN_JSON(text, 0)
-            if end == len(text) or not text[end:].strip(" \t\r"):
-                return record
-    except (ValueError, StopIteration, RecursionError):
-        pass  # looked at again, for the reason
-    # The standard parser by name: jsonlines takes orjson or ujson where they are installed, which judge otherwise.
-    return jsonlines.Reader([line], loads=json.loads).read(type=dict)
-
-
-def _take(record: dict[str, Any], parsed: Parsed) -> str | None:
-    """Add the record's text to `parsed`, or say what is wrong with it."""
+        # The standard parser by name: jsonlines takes orjson or ujson where they are installed, which judge otherwise.
+        record = jsonlines.Reader([line], loads=json.loads).read(type=dict)
+    except (jsonlines.InvalidLineError, RecursionError) as error:
+        return _reason(error)
     if "text" not in record:
         return "missing_text"
     text = record["text"]
