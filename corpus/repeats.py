@@ -39,7 +39,7 @@ EXAMPLES = 10
 EXAMPLE_CHARACTERS = 120
 
 _PERCENTILES = {"p50": 50, "p90": 90, "p99": 99}
-_SLOTS = 2**20  # to find n-grams that may be repeated, six times as many as a chunk of Chinese has
+_SLOTS = 2**19  # to find n-grams that are repeated, three times as many as a chunk of Chinese has
 _STEPS = 1000  # shares are counted to a thousandth, runs up to a thousand
 
 
@@ -77,28 +77,28 @@ def _repeated_ngrams(letters: Letters) -> np.ndarray:
     if not len(hashes):
         return np.zeros(letters.texts, dtype=np.int64)
     # the same n-gram of two texts must not look repeated
-    keys = mix(hashes + owner[: len(hashes)].astype(np.uint64))
-    places = _perhaps_repeated(keys)
-    places = places[owner[places] == owner[places + NGRAM - 1]]
-    keys = keys[places]
-    order = np.argsort(keys, kind="stable")
-    again = np.zeros(len(keys), dtype=bool)
-    again[order[1:]] = keys[order[1:]] == keys[order[:-1]]
-    return _covered(places[again], letters)
+    places = _repeated(mix(hashes + owner[: len(hashes)].astype(np.uint64)))
+    return _covered(places[owner[places] == owner[places + NGRAM - 1]], letters)
 
 
-def _perhaps_repeated(keys: np.ndarray) -> np.ndarray:
-    """The places of all keys that occur more than once, ascending, and of some others: what need be sorted.
+def _repeated(keys: np.ndarray) -> np.ndarray:
+    """The places of all keys that stand at an earlier place too, ascending.
 
-    Each key writes its place to the slot that its lowest bits name; one that does not find it there shares the slot.
+    Each key looks up who came first to the slot that its lowest bits name. Only those that find another key there, one
+    in ten, are sorted.
     """
     slots = (keys & np.uint64(_SLOTS - 1)).astype(np.int64)
-    written = np.empty(_SLOTS, dtype=np.uint32)
     places = np.arange(len(keys), dtype=np.uint32)
-    written[slots] = places
-    shared = np.zeros(_SLOTS, dtype=bool)
-    shared[slots[written[slots] != places]] = True
-    return np.flatnonzero(shared[slots])
+    written = np.empty(_SLOTS, dtype=np.uint32)
+    written[slots[::-1]] = places[::-1]  # the last one written is the first to stand there
+    first = written.take(slots)
+    assert (first <= places).all()  # numpy writes in this order, though it does not promise to
+    again = first < places
+    others = np.flatnonzero(keys.take(first) != keys)
+    others = others[np.argsort(keys[others], kind="stable")]
+    again[others] = False
+    again[others[1:]] = keys[others[1:]] == keys[others[:-1]]
+    return np.flatnonzero(again)
 
 
 def _covered(places: np.ndarray, letters: Letters) -> np.ndarray:
