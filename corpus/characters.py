@@ -15,6 +15,7 @@ _NOTHING = 0  # in the tables of letters: a character that is left out
 _TABLED = 0x32000  # the last Han characters lie below; what lies above (variation selectors, private use) is left out
 # In the table of normalised letters: not looked up yet, and what no table can tell.
 _UNKNOWN, _DEPENDS = 0xFFFFFFFF, 0xFFFFFFFE
+_HAN = ((0x3400, 0x4DB5), (0x4E00, 0x9FEF))  # all that were assigned in Unicode 11
 _ODD = 0x9E3779B97F4A7C15
 
 
@@ -105,8 +106,13 @@ def look_up(table: np.ndarray, points: np.ndarray, unknown: int, find: Callable[
 
 @lru_cache(maxsize=1)
 def _normalised_table() -> np.ndarray:
-    """Filled as characters are met: a corpus has a few thousand different ones, and each worker its own table."""
-    return np.full(0x110000, _UNKNOWN, dtype=np.uint32)
+    """Filled as characters are met: a corpus has a few thousand different ones, and each worker its own table. Most
+    are Han characters of these blocks, letters that nothing changes.
+    """
+    table = np.full(0x110000, _UNKNOWN, dtype=np.uint32)
+    for first, last in _HAN:
+        table[first : last + 1] = np.arange(first, last + 1)
+    return table
 
 
 def _normalised_letter(point: int) -> int:
