@@ -15,6 +15,7 @@ borders of tables are no repetition.
 from __future__ import annotations
 
 import heapq
+import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ EXAMPLES = 10
 EXAMPLE_CHARACTERS = 120
 
 _PERCENTILES = {"p50": 50, "p90": 90, "p99": 99}
+_NO_LETTERS = re.compile(r"[\W_]+")
 _SLOTS = 2**19  # to find n-grams that are repeated, three times as many as a chunk of Chinese has
 _STEPS = 1000  # shares are counted to a thousandth, runs up to a thousand
 
@@ -62,12 +64,14 @@ def _repeated_lines(text: str) -> float:
     lines = text.split("\n")
     if len(set(lines)) == len(lines):
         return 0.0
-    lines = [line for line in lines if line.strip()]
-    if len(set(lines)) == len(lines):
-        return 0.0
-    sizes = {line: sum(map(str.isalnum, line)) for line in set(lines)}
-    repeated = sum((count - 1) * sizes[line] for line, count in Counter(lines).items() if sizes[line] >= MIN_LINE)
-    return repeated / max(1, sum(sizes[line] for line in lines))
+    again = [(count - 1, _count_letters(line)) for line, count in Counter(lines).items() if count > 1]
+    repeated = sum(count * size for count, size in again if size >= MIN_LINE)
+    return repeated / _count_letters(text) if repeated else 0.0
+
+
+def _count_letters(text: str) -> int:
+    """Letters and digits, as `str.isalnum` tells them."""
+    return len(_NO_LETTERS.sub("", text))
 
 
 def _repeated_ngrams(letters: Letters) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,11 @@ def test_lines_count_the_letters_of_those_that_came_before() -> None:
     unique = ["甲乙丙丁戊己庚辛" + c * 12 for c in "子丑寅卯"]
     text = "\n".join([*unique, unique[0], unique[1], "", "", "}", "}"])
     assert measured(text)[0]["lines"] == pytest.approx(2 / 6)
+
+
+def test_letters_of_lines_are_those_that_python_calls_alphanumeric() -> None:
+    characters = list(map(chr, range(sys.maxunicode + 1)))
+    assert list(map(repeats._count_letters, characters)) == list(map(str.isalnum, characters))
 
 
 def test_ngrams_count_the_letters_under_repeated_ones() -> None:
