@@ -153,9 +153,10 @@ def check_muon(case: Case, problems: Problems) -> None:
         what = f"DeepSpeed clips what Muon has orthogonalised, a norm of about 30; {clip} ruins every step."
         problems.add("gradient_clipping", what, f"With Muon set it to 0, or to {LEAST_MUON_CLIP} at the very least.")
     emulated = case.device.kind == "cuda" and not case.device.bf16_fast
-    if emulated and case.optimizer_params.get("ns_method") == "standard":
-        what = f"computes in bf16, which {case.device.name} only emulates."
-        problems.add("optimizer.params.ns_method", f'"standard" {what}', 'Use "gram", which is the default.')
+    method = case.optimizer_params.get("ns_method")
+    if emulated and method in ("standard", "polar"):
+        what = f'"{method}" computes in bf16, which {case.device.name} only emulates.'
+        problems.add("optimizer.params.ns_method", what, 'Use "gram", which is the default.')
 
 
 def check_schedule(case: Case, problems: Problems) -> None:

@@ -180,12 +180,17 @@ def _resolve_precision(work: dict, device: Device, notes: list[str]) -> None:
 
 
 def _resolve_muon(work: dict, device: Device, notes: list[str]) -> None:
-    """Muon's two iterations end at the same place: "standard" works in bf16, "gram" in fp16 or, on a CPU, in fp32."""
+    """DeepSpeed's two iterations end at the same place: "standard" works in bf16, "gram" in fp16. Ours is for CPUs."""
     params = work.get("optimizer", {}).get("params", {})
-    if isinstance(params, dict) and params.get("ns_method") == AUTO:
-        params["ns_method"] = "standard" if device.bf16_fast else "gram"
-        why = "computes in bf16" if device.bf16_fast else "has no bf16 instructions"
-        notes.append(f"optimizer.params.ns_method: auto -> {params['ns_method']} ({device.name} {why})")
+    if not isinstance(params, dict) or params.get("ns_method") != AUTO:
+        return
+    if device.kind == "cpu":
+        method, why = "polar", "the cheapest on a CPU"
+    else:
+        method = "standard" if device.bf16_fast else "gram"
+        why = f"{device.name} {'computes in bf16' if device.bf16_fast else 'has no bf16 instructions'}"
+    params["ns_method"] = method
+    notes.append(f"optimizer.params.ns_method: auto -> {method} ({why})")
 
 
 def _resolve_steps(work: dict, run: RunFacts, batch: int, notes: list[str]) -> int:

@@ -270,7 +270,7 @@ _MUON: Schema = {
     "adam_lr": POSITIVE,
     "momentum": RATIO,
     "weight_decay": NOT_NEGATIVE,
-    "ns_method": one_of("gram", "standard"),
+    "ns_method": one_of("gram", "standard", "polar"),
     "per_head_muon": BOOL,
     "betas": BETAS,
     "eps": POSITIVE,

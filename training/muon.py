@@ -1,0 +1,85 @@
+"""Muon's orthogonalisation in three iterations, on the matrix of inner products: `ns_method` "polar".
+
+DeepSpeed's own take five ("standard", "gram"). With experts, hidden size 256 and 4,096 tokens a step, a quarter of the
+step goes into them on a CPU: their cost is that of the matrices, not of the tokens. Here every iteration has the
+polynomial that is best for it (Amsel et al. 2025, "The Polar Express", arXiv 2505.16932) in place of one for all, and
+works on the small square matrix X X^T instead of the wide X; and X is scaled by a norm that is closer to its largest
+singular value than the Frobenius norm is, so that there is less to lift. What it costs and what it does to the loss:
+docs/performance.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (
+    (8.0934, -23.6204, 17.4462),
+    (3.6366, -2.7219, 0.5365),
+    (2.6613, -1.9772, 0.4526),
+)
+"""(a, b, c) of a x + b x^3 + c x^5, a minimax polynomial after the other for singular values from LOWEST to 1. A fourth
+would need X itself again: rounding makes X X^T slightly indefinite; three iterations are too few for that to grow."""
+
+LOWEST = 0.01
+"""Singular values from here to 1 end between 1 - ERROR and 1 + ERROR; those of DeepSpeed's do between 0.7 and 1.2."""
+
+ERROR = 0.27
+
+_SLACK = 1.02  # for the rounding of the norm in 16 bits
+_TINY = 1e-30  # far below any trace that is not 0; with `largest` as small it is still a normal fp32 number
+
+
+def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """U V^T, about, of the singular value decomposition U S V^T of each (..., m, n), computed in `dtype`.
+
+    `dtype` is bf16 or fp32, which have the range for squares of small gradients. A matrix of zeros stays one.
+    """
+    wide = matrix.to(dtype)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    if tall:
+        wide = wide.mT
+    gram = wide @ wide.mT
+    trace = gram.diagonal(dim1=-2, dim2=-1).float().sum(-1)[..., None, None].clamp(min=_TINY)
+    gram = gram / trace.to(dtype)
+    square = gram @ gram
+    # the square's Frobenius norm is the sum of the 8th powers of X's singular values, to the power 1/2
+    largest = square.float().norm(dim=(-2, -1), keepdim=True).sqrt().clamp(min=torch.finfo(dtype).eps) * _SLACK
+    gram, square = gram / largest.to(dtype), square / largest.square().to(dtype)
+    factor = _polynomial(gram, square, COEFFICIENTS[0])
+    product = factor
+    for coefficients in COEFFICIENTS[1:]:
+        gram = factor @ gram @ factor  # of the X after this iteration
+        factor = _polynomial(gram, gram @ gram, coefficients)
+        product = factor @ product
+    result = (product @ wide) * (trace * largest).rsqrt().to(dtype)
+    return result.mT if tall else result
+
+
+def _polynomial(gram: Tensor, square: Tensor, coefficients: tuple[float, float, float]) -> Tensor:
+    """a I + b G + c G^2, which an iteration multiplies X with."""
+    a, b, c = coefficients
+    factor = (gram * b).add_(square, alpha=c)
+    factor.diagonal(dim1=-2, dim2=-1).add_(a)
+    return factor
+
+
+def chosen(ds_config: dict[str, Any], *, bf16_fast: bool) -> dict[str, Any]:
+    """What DeepSpeed is to read; where it says "polar", DeepSpeed's "standard" is this iteration in this process."""
+    params = ds_config.get("optimizer", {}).get("params", {})
+    if params.get("ns_method") != "polar":
+        return ds_config
+    _replace_standard(torch.bfloat16 if bf16_fast else torch.float32)
+    optimizer = ds_config["optimizer"]
+    return {**ds_config, "optimizer": {**optimizer, "params": {**params, "ns_method": "standard"}}}
+
+
+def _replace_standard(dtype: torch.dtype) -> None:
+    from deepspeed.runtime.zero.muon import original_muon
+
+    def iterate(matrix: Tensor, steps: int) -> Tensor:
+        return orthogonalize(matrix, dtype)
+
+    original_muon.zeropower_via_newtonschulz5 = iterate
