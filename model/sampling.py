@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -132,13 +133,11 @@ def sample(scores_BV: Tensor, how: Sampling, uniform_B: list[float]) -> Tensor:
     candidates = _candidates(scores_BV, how)
     if candidates is None:
         return draw(keep_top_p(keep_top_k(scores_BV, how.top_k), how.top_p), uniform_B)
-    best_BC, token_BC = candidates
-    chosen_B = draw(keep_top_p(best_BC, how.top_p), uniform_B)
-    return token_BC.gather(1, chosen_B[:, None])[:, 0]
+    return _draw_of_few(*candidates, how.top_p, uniform_B)
 
 
 def _candidates(scores_BV: Tensor, how: Sampling) -> tuple[Tensor, Tensor] | None:
-    """The scores (B, C) and numbers of the only tokens that can be drawn, in the order of the vocabulary.
+    """The scores (B, C) and numbers of the only tokens that can be drawn, best first.
 
     None where they are not few, or more tie with the last of them. To sort them costs a hundredth of sorting all.
     """
@@ -147,8 +146,23 @@ def _candidates(scores_BV: Tensor, how: Sampling) -> tuple[Tensor, Tensor] | Non
     best_BC, token_BC = scores_BV.topk(how.top_k + 1, dim=-1)
     if bool((best_BC[:, -1] == best_BC[:, -2]).any()):
         return None
-    token_BC, order_BC = token_BC[:, :-1].sort(dim=-1)
-    return best_BC.gather(1, order_BC), token_BC
+    return best_BC[:, :-1], token_BC[:, :-1]
+
+
+def _draw_of_few(best_BC: Tensor, token_BC: Tensor, p: float, uniform_B: list[float]) -> Tensor:
+    """`draw` after `keep_top_p`, in fp64 and in NumPy: on so few numbers a call of PyTorch costs five of its calls."""
+    score_BC, number_BC = best_BC.double().numpy(force=True), token_BC.numpy(force=True)
+    share_BC = np.exp(score_BC - score_BC[:, :1])
+    tail_BC = share_BC[:, ::-1].cumsum(-1)[:, ::-1]  # from the worst on, as there
+    cut_BC = tail_BC <= (1 - p) * tail_BC[:, :1]
+    cut_BC[:, 0] = False
+    share_BC[cut_BC] = 0
+    order_BC = number_BC.argsort(-1)
+    cumulative_BC = np.take_along_axis(share_BC, order_BC, -1).cumsum(-1)
+    point_B = np.array(uniform_B) * cumulative_BC[:, -1]
+    place_B1 = (cumulative_BC <= point_B[:, None]).sum(-1, keepdims=True)
+    chosen_B1 = np.take_along_axis(order_BC, place_B1, -1)
+    return torch.from_numpy(np.take_along_axis(number_BC, chosen_B1, -1)[:, 0]).to(token_BC.device)
 
 
 def draw(scores_BV: Tensor, uniform_B: list[float]) -> Tensor:

@@ -47,7 +47,8 @@ def test_weights_in_fp32_and_their_cache_are_used_where_they_are(make_model):
     steps = OneRow(model, cache)
     assert np.shares_memory(steps.output.weight, model.model.embed_tokens.weight.numpy())
     assert np.shares_memory(steps.layers[1].values_KCD, cache.values[1].numpy())
-    assert np.shares_memory(steps.layers[0].experts[0].up.weight, model.model.layers[0].mlp.experts[0].up_proj.weight)
+    assert np.shares_memory(steps.layers[0].experts[0].gate_up.parts[1].weight,
+                            model.model.layers[0].mlp.experts[0].up_proj.weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
