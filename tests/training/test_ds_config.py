@@ -126,7 +126,8 @@ def test_ampere_computes_in_bf16():
     assert resolved(name="ampere_x2").precision == "bf16"
 
 
-@pytest.mark.parametrize(("device", "method"), [(CPU, "polar"), (OLD_CPU, "polar"), (T4X2, "gram"), (A100X2, "standard")])
+@pytest.mark.parametrize(("device", "method"),
+                         [(CPU, "polar"), (OLD_CPU, "polar"), (T4X2, "gram"), (A100X2, "standard")])
 def test_muons_iteration_is_chosen_for_the_device(device, method):
     result = resolved("optimizer.params.ns_method=auto", "fp16.enabled=false", name="t4x2_muon", device=device)
     assert result.config["optimizer"]["params"]["ns_method"] == method

@@ -77,6 +77,7 @@ def test_in_16_bits_no_spectrum_makes_it_grow(values):
     assert torch.linalg.matrix_norm(result, 2) < 2.5
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # DeepSpeed's import
 def test_deepspeeds_muon_uses_it_where_the_json_says_so(monkeypatch):
     from deepspeed.runtime.zero.muon import original_muon
 
