@@ -155,7 +155,7 @@ def check_muon(case: Case, problems: Problems) -> None:
     emulated = case.device.kind == "cuda" and not case.device.bf16_fast
     method = case.optimizer_params.get("ns_method")
     if emulated and method in ("standard", "polar"):
-        what = f'"{method}" computes in bf16, which {case.device.name} only emulates.'
+        what = f'"{method}" is for bf16, which {case.device.name} only emulates.'
         problems.add("optimizer.params.ns_method", what, 'Use "gram", which is the default.')
 
 

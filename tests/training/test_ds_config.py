@@ -332,6 +332,7 @@ def test_contradiction(overrides, words):
         ("t4x2_muon", ["gradient_clipping=1.0"], T4X2, ["gradient_clipping", "orthogonalised", "0"]),
         ("t4x2_muon", ["optimizer.params.fused=true"], T4X2, ["optimizer.params.fused"]),
         ("t4x2_muon", ["optimizer.params.ns_method=standard"], T4X2, ["ns_method", "bf16", "gram"]),
+        ("t4x2_muon", ["optimizer.params.ns_method=polar"], T4X2, ["ns_method", "polar", "bf16", "gram"]),
         ("t4x2_muon", ["optimizer.params.adam_lr=null"], T4X2, ["optimizer.params.lr: missing"]),
     ],
 )  # fmt: skip

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.muon import COEFFICIENTS, ERROR, LOWEST, chosen, orthogonalize
+from training.muon import COEFFICIENTS, chosen, orthogonalize
 
+LOWEST, ERROR = 0.01, 0.27  # where the coefficients begin, and how far from 1 they end
 SHAPES = [(24, 24), (16, 60), (60, 16), (1, 8), (8, 1)]
 
 
@@ -72,7 +73,7 @@ def test_of_a_stack_each_matrix_is_its_own(dtype):
     torch.cat([torch.ones(1), torch.full((95,), 1e-4)]), torch.cat([torch.ones(4), torch.zeros(92)]),
 ], ids=["equal", "geometric", "power law", "one large", "rank 4"])  # fmt: skip
 def test_in_16_bits_no_spectrum_makes_it_grow(values):
-    """Rounding moves the largest directions: 2.0 was seen. The same in four iterations reached 318."""
+    """Rounding moves the largest directions: 2.0 was seen. Four iterations of a 256 x 832 matrix reached 318."""
     result = orthogonalize(matrix_of(values, (96, 300))[0], torch.bfloat16).float()
     assert torch.linalg.matrix_norm(result, 2) < 2.5
 
