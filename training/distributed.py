@@ -185,16 +185,16 @@ def keep_freed_memory() -> None:
 
     A step on CPU allocates and frees hundreds of MB (the logits above all), and each return costs a page fault per
     4 KiB at the next step: about a sixth of the CPU time of a small model (docs/LOG.md). Without glibc nothing happens.
-    What has to be mapped comes in pages of 2 MB, if the kernel has them for who asks: PyTorch reads the variable at
+    What is new comes in pages of 2 MB, if the kernel has them for who asks: PyTorch reads the variable at
     its first allocation.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    m_mmap_threshold, m_trim_threshold = -3, -1  # names of malloc.h
+    m_trim_threshold, m_mmap_max = -1, -4  # names of malloc.h
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    mallopt(m_mmap_threshold, 32 * 2**20)  # glibc takes no more
+    mallopt(m_mmap_max, 0)  # else what is larger than 32 MB is mapped, and given back, each time
     mallopt(m_trim_threshold, 2**30)
 
 

@@ -10,6 +10,7 @@ docs/performance.md.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,16 +29,14 @@ _SLACK = 1.02  # for the rounding of the norm in 16 bits
 _TINY = 1e-30  # far below any trace that is not 0; with `largest` as small it is still a normal fp32 number
 
 
-def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """U V^T, about, of the singular value decomposition U S V^T of each (..., m, n), computed in `dtype`.
+def orthogonalize(matrix: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    """`scale` U V^T, about, of the singular value decomposition U S V^T of each (..., m, n), computed in `dtype`.
 
     `dtype` is bf16 or fp32, which have the range for squares of small gradients. A matrix of zeros stays one.
     """
     wide = matrix.to(dtype)
     tall = matrix.shape[-2] > matrix.shape[-1]
-    if tall:
-        wide = wide.mT
-    gram = wide @ wide.mT
+    gram = wide.mT @ wide if tall else wide @ wide.mT
     trace = gram.diagonal(dim1=-2, dim2=-1).float().sum(-1)[..., None, None].clamp(min=_TINY)
     gram = gram / trace.to(dtype)
     square = gram @ gram
@@ -50,8 +49,8 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
         gram = factor @ gram @ factor  # of the X after this iteration
         factor = _polynomial(gram, gram @ gram, coefficients)
         product = factor @ product
-    result = (product @ wide) * (trace * largest).rsqrt().to(dtype)
-    return result.mT if tall else result
+    product = product * ((trace * largest).rsqrt() * scale).to(dtype)
+    return wide @ product.mT if tall else product @ wide
 
 
 def _polynomial(gram: Tensor, square: Tensor, coefficients: tuple[float, float, float]) -> Tensor:
@@ -60,6 +59,24 @@ def _polynomial(gram: Tensor, square: Tensor, coefficients: tuple[float, float, 
     factor = (gram * b).add_(square, alpha=c)
     factor.diagonal(dim1=-2, dim2=-1).add_(a)
     return factor
+
+
+def update(grad: Tensor, momentum: Tensor, beta: float = 0.95, ns_steps: int = 5, nesterov: bool = True,
+           ns_method: str = "polar", is_expert_group: bool = False, num_heads: int | None = None, *,
+           dtype: torch.dtype) -> Tensor:
+    """DeepSpeed's `muon_update` with this iteration: the step that Muon takes for `grad`, (..., m, n), which it spoils.
+
+    A gradient that is not finite comes back as it is, so that the overflow is seen, and leaves `momentum` alone.
+    DeepSpeed decides that without synchronising, with seven passes over a matrix; on a CPU a sum is enough.
+    """
+    if not torch.isfinite(grad.sum(dtype=torch.float32)) and not torch.isfinite(grad).all():
+        return grad
+    momentum.lerp_(grad, 1 - beta)
+    step = grad.lerp_(momentum, beta) if nesterov else momentum
+    matrices = step if num_heads is None else step.unflatten(0, (num_heads, -1))
+    rows, columns = matrices.shape[-2:]
+    result = orthogonalize(matrices, dtype, scale=max(1.0, rows / columns) ** 0.5)
+    return result.reshape(grad.shape).to(grad.dtype)
 
 
 def chosen(ds_config: dict[str, Any], *, bf16_fast: bool) -> dict[str, Any]:
@@ -73,9 +90,7 @@ def chosen(ds_config: dict[str, Any], *, bf16_fast: bool) -> dict[str, Any]:
 
 
 def _replace_standard(dtype: torch.dtype) -> None:
-    from deepspeed.runtime.zero.muon import original_muon
+    from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
 
-    def iterate(matrix: Tensor, steps: int) -> Tensor:
-        return orthogonalize(matrix, dtype)
-
-    original_muon.zeropower_via_newtonschulz5 = iterate
+    for module in (original_muon, muon_optimizer):  # with ZeRO and without
+        module.muon_update = partial(update, dtype=dtype)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from torch import Tensor
 
-from training.muon import COEFFICIENTS, chosen, orthogonalize
+from training.muon import COEFFICIENTS, chosen, orthogonalize, update
 
 LOWEST, ERROR = 0.01, 0.27  # where the coefficients begin, and how far from 1 they end
+DEEPSPEEDS_IMPORT = "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 SHAPES = [(24, 24), (16, 60), (60, 16), (1, 8), (8, 1)]
 
 
@@ -78,12 +80,19 @@ def test_in_16_bits_no_spectrum_makes_it_grow(values):
     assert torch.linalg.matrix_norm(result, 2) < 2.5
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # DeepSpeed's import
-def test_deepspeeds_muon_uses_it_where_the_json_says_so(monkeypatch):
-    from deepspeed.runtime.zero.muon import original_muon
+@pytest.fixture
+def deepspeeds(monkeypatch):
+    """DeepSpeed's modules that a call of `chosen` changes; they are put back."""
+    from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
 
-    monkeypatch.setattr(original_muon, "zeropower_via_newtonschulz5", original_muon.zeropower_via_newtonschulz5)
-    monkeypatch.setattr(torch._dynamo.config, "disable", True)
+    for module in (original_muon, muon_optimizer):
+        monkeypatch.setattr(module, "muon_update", module.muon_update)
+    with torch._dynamo.config.patch(disable=True):
+        yield original_muon, muon_optimizer
+
+
+@pytest.mark.filterwarnings(DEEPSPEEDS_IMPORT)
+def test_deepspeed_uses_it_where_the_json_says_so(deepspeeds):
     plain = {"optimizer": {"type": "Muon", "params": {"ns_method": "standard"}}}
     assert chosen(plain, bf16_fast=False) is plain
     asked = {"optimizer": {"type": "Muon", "params": {"ns_method": "polar", "lr": 1}}, "steps_per_print": 1}
@@ -91,5 +100,37 @@ def test_deepspeeds_muon_uses_it_where_the_json_says_so(monkeypatch):
     assert read == {"optimizer": {"type": "Muon", "params": {"ns_method": "standard", "lr": 1}}, "steps_per_print": 1}
     assert asked["optimizer"]["params"]["ns_method"] == "polar"  # what the run saves
     gradient = torch.randn(64, 16, generator=torch.Generator().manual_seed(3))
-    update = original_muon.muon_update(gradient.clone(), torch.zeros(64, 16), ns_method="standard")
-    assert torch.allclose(update, 2 * orthogonalize(gradient, torch.float32), atol=1e-4)  # sqrt(64 / 16)
+    for module in deepspeeds:
+        step = module.muon_update(gradient.clone(), torch.zeros(64, 16), ns_method="standard")
+        assert torch.allclose(step, 2 * orthogonalize(gradient, torch.float32), atol=1e-4)  # sqrt(64 / 16)
+
+
+@pytest.mark.filterwarnings(DEEPSPEEDS_IMPORT)
+@pytest.mark.parametrize("how", [{}, {"beta": 0.8}, {"nesterov": False}, {"num_heads": 3}], ids=str)
+@pytest.mark.parametrize("shape", [(24, 10), (9, 20)])
+def test_all_but_the_iteration_is_as_in_deepspeeds(deepspeeds, monkeypatch, how, shape):
+    """Momentum, its look ahead, heads and the scale, over three steps."""
+    monkeypatch.setattr(deepspeeds[0], "zeropower_via_newtonschulz5", lambda x, steps: orthogonalize(x, torch.float32))
+    ours, theirs = torch.zeros(shape), torch.zeros(shape)
+    for seed in range(3):
+        gradient = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        step = update(gradient.clone(), ours, dtype=torch.float32, **how)
+        expected = deepspeeds[0].muon_update(gradient.clone(), theirs, ns_method="standard", **how)
+        assert torch.allclose(step, expected, atol=1e-4) and torch.allclose(ours, theirs)
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_an_overflow_is_passed_on_and_stays_out_of_the_momentum(bad):
+    momentum, gradient = torch.randn(12, 8), torch.randn(12, 8)
+    before = momentum.clone()
+    gradient[3, 2] = bad
+    assert not torch.isfinite(update(gradient, momentum, dtype=torch.float32)).all()
+    assert torch.equal(momentum, before)
+
+
+def test_a_sum_that_leaves_fp32_is_no_overflow():
+    gradient = torch.full((4, 4), 1e38)
+    assert torch.isfinite(gradient).all() and not torch.isfinite(gradient.sum())
+    momentum = torch.zeros(4, 4)
+    update(gradient, momentum, dtype=torch.float32)
+    assert torch.allclose(momentum, torch.full((4, 4), 5e36))
