@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.speed import Skip, heldout, race, race_picture
+from benchmarks.speed import Skip, heldout, race, race_picture, race_table
 from benchmarks.speed.peers import Course, Point, Settings, kept_steps, minimind, nanogpt, score
 from benchmarks.speed.peers.minimind import MiniMind, _Run
 from benchmarks.speed.peers.nanogpt import NanoGPT
@@ -145,14 +145,14 @@ def _curve(*bits: float) -> list[dict]:
 
 
 def test_the_crossing_lies_on_the_line_between_two_points():
-    found = race.crossing(_curve(4, 3, 2, 1), 2.5)
+    found = race_table.crossing(_curve(4, 3, 2, 1), 2.5)
     assert found == {"step": 25, "tokens": 2500, "text_bytes": 7500, "seconds": 5.0, "since_start": 35.0}
 
 
 def test_the_first_crossing_counts_and_a_first_point_below_is_itself():
-    assert race.crossing(_curve(4, 2, 3, 1), 2)["step"] == 20
-    assert race.crossing(_curve(1.5, 1), 2)["step"] == 10
-    assert race.crossing(_curve(4, 3), 2) is None
+    assert race_table.crossing(_curve(4, 2, 3, 1), 2)["step"] == 20
+    assert race_table.crossing(_curve(1.5, 1), 2)["step"] == 10
+    assert race_table.crossing(_curve(4, 3), 2) is None
 
 
 def _side(bits: list[float], speed: float) -> dict:
@@ -165,7 +165,7 @@ def _side(bits: list[float], speed: float) -> dict:
 
 def _result(ours_bits: list[float]) -> dict:
     peer, mine = _side([5, 4, 3, 2], 100.0), _side(ours_bits, 300.0)
-    mine["against_peer"] = race.compare(mine, peer)
+    mine["against_peer"] = race_table.compare(mine, peer)
     return {"text": {"documents": 5, "bytes": 10, "train": "t", "held_out_bytes": 7}, "cores": 2,
             "size": {"width": 8, "layers": 1, "max_seq_len": 16}, "ours": {"best": mine},
             "peer": peer | {"name": "<Peer>", "source": "abc", "recommended": "", "search": {"given": True},

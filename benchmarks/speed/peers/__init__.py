@@ -68,6 +68,7 @@ class Driver(Protocol):
     source: str  # which version of it
     pythonpath: Path | None
     tokenizer: Path
+    own_tokenizer: bool  # that it came with or was given, not one made of the text, as ours is
     begin_id: int
     end_id: int
 

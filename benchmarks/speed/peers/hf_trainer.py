@@ -33,6 +33,7 @@ class HFTrainer:
         self.size, self.threads = size, threads
         self.source = importlib.metadata.version("transformers")
         self.tokenizer, self.vocabulary, self.begin_id, self.end_id = tokenizer_for(texts, tokenizer, folder)
+        self.own_tokenizer = tokenizer is not None
         self.precision = "bf16" if detect().bf16_fast else "fp32"
 
     def shape(self) -> dict[str, Any]:

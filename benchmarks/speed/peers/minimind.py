@@ -48,7 +48,7 @@ class MiniMind:
         self.pythonpath = folder.absolute() / "minimind"
         shutil.rmtree(self.pythonpath, ignore_errors=True)
         shutil.copytree(checkout, self.pythonpath, ignore=_NOT_COPIED)
-        self.tokenizer = self.pythonpath / "model" / "tokenizer.json"
+        self.tokenizer, self.own_tokenizer = self.pythonpath / "model" / "tokenizer.json", True
         self.config = self._read_config()
         self.begin_id, self.end_id = self.config["bos_token_id"], self.config["eos_token_id"]
 

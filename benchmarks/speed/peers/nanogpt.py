@@ -47,6 +47,7 @@ class NanoGPT:
         for path in files:
             shutil.copy(path, self.pythonpath)
         self.tokenizer, self.vocabulary, self.begin_id, self.end_id = tokenizer_for(texts, tokenizer, folder)
+        self.own_tokenizer = tokenizer is not None
 
     def shape(self) -> dict[str, Any]:
         """Experts that together have as many active weights as its feed-forward layer: 8 width^2."""
