@@ -13,20 +13,15 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import NoReturn
 
 from corpus.errors import UserError
+from corpus.flags import Parser
 
 LANGUAGES = ("en", "zh")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists what there is")
-
-
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="the folder of a run, or of any Hugging Face causal language "
         "model")

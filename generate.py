@@ -15,9 +15,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from corpus.errors import UserError
+from corpus.flags import Parser
 
 if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
     from tokenizers import Tokenizer
@@ -28,13 +29,8 @@ if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
 TERMINAL = "the prompt"  # as the source of a prompt that was typed, and so is on the screen already
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists what there is")
-
-
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="run folder, or a folder with config.json, model.safetensors "
         "and tokenizer.json")
@@ -85,6 +81,8 @@ def find_model(checkpoint: Path) -> Path:
         raise UserError(f"{checkpoint} does not exist: give --checkpoint the folder of a run, such as runs/NAME")
     if not checkpoint.is_dir():
         raise UserError(f"{checkpoint} is a file: give --checkpoint the folder that it is in")
+    if (checkpoint.parent / "model").is_dir():
+        raise UserError(f"{checkpoint} holds no model: give --checkpoint {checkpoint.parent}, the run that it is in")
     raise UserError(f"{checkpoint} has no model/ yet, which training writes when it first evaluates: wait for that, "
                     "or give another run")
 

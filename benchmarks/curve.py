@@ -9,15 +9,20 @@ import json
 import sys
 from pathlib import Path
 
+from corpus.errors import UserError
 from corpus.shards import Corpus
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 320, 50, 40, 20, 190
 
 
 def main(run: Path, output: Path) -> None:
-    """Read the run's metrics and its corpus's ladder, write the picture."""
+    """Read the run's metrics and its corpus's ladder, write the picture; UserError without them."""
+    if not (run / "metrics.jsonl").is_file():
+        raise UserError(f"{run} holds no metrics.jsonl: give the folder of a run, such as runs/NAME")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     points = [(row["tokens"] / 1e6, row["loss"]) for row in rows if row["split"] == "val"]
+    if not points:
+        raise UserError(f"{run} was never evaluated: there is nothing to draw")
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     ladder = Corpus.open(Path(record["corpus"]), verify="size").ladder
     levels = [(nats, name) for name, nats in (ladder.rungs() if ladder else [])] + [(points[-1][1], "this run")]
@@ -54,5 +59,10 @@ def svg(points: list[tuple[float, float]], levels: list[tuple[float, str]]) -> s
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python -m benchmarks.curve runs/NAME OUTPUT.svg")
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+        print("usage: python -m benchmarks.curve runs/NAME OUTPUT.svg", file=sys.stderr)
+        sys.exit(2)
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except UserError as error:
+        print(f"curve: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -235,7 +235,7 @@ def _survey(job: Job, pool: WorkerPool) -> Survey:
             advance(found.file_bytes, survey.chunk_documents[-1])
     if s["dedup"] == "near":
         job.progress.say(f"comparing {len(survey.fates):,} documents for near duplicates")
-    survey.finish(s["max_bad_share"])
+    survey.finish(s["max_bad_share"], job.inputs, job.val_inputs)
     return survey
 
 

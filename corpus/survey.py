@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from .split import DIGEST_BYTES, DROP, TRAIN, VAL, HashSubset, document_digest, 
 
 BAD_LINES_KEPT = 100
 BAD_LINES_NAMED = 10
+_MOST_NAMED = 5  # files
 
 
 @dataclass(frozen=True)
@@ -186,15 +188,15 @@ class Survey:
             self._smallest_places.append(len(self.fates))
         return TRAIN
 
-    def finish(self, max_bad_share: float) -> None:
+    def finish(self, max_bad_share: float, inputs: Sequence[Path] = (), val_inputs: Sequence[Path] = ()) -> None:
         """Check what was found and drop near duplicates; UserError if too many lines are bad or a side that should
-        hold documents does not.
+        hold documents does not, which names the files.
         """
         self._check_bad_share(max_bad_share)
         if self.has_val_files and VAL not in self.fates:
-            raise UserError("--val_input: no documents in the files; each line should be {\"text\": ...}")
+            raise _empty(val_inputs)
         if not self.fates:
-            raise UserError("--input: no documents in the files; each line should be {\"text\": ...}")
+            raise _empty(inputs)
         self._drop_near()
         # its own copies are no other documents
         if self.val_fraction and VAL not in self.fates and self.fates.count(TRAIN) > len(self._smallest_places):
@@ -262,3 +264,8 @@ class Survey:
 
 def _listing(lines: Sequence[str]) -> str:
     return "".join(f"\n  {line}" for line in lines[:BAD_LINES_NAMED])
+
+
+def _empty(files: Sequence[Path]) -> UserError:
+    names = ", ".join(map(str, files[:_MOST_NAMED])) + (" and others" if len(files) > _MOST_NAMED else "")
+    return UserError(f"no documents in {names}; each line should be {{\"text\": ...}}")

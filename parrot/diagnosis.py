@@ -153,7 +153,9 @@ def _examine(case: Case, say: Say) -> Case:
 
 def _measure(case: Case, subject: Subject, text: Text, say: Say) -> Case:
     run, words = case.run, case.words
-    seq_len = min(run.seq_len if run else 512, subject.positions, max(8, len(text.held_out) // 4 or 512))
+    seq_len = min(run.seq_len if run else 512, subject.positions)
+    if run is None or not text.is_own or not text.held_out.num_rows(seq_len):  # else as training evaluates
+        seq_len = min(seq_len, max(8, len(text.held_out) // 4 or 512))
     say(words("doing_losses"))
     rows = measures.own_rows(text, run, seq_len)
     evidence = case.evidence

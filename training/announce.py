@@ -59,7 +59,8 @@ def sum_up(trainer: Trainer, reason: str) -> None:
         "tokens_per_second": round(tokens / state.seconds) if state.seconds else None,
         "val_loss": last.loss if last else None, "val_bits_per_byte": last.bits_per_byte if last else None,
         "best_val_loss": state.best_loss, "best_step": state.best_step,
-        "token_entropy": setup.corpus.manifest.entropy_nats, "skipped_steps": int(trainer.engine.skipped_steps),
+        "token_entropy": setup.corpus.manifest.entropy_nats, "unigram_loss": setup.unigram,
+        "skipped_steps": int(trainer.engine.skipped_steps),
         "alarms": state.alarms,
     }
     console = setup.console

@@ -7,13 +7,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from corpus.errors import UserError
 from corpus.fingerprint import DEDUP_CHOICES, REPETITION_CHOICES
+from corpus.flags import Parser
 from model.config import ModelConfig, ModelConfigError
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+_LONGEST_SECONDS = 10 * 365 * 86400.0
 
 
 def boolean(text: str) -> bool:
@@ -25,13 +27,18 @@ def boolean(text: str) -> bool:
 
 def duration(text: str) -> float:
     """Seconds of "11h30m", "45m", "90s" or a plain number of seconds."""
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
     match = _DURATION.fullmatch(text)
-    if not match or not text:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write it like 11h30m, 45m or 90s")
-    hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return 3600 * hours + 60 * minutes + seconds
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        seconds = float(text)
+    elif match and text:
+        hours, minutes, rest = (float(part or 0) for part in match.groups())
+        seconds = 3600 * hours + 60 * minutes + rest
+    else:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no duration: write it like 11h30m, 45m or 90s")
+    if not 0 < seconds <= _LONGEST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is too {'long' if seconds else 'short'} a time: give more "
+                                         "than 0 and at most ten years")
+    return seconds
 
 
 def whole(text: str) -> int:
@@ -166,16 +173,9 @@ def run_flags() -> list[str]:
     return own + model_flags()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One sentence, from rank 0 alone, in place of the whole usage from every rank."""
-        raise UserError(f"{message}; --help lists the flags")
-
-
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog="train.py", description=description, allow_abbrev=False,
-                                     argument_default=argparse.SUPPRESS,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="train.py", description=description, argument_default=argparse.SUPPRESS,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     run = parser.add_argument_group("the run")
     for option in (f for f in fields(Options) if f.metadata):

@@ -23,8 +23,10 @@ from training.evaluation import evaluate
 from training.export import export_model, inference_model
 from training.intervals import intervals
 from training.preflight import cost_checks
-from training.preflight.bench import Bench, Step, untouched_randomness
+from training.preflight.bench import MOST_ACCUMULATED, Bench, Step, untouched_randomness
+from training.preflight.runner import CHECKED_TOKENS
 from training.preflight.runner import SECONDS as PREFLIGHT_SECONDS
+from training.preflight.step_checks import OVERFIT_STEPS
 from training.probing import Probing
 from training.progress import human_time
 from training.run_state import RunState
@@ -33,6 +35,7 @@ from training.setup import Setup
 PROVISIONAL_STEPS = 10_000  # of the run whose copy is measured: the length has no influence on the speed
 MEASURED_SECONDS = 20.0  # that the timed steps may take together
 _FEWEST, _MOST = 3, 20  # timed steps
+_OTHER_STEPS = 10  # of the preflight, beside those on one batch
 _PASSES = 4  # micro-batches of a timed evaluation
 _START_SECONDS = 60.0  # that a session takes at most from its start to its engine, once the corpus is prepared
 _NEAR = 1.02  # what is longer than what is left by less than this is no news
@@ -69,8 +72,8 @@ def total_steps(budget: float, spent: float, costs: Costs, options: Options) -> 
     left = budget - spent - (sessions - 1) * (costs.setup + costs.save)
     if run_seconds(1, costs, options) > left:
         needed = budget - left + run_seconds(1, costs, options)
-        raise UserError(f"--budget {human_time(budget)} is too short for a single step: set-up, evaluation and save "
-                        f"take {human_time(needed)} here")
+        raise UserError(f"--budget {human_time(budget)} is too short for a single step: set-up, checks, evaluation and "
+                        f"save take about {human_time(needed)} here; give more than that")
     fits, too_long = 1, 2
     while run_seconds(too_long, costs, options) <= left:
         fits, too_long = too_long, 2 * too_long
@@ -116,12 +119,19 @@ def work_out(run: Setup, budget: float, now: Callable[[], float]) -> Length:
     """
     run.console.say("budget: measuring what a step, an evaluation and a save take, on a throw-away copy of the run")
     costs, cost = _measure(run, now)
-    ahead = costs.build + (0.0 if run.options.skip_preflight else PREFLIGHT_SECONDS)
+    ahead = costs.build + (0.0 if run.options.skip_preflight else _preflight_seconds(run, costs, cost))
     spent = told(run.world, now) + ahead
     steps = total_steps(budget, spent, costs, run.options)
     epochs = steps * run.resolved.train_batch / run.corpus.split("train").num_rows(run.options.max_seq_len)
     return Length(steps, f"budget: {human_time(budget)} at {costs.step:.3g} s a step, evaluations and saves included: "
                          f"{steps:,} steps ({epochs:.3g} epochs)", cost)
+
+
+def _preflight_seconds(run: Setup, costs: Costs, cost: cost_checks.Cost) -> float:
+    """What the checks will take, from above: nearly all of it is an engine and steps on a few rows."""
+    rows = min(1.0, CHECKED_TOKENS / (run.resolved.micro_batch * run.options.max_seq_len))
+    step = min(run.resolved.accumulation, MOST_ACCUMULATED) * cost.micro * rows + cost.step
+    return min(PREFLIGHT_SECONDS, costs.build + costs.evaluation + (OVERFIT_STEPS + _OTHER_STEPS) * step)
 
 
 def _measure(run: Setup, now: Callable[[], float]) -> tuple[Costs, cost_checks.Cost]:

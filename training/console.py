@@ -51,7 +51,7 @@ class Console:
             log_file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         except OSError as error:
-            raise UserError(f"{log_file} cannot be written ({error.strerror}): make room for it, or give another "
+            raise UserError(f"{log_file} cannot be written ({error.strerror}): mend that, or give another "
                             "--output") from None
         self.stream.flush()
         self.stream = forgiving(os.dup(self.stream.fileno()))

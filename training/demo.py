@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ def main() -> int:
 
 
 def verdict(run: Path, device: str) -> list[str]:
-    """What the run has learned: loss beside the entropy of token frequencies, and stories judged by the checker."""
+    """What the run has learned: loss beside that of token frequencies alone, and stories judged by the checker."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     corpus = Path(json.loads((run / "run.json").read_text(encoding="utf-8"))["corpus"])
     stories = write_stories(load_model(run / "model", device=device), run / "model" / "tokenizer.json")
@@ -60,10 +61,10 @@ def verdict(run: Path, device: str) -> list[str]:
     known = set(_training_stories(corpus))
     good = [story for story, judged in zip(stories, verdicts, strict=True) if judged.ok]
     new = sum(story not in known for story in good)
-    loss, entropy = summary["best_val_loss"], summary["token_entropy"]
+    loss, unigram = summary["best_val_loss"], summary["unigram_loss"]
     lines = [
         "", "verdict",
-        f"  validation loss {loss:.3f} nats a token; {entropy:.3f} would be token frequencies alone, "
+        f"  validation loss {loss:.3f} nats a token; {unigram:.3f} would be token frequencies alone, "
         f"{math.log(load_vocabulary(run)):.3f} pure chance",
         f"  {len(good)} of {len(stories)} freely written stories ({len(good) / len(stories):.0%}) are well-formed and "
         f"consistent with the stories' world; {new} of those {len(good)} stand nowhere in the training text",
@@ -74,11 +75,20 @@ def verdict(run: Path, device: str) -> list[str]:
     lines += [
         "where to look next",
         f"  diagnosis    {run}/diagnosis.html",
-        f"  curves       {Path(sys.executable).name} -m tensorboard.main --logdir {run}/tensorboard",
-        f"  more text    python generate.py --checkpoint {run}",
-        "  your text    deepspeed --num_gpus 2 train.py --data YOUR.jsonl",
+        f"  curves       {beside('python')} -m tensorboard.main --logdir {run}/tensorboard",
+        f"  more text    {beside('python')} generate.py --checkpoint {run}",
+        f"  your text    {beside('deepspeed')} --num_gpus 2 train.py --data YOUR.jsonl",
     ]
     return lines
+
+
+def beside(program: str) -> str:
+    """The program as the user's shell finds it: by its path, where the environment that this runs in is not active."""
+    folder = Path(sys.executable).parent
+    found = shutil.which(program)
+    if found and Path(found).parent.resolve() == folder.resolve():
+        return program
+    return os.path.relpath(folder / program)
 
 
 def load_vocabulary(run: Path) -> int:

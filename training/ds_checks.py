@@ -12,6 +12,7 @@ from training.ds_keys import AUTO_KEYS
 from training.ds_problems import Problems, show
 
 LEAST_MUON_CLIP = 10
+_MOST_EPOCHS = 1_000_000
 # without which the schedule's constructor fails
 _NEEDED: Mapping[str, Iterable[str]] = {
     "WarmupCosineLR": ("total_num_steps",),
@@ -68,8 +69,9 @@ def check_run(run: RunFacts, problems: Problems) -> None:
     """The flags that the "auto" values are made of."""
     if run.rows < 1:
         problems.add("--data", "there is not one full row of --max_seq_len tokens to train on.", "Give more text.")
-    if ds_keys.as_number(run.epochs) is None or run.epochs <= 0:
-        problems.add("--epochs", f"{run.epochs} is not a number above 0.", "Write e.g. --epochs 5.")
+    if ds_keys.as_number(run.epochs) is None or not 0 < run.epochs <= _MOST_EPOCHS:
+        what = f"{show(run.epochs)} is not a number above 0 and at most {_MOST_EPOCHS:,}."
+        problems.add("--epochs", what, "Write e.g. --epochs 5.")
     if run.max_steps is not None and run.max_steps < 1:
         problems.add("--max_steps", f"{run.max_steps} is not at least 1.", "Leave it out to train --epochs.")
 
@@ -130,7 +132,9 @@ def check_optimizer(case: Case, problems: Problems) -> None:
         mend = f"Did you mean {guess}?" if guess else f"There are {', '.join(ds_keys.OPTIMIZER_NAMES)}."
         problems.add("optimizer.type", f"neither DeepSpeed nor torch.optim has {show(written)}.", mend)
         return
-    if "lr" not in params and not (name == "muon" and {"muon_lr", "adam_lr"} <= params.keys()):
+    rates = [f"optimizer.params.{rate}" for rate in ("lr", "muon_lr", "adam_lr")]
+    if "lr" not in params and not (name == "muon" and {"muon_lr", "adam_lr"} <= params.keys()) and not problems.about(
+            *rates):
         problems.add("optimizer.params.lr", "missing.", "Write the peak of the schedule, e.g. 2e-4.")
     if case.zero_stage > 0 and name not in ds_keys.ZERO_TESTED and not _untested_allowed(case):
         mend = "Set it to true to insist, or choose Adam, AdamW or Muon."

@@ -13,8 +13,8 @@ from fractions import Fraction
 
 from training.device import Device
 from training.ds_checks import CHECKS, Case, RunFacts, auto_warmup, check_run, warmup_steps
-from training.ds_file import OWN_BLOCK, load, run_defaults
-from training.ds_keys import AUTO
+from training.ds_file import load, run_defaults
+from training.ds_keys import AUTO, OWN_BLOCK
 from training.ds_problems import Problems, keep_known
 from training.schedule import warmup_cosine_lr
 

@@ -10,11 +10,8 @@ from pathlib import Path
 
 from corpus.errors import UserError
 from corpus.files import printable, read_text
-from training.ds_keys import nearest
+from training.ds_keys import OWN_BLOCK, nearest
 from training.ds_problems import MOST_LISTED, show
-
-OWN_BLOCK = "bufudu"
-"""The one block that is not DeepSpeed's: default flags of train.py for the runs of this file."""
 
 _KEY = re.compile(r"[^\s.=]+(\.[^\s.=]+)*")
 _MOST_SHOWN = 120  # characters of what is wrong
@@ -39,14 +36,15 @@ def _check_depth(config: dict, path: Path) -> None:
         raise UserError(f"{path}: blocks within blocks, more than {_DEEPEST} deep.")
 
 
-def run_defaults(config: dict, known_flags: Collection[str]) -> dict:
+def run_defaults(config: dict, known_flags: Collection[str], *, source: object) -> dict:
     """The file's "bufudu" block: values for flags that the command line leaves open, such as {"ep_size": 2}.
 
-    DeepSpeed has no key for some choices that belong to an experiment; a flag given explicitly wins.
+    DeepSpeed has no key for some choices that belong to an experiment; a flag given explicitly wins. `source` is what
+    the messages call the configuration.
     """
     block = config.get(OWN_BLOCK) or {}
     if not isinstance(block, dict):
-        raise UserError(f'{OWN_BLOCK}: must be a block of flags and their values, such as {{"ep_size": 2}}')
+        raise UserError(f'{source}, {OWN_BLOCK}: must be a block of flags and their values, such as {{"ep_size": 2}}')
     problems, flags = [], []
     for flag, value in block.items():
         if flag not in known_flags:
@@ -58,7 +56,7 @@ def run_defaults(config: dict, known_flags: Collection[str]) -> dict:
         elif isinstance(value, (dict, list)) or (isinstance(value, str) and len(value) > _LONGEST_FLAG):
             problems.append(f"{OWN_BLOCK}.{flag}: must be a single value, as after --{flag}")
     if problems:
-        raise UserError("\n".join([*problems[:MOST_LISTED], *flags]))
+        raise UserError("\n".join([f"{source}: {problems[0]}", *problems[1:MOST_LISTED], *flags]))
     return {flag: value for flag, value in block.items() if value is not None}
 
 
@@ -90,6 +88,8 @@ def _parse(text: str, path: Path) -> dict:
         config = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         where = f"{path}, line {error.lineno}, column {error.colno}"
+        if not text.strip():
+            raise UserError(f"{path}: the file is empty; ds_configs/ holds some to copy.") from None
         raise UserError(f"{where}: not valid JSON: {error.msg}.{_usual_slip(text, error)}") from None
     except RecursionError:
         raise UserError(f"{path}: blocks within blocks, more than {_DEEPEST} deep.") from None

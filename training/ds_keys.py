@@ -21,6 +21,10 @@ class Kind(NamedTuple):
 
 
 Schema = Mapping[str, Union[Kind, "Schema"]]
+
+OWN_BLOCK = "bufudu"
+"""The one block that is not DeepSpeed's: default flags of train.py for the runs of this file."""
+
 AUTO = "auto"
 
 
@@ -388,4 +392,5 @@ def nearest_key(path: str, siblings: Iterable[str]) -> str | None:
     for known in _EVERYWHERE:
         leaves.setdefault(known.rpartition(".")[2], known)
     found = nearest(name, leaves)
-    return leaves[found] if found else None
+    # the same key may be one of another optimizer
+    return leaves[found] if found and leaves[found] != path else None

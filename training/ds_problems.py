@@ -23,6 +23,10 @@ class Problems:
         """`what` says what is wrong with `key`, `mend` what to write instead."""
         self._found.setdefault(key, (what, mend))
 
+    def about(self, *keys: str) -> bool:
+        """Whether something is known to be wrong with one of the keys."""
+        return any(key in self._found for key in keys)
+
     def raise_if_any(self, source: str) -> None:
         """Ends in one UserError that lists them all."""
         if not self._found:
@@ -86,7 +90,8 @@ def _fits(path: str, value: object, kind: ds_keys.Kind | Schema, problems: Probl
     if isinstance(kind, Mapping):
         kind = ds_keys.BLOCK  # a block is wanted, and this is none
     if not kind.fits(value):
-        problems.add(path, f"{show(value)} is not what belongs here.", f"Write {kind.words}.")
+        auto = f', or "{AUTO}"' if path in AUTO_KEYS else ""
+        problems.add(path, f"{show(value)} is not what belongs here.", f"Write {kind.words}{auto}.")
         return False
     if not path.endswith(".params"):  # params are looked through on their own, once their type is known
         _report_autos(path, value, problems)
@@ -98,7 +103,7 @@ def _report_unknown(path: str, schema: Schema, problems: Problems) -> None:
     if former:
         problems.add(path, f"not a key here: {former}.", "Take it out, or write it the new way.")
         return
-    guess = ds_keys.nearest_key(path, schema)
+    guess = ds_keys.nearest_key(path, schema if "." in path else [*schema, ds_keys.OWN_BLOCK])
     mend = f"Did you mean {guess}?" if guess else f"The keys here are {', '.join(schema)}."
     problems.add(path, "DeepSpeed has no such key here, and would ignore it or stop.", mend)
 

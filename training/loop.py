@@ -71,6 +71,7 @@ class Trainer:
         self.last_evaluation: Evaluation | None = None
         self.rate = 0.0  # that the latest step was taken with
         self.saved_step: int | None = None
+        self.kept = True  # whether the end of this session is in a checkpoint
         self.last_good: Path | None = None  # the checkpoint that was written or loaded last
         self.save_estimate = checkpoint_bytes(setup.config, setup.resolved) / _DISK_SPEED  # until one was measured
         self.doing, self.warm = "training", False  # what this rank does; whether it has made a step in this session
@@ -105,6 +106,8 @@ class Trainer:
         while not self._ended(reason):
             self._step_or_go_back()
             reason = self._reason_to_stop()
+        if not self.kept:
+            return f"NOT SAVED at the end ({reason or 'finished'})"
         return reason or "finished"
 
     def _ended(self, reason: str | None) -> bool:
@@ -300,7 +303,7 @@ class Trainer:
 
     def _repetition(self) -> dict[str, Any]:
         """What the model makes of held-out prompts, in figures; collective."""
-        self._now("writing to count repetition")
+        self._now("measuring repetition")
         figures, problem = self.probing.figures(self.engine)
         if problem:
             self.console.say(f"  no figures of repetition: {problem}")
@@ -343,10 +346,10 @@ class Trainer:
             return False
         return True
 
-    def _save(self) -> bool:
+    def _save(self, *, last: bool = False) -> bool:
         """Write a checkpoint; collective. False, and those before it are still there, if it could not be written.
 
-        NotFinite if the weights are not fit to be kept.
+        `last`: the run ends, and this is not tried again. NotFinite if the weights are not fit to be kept.
         """
         self._now("saving", _SAVE_SECONDS)
         self.state.wall_seconds = self.earlier_seconds + self.setup.stop.running
@@ -358,8 +361,9 @@ class Trainer:
             saved = checkpoint.save(self.engine, self.setup.checkpoints, self.state, self.options.keep_last,
                                     self._local(), self.last_good)
         except DiskFull as error:
-            self.console.say(f"  NOT SAVED: {error}; the checkpoints before it are whole, and saving is tried again "
-                             f"after {self.options.save_interval:,} steps")
+            then = ("make room and start again: the same command continues from the last of them" if last else
+                    f"saving is tried again after {self.options.save_interval:,} steps")
+            self.console.say(f"  NOT SAVED: {error}; the checkpoints before it are whole; {then}")
             return False
         self.saved_step, self.last_good = self.state.step, saved.path
         self.state.save_seconds = max(0.5 * self.state.save_seconds, saved.seconds)
@@ -375,8 +379,9 @@ class Trainer:
         """A last checkpoint, and a model even where there is no validation split to choose one by."""
         if not self.state.step:
             return
-        if self.saved_step != self.state.step and not self._save():
-            self.console.say("  make room and start again: the same command continues from the last checkpoint")
+        self.kept = self.saved_step == self.state.step or self._save(last=True)
+        if not self.kept:
+            self.state.finished = False
         # a run that was begun from a checkpoint of another may never have had a best model of its own
         model = self.setup.output / "model" / "model.safetensors"
         if self.state.best_loss is None or told(self.world, lambda: not model.is_file()):

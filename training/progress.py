@@ -66,7 +66,8 @@ class Progress:
         """The result of an evaluation, beside the two rungs of the ladder that it stands between."""
         place = f" ({on_ladder(loss, ladder)})" if ladder else ""
         kept = "  best so far, kept" if best else ""
-        self.console.say(f"  validation: loss {loss:.3f} nats a token{place}, {bits_per_byte:.3f} bits a byte{kept}")
+        self.console.say(f"  validation at step {self.step:,}: loss {loss:.3f} nats a token{place}, "
+                         f"{bits_per_byte:.3f} bits a byte{kept}")
 
     def repetition(self, figures: dict[str, Any], prompts: int) -> None:
         """Repetition on held-out prompts, beside that of the true text in brackets."""

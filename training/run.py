@@ -56,7 +56,7 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for a GPU, and warn
     path = given.get("deepspeed_config") or _default_config(device, world)
     ds_config = load(path, given.get("set", []))
-    options = arguments.options(given, run_defaults(ds_config, arguments.run_flags()))
+    options = arguments.options(given, run_defaults(ds_config, arguments.run_flags(), source=path))
     output = options.output or Path("runs") / f"{path.stem}-{_data_name(options)}"
     _judge_early(options, ds_config, path, world, device, output)
     if options.plan:
@@ -264,12 +264,13 @@ def _train(setup: Setup, of_length: Callable[[int], Resolved]) -> int:
 
 
 def _fit(trainer: Any) -> int:
-    """Exit status: 1 if the numbers went wrong, 0 however else the run ended."""
+    """Exit status: 1 if the numbers went wrong or the end could not be saved, 0 however else the run ended."""
     from training.divergence import Diverged
 
     status = 0
     try:
         reason = trainer.fit()
+        status = 0 if trainer.kept else 1
     except Diverged as error:
         trainer.console.say(f"train.py: stopped: {error}")
         reason, status = f"diverged: {error}", 1
@@ -300,7 +301,7 @@ def _state(found: Path | None, setup: Setup) -> tuple[RunState, list[str]]:
     if found is None:
         return RunState(identity=identity, ds_config=resolved.config, total_steps=resolved.total_steps), []
     state = checkpoint.read_state(found)
-    check_identity(state, identity, found)
+    check_identity(state, identity, found, at_once=resolved.micro_batch * setup.world.size)
     differences = check_config(state, resolved.config, found, accept=setup.options.accept_changes)
     state.identity, state.ds_config, state.total_steps = identity, resolved.config, resolved.total_steps
     return state, differences

@@ -75,12 +75,19 @@ class RunState:
         return number
 
 
-def check_identity(state: RunState, identity: dict[str, Any], source: object) -> None:
-    """Refuse to continue a run with another corpus, model or batch; the message lists what differs."""
+def check_identity(state: RunState, identity: dict[str, Any], source: object, *, at_once: int = 1) -> None:
+    """Refuse to continue a run with another corpus, model or batch; the message lists what differs.
+
+    `at_once`: rows that all processes take in one micro-batch, to say how the batch can be kept.
+    """
     different = [f"{name}: {then} then, {now} now" for name, then, now in _differences(state.identity, identity)]
     if different:
+        batch = state.identity.get("train_batch_size")
+        keep = ""
+        if batch and batch != identity.get("train_batch_size") and batch % at_once == 0:
+            keep = f" and with --set gradient_accumulation_steps={batch // at_once}, which keeps its batch"
         raise UserError(f"{source} belongs to another run ({'; '.join(different)}): start with the same data and "
-                        "flags, or give another --output")
+                        f"flags{keep}, or give another --output")
 
 
 def check_config(state: RunState, ds_config: dict[str, Any], source: object, *, accept: bool) -> list[str]:

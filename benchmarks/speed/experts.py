@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.session import ROOT, Session, free_port
-from benchmarks.speed import Skip
+from benchmarks.speed import Skip, inputs
 from benchmarks.speed.scaling import corpus
+from training.arguments import positive
 
 NAME = "experts"
 EXPERTS = 4
@@ -46,11 +47,11 @@ class Case:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Its own flags."""
     add = parser.add_argument
-    add("--experts_data", type=Path, metavar="DIR", help="a prepared corpus (sample stories)")
-    add("--experts_config", type=Path, default=ROOT / "ds_configs" / "cpu_x2.json", metavar="FILE",
+    add("--experts_data", type=inputs.prepared, metavar="DIR", help="a prepared corpus (sample stories)")
+    add("--experts_config", type=inputs.file, default=ROOT / "ds_configs" / "cpu_x2.json", metavar="FILE",
         help="the experiment (ds_configs/cpu_x2.json)")
     add("--experts_budget", default="5m", metavar="TIME", help="of each run, from command to end (%(default)s)")
-    add("--experts_sizes", nargs="+", type=int, default=[128, 256], metavar="N", help="hidden sizes (128 256)")
+    add("--experts_sizes", nargs="+", type=positive, default=[128, 256], metavar="N", help="hidden sizes (128 256)")
 
 
 def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -
     if not Path("/proc/self/status").exists():
         raise Skip("the experts part ends its processes with Linux's /proc: run it on Linux")
     work = work.resolve() / NAME
-    data = flags.experts_data.resolve() if flags.experts_data else corpus(work)
+    data = flags.experts_data or corpus(work)
     cases = [Case(size, top_k) for size in flags.experts_sizes for top_k in (0, 1, 2)]
     lines = []
     for number, case in enumerate(cases, 1):
@@ -70,7 +71,7 @@ def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -
 def _run(case: Case, flags: argparse.Namespace, data: Path, work: Path) -> dict[str, Any]:
     run = work / "run"
     shutil.rmtree(run, ignore_errors=True)
-    words, begun = case.flags(flags.experts_config.resolve(), data, run, flags.experts_budget), time.perf_counter()
+    words, begun = case.flags(flags.experts_config, data, run, flags.experts_budget), time.perf_counter()
     log = work / "logs" / f"{case.hidden_size}-{case.title}.log".replace(" ", "-")
     with Session(words, folder=work, log=log, port=free_port(), environment={"OMP_NUM_THREADS": "1"}) as session:
         status = session.wait_end(1800.0)

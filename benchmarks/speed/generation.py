@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks.speed import Skip
 from model import CausalLM, ModelConfig, load_model, save_model
 from model.init import init_weights
+from training.arguments import positive
 
 NAME = "generation"
 SEED = 0
@@ -39,9 +40,9 @@ SAMPLED = {"do_sample": True, "temperature": 1.0, "top_k": 50, "top_p": 0.95, "r
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this part."""
     add = parser.add_argument
-    add("--generation_tokens", type=int, default=128, metavar="N", help="new tokens a text (%(default)s)")
-    add("--generation_rounds", type=int, default=3, metavar="N", help="turns of each side (%(default)s)")
-    add("--generation_threads", type=int, default=torch.get_num_threads(), metavar="N", help="(%(default)s)")
+    add("--generation_tokens", type=positive, default=128, metavar="N", help="new tokens a text (%(default)s)")
+    add("--generation_rounds", type=positive, default=3, metavar="N", help="turns of each side (%(default)s)")
+    add("--generation_threads", type=positive, default=torch.get_num_threads(), metavar="N", help="(%(default)s)")
     add("--generation_shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES), help="(all)")
 
 

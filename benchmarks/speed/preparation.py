@@ -20,10 +20,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed import inputs
 from corpus.errors import UserError
 from corpus.pipeline import prepare
 from corpus.stories import generate_stories
 from corpus.tokenizer import train_tokenizer
+from training.arguments import positive
 
 NAME = "preparation"
 CORES = (1, 2)
@@ -54,10 +56,10 @@ print(json.dumps({"read": read, "encode": time.perf_counter() - start, "tokens":
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this part."""
     add = parser.add_argument
-    add("--preparation_text", type=Path, nargs="+", metavar="FILE",
+    add("--preparation_text", type=inputs.file, nargs="+", metavar="FILE",
         help="documents, .jsonl[.gz], repeated with a running number; sample stories if not given")
     add("--preparation_mb", type=float, default=50, metavar="MB", help="of text (%(default)s)")
-    add("--preparation_rounds", type=int, default=3, metavar="N", help="turns of each side (%(default)s)")
+    add("--preparation_rounds", type=positive, default=3, metavar="N", help="turns of each side (%(default)s)")
 
 
 def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:

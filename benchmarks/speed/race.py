@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import Skip, heldout, ours
+from benchmarks.speed import Skip, heldout, inputs, ours
 from benchmarks.speed.peers import Course, Driver, Settings, Size, fingerprint, hf_trainer, minimind, nanogpt
 from benchmarks.speed.peers.search import Found, Memory, Trial, search
 from benchmarks.speed.race_table import WORDS, compare, verdict
@@ -33,6 +33,7 @@ from corpus.errors import UserError
 from corpus.manifest import TOKENIZER_NAME, Manifest
 from corpus.stories import write_sample_corpus
 from corpus.tokenizer import load_tokenizer, vocab_size
+from training.arguments import positive
 
 NAME = "race"
 RUNS = tuple(WORDS)
@@ -47,31 +48,32 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of this part."""
     add = parser.add_argument_group("race (time to loss against a peer)").add_argument
     add("--peer", metavar="PATH", help=f"a checkout of MiniMind or nanoGPT, or the word {hf_trainer.WORD}")
-    add("--race_train", type=Path, metavar="FILE", help=".jsonl[.gz|.zst]; the sample stories if not given")
-    add("--race_val", type=Path, metavar="FILE", help="held-out documents, needed with --race_train")
-    add("--race_documents", type=int, metavar="N", help="only the first N training documents, to try it out")
-    add("--race_width", type=int, default=256, metavar="N", help="hidden size (%(default)s)")
-    add("--race_layers", type=int, default=4, metavar="N", help="(%(default)s)")
-    add("--race_max_seq_len", type=int, default=512, metavar="N", help="(%(default)s)")
-    add("--race_points", type=int, default=10, metavar="N", help="places of the peer's curve (%(default)s)")
-    add("--race_our_points", type=int, default=16, metavar="N", help="of ours, at most (%(default)s)")
-    add("--race_tokenizer", type=Path, metavar="FILE",
+    add("--race_train", type=inputs.file, metavar="FILE", help=".jsonl[.gz|.zst]; the sample stories if not given")
+    add("--race_val", type=inputs.file, metavar="FILE", help="held-out documents, needed with --race_train")
+    add("--race_documents", type=positive, metavar="N", help="only the first N training documents, to try it out")
+    add("--race_width", type=positive, default=256, metavar="N", help="hidden size (%(default)s)")
+    add("--race_layers", type=positive, default=4, metavar="N", help="(%(default)s)")
+    add("--race_max_seq_len", type=positive, default=512, metavar="N", help="(%(default)s)")
+    add("--race_points", type=positive, default=10, metavar="N", help="places of the peer's curve (%(default)s)")
+    add("--race_our_points", type=positive, default=16, metavar="N", help="of ours, at most (%(default)s)")
+    add("--race_tokenizer", type=inputs.file, metavar="FILE",
         help="tokenizer.json for a peer that brings none; trained on the text if not given")
     add("--race_peer_settings", type=peer_settings, metavar="lr=X,batch=N", help="instead of a search for them")
-    add("--race_peer_from", type=Path, metavar="RESULT.json", help="take the peer's side from an earlier race over the "
-        "same text on as many cores: to try settings of ours; not for figures to publish")
+    add("--race_peer_from", type=inputs.file, metavar="RESULT.json",
+        help="take the peer's side from an earlier race over the same text on as many cores: to try settings of ours; "
+        "not for figures to publish")
     add("--race_search_rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3], metavar="X",
         help="(%(default)s)")
-    add("--race_search_batches", type=int, nargs="+", default=[2, 8, 32], metavar="N", help="(%(default)s)")
-    add("--race_search_documents", type=int, default=480, metavar="N", help="of a trial (%(default)s)")
+    add("--race_search_batches", type=positive, nargs="+", default=[2, 8, 32], metavar="N", help="(%(default)s)")
+    add("--race_search_documents", type=positive, default=480, metavar="N", help="of a trial (%(default)s)")
     add("--race_search_budget", type=float, default=1200, metavar="SECONDS", help="for the search (%(default)s)")
-    add("--race_config", type=Path, default=heldout.ROOT / "ds_configs" / "cpu_x2.json", metavar="FILE",
+    add("--race_config", type=inputs.file, default=heldout.ROOT / "ds_configs" / "cpu_x2.json", metavar="FILE",
         help="our DeepSpeed JSON (cpu_x2.json)")
     add("--race_set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to our JSON")
     add("--race_train_flags", default="", metavar="TEXT", help='more flags of train.py, "--seed 1" say')
-    add("--race_processes", type=int, default=2, metavar="N", help="ranks of ours (%(default)s)")
+    add("--race_processes", type=positive, default=2, metavar="N", help="ranks of ours (%(default)s)")
     add("--race_epochs", type=float, default=1.0, metavar="N", help="of ours; the schedule ends with it (%(default)s)")
-    add("--race_steps", type=int, metavar="N", help="of ours, instead of epochs; with the peer's tokenizer "
+    add("--race_steps", type=positive, metavar="N", help="of ours, instead of epochs; with the peer's tokenizer "
         "as many times more or fewer as it makes tokens of the text")
     add("--race_runs", nargs="+", choices=RUNS, metavar="NAME",
         help=f"runs of ours: in its best precision, in the peer's, with the peer's tokenizer ({' '.join(RUNS)}; the "

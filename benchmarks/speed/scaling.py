@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.session import ROOT, Session, free_port
-from benchmarks.speed import Skip
+from benchmarks.speed import Skip, inputs
 from benchmarks.speed.scaling_child import FOLDER
 from corpus.pipeline import prepare
 from corpus.stories import write_sample_corpus
 from corpus.tokenizer import load_tokenizer
 from model import ModelConfig, count_parameters
+from training.arguments import positive
 
 NAME = "scaling"
 AIM = 0.9
@@ -86,16 +87,17 @@ CASES = [
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Its own flags."""
     add = parser.add_argument
-    add("--scaling_data", type=Path, metavar="DIR", help="a prepared corpus (sample stories)")
-    add("--scaling_config", type=Path, default=ROOT / "ds_configs" / "cpu_x2.json", metavar="FILE",
+    add("--scaling_data", type=inputs.prepared, metavar="DIR", help="a prepared corpus (sample stories)")
+    add("--scaling_config", type=inputs.file, default=ROOT / "ds_configs" / "cpu_x2.json", metavar="FILE",
         help="the experiment (ds_configs/cpu_x2.json)")
-    add("--scaling_steps", type=int, default=8, metavar="N",
+    add("--scaling_steps", type=positive, default=8, metavar="N",
         help=f"of a run, of which {SKIPPED} do not count; 3 less with accumulation, whose steps are longer "
         "(%(default)s)")
-    add("--scaling_rounds", type=int, default=2, metavar="N",
+    add("--scaling_rounds", type=positive, default=2, metavar="N",
         help="times that one and two processes are run in turn (%(default)s)")
-    add("--scaling_groups", nargs="+", default=["processes", "experts", "ZeRO", "accumulation"], metavar="GROUP",
-        help="of processes, experts, ZeRO, accumulation (all)")
+    groups = list(dict.fromkeys(case.group for case in CASES))
+    add("--scaling_groups", nargs="+", choices=groups, default=groups, metavar="GROUP",
+        help=f"of {', '.join(groups)} (all)")
 
 
 def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -
     if not Path("/proc/self/status").exists():
         raise Skip("the scaling part ends its processes with Linux's /proc: run it on Linux")
     begun, work = time.perf_counter(), work.resolve() / NAME
-    data = flags.scaling_data.resolve() if flags.scaling_data else corpus(work)
+    data = flags.scaling_data or corpus(work)
     chosen = [case for case in CASES if case.group in flags.scaling_groups]
     order = [case for _ in range(flags.scaling_rounds - 1) for case in (BASE, TWO) if case in chosen] + chosen
     found: dict[Case, list[dict[str, Any]]] = defaultdict(list)
@@ -155,7 +157,7 @@ def _run(case: Case, flags: argparse.Namespace, data: Path, work: Path) -> dict[
         shutil.rmtree(folder, ignore_errors=True)
     counts.mkdir(parents=True)
     steps = max(SKIPPED + 1, flags.scaling_steps - (3 if case.group == "accumulation" else 0))
-    words = case.flags(flags.scaling_config.resolve(), data, run, steps)
+    words = case.flags(flags.scaling_config, data, run, steps)
     with Session(words, folder=work, log=work / "logs" / f"{case.group}-{case.title}.log".replace(" ", "-"),
                  port=free_port(), processes=case.processes, script=("--module", "benchmarks.speed.scaling_child"),
                  environment={"OMP_NUM_THREADS": str(case.threads), FOLDER: str(counts)}) as session:

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from benchmarks.chaos.session import ROOT, Session, free_port
-from benchmarks.speed import Skip
+from benchmarks.speed import Skip, inputs
 from benchmarks.speed.machine import copy_bandwidth, matrix_rate
 from benchmarks.speed.scaling import corpus
 from benchmarks.speed.step_child import FOLDER
 from corpus.tokenizer import load_tokenizer
 from model import ModelConfig
+from training.arguments import positive
 from training.flops import training_flops_per_token
 
 NAME = "step"
@@ -32,6 +33,7 @@ SHAPE = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "
 WIDTH = 832
 """Of the dense layer, and of all experts together that a token goes through."""
 SEQ_LEN, ROWS = 512, 8
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 PARTS = ("data", "embedding", "attention", "router", "dispatch", "experts", "norms and sums", "head and loss",
          "backward", "reduction", "optimizer", "loop")
 OUTSIDE = ("data", "reduction", "loop")
@@ -78,12 +80,15 @@ def cases(precisions: Sequence[str]) -> list[Case]:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Its own flags."""
     add = parser.add_argument
-    add("--step_data", type=Path, metavar="DIR", help="a prepared corpus (sample stories)")
-    add("--step_config", type=Path, default=ROOT / "ds_configs" / "cpu_x2.json", metavar="FILE",
+    add("--step_data", type=inputs.prepared, metavar="DIR", help="a prepared corpus (sample stories)")
+    add("--step_config", type=inputs.file, default=ROOT / "ds_configs" / "cpu_x2.json", metavar="FILE",
         help="the experiment (ds_configs/cpu_x2.json)")
-    add("--step_count", type=int, default=13, metavar="N", help=f"of a run; {SKIPPED} do not count (%(default)s)")
-    add("--step_rounds", type=int, default=3, metavar="N", help="turns of all runs, of which the fastest counts (3)")
-    add("--step_precisions", nargs="+", default=["bf16", "fp32"], metavar="P", help="bf16, fp32 (both)")
+    add("--step_count", type=positive, default=10, metavar="N",
+        help=f"of a run, after {SKIPPED} that do not count (%(default)s)")
+    add("--step_rounds", type=positive, default=3, metavar="N",
+        help="turns of all runs, of which the fastest counts (%(default)s)")
+    add("--step_precisions", nargs="+", choices=list(DTYPES), default=list(DTYPES), metavar="P",
+        help=f"of {', '.join(DTYPES)} (all)")
 
 
 def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
@@ -91,7 +96,7 @@ def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -
     if not Path("/proc/self/status").exists():
         raise Skip("the step part ends its processes with Linux's /proc: run it on Linux")
     work = work.resolve() / NAME
-    data = flags.step_data.resolve() if flags.step_data else corpus(work)
+    data = flags.step_data or corpus(work)
     chosen = cases(flags.step_precisions)
     best = _fastest(chosen, flags, data, work, say)
     return {"floor": _floor(flags.step_precisions), "lines": [_against_floor(best[case], data) for case in chosen],
@@ -119,8 +124,7 @@ def _floor(precisions: Sequence[str]) -> dict[str, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
-        rates = {name: matrix_rate(dtypes[name], 2048, WIDTH, SHAPE["hidden_size"]) for name in precisions}
+        rates = {name: matrix_rate(DTYPES[name], 2048, WIDTH, SHAPE["hidden_size"]) for name in precisions}
         return rates | {"bytes_per_second": copy_bandwidth()}
     finally:
         torch.set_num_threads(threads)
@@ -131,7 +135,7 @@ def _run(case: Case, flags: argparse.Namespace, data: Path, work: Path) -> dict[
     for folder in (run, counts):
         shutil.rmtree(folder, ignore_errors=True)
     counts.mkdir(parents=True)
-    words = case.flags(flags.step_config.resolve(), data, run, flags.step_count)
+    words = case.flags(flags.step_config, data, run, SKIPPED + flags.step_count)
     with Session(words, folder=work, log=work / "logs" / f"{case.title}.log".replace(" ", "-"), port=free_port(),
                  processes=case.processes, script=("--module", "benchmarks.speed.step_child"),
                  environment={"OMP_NUM_THREADS": "1", FOLDER: str(counts)}) as session:

@@ -57,7 +57,7 @@ def test_a_slower_machine_or_a_longer_set_up_never_gives_more_steps():
 
 
 def test_a_budget_too_short_for_a_step_says_what_one_takes():
-    with pytest.raises(UserError, match=r"--budget 1 min 00 s is too short.* take 1 min 32 s here"):
+    with pytest.raises(UserError, match=r"--budget 1 min 00 s is too short.* take about 1 min 32 s here; give more"):
         total_steps(60, 60, COSTS, Options())  # 60 + a step + 2 evaluations + 2 samples + a save
     assert total_steps(92, 60, COSTS, Options()) == 1
 

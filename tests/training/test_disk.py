@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -311,3 +312,23 @@ def test_a_run_whose_disk_fills_up_goes_on_and_saves_when_there_is_room_again(tm
         assert kept[-1].name == "step-00000120"
         assert [checkpoint.damage(path) for path in kept] == [None, None]
         assert not [path for path in run.rglob("*") if path.name.endswith((".new", ".partial"))]
+
+
+@pytest.mark.slow
+def test_a_run_whose_end_cannot_be_saved_says_so_by_its_status(tmp_path, processes, flags, train_py):
+    with mounted(tmp_path / "disk", "9m") as folder:
+        command = [sys.executable, train_py, *flags(
+            folder / "run", "--max_steps", 40, "--save_interval", 10, "--keep_last", 1, "--eval_interval", 40,
+            "--sample_interval", 40)]
+        process = processes.start(command, OMP_NUM_THREADS=1)
+        process.wait_until(lambda: "step-00000010 (" in process.output, "the first checkpoint")
+        process.wait_until(lambda: fill(folder) and "NOT SAVED at the end" in process.output, "the end")
+        done = processes.finish(process)
+        assert done.status == 1, done.output
+        assert "the checkpoints before it are whole; make room and start again" in done.output
+        assert "NOT SAVED at the end (finished): 40 of 40 steps" in done.output
+        assert "the same command continues the run" in done.output
+        (folder / "ballast").unlink()
+        done = processes.finish(processes.start(command, OMP_NUM_THREADS=1))
+        assert done.status == 0 and "finished: 40 of 40 steps" in done.output, done.output
+        assert checkpoint.damage(checkpoint.find(folder / "run", "auto")[-1]) is None

@@ -148,9 +148,9 @@ def test_bf16_auto_follows_the_device(device, precision):
 
 def test_ep2_is_told_by_the_block_of_our_own():
     config = load(CONFIGS / "t4x2_ep2.json")
-    assert run_defaults(config, {"ep_size", "seed"}) == {"ep_size": 2}
-    assert run_defaults(load(CONFIGS / "t4x2.json"), {"ep_size"}) == {}
-    assert run_defaults(load(CONFIGS / "t4x2_ep2.json", ["bufudu.ep_size=null"]), {"ep_size"}) == {}
+    assert run_defaults(config, {"ep_size", "seed"}, source="x.json") == {"ep_size": 2}
+    assert run_defaults(load(CONFIGS / "t4x2.json"), {"ep_size"}, source="x.json") == {}
+    assert run_defaults(load(CONFIGS / "t4x2_ep2.json", ["bufudu.ep_size=null"]), {"ep_size"}, source="x.json") == {}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_ep2_is_told_by_the_block_of_our_own():
 )
 def test_a_wrong_block_of_our_own(block, words):
     with pytest.raises(UserError, match=words):
-        run_defaults({"bufudu": block}, {"ep_size", "seed"})
+        run_defaults({"bufudu": block}, {"ep_size", "seed"}, source="x.json")
 
 
 def test_resolve_leaves_its_input_alone():
@@ -270,6 +270,9 @@ def test_slow_bf16_on_a_cpu_is_noted_not_refused():
         (["gradient_clipping=1e999"], ["gradient_clipping: Infinity"]),
         # names and kinds
         (["gradient_cliping=1"], ["gradient_cliping", "Did you mean gradient_clipping?"]),
+        (["bufudo.seed=1"], ["bufudo", "Did you mean bufudu?"]),
+        (["optimizer.params.ns_method=gram"], ["ns_method: DeepSpeed has no such key here", "The keys here are lr, "]),
+        (["optimizer.type=Muon", "optimizer.params.ns_method=cubic"], ['Write one of gram, standard, polar, or "auto".']),
         (["lr=1e-3"], ["lr: ", "Did you mean optimizer.params.lr?"]),
         (["zero_optimization.stages=2"], ["Did you mean zero_optimization.stage?"]),
         (["fp16.enable=true"], ["Did you mean fp16.enabled?"]),
@@ -464,7 +467,8 @@ def test_a_missing_file_lists_the_ones_there_are(tmp_path):
         ('{\n"a": 1, // the first\n"b": 2}', "no comments"),
         ('{"a": True}', "true, false, null"),
         ("{'a': 1}", "double quotes"),
-        ("", "line 1, column 1"),
+        ("", "the file is empty"),
+        ("{,}", "line 1, column 2"),
         ('{"fp16": {"enabled": true, "enabled": false}}', '"enabled" stands twice'),
         ('{"a": NaN}', "NaN is no JSON value"),
         ("[1, 2]", "one block"),
@@ -664,7 +668,7 @@ def test_a_message_stays_readable_whatever_the_file_holds():
     assert "300 problems" in text and "and 280 more." in text and text.count("The keys here are") == 1
     block = {f"zzzzz{i}\n": 1 for i in range(300)} | {"output": "x" * 2000}
     with pytest.raises(UserError) as caught:
-        run_defaults({"bufudu": block}, {"output", "seed"})
+        run_defaults({"bufudu": block}, {"output", "seed"}, source="x.json")
     assert len(str(caught.value)) < 4000 and "the flags are output, seed" in str(caught.value)
 
 

@@ -242,7 +242,7 @@ def test_the_terminal_shows_our_lines_and_the_launchers(launched):
     ours = [line for line in lines if not LAUNCHER_LINE.match(line)]
     assert [line for line in ours if not OUR_LINE.match(line) and not line.startswith("data/")] == []
     assert sum(line.startswith("step ") for line in ours) == 12
-    assert len([line for line in ours if line.startswith("  validation: loss")]) == 5
+    assert len([line for line in ours if line.startswith("  validation at step ")]) == 5
     assert re.search(r"loss 6\.\d+ nats a token \(uniform 6\.24: no better than guessing\)|"
                      r"loss 6\.\d+ nats a token \(uniform 6\.24, unigram \d\.\d\d: ", launched.output)
     assert sum(bool(REPETITION_LINE.fullmatch(line)) for line in ours) == 5

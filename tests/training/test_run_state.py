@@ -31,6 +31,15 @@ def test_another_identity_is_refused_with_all_that_differs(tmp_path):
     assert "corpus" not in str(caught.value)
 
 
+@pytest.mark.parametrize("at_once, accumulation", [(4, 2), (8, 1), (16, None), (3, None)])
+def test_fewer_processes_are_told_how_to_keep_the_batch(tmp_path, at_once, accumulation):
+    state = RunState(identity={"train_batch_size": 8})
+    with pytest.raises(UserError, match="train_batch_size: 8 then, 4 now") as error:
+        check_identity(state, {"train_batch_size": 4}, tmp_path, at_once=at_once)
+    mend = f"--set gradient_accumulation_steps={accumulation}, which keeps its batch"
+    assert (mend in str(error.value)) == (accumulation is not None)
+
+
 def changed(path, value):
     """CONFIG with one value changed, or taken out."""
     *blocks, key = path.split(".")

@@ -178,7 +178,7 @@ def curve(here: Here) -> dict[str, Any]:
 
 def shipped(here: Here, *, name: str) -> dict[str, Any]:
     """A file of ds_configs/ as it is but for the size of the batch, on the same rows again and again."""
-    defaults = run_defaults(load(CONFIGS / f"{name}.json"), run_flags())
+    defaults = run_defaults(load(CONFIGS / f"{name}.json"), run_flags(), source=name)
     config = replace(MOE, ep_size=int(defaults.get("ep_size", 1)))
     plan = resolved(here, name, "train_batch_size=auto", "train_micro_batch_size_per_gpu=2", config=config, steps=6)
     training = Training(here, config, plan, one_batch=True)

@@ -23,7 +23,7 @@ from training.step import forward_backward
 
 _MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
 _SILENCED = ("flops_profiler", "comms_logger")
-_MOST_ACCUMULATED = 2  # enough to see that micro-batches are added up; more would only take longer
+MOST_ACCUMULATED = 2  # enough to see that micro-batches are added up; more would only take longer
 _OVERFLOWS = 24  # a loss scale of 2**16 falls to 1 in 16 skipped steps, two to each with DeepSpeed's hysteresis
 
 
@@ -45,7 +45,7 @@ class Bench:
                  seq_len: int) -> None:
         self.config, self.world, self.stream, self.seq_len = config, world, stream, seq_len
         self.micro_batch = resolved.micro_batch
-        self.accumulation = min(_MOST_ACCUMULATED, resolved.accumulation)
+        self.accumulation = min(MOST_ACCUMULATED, resolved.accumulation)
         self.engine = engines.build_engine(config, self._silent(resolved), seed=seed, rank=world.rank)
         self.rates = schedule(self.engine, resolved.total_steps)
         self.engine.lr_scheduler = None  # from here on the rates are set by hand

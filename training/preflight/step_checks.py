@@ -276,12 +276,12 @@ def judge_warmup(rates: list[list[float]], total_steps: int, ratio: float, rise:
     """`rise` is how far one batch's loss went above its start (nats) in the steps at the peak rate."""
     sizes = [sum(step) for step in rates]
     steps = next(step for step, size in enumerate(sizes) if size >= 0.95 * max(sizes))
-    text = f"the peak rate is reached after {steps:,} of {total_steps:,} steps"
+    text = f"95 % of the peak rate is reached after {steps:,} of {total_steps:,} steps"
     if steps > 3 or (ratio < 0.05 and rise < 0.1):
         return passed("warm_up", text)
     return warned("warm_up", f"{text}, and its updates are {ratio:.2g} of the weights' size",
                   "let the rate rise: --set scheduler.params.warmup_num_steps="
-                  f"{max(10, total_steps // 50)}")
+                  f"{min(max(10, total_steps // 50), max(1, total_steps // 2))}")
 
 
 def _some(names: list[str]) -> str:
