@@ -81,8 +81,9 @@ def find_model(checkpoint: Path) -> Path:
         raise UserError(f"{checkpoint} does not exist: give --checkpoint the folder of a run, such as runs/NAME")
     if not checkpoint.is_dir():
         raise UserError(f"{checkpoint} is a file: give --checkpoint the folder that it is in")
-    if (checkpoint.parent / "model").is_dir():
-        raise UserError(f"{checkpoint} holds no model: give --checkpoint {checkpoint.parent}, the run that it is in")
+    for run in checkpoint.parents[:2]:
+        if (run / "model" / "config.json").is_file() and (run / "run.json").is_file():
+            raise UserError(f"{checkpoint} holds no model: give --checkpoint {run}, the run that it is in")
     raise UserError(f"{checkpoint} has no model/ yet, which training writes when it first evaluates: wait for that, "
                     "or give another run")
 

@@ -27,13 +27,14 @@ from corpus.fingerprint import (
     DEFAULT_VOCAB_SIZE,
     REPETITION_CHOICES,
 )
+from corpus.flags import Parser
 from corpus.manifest import Manifest
 from corpus.pipeline import prepare
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--input", nargs="+", type=Path, metavar="FILE", help=".jsonl, .jsonl.gz or .jsonl.zst")
     add("--output", type=Path, metavar="DIR", help="folder to make or, if it is one, to replace")
@@ -78,7 +79,11 @@ def write_page(path: Path, found: dict[str, Any], heading: str, language: str) -
 
 def main() -> int:
     """Prepare and report; the exit status is 2 for bad input and 130 after Ctrl-C."""
-    options = parse_arguments()
+    try:
+        options = parse_arguments()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     # A polite kill cleans up like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

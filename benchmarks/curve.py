@@ -17,16 +17,20 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 320, 50, 40, 20, 190
 
 def main(run: Path, output: Path) -> None:
     """Read the run's metrics and its corpus's ladder, write the picture; UserError without them."""
-    if not (run / "metrics.jsonl").is_file():
-        raise UserError(f"{run} holds no metrics.jsonl: give the folder of a run, such as runs/NAME")
+    for name in ("metrics.jsonl", "run.json"):
+        if not (run / name).is_file():
+            raise UserError(f"{run} holds no {name}: give the folder of a run, such as runs/NAME")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    points = [(row["tokens"] / 1e6, row["loss"]) for row in rows if row["split"] == "val"]
+    points = [(row["tokens"] / 1e6, row["loss"]) for row in rows if row["split"] == "val" and row["loss"] is not None]
     if not points:
         raise UserError(f"{run} was never evaluated: there is nothing to draw")
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     ladder = Corpus.open(Path(record["corpus"]), verify="size").ladder
     levels = [(nats, name) for name, nats in (ladder.rungs() if ladder else [])] + [(points[-1][1], "this run")]
-    output.write_text(svg(points, levels), encoding="utf-8")
+    try:
+        output.write_text(svg(points, levels), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror}): give another file") from None
 
 
 def svg(points: list[tuple[float, float]], levels: list[tuple[float, str]]) -> str:

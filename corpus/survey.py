@@ -188,7 +188,7 @@ class Survey:
             self._smallest_places.append(len(self.fates))
         return TRAIN
 
-    def finish(self, max_bad_share: float, inputs: Sequence[Path] = (), val_inputs: Sequence[Path] = ()) -> None:
+    def finish(self, max_bad_share: float, inputs: Sequence[Path], val_inputs: Sequence[Path]) -> None:
         """Check what was found and drop near duplicates; UserError if too many lines are bad or a side that should
         hold documents does not, which names the files.
         """

@@ -128,8 +128,8 @@ class ModelConfig:
                 own = json.loads(file.read(_MOST_BYTES))["bufudu"]
             config = cls(**{name: value for name, value in own.items() if name in _KINDS})
         except json.JSONDecodeError as error:
-            raise ModelConfigError(f"{path} is damaged: no valid JSON ({error.msg}, line {error.lineno}); take a copy "
-                                   "of it, or give another run") from error
+            raise ModelConfigError(f"{path} is damaged: no valid JSON ({error.msg}, line {error.lineno}); restore "
+                                   "it from a copy, or give another run") from error
         except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
             raise ModelConfigError(f"{path} was not written by this project (no usable 'bufudu' block)") from error
         for name, kinds in _KINDS.items():

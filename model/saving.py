@@ -86,7 +86,7 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch
         model.load_state_dict(weights, strict=True, assign=True)
     except (SafetensorError, RuntimeError, OSError, ValueError, MemoryError) as error:
         raise ModelConfigError(f"{weights_file} does not hold the weights that {config_file} describes: "
-                               f"{' '.join(str(error).split())[:300]}; take a copy of it, or give another") from error
+                               f"{' '.join(str(error).split())[:300]}; restore it from a copy") from error
     return model.to(device=device, dtype=dtype).eval()
 
 

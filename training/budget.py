@@ -23,9 +23,9 @@ from training.evaluation import evaluate
 from training.export import export_model, inference_model
 from training.intervals import intervals
 from training.preflight import cost_checks
-from training.preflight.bench import MOST_ACCUMULATED, Bench, Step, untouched_randomness
-from training.preflight.runner import CHECKED_TOKENS
+from training.preflight.bench import MOST_ACCUMULATED, OVERFLOWS, Bench, Step, untouched_randomness
 from training.preflight.runner import SECONDS as PREFLIGHT_SECONDS
+from training.preflight.runner import checked_rows
 from training.preflight.step_checks import OVERFIT_STEPS
 from training.probing import Probing
 from training.progress import human_time
@@ -119,7 +119,7 @@ def work_out(run: Setup, budget: float, now: Callable[[], float]) -> Length:
     """
     run.console.say("budget: measuring what a step, an evaluation and a save take, on a throw-away copy of the run")
     costs, cost = _measure(run, now)
-    ahead = costs.build + (0.0 if run.options.skip_preflight else _preflight_seconds(run, costs, cost))
+    ahead = costs.build + (0.0 if run.options.skip_preflight else preflight_seconds(run, costs, cost))
     spent = told(run.world, now) + ahead
     steps = total_steps(budget, spent, costs, run.options)
     epochs = steps * run.resolved.train_batch / run.corpus.split("train").num_rows(run.options.max_seq_len)
@@ -127,11 +127,12 @@ def work_out(run: Setup, budget: float, now: Callable[[], float]) -> Length:
                          f"{steps:,} steps ({epochs:.3g} epochs)", cost)
 
 
-def _preflight_seconds(run: Setup, costs: Costs, cost: cost_checks.Cost) -> float:
-    """What the checks will take, from above: nearly all of it is an engine and steps on a few rows."""
-    rows = min(1.0, CHECKED_TOKENS / (run.resolved.micro_batch * run.options.max_seq_len))
+def preflight_seconds(run: Setup, costs: Costs, cost: cost_checks.Cost) -> float:
+    """What the checks will take at most, about: an engine, and steps on a few rows."""
+    rows = checked_rows(run.resolved.micro_batch, run.options.max_seq_len) / run.resolved.micro_batch
     step = min(run.resolved.accumulation, MOST_ACCUMULATED) * cost.micro * rows + cost.step
-    return min(PREFLIGHT_SECONDS, costs.build + costs.evaluation + (OVERFIT_STEPS + _OTHER_STEPS) * step)
+    other = OVERFLOWS if run.resolved.precision == "fp16" else _OTHER_STEPS
+    return min(PREFLIGHT_SECONDS, costs.build + costs.evaluation + (OVERFIT_STEPS + other) * step)
 
 
 def _measure(run: Setup, now: Callable[[], float]) -> tuple[Costs, cost_checks.Cost]:

@@ -61,7 +61,8 @@ def verdict(run: Path, device: str) -> list[str]:
     known = set(_training_stories(corpus))
     good = [story for story, judged in zip(stories, verdicts, strict=True) if judged.ok]
     new = sum(story not in known for story in good)
-    loss, unigram = summary["best_val_loss"], summary["unigram_loss"]
+    # a run that an earlier version finished has the entropy alone
+    loss, unigram = summary["best_val_loss"], summary.get("unigram_loss", summary["token_entropy"])
     lines = [
         "", "verdict",
         f"  validation loss {loss:.3f} nats a token; {unigram:.3f} would be token frequencies alone, "
@@ -75,20 +76,18 @@ def verdict(run: Path, device: str) -> list[str]:
     lines += [
         "where to look next",
         f"  diagnosis    {run}/diagnosis.html",
-        f"  curves       {beside('python')} -m tensorboard.main --logdir {run}/tensorboard",
-        f"  more text    {beside('python')} generate.py --checkpoint {run}",
-        f"  your text    {beside('deepspeed')} --num_gpus 2 train.py --data YOUR.jsonl",
+        f"  curves       {beside(sys.executable)} -m tensorboard.main --logdir {run}/tensorboard",
+        f"  more text    {beside(sys.executable)} generate.py --checkpoint {run}",
+        f"  your text    {beside(Path(sys.executable).with_name('deepspeed'))} --num_gpus 2 train.py --data YOUR.jsonl",
     ]
     return lines
 
 
-def beside(program: str) -> str:
-    """The program as the user's shell finds it: by its path, where the environment that this runs in is not active."""
-    folder = Path(sys.executable).parent
-    found = shutil.which(program)
-    if found and Path(found).parent.resolve() == folder.resolve():
-        return program
-    return os.path.relpath(folder / program)
+def beside(program: Path | str) -> str:
+    """The program as the user's shell finds it: by its path, unless the environment that it is in is active."""
+    program = Path(program)
+    found = shutil.which(program.name)
+    return program.name if found and Path(found).parent == program.parent else os.path.relpath(program)
 
 
 def load_vocabulary(run: Path) -> int:

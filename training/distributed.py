@@ -180,21 +180,24 @@ def join(world: World, device_kind: str, prepare: Callable[[], str], *, enter: C
     return answer.removeprefix("ready:")
 
 
+def ask_for_large_pages() -> None:
+    """Have PyTorch ask for pages of 2 MB, if the kernel has them for who asks; before its first allocation."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
 def keep_freed_memory() -> None:
     """Let glibc reuse the large blocks that a step frees instead of returning them to the kernel.
 
-    A step on CPU allocates and frees hundreds of MB (the logits above all), and each return costs a page fault per
-    4 KiB at the next step: about a sixth of the CPU time of a small model (docs/LOG.md). Without glibc nothing happens.
-    What is new comes in pages of 2 MB, if the kernel has them for who asks: PyTorch reads the variable at
-    its first allocation.
+    A step on CPU allocates and frees hundreds of MB (the logits above all), and each return costs page faults at the
+    next step: about a sixth of the CPU time of a small model (docs/LOG.md, also for what it costs in memory). To be
+    called when what needs memory only once, such as the preparation of text, is over. Without glibc nothing happens.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     m_trim_threshold, m_mmap_max = -1, -4  # names of malloc.h
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    mallopt(m_mmap_max, 0)  # else what is larger than 32 MB is mapped, and given back, each time
+    mallopt(m_mmap_max, 0)  # no threshold can be above 32 MB, and larger blocks would be mapped anew each time
     mallopt(m_trim_threshold, 2**30)
 
 

@@ -56,7 +56,8 @@ def run_defaults(config: dict, known_flags: Collection[str], *, source: object) 
         elif isinstance(value, (dict, list)) or (isinstance(value, str) and len(value) > _LONGEST_FLAG):
             problems.append(f"{OWN_BLOCK}.{flag}: must be a single value, as after --{flag}")
     if problems:
-        raise UserError("\n".join([f"{source}: {problems[0]}", *problems[1:MOST_LISTED], *flags]))
+        listed = "\n  ".join([*problems[:MOST_LISTED], *flags])
+        raise UserError(f"{source}: {listed}")
     return {flag: value for flag, value in block.items() if value is not None}
 
 

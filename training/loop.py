@@ -361,8 +361,8 @@ class Trainer:
             saved = checkpoint.save(self.engine, self.setup.checkpoints, self.state, self.options.keep_last,
                                     self._local(), self.last_good)
         except DiskFull as error:
-            then = ("make room and start again: the same command continues from the last of them" if last else
-                    f"saving is tried again after {self.options.save_interval:,} steps")
+            again = "make room and start again: the same command goes on where there is a checkpoint"
+            then = again if last else f"saving is tried again after {self.options.save_interval:,} steps"
             self.console.say(f"  NOT SAVED: {error}; the checkpoints before it are whole; {then}")
             return False
         self.saved_step, self.last_good = self.state.step, saved.path

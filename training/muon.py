@@ -10,7 +10,6 @@ docs/performance.md.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -61,15 +60,16 @@ def _polynomial(gram: Tensor, square: Tensor, coefficients: tuple[float, float, 
     return factor
 
 
-def update(grad: Tensor, momentum: Tensor, beta: float = 0.95, ns_steps: int = 5, nesterov: bool = True,
-           ns_method: str = "polar", is_expert_group: bool = False, num_heads: int | None = None, *,
-           dtype: torch.dtype) -> Tensor:
+def update(grad: Tensor, momentum: Tensor, beta: float = 0.95, *, nesterov: bool = True, is_expert_group: bool = False,
+           num_heads: int | None = None, dtype: torch.dtype) -> Tensor:
     """DeepSpeed's `muon_update` with this iteration: the step that Muon takes for `grad`, (..., m, n), which it spoils.
+
+    With `num_heads` each head's rows are a matrix of their own; a stack of experts (`is_expert_group`) is one anyway.
 
     A gradient that is not finite comes back as it is, so that the overflow is seen, and leaves `momentum` alone.
     DeepSpeed decides that without synchronising, with seven passes over a matrix; on a CPU a sum is enough.
     """
-    if not torch.isfinite(grad.sum(dtype=torch.float32)) and not torch.isfinite(grad).all():
+    if not torch.isfinite(grad.sum(dtype=torch.float32)) and not torch.isfinite(grad).all():  # waits for a GPU
         return grad
     momentum.lerp_(grad, 1 - beta)
     step = grad.lerp_(momentum, beta) if nesterov else momentum
@@ -80,17 +80,24 @@ def update(grad: Tensor, momentum: Tensor, beta: float = 0.95, ns_steps: int = 5
 
 
 def chosen(ds_config: dict[str, Any], *, bf16_fast: bool) -> dict[str, Any]:
-    """What DeepSpeed is to read; where it says "polar", DeepSpeed's "standard" is this iteration in this process."""
+    """What DeepSpeed is to read: "standard" in place of "polar", and from then on that is this iteration here."""
     params = ds_config.get("optimizer", {}).get("params", {})
     if params.get("ns_method") != "polar":
         return ds_config
-    _replace_standard(torch.bfloat16 if bf16_fast else torch.float32)
+    _replace_update(torch.bfloat16 if bf16_fast else torch.float32)
     optimizer = ds_config["optimizer"]
     return {**ds_config, "optimizer": {**optimizer, "params": {**params, "ns_method": "standard"}}}
 
 
-def _replace_standard(dtype: torch.dtype) -> None:
+def _replace_update(dtype: torch.dtype) -> None:
     from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
 
+    theirs = original_muon.muon_update
+
+    def muon_update(*args: Any, ns_method: str = "gram", **more: Any) -> Tensor:
+        if ns_method != "standard":  # of another engine in this process
+            return theirs(*args, ns_method=ns_method, **more)
+        return update(*args, dtype=dtype, **more)
+
     for module in (original_muon, muon_optimizer):  # with ZeRO and without
-        module.muon_update = partial(update, dtype=dtype)
+        module.muon_update = muon_update

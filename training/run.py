@@ -19,7 +19,16 @@ from training.announce import announce, room_on_disk, sum_up
 from training.arguments import Options
 from training.console import Console
 from training.device import Device, detect
-from training.distributed import World, check_shared, check_visible, join, keep_freed_memory, set_threads, told
+from training.distributed import (
+    World,
+    ask_for_large_pages,
+    check_shared,
+    check_visible,
+    join,
+    keep_freed_memory,
+    set_threads,
+    told,
+)
 from training.ds_config import Resolved, RunFacts, load, resolve, run_defaults
 from training.ending import guarded
 from training.lock import RunLock
@@ -39,7 +48,9 @@ ROWS_UNKNOWN = 10**9  # stands in until the corpus is prepared, to judge the JSO
 
 
 def main(argv: Sequence[str], description: str) -> int:
-    """Exit status of train.py: 0 for a run that ended as it should, 2 for wrong input, 1 for a fault of ours."""
+    """Exit status of train.py: 0 for a run that ended as it should, 2 for wrong input, 1 for a fault,
+    numbers that went wrong or an end that could not be saved.
+    """
     world = World.from_environment()
     console = Console(world.rank)
     stop = StopRequest(console)
@@ -68,12 +79,14 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
     stop.limit(options.time_limit)
     set_threads(world, device.kind)
     if device.kind == "cpu":
-        keep_freed_memory()
+        ask_for_large_pages()
     console.take_over(output / "logs" / f"rank{world.rank}.log")
     lock = RunLock(output)  # held until this process ends
     stop.when_asked.append(lock.ending)
     folder = Path(join(world, device.kind, lambda: str(_prepare(options, device, console)),
                        enter=lambda: lock.acquire(console.say), watchdog=watchdog))
+    if device.kind == "cpu":
+        keep_freed_memory()
     check_visible(str(folder), folder.is_dir())
     check_shared(output, lock.path.is_file())
     corpus = Corpus.open(folder, verify="hash" if world.rank == 0 else "size")
@@ -267,7 +280,6 @@ def _fit(trainer: Any) -> int:
     """Exit status: 1 if the numbers went wrong or the end could not be saved, 0 however else the run ended."""
     from training.divergence import Diverged
 
-    status = 0
     try:
         reason = trainer.fit()
         status = 0 if trainer.kept else 1

@@ -75,7 +75,7 @@ class RunState:
         return number
 
 
-def check_identity(state: RunState, identity: dict[str, Any], source: object, *, at_once: int = 1) -> None:
+def check_identity(state: RunState, identity: dict[str, Any], source: object, *, at_once: int) -> None:
     """Refuse to continue a run with another corpus, model or batch; the message lists what differs.
 
     `at_once`: rows that all processes take in one micro-batch, to say how the batch can be kept.

@@ -1,7 +1,7 @@
 """Requests to stop: a signal, the end of the launcher, or the time limit.
 
 While a run is being set up nothing would be lost, so a signal ends it then and there (`StoppedEarly`). In the loop it
-is a wish: the loop finishes its step, saves, and ends with status 0. A later signal leaves at once.
+is a wish: the loop finishes its step, saves, and ends with status 0 (1 if it could not). A later signal leaves at once.
 """
 
 from __future__ import annotations

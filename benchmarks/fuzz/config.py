@@ -35,7 +35,7 @@ class ConfigCase:
         overrides = [self._override(choices) for _ in range(choices.pick((0, 0, 0, 1, 2)))]
         put(path, self._content(choices), choices, NOWHERE)
         config = load(path, overrides)
-        options = arguments.options({}, run_defaults(config, arguments.run_flags()))
+        options = arguments.options({}, run_defaults(config, arguments.run_flags(), source=path.name))
         model = arguments.model_config(options, vocab_size=6400, begin_id=1, end_id=2, pad_id=0)
         run = RunFacts(world_size=choices.pick((2, 1, 3)), rows=choices.pick((1_413_103, 1, 500)),
                        epochs=options.epochs, max_steps=options.max_steps, output=folder / "run",

@@ -24,18 +24,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import Skip, heldout, inputs, ours
+from benchmarks.speed import Skip, heldout, inputs, ours, race_table
 from benchmarks.speed.peers import Course, Driver, Settings, Size, fingerprint, hf_trainer, minimind, nanogpt
 from benchmarks.speed.peers.search import Found, Memory, Trial, search
 from benchmarks.speed.race_table import WORDS, compare, verdict
-from benchmarks.speed.race_table import table as table  # every part has one
 from corpus.errors import UserError
 from corpus.manifest import TOKENIZER_NAME, Manifest
 from corpus.stories import write_sample_corpus
 from corpus.tokenizer import load_tokenizer, vocab_size
 from training.arguments import positive
 
-NAME = "race"
+NAME, table = "race", race_table.table
 RUNS = tuple(WORDS)
 Say = Callable[[str], None]
 _PEERS = (f"give a checkout of MiniMind ({minimind.CLONE}) or of nanoGPT ({nanogpt.CLONE}), or the word "
@@ -121,11 +120,16 @@ def measure(work: Path, flags: argparse.Namespace, say: Say) -> dict[str, Any]:
     track = _Track(_write(work / "train.jsonl", texts), _write(work / "val.jsonl", held_out_texts), rows, size, cores,
                    work, facts)
     same = {"text": track.text, "size": asdict(size), "shape": peer.shape(), "cores": cores}
-    runs = flags.race_runs or [name for name in RUNS if name != "same_tokenizer" or peer.own_tokenizer]
-    prepared = _texts(track, peer, runs)  # first, since too little text would waste the peer's run
+    # first, since too little text would waste the peer's run
+    prepared = _texts(track, peer, flags.race_runs or default_runs(peer))
     theirs = earlier(flags.race_peer_from, same, peer.source) if flags.race_peer_from else _theirs(track, flags, peer,
                                                                                                   say)
     return same | {"peer": theirs, "ours": _ours(track, flags, peer, prepared, theirs, say)}
+
+
+def default_runs(peer: Driver) -> list[str]:
+    """All of ours; with a peer whose tokenizer was made of the text, as ours is, none is run twice."""
+    return [name for name in RUNS if name != "same_tokenizer" or peer.own_tokenizer]
 
 
 def _theirs(track: _Track, flags: argparse.Namespace, peer: Driver, say: Say) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import math
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -237,6 +238,11 @@ def test_without_a_peer_the_race_is_skipped_and_says_how_to_get_one(tmp_path):
         race.measure(tmp_path, flags, print)
     with pytest.raises(UserError, match="no trainer that the race knows"):
         race.driver(tmp_path, tmp_path / "work", race.Size(8, 1, 16), 2, [], None)
+
+
+def test_the_peers_tokenizer_is_run_only_where_it_is_another():
+    assert race.default_runs(SimpleNamespace(own_tokenizer=True)) == ["best", "equal", "same_tokenizer"]
+    assert race.default_runs(SimpleNamespace(own_tokenizer=False)) == ["best", "equal"]
 
 
 def test_settings_are_read_or_refused():

@@ -250,7 +250,7 @@ def test_too_many_bad_lines_name_the_first_ten(jsonl, tmp_path: Path, tokenizer_
         ({"inputs": []}, "--input: give at least one"),
         ({"inputs": [Path("/")]}, "/: is a folder"),
         ({"inputs": ["empty"]}, "empty.jsonl; each line should be"),
-        ({"val_inputs": ["empty"]}, "no documents in "),
+        ({"val_inputs": ["empty"]}, "empty.jsonl; each line should be"),
         ({"val_fraction": 0.999999}, "no document is left to train on"),
         ({"val_inputs": ["good"]}, "3 stand in --val_input too"),
         ({"val_inputs": ["alike"], "dedup": "near"}, "3 are near to validation documents"),

@@ -173,12 +173,19 @@ def test_weights_of_another_shape_are_named(folder, make_model, tmp_path):
 
 
 @pytest.mark.parametrize("text", [
-    "{", "[]", "null", '{"model_type": "qwen3"}', '{"bufudu": 3}', '{"bufudu": []}',
+    "[]", "null", '{"model_type": "qwen3"}', '{"bufudu": 3}', '{"bufudu": []}',
     '{"bufudu": {"hidden_size": "wide"}}', '{"bufudu": {"head_dim": "x"}}', "\xff",
 ])
 def test_a_foreign_configuration_is_named(folder, text):
     (folder / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ModelConfigError, match=r"config\.json was not written by this project"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"bufudu": {"hidden_size": 32,'])
+def test_a_damaged_configuration_is_told_from_a_foreign_one(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelConfigError, match=r"config\.json is damaged: no valid JSON \(.*line 1\); restore it"):
         load_model(folder)
 
 
@@ -217,7 +224,7 @@ def test_a_configuration_that_cannot_be_is_one_sentence(folder, values):
                                   '{"bufudu": {"hidden_size": ' + "9" * 5000 + "}}"])
 def test_a_configuration_that_chokes_python_is_named(folder, text):
     (folder / "config.json").write_text(text)
-    with pytest.raises(ModelConfigError, match=r"config\.json was not written by this project"):
+    with pytest.raises(ModelConfigError, match=r"config\.json (was not written by this project|is damaged)"):
         load_model(folder)
 
 

@@ -5,13 +5,14 @@ import re
 import signal
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from corpus.errors import UserError
 from training import arguments
 from training.arguments import Options
-from training.budget import Costs, outlook, run_seconds, total_steps
+from training.budget import Costs, outlook, preflight_seconds, run_seconds, total_steps
 from training.intervals import intervals
 
 HOUR = 3600
@@ -47,6 +48,22 @@ def test_the_intervals_follow_the_length():
     assert intervals(Options(), 400).evaluation == 20
     assert intervals(Options(), 400).sample == 40
     assert intervals(Options(eval_interval=7, sample_interval=9), 400).evaluation == 7
+
+
+def checked(micro, step, *, seq_len=512, micro_batch=4, precision="bf16"):
+    """Seconds set aside for the checks of a run without accumulation."""
+    run = SimpleNamespace(options=Options(max_seq_len=seq_len), resolved=SimpleNamespace(
+        micro_batch=micro_batch, accumulation=1, precision=precision))
+    return preflight_seconds(run, replace(FREE, build=2.0), SimpleNamespace(micro=micro, step=step))
+
+
+def test_the_checks_are_given_what_they_take_and_a_minute_at_most():
+    # 35 steps of two of the four rows, and an engine
+    assert checked(0.2, 0.1) == pytest.approx(2 + 35 * (0.1 + 0.1))
+    assert checked(0.2, 0.1, micro_batch=2) == pytest.approx(2 + 35 * (0.2 + 0.1))
+    assert checked(0.2, 0.1, seq_len=4096, micro_batch=1) == pytest.approx(2 + 35 * (0.2 + 0.1))
+    assert checked(0.2, 0.1, precision="fp16") == pytest.approx(2 + 49 * (0.1 + 0.1))
+    assert checked(9.0, 1.0) == 60
 
 
 def test_a_slower_machine_or_a_longer_set_up_never_gives_more_steps():

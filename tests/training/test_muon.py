@@ -100,6 +100,8 @@ def test_deepspeed_uses_it_where_the_json_says_so(deepspeeds):
     assert read == {"optimizer": {"type": "Muon", "params": {"ns_method": "standard", "lr": 1}}, "steps_per_print": 1}
     assert asked["optimizer"]["params"]["ns_method"] == "polar"  # what the run saves
     gradient = torch.randn(64, 16, generator=torch.Generator().manual_seed(3))
+    theirs = deepspeeds[0].muon_update(gradient.clone(), torch.zeros(64, 16), ns_method="gram")
+    assert not torch.allclose(theirs, 2 * orthogonalize(gradient, torch.float32), atol=0.05)  # of another engine
     for module in deepspeeds:
         step = module.muon_update(gradient.clone(), torch.zeros(64, 16), ns_method="standard")
         assert torch.allclose(step, 2 * orthogonalize(gradient, torch.float32), atol=1e-4)  # sqrt(64 / 16)
@@ -124,13 +126,34 @@ def test_an_overflow_is_passed_on_and_stays_out_of_the_momentum(bad):
     momentum, gradient = torch.randn(12, 8), torch.randn(12, 8)
     before = momentum.clone()
     gradient[3, 2] = bad
-    assert not torch.isfinite(update(gradient, momentum, dtype=torch.float32)).all()
+    assert update(gradient, momentum, dtype=torch.float32) is gradient
+    assert gradient[3, 2].isnan() if bad != bad else gradient[3, 2] == bad
     assert torch.equal(momentum, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_16_bits_and_their_sums(dtype):
+    """ZeRO-2 keeps gradient and momentum in the parameters' precision; a sum of 160,000 is more than fp16 has."""
+    gradient, momentum = torch.ones(400, 400, dtype=dtype), torch.zeros(400, 400, dtype=dtype)
+    gradient[:, 0] = 2.0
+    step = update(gradient.clone(), momentum, dtype=torch.float32)
+    assert step.dtype == momentum.dtype == dtype
+    assert torch.allclose(momentum, gradient * 0.05, rtol=0.01)
+    expected = update(gradient.float(), torch.zeros(400, 400), dtype=torch.float32)
+    assert torch.allclose(step.float(), expected, atol=0.005)
+
+
+def test_a_stack_of_experts_is_matrices_of_their_own():
+    gradients = torch.randn(3, 20, 8, generator=torch.Generator().manual_seed(4))
+    together = update(gradients.clone(), torch.zeros(3, 20, 8), is_expert_group=True, dtype=torch.float32)
+    for step, gradient in zip(together, gradients, strict=True):
+        assert torch.allclose(step, update(gradient.clone(), torch.zeros(20, 8), dtype=torch.float32), atol=1e-4)
+
+
 def test_a_sum_that_leaves_fp32_is_no_overflow():
-    gradient = torch.full((4, 4), 1e38)
+    gradient = torch.zeros(4, 4)
+    gradient[0] = 1e38
     assert torch.isfinite(gradient).all() and not torch.isfinite(gradient.sum())
     momentum = torch.zeros(4, 4)
     update(gradient, momentum, dtype=torch.float32)
-    assert torch.allclose(momentum, torch.full((4, 4), 5e36))
+    assert torch.allclose(momentum[0], torch.tensor(5e36)) and not momentum[1:].any()

@@ -159,6 +159,7 @@ def test_the_summary_agrees_with_the_metrics(finished_run, corpus):
     assert (found["val_loss"], found["val_bits_per_byte"]) == (last["loss"], last["bits_per_byte"])
     assert (found["best_val_loss"], found["best_step"]) == (last["loss"], 12)
     assert found["token_entropy"] == corpus.manifest.entropy_nats
+    assert found["unigram_loss"] == corpus.ladder.unigram
     assert found["skipped_steps"] == 0
 
 

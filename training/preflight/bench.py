@@ -24,7 +24,7 @@ from training.step import forward_backward
 _MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
 _SILENCED = ("flops_profiler", "comms_logger")
 MOST_ACCUMULATED = 2  # enough to see that micro-batches are added up; more would only take longer
-_OVERFLOWS = 24  # a loss scale of 2**16 falls to 1 in 16 skipped steps, two to each with DeepSpeed's hysteresis
+OVERFLOWS = 24  # a loss scale of 2**16 falls to 1 in 16 skipped steps, two to each with DeepSpeed's hysteresis
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Bench:
         With fp16 the loss scale is still falling in the first steps; skipped steps are taken again. The loss is nan if
         it falls to its minimum.
         """
-        for _ in range(_OVERFLOWS):
+        for _ in range(OVERFLOWS):
             try:
                 step = self._try_step(rows, rates, before)
             except Exception as error:  # DeepSpeed's own type, raised on all ranks together

@@ -16,9 +16,14 @@ from training.preflight.report import Report, warned
 from training.setup import Setup
 
 SECONDS = 60.0
-CHECKED_TOKENS = 1024  # of a rank's micro-batch in most checks
+_TOKENS = 1024  # of a rank's micro-batch in most checks
 _SHARE_FOR_FULL_BATCH, _SHARE_FOR_OVERFIT, _SHARE_FOR_OVERLAP = 0.4, 0.4, 0.08
 _PASSES_OF_FULL_BATCH = 5  # two steps of at most two micro-batches; a rehearsal and an evaluation
+
+
+def checked_rows(micro_batch: int, seq_len: int) -> int:
+    """Rows of a rank's micro-batch in most checks."""
+    return max(1, min(micro_batch, _TOKENS // seq_len))
 
 
 def preflight(run: Setup, measured: cost_checks.Cost | None = None) -> list[str]:
@@ -95,7 +100,7 @@ class _EngineChecks:
     def __init__(self, run: Setup, report: Report, bench: Bench, started: float,
                  measured: cost_checks.Cost | None) -> None:
         self.run, self.report, self.bench, self.started, self.measured = run, report, bench, started, measured
-        self.rows = bench.rows(max(1, min(run.resolved.micro_batch, CHECKED_TOKENS // run.options.max_seq_len)))
+        self.rows = bench.rows(checked_rows(run.resolved.micro_batch, run.options.max_seq_len))
         self.still = [0.0] * len(bench.peak)
 
     def all(self) -> None:
