@@ -22,9 +22,9 @@ def test_a_batch_that_is_left_out_is_never_trained_on_and_no_other_is_lost(left_
 
 def test_another_identity_is_refused_with_all_that_differs(tmp_path):
     state = RunState(identity={"seed": 1, "corpus": "a", "model.hidden_size": 64, "gone": 1})
-    check_identity(state, dict(state.identity), tmp_path)
+    check_identity(state, dict(state.identity), tmp_path, at_once=4)
     with pytest.raises(UserError) as caught:
-        check_identity(state, {"seed": 2, "corpus": "a", "model.hidden_size": 128, "new": 5}, tmp_path)
+        check_identity(state, {"seed": 2, "corpus": "a", "model.hidden_size": 128, "new": 5}, tmp_path, at_once=4)
     for part in ("seed: 1 then, 2 now", "model.hidden_size: 64 then, 128 now", "gone: 1 then, None now",
                  "new: None then, 5 now"):
         assert part in str(caught.value)
