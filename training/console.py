@@ -51,8 +51,8 @@ class Console:
             log_file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         except OSError as error:
-            raise UserError(f"{log_file} cannot be written ({error.strerror}): mend that, or give another "
-                            "--output") from None
+            raise UserError(f"{log_file} cannot be written ({error.strerror}): make room or make it writable, or "
+                            "give another --output") from None
         self.stream.flush()
         self.stream = forgiving(os.dup(self.stream.fileno()))
         os.dup2(descriptor, 1)

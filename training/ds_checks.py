@@ -132,9 +132,8 @@ def check_optimizer(case: Case, problems: Problems) -> None:
         mend = f"Did you mean {guess}?" if guess else f"There are {', '.join(ds_keys.OPTIMIZER_NAMES)}."
         problems.add("optimizer.type", f"neither DeepSpeed nor torch.optim has {show(written)}.", mend)
         return
-    rates = [f"optimizer.params.{rate}" for rate in ("lr", "muon_lr", "adam_lr")]
-    if "lr" not in params and not (name == "muon" and {"muon_lr", "adam_lr"} <= params.keys()) and not problems.about(
-            *rates):
+    has_rate = "lr" in params or (name == "muon" and {"muon_lr", "adam_lr"} <= params.keys())
+    if not has_rate and not problems.about(*(f"optimizer.params.{rate}" for rate in ("lr", "muon_lr", "adam_lr"))):
         problems.add("optimizer.params.lr", "missing.", "Write the peak of the schedule, e.g. 2e-4.")
     if case.zero_stage > 0 and name not in ds_keys.ZERO_TESTED and not _untested_allowed(case):
         mend = "Set it to true to insist, or choose Adam, AdamW or Muon."

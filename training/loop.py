@@ -71,7 +71,6 @@ class Trainer:
         self.last_evaluation: Evaluation | None = None
         self.rate = 0.0  # that the latest step was taken with
         self.saved_step: int | None = None
-        self.kept = True  # whether the end of this session is in a checkpoint
         self.last_good: Path | None = None  # the checkpoint that was written or loaded last
         self.save_estimate = checkpoint_bytes(setup.config, setup.resolved) / _DISK_SPEED  # until one was measured
         self.doing, self.warm = "training", False  # what this rank does; whether it has made a step in this session
@@ -109,6 +108,11 @@ class Trainer:
         if not self.kept:
             return f"NOT SAVED at the end ({reason or 'finished'})"
         return reason or "finished"
+
+    @property
+    def kept(self) -> bool:
+        """Whether all steps so far are in a checkpoint."""
+        return self.state.step in (0, self.saved_step)
 
     def _ended(self, reason: str | None) -> bool:
         """Whether the run has come to an end, and all is kept. Not if what was to be kept is not finite."""
@@ -361,8 +365,8 @@ class Trainer:
             saved = checkpoint.save(self.engine, self.setup.checkpoints, self.state, self.options.keep_last,
                                     self._local(), self.last_good)
         except DiskFull as error:
-            again = "make room and start again: the same command goes on where there is a checkpoint"
-            then = again if last else f"saving is tried again after {self.options.save_interval:,} steps"
+            then = ("make room and start again: the same command goes on from the last of them" if last else
+                    f"saving is tried again after {self.options.save_interval:,} steps")
             self.console.say(f"  NOT SAVED: {error}; the checkpoints before it are whole; {then}")
             return False
         self.saved_step, self.last_good = self.state.step, saved.path
@@ -379,8 +383,7 @@ class Trainer:
         """A last checkpoint, and a model even where there is no validation split to choose one by."""
         if not self.state.step:
             return
-        self.kept = self.saved_step == self.state.step or self._save(last=True)
-        if not self.kept:
+        if not self.kept and not self._save(last=True):
             self.state.finished = False
         # a run that was begun from a checkpoint of another may never have had a best model of its own
         model = self.setup.output / "model" / "model.safetensors"

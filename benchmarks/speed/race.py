@@ -34,7 +34,8 @@ from corpus.stories import write_sample_corpus
 from corpus.tokenizer import load_tokenizer, vocab_size
 from training.arguments import positive
 
-NAME, table = "race", race_table.table
+NAME = "race"
+table = race_table.table
 RUNS = tuple(WORDS)
 Say = Callable[[str], None]
 _PEERS = (f"give a checkout of MiniMind ({minimind.CLONE}) or of nanoGPT ({nanogpt.CLONE}), or the word "

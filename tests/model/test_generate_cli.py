@@ -210,6 +210,14 @@ def test_bad_checkpoints_are_named(cli, tmp_path):
     refused(cli("--prompt", "a", checkpoint=tmp_path / "young"), "young has no model/ yet")
     (tmp_path / "file").touch()
     refused(cli("--prompt", "a", checkpoint=tmp_path / "file"), "file is a file")
+    begun = tmp_path / "begun"
+    inside = begun / "checkpoints" / "step-00000010"
+    inside.mkdir(parents=True)
+    (begun / "model").mkdir()
+    (begun / "model" / "config.json").touch()
+    (begun / "run.json").touch()
+    for path in (inside, inside.parent):
+        refused(cli("--prompt", "a", checkpoint=path), f"{path} holds no model: give --checkpoint {begun},")
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [
