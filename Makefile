@@ -30,13 +30,13 @@ test: $(READY_DEV)
 	@$(PY) -m pytest
 
 chaos: $(READY)
-	@$(PY) -m benchmarks.chaos --work runs/chaos
+	@$(PY) -m stress.chaos --work runs/chaos
 
 soak: $(READY)
-	@$(PY) -m benchmarks.soak --work runs/soak
+	@$(PY) -m stress.soak --work runs/soak
 
 faults: $(READY)
-	@$(PY) -m benchmarks.faults --output runs/faults
+	@$(PY) -m stress.faults --output runs/faults
 
 bench: $(READY_BENCH)
 	@$(PY) -m benchmarks.speed --work runs/speed $(if $(PEER),--peer $(PEER)) $(BENCH)

@@ -1,8 +1,8 @@
 """Has it learned the language, or is it a parrot? And why?
 
-    python diagnose.py --checkpoint runs/NAME                                  # a run knows its own corpus
-    python diagnose.py --checkpoint runs/NAME --html report.html --lang zh
-    python diagnose.py --checkpoint HUGGING_FACE_FOLDER --data text.jsonl --json -
+python diagnose.py --checkpoint runs/NAME                                  # a run knows its own corpus
+python diagnose.py --checkpoint runs/NAME --html report.html --lang zh
+python diagnose.py --checkpoint HUGGING_FACE_FOLDER --data text.jsonl --json -
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import sys
 import warnings
 from pathlib import Path
 
-from corpus.errors import UserError
-from corpus.flags import Parser
+from common.command_line import Parser
+from common.errors import UserError
 
 LANGUAGES = ("en", "zh")
 
@@ -23,10 +23,17 @@ LANGUAGES = ("en", "zh")
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="the folder of a run, or of any Hugging Face causal language "
-        "model")
-    add("--data", type=Path, help="text: a folder of prepare.py or a .jsonl[.gz|.zst] file; a run's own corpus if not "
-        "given")
+    add(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="the folder of a run, or of any Hugging Face causal language model",
+    )
+    add(
+        "--data",
+        type=Path,
+        help="text: a folder of prepare.py or a .jsonl[.gz|.zst] file; a run's own corpus if not given",
+    )
     add("--json", metavar="FILE", help="write all figures there; - is the terminal, instead of the summary")
     add("--html", type=Path, metavar="FILE", help="write one self-contained page")
     add("--lang", default="en", help="en or zh (%(default)s)")
@@ -52,13 +59,15 @@ def _check_writable(flag: str, path: Path) -> None:
 
 def run(args: argparse.Namespace) -> None:
     # torch is imported once the arguments are known to be good
-    from parrot.diagnosis import Request, diagnose
-    from parrot.terminal import screen
-    from parrot.words import Words
+    from diagnosis.diagnosis import Request, diagnose
+    from diagnosis.report.messages import Words
+    from diagnosis.report.terminal import screen
 
     warnings.simplefilter("ignore")  # of the libraries, about themselves
-    result = diagnose(Request(args.checkpoint, args.data, args.lang, args.quick, args.device),
-                      lambda text: print(f"... {text}", file=sys.stderr, flush=True))
+    result = diagnose(
+        Request(args.checkpoint, args.data, args.lang, args.quick, args.device),
+        lambda text: print(f"... {text}", file=sys.stderr, flush=True),
+    )
     if args.json == "-":
         print(_as_json(result))
     else:
@@ -70,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
         _write(Path(args.json), _as_json(result) + "\n")
         print(words("term_written", path=args.json), file=stream)
     if args.html:
-        from parrot.page import page
+        from diagnosis.report.html import page
 
         _write(args.html, page(result))
         print(words("term_written", path=args.html), file=stream)

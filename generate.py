@@ -1,8 +1,8 @@
 """Text from a trained model.
 
-    python generate.py --checkpoint runs/NAME                      # interactive; an empty line or Ctrl-D ends it
-    python generate.py --checkpoint runs/NAME --prompt 从前有座山
-    python generate.py --checkpoint runs/NAME --prompts prompts.txt --greedy --json > out.jsonl
+python generate.py --checkpoint runs/NAME                      # interactive; an empty line or Ctrl-D ends it
+python generate.py --checkpoint runs/NAME --prompt 从前有座山
+python generate.py --checkpoint runs/NAME --prompts prompts.txt --greedy --json > out.jsonl
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from corpus.errors import UserError
-from corpus.flags import Parser
+from common.command_line import Parser
+from common.errors import UserError
 
 if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
     from tokenizers import Tokenizer
@@ -32,8 +32,12 @@ TERMINAL = "the prompt"  # as the source of a prompt that was typed, and so is o
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="run folder, or a folder with config.json, model.safetensors "
-        "and tokenizer.json")
+    add(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="run folder, or a folder with config.json, model.safetensors and tokenizer.json",
+    )
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", help="text to continue; '' lets the model begin")
     prompts.add_argument("--prompts", type=Path, help='file with a prompt a line, or .jsonl with "prompt" or "text"')
@@ -41,16 +45,23 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, default=1.0, help="below 1 safer, above 1 wilder (%(default)s)")
     add("--top_k", type=int, default=50, help="choose among the k best tokens; 0: all (%(default)s)")
     add("--top_p", type=float, default=0.95, help="choose among the best tokens up to this probability (%(default)s)")
-    add("--repetition_penalty", type=float, default=1.2, help="over 1: tokens that occurred are less likely "
-        "(%(default)s)")
+    add(
+        "--repetition_penalty",
+        type=float,
+        default=1.2,
+        help="over 1: tokens that occurred are less likely (%(default)s)",
+    )
     add("--greedy", action="store_true", help="always take the best token; no randomness")
     add("--no_repeat_ngram", type=int, default=0, help="never write the same n tokens twice; 0: off (%(default)s)")
     add("--num_samples", type=int, default=1, help="texts for each prompt (%(default)s)")
     add("--batch_size", type=int, default=16, help="texts written at the same time (%(default)s)")
     add("--seed", type=int, help="makes the texts reproducible")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
-    add("--json", action="store_true", help='print {"prompt", "text", "tokens": number of new tokens, "finish": '
-        '"end_mark" or "length"} a line')
+    add(
+        "--json",
+        action="store_true",
+        help='print {"prompt", "text", "tokens": number of new tokens, "finish": "end_mark" or "length"} a line',
+    )
     args = parser.parse_args(argv)
     problems = [sentence for good, sentence in _checks(args) if not good]
     if problems:
@@ -60,8 +71,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def _checks(args: argparse.Namespace) -> Iterator[tuple[bool, str]]:
     """What `model.generate` checks too, here in the names of the flags and before the seconds that torch takes."""
-    for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("batch_size", 1), ("top_k", 0),
-                        ("no_repeat_ngram", 0)):
+    for name, least in (
+        ("max_new_tokens", 1),
+        ("num_samples", 1),
+        ("batch_size", 1),
+        ("top_k", 0),
+        ("no_repeat_ngram", 0),
+    ):
         yield getattr(args, name) >= least, f"--{name} is {getattr(args, name)}: give at least {least}"
     for name in ("temperature", "repetition_penalty"):
         value = getattr(args, name)
@@ -84,8 +100,10 @@ def find_model(checkpoint: Path) -> Path:
     for run in checkpoint.parents[:2]:
         if (run / "model" / "config.json").is_file() and (run / "run.json").is_file():
             raise UserError(f"{checkpoint} holds no model: give --checkpoint {run}, the run that it is in")
-    raise UserError(f"{checkpoint} has no model/ yet, which training writes when it first evaluates: wait for that, "
-                    "or give another run")
+    raise UserError(
+        f"{checkpoint} has no model/ yet, which training writes when it first evaluates: wait for that, "
+        "or give another run"
+    )
 
 
 @dataclass(frozen=True)
@@ -108,8 +126,11 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
     except OSError as error:
         raise UserError(f"{source} cannot be read ({error.strerror}): give --prompts a file of prompts") from None
     read = _read_json if source.endswith(".jsonl") else _read_text
-    prompts = [read(line, f"{source}:{number}")
-               for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1) if line.strip()]
+    prompts = [
+        read(line, f"{source}:{number}")
+        for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
+        if line.strip()
+    ]
     if not prompts:
         raise UserError(f"{source} holds no prompt: write one a line")
     return prompts
@@ -160,8 +181,10 @@ class Writer:
             raise UserError(f"{prompt.source} holds something that is no character: write it in UTF-8") from None
         ids = ids if ids[:1] == [begin] else [begin, *ids]
         if len(ids) + self.args.max_new_tokens > room:
-            raise UserError(f"{prompt.source} has {len(ids):,} tokens, and with --max_new_tokens "
-                            f"{self.args.max_new_tokens:,} the model's {room:,} positions are too few: shorten one")
+            raise UserError(
+                f"{prompt.source} has {len(ids):,} tokens, and with --max_new_tokens "
+                f"{self.args.max_new_tokens:,} the model's {room:,} positions are too few: shorten one"
+            )
         return ids
 
     def answer(self, prompts: list[Prompt]) -> None:
@@ -172,7 +195,7 @@ class Writer:
             return
         size = self.args.batch_size
         for first in range(0, len(samples), size):
-            batch = samples[first:first + size]
+            batch = samples[first : first + size]
             answers = self._generate([ids for _, ids in batch])
             for index, ((prompt, _), answer) in enumerate(zip(batch, answers, strict=True), start=first):
                 self._print(prompt, answer, index % self.args.num_samples)
@@ -183,11 +206,21 @@ class Writer:
         args, config = self.args, self.model.config
         ids, mask = pad_left(rows, config.pad_token_id)
         out = self.model.generate(
-            ids, mask, max_new_tokens=args.max_new_tokens, do_sample=not args.greedy, temperature=args.temperature,
-            top_k=args.top_k, top_p=args.top_p, repetition_penalty=args.repetition_penalty,
-            no_repeat_ngram_size=args.no_repeat_ngram, seed=self.seed, first_row=self.rows, streamer=streamer)
+            ids,
+            mask,
+            max_new_tokens=args.max_new_tokens,
+            do_sample=not args.greedy,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            repetition_penalty=args.repetition_penalty,
+            no_repeat_ngram_size=args.no_repeat_ngram,
+            seed=self.seed,
+            first_row=self.rows,
+            streamer=streamer,
+        )
         self.rows += len(rows)
-        ended = (until_end(row, config.eos_token_id) for row in out[:, ids.shape[1]:].tolist())
+        ended = (until_end(row, config.eos_token_id) for row in out[:, ids.shape[1] :].tolist())
         return [Answer(self.tokenizer.decode(new), len(new), "end_mark" if end else "length") for new, end in ended]
 
     def _stream(self, prompt: Prompt, ids: list[int]) -> None:
@@ -254,8 +287,10 @@ def load(folder: Path, args: argparse.Namespace) -> Writer:
     # half precision is slow on a CPU
     model = load_model(folder, device=device, dtype=torch.float32 if device == "cpu" else None)
     if vocab_size(tokenizer) > model.config.vocab_size:
-        raise UserError(f"{folder / 'tokenizer.json'} has {vocab_size(tokenizer):,} entries and the model "
-                        f"{model.config.vocab_size:,}: take the tokenizer that the model was trained with")
+        raise UserError(
+            f"{folder / 'tokenizer.json'} has {vocab_size(tokenizer):,} entries and the model "
+            f"{model.config.vocab_size:,}: take the tokenizer that the model was trained with"
+        )
     return Writer(model, tokenizer, args)
 
 

@@ -17,8 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common.command_line import Parser
+from common.errors import UserError
 from corpus import report
-from corpus.errors import UserError
 from corpus.fingerprint import (
     DEDUP_CHOICES,
     DEFAULT_MAX_BAD_SHARE,
@@ -27,7 +28,6 @@ from corpus.fingerprint import (
     DEFAULT_VOCAB_SIZE,
     REPETITION_CHOICES,
 )
-from corpus.flags import Parser
 from corpus.manifest import Manifest
 from corpus.pipeline import prepare
 
@@ -42,8 +42,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use; without it, one is trained")
     add("--vocab_size", type=int, default=DEFAULT_VOCAB_SIZE, help="entries of a trained tokenizer (%(default)s)")
     add("--dedup", choices=DEDUP_CHOICES, default="exact", help="drop documents that repeat others (%(default)s)")
-    add("--repetition", choices=REPETITION_CHOICES, default="drop",
-        help="documents that repeat themselves (%(default)s)")
+    add(
+        "--repetition",
+        choices=REPETITION_CHOICES,
+        default="drop",
+        help="documents that repeat themselves (%(default)s)",
+    )
     add("--val_fraction", type=float, metavar="F", help=f"share held out, by hash ({DEFAULT_VAL_FRACTION})")
     add("--val_input", nargs="+", type=Path, default=[], metavar="FILE", help="validation files, instead of a share")
     add("--workers", type=int, metavar="N", help="processes (all cores)")
@@ -69,7 +73,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def write_page(path: Path, found: dict[str, Any], heading: str, language: str) -> None:
     """The report as one HTML file; the corpus is there already, whatever becomes of it."""
     # Imported here: without --html, preparing needs no templates.
-    from parrot.page import report_page
+    from diagnosis.report.html import report_page
 
     try:
         path.write_text(report_page(found, language, heading), encoding="utf-8")
@@ -87,18 +91,22 @@ def main() -> int:
     # A polite kill cleans up like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        manifest = Manifest.read(options.report) if options.report else prepare(
-            options.input,
-            options.output,
-            tokenizer=options.tokenizer,
-            vocab_size=options.vocab_size,
-            dedup=options.dedup,
-            repetition=options.repetition,
-            val_fraction=options.val_fraction,
-            val_inputs=options.val_input,
-            workers=options.workers,
-            max_bad_share=options.max_bad_share,
-            shard_tokens=options.shard_tokens,
+        manifest = (
+            Manifest.read(options.report)
+            if options.report
+            else prepare(
+                options.input,
+                options.output,
+                tokenizer=options.tokenizer,
+                vocab_size=options.vocab_size,
+                dedup=options.dedup,
+                repetition=options.repetition,
+                val_fraction=options.val_fraction,
+                val_inputs=options.val_input,
+                workers=options.workers,
+                max_bad_share=options.max_bad_share,
+                shard_tokens=options.shard_tokens,
+            )
         )
         folder = options.report or options.output
         found = report.read(folder)

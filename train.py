@@ -12,7 +12,7 @@ The same command continues an interrupted run.
 import sys
 
 if __name__ == "__main__":
-    from training.stopping import leave_on_signal
+    from training.processes.stopping import leave_on_signal
 
     leave_on_signal()  # the imports below take seconds
     from training.run import main

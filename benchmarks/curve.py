@@ -1,6 +1,6 @@
 """Draw a run's validation loss as an SVG, beside the rungs of its corpus's ladder.
 
-    python -m benchmarks.curve runs/demo docs/demo.svg
+python -m benchmarks.curve runs/demo docs/demo.svg
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from corpus.errors import UserError
+from common.errors import UserError
 from corpus.shards import Corpus
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 320, 50, 40, 20, 190
@@ -45,13 +45,17 @@ def svg(points: list[tuple[float, float]], levels: list[tuple[float, str]]) -> s
         return round(HEIGHT - BOTTOM - loss / most_loss * (HEIGHT - BOTTOM - TOP), 1)
 
     right = WIDTH - RIGHT
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-             'font-size="12">', f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>']
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
+        'font-size="12">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+    ]
     for loss in range(int(most_loss) + 1):
         parts.append(f'<text x="{LEFT - 8}" y="{y(loss) + 4}" text-anchor="end">{loss}</text>')
     for loss, label in levels:
-        parts.append(f'<line x1="{LEFT}" x2="{right}" y1="{y(loss)}" y2="{y(loss)}" stroke="#999" '
-                     'stroke-dasharray="4 4"/>')
+        parts.append(
+            f'<line x1="{LEFT}" x2="{right}" y1="{y(loss)}" y2="{y(loss)}" stroke="#999" stroke-dasharray="4 4"/>'
+        )
         parts.append(f'<text x="{right + 6}" y="{y(loss) + 4}">{label}: {loss:.2f}</text>')
     line = " ".join(f"{x(tokens)},{y(loss)}" for tokens, loss in points)
     parts.append(f'<polyline points="{line}" fill="none" stroke="#c0392b" stroke-width="2"/>')

@@ -5,7 +5,7 @@
     python -m benchmarks.dedup scale --texts zh_docs.jsonl.gz zh_poems.jsonl.gz --documents 1400000 --work DIR
 
 `quality` plants edits in real texts and pairs the editions of poems by author and title; `choice` shows the Jaccard
-similarities behind the constants of corpus/near.py; `scale` makes a corpus of the size of the origin document's out of
+similarities behind the constants of corpus/cleaning/near_duplicates.py; `scale` makes a corpus of the size of the origin document's out of
 real sentences and measures prepare.py on it (Linux).
 """
 
@@ -28,8 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
-from corpus.characters import letters_and_digits, ngram_hashes
-from corpus.near import NGRAM, THRESHOLD, NearIndex, signatures, simplified_letters
+from corpus.cleaning.near_duplicates import NGRAM, THRESHOLD, NearIndex, signatures, simplified_letters
+from corpus.cleaning.normalization import letters_and_digits, ngram_hashes
 from corpus.reader import parse_chunk, read_chunks
 from corpus.split import document_digest
 
@@ -107,7 +107,9 @@ def planted(texts: list[str], count: int = 1000) -> Iterator[tuple[str, float, f
     originals = random.Random(1).sample(long, min(count, len(long)))
     editor = Editor(long)
     kinds: dict[str, Callable[[str, float], str]] = {
-        "characters": editor.characters_changed, "sentences": editor.sentences_changed}
+        "characters": editor.characters_changed,
+        "sentences": editor.sentences_changed,
+    }
     for kind, change in kinds.items():
         for share in SHARES:
             yield (kind, share, *judge(originals, [change(text, share) for text in originals]))
@@ -136,7 +138,8 @@ def edition_pairs(poems: list[str]) -> list[tuple[int, int, float]]:
             by_title[key].append((place, body))
     return [
         (first, second, alikeness(one, other))
-        for group in by_title.values() if len(group) <= 50
+        for group in by_title.values()
+        if len(group) <= 50
         for (first, one), (second, other) in combinations(group, 2)
     ]
 
@@ -155,8 +158,9 @@ def quality(texts: list[str], poems: list[str]) -> None:
     print(f"threshold {THRESHOLD}, {NGRAM}-grams of letters\n")
     print("edits planted   share  recall  pairs found  planted  others  others alike")
     for kind, share, recall, right, others, alike in planted(texts):
-        print(f"{kind:14} {share:6.0%} {recall:7.1%} {right + others:12,} {right:8,} {others:7,} {alike:13,}",
-              flush=True)
+        print(
+            f"{kind:14} {share:6.0%} {recall:7.1%} {right + others:12,} {right:8,} {others:7,} {alike:13,}", flush=True
+        )
     print("\neditions of poems, by alikeness of their lines   pairs  one of two dropped")
     for low, high, pairs, dropped in editions(poems):
         print(f"{low:32.2f} to {high:.2f} {pairs:14,} {dropped / max(1, pairs):19.1%}", flush=True)
@@ -164,8 +168,12 @@ def quality(texts: list[str], poems: list[str]) -> None:
     sample = random.Random(0).sample(found, min(1000, len(found)))
     scores = [alikeness(poems[kept], poems[dropped]) for kept, dropped in sample]
     right = sum(score >= ALIKE for score in scores)
-    print(f"\n{len(found):,} poems dropped as near; of {len(sample):,} looked at, {right:,} are at least {ALIKE:.0%} "
-          f"like the one kept (10th percentile {np.percentile(scores, 10):.2f})" if found else "\nno near poems")
+    print(
+        f"\n{len(found):,} poems dropped as near; of {len(sample):,} looked at, {right:,} are at least {ALIKE:.0%} "
+        f"like the one kept (10th percentile {np.percentile(scores, 10):.2f})"
+        if found
+        else "\nno near poems"
+    )
 
 
 def choice(texts: list[str], count: int = 400) -> None:
@@ -177,8 +185,11 @@ def choice(texts: list[str], count: int = 400) -> None:
     for share in SHARES:
         cases[f"characters {share:.0%}"] = [editor.characters_changed(text, share) for text in originals]
         cases[f"sentences {share:.0%}"] = [editor.sentences_changed(text, share) for text in originals]
-    print("Jaccard similarity to the original: 5th, 50th, 99th percentile\n" + " " * 16
-          + "".join(f"{f'{n}-grams':>18}" for n in range(2, 7)))
+    print(
+        "Jaccard similarity to the original: 5th, 50th, 99th percentile\n"
+        + " " * 16
+        + "".join(f"{f'{n}-grams':>18}" for n in range(2, 7))
+    )
     for name, others in cases.items():
         row = []
         for n in range(2, 7):
@@ -190,7 +201,8 @@ def choice(texts: list[str], count: int = 400) -> None:
 def jaccard(first: str, second: str, n: int) -> float:
     """Exact similarity of the sets of n-grams of two texts."""
     one, other = (
-        np.unique(ngram_hashes(simplified_letters(letters_and_digits([text])), n)) for text in (first, second))
+        np.unique(ngram_hashes(simplified_letters(letters_and_digits([text])), n)) for text in (first, second)
+    )
     common = len(np.intersect1d(one, other, assume_unique=True))
     return common / max(1, len(one) + len(other) - common)
 
@@ -234,8 +246,18 @@ def scale(texts: list[str], documents: int, work: Path) -> None:
     source, output = work / "big.jsonl", work / "prepared"
     edited = write_big_corpus(source, texts, documents, near_share=0.05, exact_share=0.05)
     shutil.rmtree(output, ignore_errors=True)
-    command = [sys.executable, str(ROOT / "prepare.py"), "--input", str(source), "--output", str(output),
-               "--dedup", "near", "--workers", "2"]
+    command = [
+        sys.executable,
+        str(ROOT / "prepare.py"),
+        "--input",
+        str(source),
+        "--output",
+        str(output),
+        "--dedup",
+        "near",
+        "--workers",
+        "2",
+    ]
     print(f"{documents:,} documents, {source.stat().st_size / 1e9:.2f} GB, {edited:,} edited by 10 %", flush=True)
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -248,9 +270,11 @@ def scale(texts: list[str], documents: int, work: Path) -> None:
         sys.exit(process.returncode)
     cpu = os.times()
     duplicates = json.loads((output / "report.json").read_text(encoding="utf-8"))["duplicates"]
-    print(f"{minutes:.1f} minutes ({(cpu.children_user + cpu.children_system) / 60:.1f} of processor time), peak "
-          f"memory of all processes {peak / 1e9:.2f} GB; {duplicates['exact']:,} exact and {duplicates['near']:,} near "
-          "duplicates dropped")
+    print(
+        f"{minutes:.1f} minutes ({(cpu.children_user + cpu.children_system) / 60:.1f} of processor time), peak "
+        f"memory of all processes {peak / 1e9:.2f} GB; {duplicates['exact']:,} exact and {duplicates['near']:,} near "
+        "duplicates dropped"
+    )
 
 
 def memory(pid: int) -> int:
@@ -271,8 +295,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("quality", "choice", "scale"))
     parser.add_argument("--texts", nargs="+", type=Path, required=True, metavar="FILE", help="real text, JSON Lines")
-    parser.add_argument("--poems", nargs="+", type=Path, default=[], metavar="FILE",
-                        help="poems: a line of title and author, then the rest")
+    parser.add_argument(
+        "--poems",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="poems: a line of title and author, then the rest",
+    )
     parser.add_argument("--documents", type=int, default=1_400_000, metavar="N")
     parser.add_argument("--work", type=Path, default=Path("data/dedup"), metavar="DIR", help="for the made corpus")
     options = parser.parse_args()

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
-from .files import open_regular
-from .manifest import FORMAT
+from common.errors import UserError
+from common.files import open_regular
+from corpus.manifest import FORMAT
 
 DEFAULT_VOCAB_SIZE = 6400
 DEFAULT_VAL_FRACTION = 0.005

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
-from .files import printable, read_text
-from .ladder import Ladder
+from common.errors import UserError
+from common.files import printable, read_text
+from corpus.ngram_baselines import NGramBaselines
 
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
@@ -52,7 +52,7 @@ class Manifest:
     documents that repeat an earlier one (dropped unless `settings["dedup"]` is "none"); `dropped_in_val` are training
     documents left out because the validation files hold them too. `entropy_nats` is the entropy of the frequencies
     of the training tokens: the loss, in nats a token, of a model that knows no context. `ladder` holds the fields of
-    `ladder.Ladder`, the losses of small models on the validation text; None where there is no such text.
+    `ladder.NGramBaselines`, the losses of small models on the validation text; None where there is no such text.
     """
 
     format: int
@@ -147,7 +147,7 @@ def shard_name(split: str, number: int) -> str:
 def _check_ladder(data: dict[str, Any]) -> None:
     for key, value in data.items():
         _number(value, f"{key} of the ladder")
-    Ladder(**data).check()
+    NGramBaselines(**data).check()
 
 
 def _count(value: object, name: str) -> None:

@@ -14,14 +14,14 @@ from typing import BinaryIO
 import numpy as np
 from tokenizers import Tokenizer
 
-from .errors import UserError
-from .manifest import BYTES_PER_TOKEN, ShardInfo, SplitInfo
-from .reader import Chunk, parse_chunk
-from .report import TextFigures
-from .scripts import FORMS, SCRIPTS, count_scripts, languages
-from .shards import ID_TYPE
-from .split import TRAIN, VAL
-from .tokenizer import library_errors, load_tokenizer, special_ids, without_marks
+from common.errors import UserError
+from corpus.cleaning.language import FORMS, SCRIPTS, count_scripts, languages
+from corpus.manifest import BYTES_PER_TOKEN, ShardInfo, SplitInfo
+from corpus.reader import Chunk, parse_chunk
+from corpus.report import TextFigures
+from corpus.shards import ID_TYPE
+from corpus.split import TRAIN, VAL
+from corpus.tokenizer import library_errors, load_tokenizer, special_ids, without_marks
 
 LENGTH_TYPE = np.dtype("<u4")
 # Documents: the library keeps some 100 bytes a token, and a small batch gets those of the last one, still in the cache.
@@ -64,8 +64,9 @@ def pack_chunk(tokenizer_file: TokenizerFile, chunk: Chunk, fates: bytes) -> dic
         size = sum(len(parsed.encoded[i]) for i in chosen)
         counts = count_scripts([without_marks(text) for text in texts])
         scripts = Counter(dict(zip((*SCRIPTS, *FORMS), counts.sum(axis=0).tolist(), strict=True)))
-        result[name] = Packed(ids.tobytes(), lengths.tobytes(), len(texts), size, sum(map(len, texts)), scripts,
-                              languages(counts))
+        result[name] = Packed(
+            ids.tobytes(), lengths.tobytes(), len(texts), size, sum(map(len, texts)), scripts, languages(counts)
+        )
     return result
 
 

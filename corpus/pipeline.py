@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from . import ladder, report
-from .errors import UserError
-from .fingerprint import (
+from common.errors import UserError
+from corpus import ngram_baselines, report
+from corpus.cleaning.repetition import Repetition
+from corpus.fingerprint import (
     DEDUP_CHOICES,
     DEFAULT_MAX_BAD_SHARE,
     DEFAULT_SHARD_TOKENS,
@@ -23,17 +24,16 @@ from .fingerprint import (
     normalise,
     sha256_file,
 )
-from .folder import check_replaceable, replacing
-from .manifest import FORMAT, MANIFEST_NAME, TOKENIZER_NAME, Manifest, SplitInfo
-from .packing import SplitWriter, TokenizerFile, entropy_nats, pack_chunk, text_figures
-from .progress import Progress
-from .reader import Chunk, parse_chunk, read_chunks
-from .repeats import Repetition
-from .shards import Corpus, open_stream
-from .split import HashSubset
-from .survey import Survey, survey_chunk
-from .tokenizer import MAX_ENTRIES, MIN_ENTRIES, load_tokenizer, special_ids, train_tokenizer, vocab_size
-from .workers import PARALLELISM, WorkerPool
+from corpus.manifest import FORMAT, MANIFEST_NAME, TOKENIZER_NAME, Manifest, SplitInfo
+from corpus.output_folder import check_replaceable, replacing
+from corpus.packing import SplitWriter, TokenizerFile, entropy_nats, pack_chunk, text_figures
+from corpus.progress import Progress
+from corpus.reader import Chunk, parse_chunk, read_chunks
+from corpus.scan import Survey, survey_chunk
+from corpus.shards import Corpus, open_stream
+from corpus.split import HashSubset
+from corpus.tokenizer import MAX_ENTRIES, MIN_ENTRIES, load_tokenizer, special_ids, train_tokenizer, vocab_size
+from corpus.workers import PARALLELISM, WorkerPool
 
 # Text to train a tokenizer on: 32 MB for 6,400 entries, which settles their merges in about a minute; training takes
 # time in proportion to the text, and would otherwise cost as much as packing the whole corpus.
@@ -207,13 +207,13 @@ def _build(job: Job, folder: Path, pool: WorkerPool, name: str) -> Manifest:
 
 
 def _measure_ladder(job: Job, folder: Path, splits: dict[str, SplitInfo], entries: int) -> dict[str, Any] | None:
-    """The fields of a `ladder.Ladder`, or None without validation text."""
+    """The fields of a `ngram_baselines.NGramBaselines`, or None without validation text."""
     if splits["val"].tokens < 2:
         return None
     job.progress.say("reading the tokens once more for the ladder of entropies")
     streams = {name: open_stream(folder, split) for name, split in splits.items()}
     bytes_per_token = splits["val"].bytes / splits["val"].tokens
-    found = asdict(ladder.measure(streams["train"], streams["val"], entries, bytes_per_token))
+    found = asdict(ngram_baselines.measure(streams["train"], streams["val"], entries, bytes_per_token))
     return {key: round(value, 6) for key, value in found.items()}
 
 

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import jsonlines
 import zstandard
 
-from .errors import UserError
-from .files import open_regular
+from common.errors import UserError
+from common.files import open_regular
 
 CHUNK_BYTES = 512 * 1024
 MAX_LINE_BYTES = 256 * 1024 * 1024
@@ -174,9 +174,7 @@ def _zstd_decoder() -> Any:
     return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
 
 
-def _unpack(
-    path: Path, file: BinaryIO, new_decoder: Callable[[], Any], read_bytes: int
-) -> Iterator[tuple[bytes, int]]:
+def _unpack(path: Path, file: BinaryIO, new_decoder: Callable[[], Any], read_bytes: int) -> Iterator[tuple[bytes, int]]:
     """Unpack every member (gzip) or frame (zstd) of a file; both libraries offer the same three attributes.
 
     Done by hand because zstandard's own stream reader takes a file that was cut short for a complete one.

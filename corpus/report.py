@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UserError
-from .files import printable, read_text
-from .ladder import Ladder
-from .manifest import REPORT_NAME, Manifest
-from .scripts import FORMS, SCRIPTS
-from .shape import COUNT, EACH, NUMBER, TEXT, Maybe, fits
+from common.errors import UserError
+from common.files import printable, read_text
+from common.shape import COUNT, EACH, NUMBER, TEXT, Maybe, fits
+from corpus.cleaning.language import FORMS, SCRIPTS
+from corpus.manifest import REPORT_NAME, Manifest
+from corpus.ngram_baselines import NGramBaselines
 
 VERSION = 1
 PERCENTILES = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "p99": 99, "max": 100}
@@ -35,16 +35,33 @@ RUNGS = {
 }
 MOST_BYTES = 16 * 2**20  # of report.json, which has some kilobytes
 SHAPE = {
-    "documents": COUNT, "tokens": COUNT, "bytes": COUNT, "characters": COUNT,
+    "documents": COUNT,
+    "tokens": COUNT,
+    "bytes": COUNT,
+    "characters": COUNT,
     "lengths": {"tokens": dict.fromkeys(PERCENTILES, COUNT), "histogram": {"edges": [COUNT], "counts": [COUNT]}},
-    "duplicates": {"exact": COUNT, "near": COUNT, "near_in_val": COUNT,
-                   "examples": [{"kept": TEXT, "dropped": TEXT, "similarity": NUMBER}]},
-    "repetition": Maybe({"scored": COUNT, "dropped": COUNT, "thresholds": {EACH: NUMBER}, "by_rule": {EACH: COUNT},
-                         "shares": {EACH: {EACH: NUMBER}},
-                         "examples": [{"rule": TEXT, "value": NUMBER, "text": TEXT}]}),
-    "scripts": {EACH: NUMBER}, "traditional_share": Maybe(NUMBER), "languages": {EACH: NUMBER},
-    "characters_per_token": {EACH: NUMBER}, "ladder": Maybe({EACH: {"nats": NUMBER, "bits_per_byte": NUMBER}}),
-}  # fmt: skip
+    "duplicates": {
+        "exact": COUNT,
+        "near": COUNT,
+        "near_in_val": COUNT,
+        "examples": [{"kept": TEXT, "dropped": TEXT, "similarity": NUMBER}],
+    },
+    "repetition": Maybe(
+        {
+            "scored": COUNT,
+            "dropped": COUNT,
+            "thresholds": {EACH: NUMBER},
+            "by_rule": {EACH: COUNT},
+            "shares": {EACH: {EACH: NUMBER}},
+            "examples": [{"rule": TEXT, "value": NUMBER, "text": TEXT}],
+        }
+    ),
+    "scripts": {EACH: NUMBER},
+    "traditional_share": Maybe(NUMBER),
+    "languages": {EACH: NUMBER},
+    "characters_per_token": {EACH: NUMBER},
+    "ladder": Maybe({EACH: {"nats": NUMBER, "bits_per_byte": NUMBER}}),
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +84,7 @@ def build(
     document, its marks included; the histogram's counts lie between neighbouring edges, the upper one excluded.
     """
     splits = manifest.splits.values()
-    ladder = None if manifest.ladder is None else Ladder(**manifest.ladder)
+    ladder = None if manifest.ladder is None else NGramBaselines(**manifest.ladder)
     traditional, simplified = (figures.scripts.get(form, 0) for form in FORMS)
     return {
         "version": VERSION,
@@ -82,7 +99,8 @@ def build(
         "traditional_share": round(traditional / (traditional + simplified), 6) if traditional + simplified else None,
         "languages": _shares(figures.languages),
         "characters_per_token": {name: split.characters_per_token for name, split in manifest.splits.items()},
-        "ladder": ladder and {
+        "ladder": ladder
+        and {
             name: {"nats": nats, "bits_per_byte": round(ladder.bits_per_byte(nats), 6)} for name, nats in ladder.rungs()
         },
     }
@@ -119,9 +137,11 @@ def loss_to_beat(manifest: Manifest) -> str:
     """The ladder in one line, for the start of a run."""
     if manifest.ladder is None:
         return f"{manifest.entropy_nats:.3f} nats a token (a model that knows only how frequent each token is)"
-    ladder = Ladder(**manifest.ladder)
-    return (f"{ladder.unigram:.3f} nats a token (a model that knows only how frequent each token is), "
-            f"{ladder.bigram:.3f} (and the token before), {ladder.trigram:.3f} (and the two before)")
+    ladder = NGramBaselines(**manifest.ladder)
+    return (
+        f"{ladder.unigram:.3f} nats a token (a model that knows only how frequent each token is), "
+        f"{ladder.bigram:.3f} (and the token before), {ladder.trigram:.3f} (and the two before)"
+    )
 
 
 def _lengths(lengths: np.ndarray) -> dict[str, Any]:
@@ -143,20 +163,31 @@ def _shares(counts: Mapping[str, int]) -> dict[str, float]:
 def _size_lines(manifest: Manifest) -> list[str]:
     result = []
     for name, split in manifest.splits.items():
-        result.append(_line(name, f"{split.documents:,} documents, {split.bytes / 1e6:,.1f} MB, {split.tokens:,} "
-                                  f"tokens, {split.characters_per_token:.2f} characters a token"))
+        result.append(
+            _line(
+                name,
+                f"{split.documents:,} documents, {split.bytes / 1e6:,.1f} MB, {split.tokens:,} "
+                f"tokens, {split.characters_per_token:.2f} characters a token",
+            )
+        )
     result.append(_line("tokenizer", f"{manifest.vocab_size:,} entries, {manifest.tokenizer_source}"))
     return result
 
 
 def _text_lines(report: dict[str, Any]) -> list[str]:
     at = report["lengths"]["tokens"]
-    result = [_line("lengths", f"{at['min']:,} to {at['max']:,} tokens a document, marks included; half up to "
-                               f"{at['p50']:,}, 90 % up to {at['p90']:,}, 99 % up to {at['p99']:,}")]
+    result = [
+        _line(
+            "lengths",
+            f"{at['min']:,} to {at['max']:,} tokens a document, marks included; half up to "
+            f"{at['p50']:,}, 90 % up to {at['p90']:,}, 99 % up to {at['p99']:,}",
+        )
+    ]
     result.append(_line("characters", _listing(report["scripts"])))
     if report["traditional_share"] is not None:
-        result.append(_line("", f"of the Han characters with two forms, {_percent(report['traditional_share'])} are "
-                                "traditional"))
+        result.append(
+            _line("", f"of the Han characters with two forms, {_percent(report['traditional_share'])} are traditional")
+        )
     result.append(_line("languages", f"of documents, told by script: {_listing(report['languages'])}"))
     return result
 
@@ -174,8 +205,13 @@ def _left_out_lines(manifest: Manifest, report: dict[str, Any]) -> list[str]:
             result.append(_line("", f"like {_quote(example['dropped'])}"))
     if repetition is not None:
         rules = ", ".join(f"{rule} {count:,}" for rule, count in repetition["by_rule"].items() if count)
-        result.append(_line("repetition", f"{repetition['dropped']:,} of {repetition['scored']:,} documents left out; "
-                                          f"over the limits by rule: {rules or 'none'}"))
+        result.append(
+            _line(
+                "repetition",
+                f"{repetition['dropped']:,} of {repetition['scored']:,} documents left out; "
+                f"over the limits by rule: {rules or 'none'}",
+            )
+        )
         for example in repetition["examples"][:EXAMPLES_SHOWN]:
             result.append(_line("", f"{example['rule']} {example['value']:.2f}: {_quote(example['text'])}"))
     if manifest.dropped_in_val:
@@ -193,18 +229,27 @@ def _looks_alike(example: dict[str, Any]) -> bool:
 def _ladder_lines(manifest: Manifest) -> list[str]:
     if manifest.ladder is None:
         return [_line("ladder", "none: there is no validation text to measure it on")]
-    ladder = Ladder(**manifest.ladder)
-    result = [_line("ladder", f"loss of {ladder.tokens:,} validation tokens after counting {ladder.train_tokens:,} "
-                              "training tokens"),
-              _line("", f"{'':9}{'nats a token':>12}{'bits a byte':>13}")]
+    ladder = NGramBaselines(**manifest.ladder)
+    result = [
+        _line(
+            "ladder",
+            f"loss of {ladder.tokens:,} validation tokens after counting {ladder.train_tokens:,} training tokens",
+        ),
+        _line("", f"{'':9}{'nats a token':>12}{'bits a byte':>13}"),
+    ]
     for name, nats in ladder.rungs():
         result.append(_line("", f"{name:9}{nats:12.3f}{ladder.bits_per_byte(nats):13.3f}   {RUNGS[name]}"))
     return result
 
 
 def _line(label: str, text: str) -> str:
-    return textwrap.fill(f"{label:{LABEL_WIDTH}}{text}", WIDTH, subsequent_indent=" " * LABEL_WIDTH,
-                         break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(
+        f"{label:{LABEL_WIDTH}}{text}",
+        WIDTH,
+        subsequent_indent=" " * LABEL_WIDTH,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _listing(shares: Mapping[str, float]) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import UserError
-from .files import check_regular, open_regular
-from .fingerprint import sha256_file
-from .ladder import Ladder
-from .manifest import BYTES_PER_TOKEN, MOST_TOKENIZER_BYTES, TOKENIZER_NAME, Manifest, ShardInfo, SplitInfo
+from common.errors import UserError
+from common.files import check_regular, open_regular
+from corpus.fingerprint import sha256_file
+from corpus.manifest import BYTES_PER_TOKEN, MOST_TOKENIZER_BYTES, TOKENIZER_NAME, Manifest, ShardInfo, SplitInfo
+from corpus.ngram_baselines import NGramBaselines
 
 ID_TYPE = np.dtype("<u2")
 READ_BYTES = 2**20
@@ -95,10 +95,10 @@ class Corpus:
         return corpus
 
     @property
-    def ladder(self) -> Ladder | None:
+    def ladder(self) -> NGramBaselines | None:
         """What models of no understanding lose on the validation text; None where there is no such text."""
         figures = self.manifest.ladder
-        return None if figures is None else Ladder(**figures)
+        return None if figures is None else NGramBaselines(**figures)
 
     def split(self, name: str) -> TokenStream:
         """The stream of "train" or "val"; the latter may be empty."""
@@ -135,8 +135,9 @@ def _check_shard(folder: Path, shard: ShardInfo, vocab_size: int, whole: bool) -
     if digest.hexdigest() != shard.sha256:
         raise UserError(f"{path}: {CHANGED}; {AGAIN}")
     if largest >= vocab_size:
-        raise UserError(f"{path}: holds the id {largest:,}, beyond the {vocab_size:,} entries of the vocabulary; "
-                        f"{AGAIN}")
+        raise UserError(
+            f"{path}: holds the id {largest:,}, beyond the {vocab_size:,} entries of the vocabulary; {AGAIN}"
+        )
 
 
 def _check_place(folder: Path, path: Path) -> int:
@@ -147,6 +148,8 @@ def _check_place(folder: Path, path: Path) -> int:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from None
     if real.parent != folder.resolve():
-        raise UserError(f"{path}: is a link that leads out of the folder, to {real}; copy the file itself there "
-                        "(cp -L), or give the folder that holds it")
+        raise UserError(
+            f"{path}: is a link that leads out of the folder, to {real}; copy the file itself there "
+            "(cp -L), or give the folder that holds it"
+        )
     return size

@@ -11,9 +11,9 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from .errors import UserError
-from .files import printable, read_text
-from .manifest import MOST_TOKENIZER_BYTES
+from common.errors import UserError
+from common.files import printable, read_text
+from corpus.manifest import MOST_TOKENIZER_BYTES
 
 PAD, BEGIN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (PAD, BEGIN, END)  # ids 0, 1, 2; each begins with "<|"
@@ -139,8 +139,10 @@ def _check_parts(path: Path, text: str) -> None:
     for part in ("normalizer", "pre_tokenizer", "decoder", "model"):
         for block in _blocks(content.get(part)):
             if not _harmless(block):
-                raise UserError(f"{path}: its {part} has a {printable(block['type'], 40)} that no lossless tokenizer "
-                                "needs; take a byte-level BPE tokenizer")
+                raise UserError(
+                    f"{path}: its {part} has a {printable(block['type'], 40)} that no lossless tokenizer "
+                    "needs; take a byte-level BPE tokenizer"
+                )
 
 
 def _blocks(part: object) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from .errors import UserError
+from common.errors import UserError
 
 PARALLELISM = "TOKENIZERS_PARALLELISM"
 # Tasks under way for each worker: one in work, one or two ready, so that nobody waits and memory stays bounded.

@@ -1,9 +1,9 @@
 """The network and its generation: no training code, and no torch.distributed needed."""
 
 from model.config import ModelConfig, ModelConfigError
-from model.generation import GenerationError, TextStream, generate, pad_left, until_end
+from model.hf import load_model, save_model
+from model.inference.generate import GenerationError, TextStream, generate, pad_left, until_end
 from model.network import CausalLM, count_parameters
-from model.saving import load_model, save_model
 
 __all__ = [
     "CausalLM",

@@ -67,9 +67,19 @@ class ModelConfig:
     def _problems(self):
         if self.vocab_size > 65536:
             yield f"vocab_size {self.vocab_size} is over 65,536: token ids are stored in 16 bits"
-        positive = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-                    "intermediate_size", "moe_intermediate_size", "num_experts", "num_experts_per_tok", "ep_size",
-                    "max_position_embeddings")
+        positive = (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "intermediate_size",
+            "moe_intermediate_size",
+            "num_experts",
+            "num_experts_per_tok",
+            "ep_size",
+            "max_position_embeddings",
+        )
         bad = [name for name in positive if getattr(self, name) < 1]
         if self.head_dim is not None and self.head_dim < 1:
             bad.append("head_dim")
@@ -77,13 +87,17 @@ class ModelConfig:
         if bad:
             return
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            yield (f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}: "
-                   "change one, or give --head_dim")
+            yield (
+                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}: "
+                "change one, or give --head_dim"
+            )
         if self.head_size % 2:
             yield f"a head is {self.head_size} wide, and rotary positions need an even width"
         if self.num_attention_heads % self.num_key_value_heads:
-            yield (f"num_attention_heads {self.num_attention_heads} is no multiple of "
-                   f"num_key_value_heads {self.num_key_value_heads}")
+            yield (
+                f"num_attention_heads {self.num_attention_heads} is no multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
         if self.use_moe and self.num_experts_per_tok > self.num_experts:
             yield (f"num_experts_per_tok {self.num_experts_per_tok} is more than num_experts {self.num_experts}")
         if self.use_moe and self.num_experts % self.ep_size:
@@ -100,21 +114,42 @@ class ModelConfig:
         `bufudu` keeps what the standard file has no name for, so that `from_hf` gives the same object back.
         """
         shared = {
-            "attention_bias": False, "attention_dropout": 0.0, "hidden_act": "silu", "tie_word_embeddings": True,
-            "head_dim": self.head_size, "torch_dtype": dtype, "use_cache": True, "use_sliding_window": False,
-            "bos_token_id": self.bos_token_id, "eos_token_id": self.eos_token_id, "pad_token_id": self.pad_token_id,
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "hidden_act": "silu",
+            "tie_word_embeddings": True,
+            "head_dim": self.head_size,
+            "torch_dtype": dtype,
+            "use_cache": True,
+            "use_sliding_window": False,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": self.eos_token_id,
+            "pad_token_id": self.pad_token_id,
         }
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-                     "intermediate_size", "max_position_embeddings", "rope_theta", "rms_norm_eps",
-                     "initializer_range"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "rope_theta",
+            "rms_norm_eps",
+            "initializer_range",
+        ):
             shared[name] = getattr(self, name)
         own = {"bufudu": asdict(self)}
         if not self.use_moe:
             return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **shared, **own}
         experts = {
-            "num_experts": self.num_experts, "num_experts_per_tok": self.num_experts_per_tok,
-            "moe_intermediate_size": self.moe_intermediate_size, "decoder_sparse_step": 1, "mlp_only_layers": [],
-            "router_aux_loss_coef": self.router_aux_loss_coef, "output_router_logits": False,
+            "num_experts": self.num_experts,
+            "num_experts_per_tok": self.num_experts_per_tok,
+            "moe_intermediate_size": self.moe_intermediate_size,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "router_aux_loss_coef": self.router_aux_loss_coef,
+            "output_router_logits": False,
             # DeepSpeed weighs a single expert with its raw probability and renormalises two or more
             "norm_topk_prob": self.num_experts_per_tok > 1,
         }
@@ -128,8 +163,10 @@ class ModelConfig:
                 own = json.loads(file.read(_MOST_BYTES))["bufudu"]
             config = cls(**{name: value for name, value in own.items() if name in _KINDS})
         except json.JSONDecodeError as error:
-            raise ModelConfigError(f"{path} is damaged: no valid JSON ({error.msg}, line {error.lineno}); restore "
-                                   "it from a copy, or give another run") from error
+            raise ModelConfigError(
+                f"{path} is damaged: no valid JSON ({error.msg}, line {error.lineno}); restore "
+                "it from a copy, or give another run"
+            ) from error
         except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
             raise ModelConfigError(f"{path} was not written by this project (no usable 'bufudu' block)") from error
         for name, kinds in _KINDS.items():

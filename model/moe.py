@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.products import few_rows_linear, reads_badly
+from model.inference.gemv import few_rows_linear, reads_badly
 
 
 class SwiGLU(nn.Module):
@@ -48,7 +48,8 @@ class LocalMoE(nn.Module):
         self.top_k = config.num_experts_per_tok
         self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         self.experts = nn.ModuleList(
-            SwiGLU(config.hidden_size, config.moe_intermediate_size) for _ in range(config.num_experts))
+            SwiGLU(config.hidden_size, config.moe_intermediate_size) for _ in range(config.num_experts)
+        )
 
     def forward(self, x_BTH: Tensor) -> Tensor:
         """(B, T, H) -> (B, T, H); a token's output does not depend on its neighbours."""
@@ -223,7 +224,7 @@ class _Dispatch(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_PH: Tensor) -> tuple[Tensor, None, None]:
         """(S, H)."""
-        row_SK, = ctx.saved_tensors
+        (row_SK,) = ctx.saved_tensors
         grad_SH = grad_PH.index_select(0, row_SK[:, 0])
         if row_SK.shape[1] > 1:
             others = (grad_PH.index_select(0, row_S).float() for row_S in row_SK.unbind(1)[1:])

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cache import KVCache
 from model.config import ModelConfig
-from model.generation import generate
+from model.inference.generate import generate
+from model.inference.kv_cache import KVCache
 from model.loss import linear_cross_entropy
 from model.moe import DeepSpeedMoE, DenseMLP, LocalMoE
 from model.packed import PackedRows
@@ -111,8 +111,14 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head, config.rms_norm_eps)
         self.k_norm = RMSNorm(head, config.rms_norm_eps)
 
-    def forward(self, x_BTH: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | PackedRows | None,
-                cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self,
+        x_BTH: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | PackedRows | None,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
         """`mask` is (B or 1, 1, T, S) bool, or packed rows; None means plain causal attention over T = S."""
         batch, length, _ = x_BTH.shape
         heads = (batch, length, -1, self.q_norm.weight.shape[0])
@@ -126,8 +132,9 @@ class Attention(nn.Module):
             k_BKSD, v_BKSD = cache.append(layer, k_BKSD, v_BKSD)
         if length == 1:
             # one new token: the heads that share keys become the query's positions, and no key is copied
-            y_BKRD = F.scaled_dot_product_attention(q_BNTD.reshape(batch, self.num_kv_heads, -1, heads[-1]),
-                                                    k_BKSD, v_BKSD, attn_mask=mask)
+            y_BKRD = F.scaled_dot_product_attention(
+                q_BNTD.reshape(batch, self.num_kv_heads, -1, heads[-1]), k_BKSD, v_BKSD, attn_mask=mask
+            )
             return self.o_proj(y_BKRD.reshape(batch, length, -1))
         # SDPA's own grouped-query switch leaves the memory-efficient kernel, the best one a T4 has
         repeats = self.num_heads // self.num_kv_heads
@@ -146,8 +153,14 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = expert_layer(config) if config.use_moe else DenseMLP(config)
 
-    def forward(self, x_BTH: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | PackedRows | None,
-                cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self,
+        x_BTH: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | PackedRows | None,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
         """(B, T, H) -> (B, T, H)."""
         x_BTH = x_BTH + self.self_attn(self.input_layernorm(x_BTH), rope, mask, cache, layer)
         return x_BTH + self.mlp(self.post_attention_layernorm(x_BTH))
@@ -163,8 +176,9 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(config, expert_layer) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, ids_BT: Tensor, mask: Tensor | PackedRows | None, position_BT: Tensor,
-                cache: KVCache | None) -> Tensor:
+    def forward(
+        self, ids_BT: Tensor, mask: Tensor | PackedRows | None, position_BT: Tensor, cache: KVCache | None
+    ) -> Tensor:
         """(B, T) ids -> (B, T, H) hidden states after the final norm."""
         x_BTH = self.embed_tokens(ids_BT)
         rope = rotary(position_BT, self.config.head_size, self.config.rope_theta, x_BTH.dtype)
@@ -215,13 +229,21 @@ class CausalLM(nn.Module):
         return self._head(self._packed_hidden(ids_BT))
 
     def _packed_hidden(self, ids_BT: Tensor) -> Tensor:
-        mask = PackedRows.of(ids_BT, self.config.bos_token_id, self.config.eos_token_id,
-                             mask_documents=self.config.mask_documents)
+        mask = PackedRows.of(
+            ids_BT, self.config.bos_token_id, self.config.eos_token_id, mask_documents=self.config.mask_documents
+        )
         position = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
         return self.model(ids_BT, mask, position, None)
 
-    def logits(self, ids_BT: Tensor, *, mask: Tensor | None = None, position_BT: Tensor | None = None,
-               cache: KVCache | None = None, last_only: bool = False) -> Tensor:
+    def logits(
+        self,
+        ids_BT: Tensor,
+        *,
+        mask: Tensor | None = None,
+        position_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
         """(B, T) ids -> (B, T, V) logits of the next token, or (B, 1, V) with `last_only`.
 
         `mask` is (B or 1, 1, T, S) bool; without one, attention is causal over T (and over what the cache holds).

@@ -77,8 +77,9 @@ class _BlockAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask_B1TT: Tensor,
-                first_key: list[list[int]]) -> Tensor:
+    def forward(
+        ctx, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, mask_B1TT: Tensor, first_key: list[list[int]]
+    ) -> Tensor:
         """(B, N, T, D), laid out so that merging the heads costs nothing."""
         batch, heads, length, width = q_BNTD.shape
         kv_heads = k_BKTD.shape[1]
@@ -119,9 +120,11 @@ class _BlockAttention(torch.autograd.Function):
 
 def _blocks(length: int, first_key: list[list[int]]) -> list[tuple[int, int, int, int]]:
     """(row, first query, end of the queries and keys, first key) of every block."""
-    return [(row, start, min(start + BLOCK, length), first)
-            for row, firsts in enumerate(first_key)
-            for start, first in zip(range(0, length, BLOCK), firsts, strict=True)]
+    return [
+        (row, start, min(start + BLOCK, length), first)
+        for row, firsts in enumerate(first_key)
+        for start, first in zip(range(0, length, BLOCK), firsts, strict=True)
+    ]
 
 
 def _rows(t_BNTD: Tensor, row: int, start: int, end: int, kv_heads: int) -> Tensor:

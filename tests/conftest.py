@@ -22,17 +22,47 @@ settings.register_profile("busy", deadline=None)  # a property does not fail bec
 settings.load_profile("busy")
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 400  # seconds, against a hang; nothing here takes a minute on a quiet machine
-SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "intermediate_size": 96, "moe_intermediate_size": 48, "max_seq_len": 64, "vocab_size": 512}
-PACE = {"max_steps": 12, "save_interval": 6, "keep_last": 5, "log_interval": 1, "eval_interval": 3,
-        "sample_interval": 6}
+SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 48,
+    "max_seq_len": 64,
+    "vocab_size": 512,
+}
+PACE = {
+    "max_steps": 12,
+    "save_interval": 6,
+    "keep_last": 5,
+    "log_interval": 1,
+    "eval_interval": 3,
+    "sample_interval": 6,
+}
 TINY = [word for name, value in (SIZES | PACE).items() for word in (f"--{name}", str(value))]
-FP32 = ["--deepspeed_config", str(ROOT / "ds_configs" / "t4x2.json"), "--set", "fp16.enabled=false",
-        "train_batch_size=auto", "train_micro_batch_size_per_gpu=4", "gradient_accumulation_steps=1",
-        "optimizer.params.lr=2e-3"]
+FP32 = [
+    "--deepspeed_config",
+    str(ROOT / "ds_configs" / "t4x2.json"),
+    "--set",
+    "fp16.enabled=false",
+    "train_batch_size=auto",
+    "train_micro_batch_size_per_gpu=4",
+    "gradient_accumulation_steps=1",
+    "optimizer.params.lr=2e-3",
+]
 ON_CPU = {"DS_ACCELERATOR": "cpu"}  # the same tests with and without a GPU
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
-                      "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE")
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "CROSS_RANK",
+    "CROSS_SIZE",
+)
 
 
 def _free_port() -> int:
@@ -47,9 +77,15 @@ class Running(subprocess.Popen):
     def __init__(self, command: Sequence[str | Path], folder: Path, environment: dict[str, object]) -> None:
         inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
         self.file = tempfile.TemporaryFile()  # noqa: SIM115
-        super().__init__([str(word) for word in command], cwd=folder, stdin=subprocess.DEVNULL, stdout=self.file,
-                         stderr=subprocess.STDOUT, start_new_session=True,
-                         env=inherited | ON_CPU | {name: str(value) for name, value in environment.items()})
+        super().__init__(
+            [str(word) for word in command],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=self.file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=inherited | ON_CPU | {name: str(value) for name, value in environment.items()},
+        )
 
     @property
     def output(self) -> str:
@@ -102,21 +138,27 @@ class Processes:
         finally:
             for process in running:
                 process.stop_group()
-        return Finished(max((process.returncode for process in running), key=abs),
-                        "".join(process.output for process in running))
+        return Finished(
+            max((process.returncode for process in running), key=abs), "".join(process.output for process in running)
+        )
 
     def ranks(self, count: int, script: Sequence[str | Path], **environment: object) -> Finished:
         """`count` processes joined as a launcher would, without the ten seconds that it takes to start one."""
         shared = {"WORLD_SIZE": count, "LOCAL_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-        return self.finish(*(self.start([sys.executable, *script], **shared, RANK=rank, LOCAL_RANK=rank, **environment)
-                             for rank in range(count)))
+        return self.finish(
+            *(
+                self.start([sys.executable, *script], **shared, RANK=rank, LOCAL_RANK=rank, **environment)
+                for rank in range(count)
+            )
+        )
 
     def launcher(self, *flags: str, arguments: Sequence[str | Path], **environment: object) -> Running:
         """`deepspeed FLAGS train.py ARGUMENTS`, on a port of its own unless the flags name one."""
         beside = Path(sys.executable).with_name("deepspeed")
         port = () if "--master_port" in flags else ("--master_port", str(_free_port()))
-        return self.start([beside if beside.is_file() else "deepspeed", *port, *flags, ROOT / "train.py", *arguments],
-                          **environment)
+        return self.start(
+            [beside if beside.is_file() else "deepspeed", *port, *flags, ROOT / "train.py", *arguments], **environment
+        )
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +176,7 @@ def free_port() -> Callable[[], int]:
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the runs of a session share, with a few hundred stories in it."""
-    from corpus.stories import generate_stories
+    from sample_stories import generate_stories
 
     folder = tmp_path_factory.mktemp("workplace")
     lines = (json.dumps({"text": story}, ensure_ascii=False) + "\n" for story in generate_stories(600, seed=7))
@@ -157,8 +199,16 @@ def processes_in() -> type[Processes]:
 @pytest.fixture(scope="session")
 def flags() -> Callable[..., list[str]]:
     """`flags("runs/name", ...)`: what train.py gets for a tiny unchecked run in fp32; later flags win over earlier."""
-    return lambda output, *more: ["--data", "stories.jsonl", "--output", str(output), "--skip_preflight", *FP32, *TINY,
-                                  *map(str, more)]
+    return lambda output, *more: [
+        "--data",
+        "stories.jsonl",
+        "--output",
+        str(output),
+        "--skip_preflight",
+        *FP32,
+        *TINY,
+        *map(str, more),
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -186,8 +236,12 @@ class EngineResults:
         """The figures of one scenario; the test fails if the scenario did."""
         if processes not in self.found:
             done = Processes(self.folder).ranks(
-                processes, [ROOT / "tests" / "training" / "worker_engine.py", self.folder], PYTHONPATH=ROOT,
-                BUFUDU_TEST_CPU_FP16=1, OMP_NUM_THREADS=1)
+                processes,
+                [ROOT / "tests" / "workers" / "worker_engine.py", self.folder],
+                PYTHONPATH=ROOT,
+                BUFUDU_TEST_CPU_FP16=1,
+                OMP_NUM_THREADS=1,
+            )
             file = self.folder / f"{processes}.json"
             self.found[processes] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
             self.found[processes]["output"] = {"failed": done.output}

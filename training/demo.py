@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from corpus.stories import check
+from common.hardware import detect
 from model import CausalLM, load_model
-from training.device import detect
-from training.progress import human_time
+from sample_stories import check
+from training.monitoring.progress import human_time
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path("runs/demo")
@@ -36,10 +36,33 @@ def main() -> int:
     environment = os.environ | ({"DS_ACCELERATOR": "cpu"} if device.kind == "cpu" else {})
     launcher = Path(sys.executable).with_name("deepspeed")
     commands = [
-        [str(launcher) if launcher.is_file() else "deepspeed", "--quiet", "--num_gpus", str(processes), "train.py",
-         "--output", str(RUN)],
-        [sys.executable, "generate.py", "--checkpoint", str(RUN), "--prompt", PROMPT, "--max_new_tokens", "160",
-         "--temperature", str(TEMPERATURE), "--top_p", str(TOP_P), "--repetition_penalty", "1.0", "--seed", "1"],
+        [
+            str(launcher) if launcher.is_file() else "deepspeed",
+            "--quiet",
+            "--num_gpus",
+            str(processes),
+            "train.py",
+            "--output",
+            str(RUN),
+        ],
+        [
+            sys.executable,
+            "generate.py",
+            "--checkpoint",
+            str(RUN),
+            "--prompt",
+            PROMPT,
+            "--max_new_tokens",
+            "160",
+            "--temperature",
+            str(TEMPERATURE),
+            "--top_p",
+            str(TOP_P),
+            "--repetition_penalty",
+            "1.0",
+            "--seed",
+            "1",
+        ],
         [sys.executable, "diagnose.py", "--checkpoint", str(RUN), "--html", str(RUN / "diagnosis.html")],
     ]
     for command in commands:
@@ -64,7 +87,8 @@ def verdict(run: Path, device: str) -> list[str]:
     # a run that an earlier version finished has the entropy alone
     loss, unigram = summary["best_val_loss"], summary.get("unigram_loss", summary["token_entropy"])
     lines = [
-        "", "verdict",
+        "",
+        "verdict",
         f"  validation loss {loss:.3f} nats a token; {unigram:.3f} would be token frequencies alone, "
         f"{math.log(load_vocabulary(run)):.3f} pure chance",
         f"  {len(good)} of {len(stories)} freely written stories ({len(good) / len(stories):.0%}) are well-formed and "
@@ -101,15 +125,24 @@ def write_stories(model: CausalLM, tokenizer_file: Path, count: int = STORIES, s
     stories = []
     for first in range(0, count, BATCH):
         begin = torch.full((min(BATCH, count - first), 1), model.config.bos_token_id)
-        ids = model.generate(begin, max_new_tokens=LONGEST, temperature=TEMPERATURE, top_k=0, top_p=TOP_P,
-                             repetition_penalty=1.0, do_sample=True, seed=seed, first_row=first)
+        ids = model.generate(
+            begin,
+            max_new_tokens=LONGEST,
+            temperature=TEMPERATURE,
+            top_k=0,
+            top_p=TOP_P,
+            repetition_penalty=1.0,
+            do_sample=True,
+            seed=seed,
+            first_row=first,
+        )
         stories += [tokenizer.decode(_text_ids(row, model)) for row in ids[:, 1:].tolist()]
     return stories
 
 
 def _text_ids(row: list[int], model: CausalLM) -> list[int]:
     end = model.config.eos_token_id
-    return row[:row.index(end)] if end in row else row
+    return row[: row.index(end)] if end in row else row
 
 
 def _training_stories(corpus: Path) -> list[str]:

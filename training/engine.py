@@ -12,12 +12,12 @@ import torch
 import torch._dynamo
 from torch import nn
 
+from common.hardware import detect
 from model import CausalLM, ModelConfig
 from model.init import init_weights
 from model.moe import DeepSpeedMoE
-from model.weights import hf_name
+from model.parameter_names import hf_name
 from training import muon
-from training.device import detect
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -84,8 +84,11 @@ def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, r
         stack.enter_context(_router_left_to_adam())
         if os.environ.get("BUFUDU_TEST_CPU_FP16") == "1":
             stack.enter_context(_fp16_allowed_on_cpu())
-        engine, *_ = deepspeed.initialize(model=model, model_parameters=parameter_groups(model),
-                                          config=muon.chosen(ds_config, bf16_fast=detect().bf16_fast))
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=parameter_groups(model),
+            config=muon.chosen(ds_config, bf16_fast=detect().bf16_fast),
+        )
     return engine
 
 

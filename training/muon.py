@@ -60,8 +60,16 @@ def _polynomial(gram: Tensor, square: Tensor, coefficients: tuple[float, float, 
     return factor
 
 
-def update(grad: Tensor, momentum: Tensor, beta: float = 0.95, *, nesterov: bool = True, is_expert_group: bool = False,
-           num_heads: int | None = None, dtype: torch.dtype) -> Tensor:
+def update(
+    grad: Tensor,
+    momentum: Tensor,
+    beta: float = 0.95,
+    *,
+    nesterov: bool = True,
+    is_expert_group: bool = False,
+    num_heads: int | None = None,
+    dtype: torch.dtype,
+) -> Tensor:
     """DeepSpeed's `muon_update` with this iteration: the step that Muon takes for `grad`, (..., m, n), which it spoils.
 
     With `num_heads` each head's rows are a matrix of their own; a stack of experts (`is_expert_group`) is one anyway.

@@ -8,36 +8,37 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from corpus.errors import UserError
+from common.console import Console
+from common.errors import UserError
+from common.hardware import Device, detect
 from corpus.pipeline import fingerprint, prepare
 from corpus.shards import Corpus
-from corpus.stories import write_sample_corpus
 from model import ModelConfig
-from training import arguments, checkpoint
-from training import budget as budgets
-from training.announce import announce, room_on_disk, sum_up
-from training.arguments import Options
-from training.console import Console
-from training.device import Device, detect
-from training.distributed import (
+from sample_stories import write_sample_corpus
+from training.checkpointing import checkpoint
+from training.checkpointing.run_state import RunState, check_config, check_identity
+from training.config import command_line
+from training.config.command_line import Options
+from training.config.resolve import Resolved, RunFacts, load, resolve, run_defaults
+from training.context import RunContext
+from training.monitoring.announce import announce, room_on_disk, sum_up
+from training.planning import budget as budgets
+from training.preflight.cost_checks import Cost
+from training.preflight.runner import preflight
+from training.processes.exit import guarded
+from training.processes.lock import RunLock
+from training.processes.process_group import (
     World,
     ask_for_large_pages,
+    broadcast_from_rank0,
     check_shared,
     check_visible,
     join,
     keep_freed_memory,
     set_threads,
-    told,
 )
-from training.ds_config import Resolved, RunFacts, load, resolve, run_defaults
-from training.ending import guarded
-from training.lock import RunLock
-from training.preflight.cost_checks import Cost
-from training.preflight.runner import preflight
-from training.run_state import RunState, check_config, check_identity
-from training.setup import Setup
-from training.stopping import StopRequest
-from training.watchdog import Watchdog
+from training.processes.stopping import StopRequest
+from training.processes.watchdog import Watchdog
 
 CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 DATA_FOLDER = Path("data")
@@ -57,8 +58,13 @@ def main(argv: Sequence[str], description: str) -> int:
     watchdog = Watchdog(world.rank, world.size, console, stop)
     with stop.listening():
         watchdog.begin()
-        return guarded(lambda: _run(arguments.parse(argv, description), world, console, stop, watchdog),
-                       rank=world.rank, console=console, stop=stop, watchdog=watchdog)
+        return guarded(
+            lambda: _run(command_line.parse(argv, description), world, console, stop, watchdog),
+            rank=world.rank,
+            console=console,
+            stop=stop,
+            watchdog=watchdog,
+        )
 
 
 def _run(given: dict[str, Any], world: World, console: Console, stop: StopRequest, watchdog: Watchdog) -> int:
@@ -67,7 +73,7 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for a GPU, and warn
     path = given.get("deepspeed_config") or _default_config(device, world)
     ds_config = load(path, given.get("set", []))
-    options = arguments.options(given, run_defaults(ds_config, arguments.run_flags(), source=path))
+    options = command_line.options(given, run_defaults(ds_config, command_line.run_flags(), source=path))
     output = options.output or Path("runs") / f"{path.stem}-{_data_name(options)}"
     _judge_early(options, ds_config, path, world, device, output)
     if options.plan:
@@ -83,8 +89,15 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
     console.take_over(output / "logs" / f"rank{world.rank}.log")
     lock = RunLock(output)  # held until this process ends
     stop.when_asked.append(lock.ending)
-    folder = Path(join(world, device.kind, lambda: str(_prepare(options, device, console)),
-                       enter=lambda: lock.acquire(console.say), watchdog=watchdog))
+    folder = Path(
+        join(
+            world,
+            device.kind,
+            lambda: str(_prepare(options, device, console)),
+            enter=lambda: lock.acquire(console.say),
+            watchdog=watchdog,
+        )
+    )
     if device.kind == "cpu":
         keep_freed_memory()
     check_visible(str(folder), folder.is_dir())
@@ -94,16 +107,18 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
     rows = corpus.split("train").num_rows(options.max_seq_len)
     if rows < 1:
         tokens = corpus.manifest.splits["train"].tokens
-        raise UserError(f"{folder}: {tokens:,} training tokens are less than one row of {options.max_seq_len}: give "
-                        "more text or a smaller --max_seq_len")
+        raise UserError(
+            f"{folder}: {tokens:,} training tokens are less than one row of {options.max_seq_len}: give "
+            "more text or a smaller --max_seq_len"
+        )
     facts = _facts(options, world, output, rows, config)
     resolved = resolve(ds_config, facts, device, source=str(path))
 
     def of_length(steps: int) -> Resolved:
         return resolve(ds_config, replace(facts, max_steps=steps), device, source=str(path))
 
-    setup = Setup(options, output, config, resolved, corpus, world, device, console, stop, watchdog)
-    return _preflight(setup, of_length) if options.preflight else _train(setup, of_length)
+    context = RunContext(options, output, config, resolved, corpus, world, device, console, stop, watchdog)
+    return _preflight(context, of_length) if options.preflight else _train(context, of_length)
 
 
 def _default_config(device: Device, world: World) -> Path:
@@ -129,15 +144,24 @@ def _data_name(options: Options) -> str:
 def _facts(options: Options, world: World, output: Path, rows: int, config: ModelConfig | None) -> RunFacts:
     shape = config or ModelConfig(**options.model)
     budget = options.budget is not None
-    return RunFacts(world_size=world.size, rows=rows, epochs=options.epochs,
-                    max_steps=budgets.PROVISIONAL_STEPS if budget else options.max_steps, budget=budget, output=output,
-                    num_experts=shape.num_experts, ep_size=shape.ep_size, use_moe=shape.use_moe)
+    return RunFacts(
+        world_size=world.size,
+        rows=rows,
+        epochs=options.epochs,
+        max_steps=budgets.PROVISIONAL_STEPS if budget else options.max_steps,
+        budget=budget,
+        output=output,
+        num_experts=shape.num_experts,
+        ep_size=shape.ep_size,
+        use_moe=shape.use_moe,
+    )
 
 
-def _judge_early(options: Options, ds_config: dict[str, Any], path: Path, world: World, device: Device,
-                 output: Path) -> None:
+def _judge_early(
+    options: Options, ds_config: dict[str, Any], path: Path, world: World, device: Device, output: Path
+) -> None:
     """Find every contradiction before text is tokenised or processes join."""
-    arguments.model_config(options, vocab_size=_vocab_size(options), begin_id=1, end_id=2, pad_id=0)
+    command_line.model_config(options, vocab_size=_vocab_size(options), begin_id=1, end_id=2, pad_id=0)
     if not options.plan:
         resolve(ds_config, _facts(options, world, output, ROWS_UNKNOWN, None), device, source=str(path))
     if options.preflight and options.skip_preflight:
@@ -174,8 +198,10 @@ def _prepare(options: Options, device: Device, console: Console) -> Path:
         console.say(f"preparing {', '.join(str(path) for path in inputs)} -> {folder}")
     manifest = prepare(inputs, folder, progress=console.stream, **settings)
     train, val = manifest.splits["train"], manifest.splits["val"]
-    console.say(f"corpus: {folder}: {train.documents:,} documents, {train.tokens:,} tokens to train on; "
-                f"{val.documents:,} documents, {val.tokens:,} tokens to validate")
+    console.say(
+        f"corpus: {folder}: {train.documents:,} documents, {train.tokens:,} tokens to train on; "
+        f"{val.documents:,} documents, {val.tokens:,} tokens to validate"
+    )
     return folder
 
 
@@ -197,14 +223,26 @@ def sample_corpus(device: Device, console: Console) -> Path:
 
 def _model_config(options: Options, corpus: Corpus) -> ModelConfig:
     manifest = corpus.manifest
-    return arguments.model_config(options, vocab_size=manifest.vocab_size, begin_id=manifest.begin_id,
-                                  end_id=manifest.end_id, pad_id=manifest.pad_id)
+    return command_line.model_config(
+        options,
+        vocab_size=manifest.vocab_size,
+        begin_id=manifest.begin_id,
+        end_id=manifest.end_id,
+        pad_id=manifest.pad_id,
+    )
 
 
-def _plan(options: Options, ds_config: dict[str, Any], path: Path, world: World, device: Device, output: Path,
-          console: Console) -> int:
+def _plan(
+    options: Options,
+    ds_config: dict[str, Any],
+    path: Path,
+    world: World,
+    device: Device,
+    output: Path,
+    console: Console,
+) -> int:
     """`--plan`: needs no launcher, so the number of processes is the one that the configuration is made for."""
-    from training.plan import PLANNED_T4X2, plan_lines
+    from training.planning.plan import PLANNED_T4X2, plan_lines
 
     processes = world.size if world.size > 1 else _planned_processes(path)
     if device.kind == "cpu" and ds_config.get("fp16", {}).get("enabled"):
@@ -212,14 +250,15 @@ def _plan(options: Options, ds_config: dict[str, Any], path: Path, world: World,
     planned = World(0, processes, 0, processes)
     if options.plan_rows is not None:
         vocab, rows = _vocab_size(options), options.plan_rows
-        config = arguments.model_config(options, vocab_size=vocab, begin_id=1, end_id=2, pad_id=0)
+        config = command_line.model_config(options, vocab_size=vocab, begin_id=1, end_id=2, pad_id=0)
     else:
         corpus = Corpus.open(_prepare(options, device, console), verify="size")
         config, rows = _model_config(options, corpus), corpus.split("train").num_rows(options.max_seq_len)
     facts = _facts(options, planned, output, max(rows, 1), config)
     resolved = resolve(ds_config, facts, device, source=str(path))
-    for line in plan_lines(config, resolved, facts, device, seq_len=options.max_seq_len,
-                           utilisation=options.plan_utilisation):
+    for line in plan_lines(
+        config, resolved, facts, device, seq_len=options.max_seq_len, utilisation=options.plan_utilisation
+    ):
         console.say(line)
     return 0
 
@@ -229,56 +268,56 @@ def _planned_processes(path: Path) -> int:
     return 1 if "x1" in path.stem else 2
 
 
-def _preflight(setup: Setup, of_length: Callable[[int], Resolved]) -> int:
+def _preflight(context: RunContext, of_length: Callable[[int], Resolved]) -> int:
     """`--preflight`: exit status 1 if a check failed."""
-    setup, length = _fill_budget(setup, of_length)
-    announce(setup)
-    return 1 if preflight(setup, length and length.cost) else 0
+    context, length = _fill_budget(context, of_length)
+    announce(context)
+    return 1 if preflight(context, length and length.cost) else 0
 
 
-def _train(setup: Setup, of_length: Callable[[int], Resolved]) -> int:
+def _train(context: RunContext, of_length: Callable[[int], Resolved]) -> int:
     """Start or continue the run, and see it to its end; the exit status."""
     from training.engine import build_engine
-    from training.loop import Trainer
+    from training.trainer import Trainer
 
-    options, console = setup.options, setup.console
-    found, warnings = told(setup.world, lambda: checkpoint.choose(setup.output, options.resume))
+    options, console = context.options, context.console
+    found, warnings = broadcast_from_rank0(context.world, lambda: checkpoint.choose(context.output, options.resume))
     for warning in warnings:
         console.say(f"WARNING: {warning}")
     if found and options.budget is not None:
-        setup = replace(setup, resolved=of_length(checkpoint.read_state(found).total_steps))
-    state, differences = _state(found, setup)
-    if found and (why := _nothing_left(state, setup)):
-        console.say(f"{setup.output} {why}")
+        context = replace(context, resolved=of_length(checkpoint.read_state(found).total_steps))
+    state, differences = _state(found, context)
+    if found and (why := _nothing_left(state, context)):
+        console.say(f"{context.output} {why}")
         return 0
-    room, length = told(setup.world, lambda: room_on_disk(setup)), None
+    room, length = broadcast_from_rank0(context.world, lambda: room_on_disk(context)), None
     if not found:
-        setup, length = _fill_budget(setup, of_length)
-        state, _ = _state(None, setup)
-    announce(setup)
+        context, length = _fill_budget(context, of_length)
+        state, _ = _state(None, context)
+    announce(context)
     for line in differences:
         console.say(f"  differs from {found}: {line}")
     console.say(room)
     if options.budget is not None:
-        console.say(length.line if length else _outlook(state, setup))
+        console.say(length.line if length else _outlook(state, context))
     if not found and not options.skip_preflight:
-        _check_first(setup, length and length.cost)
+        _check_first(context, length and length.cost)
     console.say("starting DeepSpeed (some seconds)")
-    engine = build_engine(setup.config, setup.resolved.config, seed=options.seed, rank=setup.world.rank)
-    trainer = Trainer(setup, engine, state)
+    engine = build_engine(context.config, context.resolved.config, seed=options.seed, rank=context.world.rank)
+    trainer = Trainer(context, engine, state)
     if found:
         trainer.resume(found)
         console.say(f"continuing from {found} (step {state.step:,})")
-    setup.stop.enter_loop()
+    context.stop.enter_loop()
     status = _fit(trainer)
-    setup.stop.leave_loop()
+    context.stop.leave_loop()
     engine.destroy()
     return status
 
 
 def _fit(trainer: Any) -> int:
     """Exit status: 1 if the numbers went wrong or the end could not be saved, 0 however else the run ended."""
-    from training.divergence import Diverged
+    from training.rollback import Diverged
 
     try:
         reason = trainer.fit()
@@ -293,55 +332,64 @@ def _fit(trainer: Any) -> int:
     return status
 
 
-def _fill_budget(setup: Setup, of_length: Callable[[int], Resolved]) -> tuple[Setup, budgets.Length | None]:
+def _fill_budget(context: RunContext, of_length: Callable[[int], Resolved]) -> tuple[RunContext, budgets.Length | None]:
     """The same run with as many steps as fit --budget, if that is given; collective."""
-    if setup.options.budget is None:
-        return setup, None
-    length = budgets.work_out(setup, setup.options.budget, lambda: setup.stop.running)
-    return replace(setup, resolved=of_length(length.steps)), length
+    if context.options.budget is None:
+        return context, None
+    length = budgets.work_out(context, context.options.budget, lambda: context.stop.running)
+    return replace(context, resolved=of_length(length.steps)), length
 
 
-def _outlook(state: RunState, setup: Setup) -> str:
+def _outlook(state: RunState, context: RunContext) -> str:
     """Where a run that continues will end; its length stays."""
-    spent, steps_left = state.wall_seconds + setup.stop.running, (state.total_steps or 0) - state.step
-    return budgets.outlook(setup.options.budget or 0.0, spent, steps_left, state.pace)
+    spent, steps_left = state.wall_seconds + context.stop.running, (state.total_steps or 0) - state.step
+    return budgets.outlook(context.options.budget or 0.0, spent, steps_left, state.pace)
 
 
-def _state(found: Path | None, setup: Setup) -> tuple[RunState, list[str]]:
+def _state(found: Path | None, context: RunContext) -> tuple[RunState, list[str]]:
     """Where the run stands, and in what it differs from then; UserError if it is another run."""
-    identity, resolved = _identity(setup), setup.resolved
+    identity, resolved = _identity(context), context.resolved
     if found is None:
         return RunState(identity=identity, ds_config=resolved.config, total_steps=resolved.total_steps), []
     state = checkpoint.read_state(found)
-    check_identity(state, identity, found, at_once=resolved.micro_batch * setup.world.size)
-    differences = check_config(state, resolved.config, found, accept=setup.options.accept_changes)
+    check_identity(state, identity, found, at_once=resolved.micro_batch * context.world.size)
+    differences = check_config(state, resolved.config, found, accept=context.options.accept_changes)
     state.identity, state.ds_config, state.total_steps = identity, resolved.config, resolved.total_steps
     return state, differences
 
 
-def _nothing_left(state: RunState, setup: Setup) -> str | None:
+def _nothing_left(state: RunState, context: RunContext) -> str | None:
     """Why a run need not be continued."""
-    if state.step >= setup.resolved.total_steps and state.finished:
+    if state.step >= context.resolved.total_steps and state.finished:
         return f"has finished its {state.step:,} steps already: --output starts another run"
-    if why := state.lost_patience(setup.options.patience):
+    if why := state.lost_patience(context.options.patience):
         return f"has stopped already: {why}; a larger --patience continues it"
     return None
 
 
-def _check_first(setup: Setup, cost: Cost | None) -> None:
+def _check_first(context: RunContext, cost: Cost | None) -> None:
     """No hours for a run that a check found to be wrong."""
-    if failed := preflight(setup, cost):
-        raise UserError(f"preflight failed in {', '.join(failed)} (above, and in {setup.output}/preflight.json): "
-                        "mend that, or go on anyway with --skip_preflight")
+    if failed := preflight(context, cost):
+        raise UserError(
+            f"preflight failed in {', '.join(failed)} (above, and in {context.output}/preflight.json): "
+            "mend that, or go on anyway with --skip_preflight"
+        )
 
 
-def _identity(setup: Setup) -> dict[str, Any]:
+def _identity(context: RunContext) -> dict[str, Any]:
     """What must not change between the sessions of one run. The DeepSpeed JSON is judged apart, and the number of
     processes and where the experts are may change.
     """
-    manifest, options = setup.corpus.manifest, setup.options
-    shape = {f"model.{name}": value for name, value in asdict(setup.config).items()
-             if name not in ("max_position_embeddings", "ep_size")}
-    return shape | {"corpus": manifest.fingerprint, "tokenizer": manifest.tokenizer_sha256,
-                    "train_batch_size": setup.resolved.train_batch, "max_seq_len": options.max_seq_len,
-                    "seed": options.seed}
+    manifest, options = context.corpus.manifest, context.options
+    shape = {
+        f"model.{name}": value
+        for name, value in asdict(context.config).items()
+        if name not in ("max_position_embeddings", "ep_size")
+    }
+    return shape | {
+        "corpus": manifest.fingerprint,
+        "tokenizer": manifest.tokenizer_sha256,
+        "train_batch_size": context.resolved.train_batch,
+        "max_seq_len": options.max_seq_len,
+        "seed": options.seed,
+    }

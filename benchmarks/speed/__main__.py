@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from benchmarks.speed import Skip, aims, experts, generation, preparation, race, scaling, step, t4
-from corpus.errors import UserError
+from common.errors import UserError
 
 PARTS: dict[str, ModuleType] = {part.NAME: part for part in (step, experts, scaling, preparation, generation, t4, race)}
 
@@ -23,11 +23,11 @@ def main(argv: Sequence[str]) -> int:
     """Exit status: 2 if a part got wrong input or one asked for by name was left out, else 1 if one failed; the others
     run all the same.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/speed"), metavar="DIR", help="results (%(default)s)")
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), metavar="PART",
-                        help=f"of {', '.join(PARTS)} (all)")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)} (all)")
     for part in PARTS.values():
         part.add_flags(parser)
     flags = parser.parse_args(argv)

@@ -59,22 +59,49 @@ AIMS = [
     Aim("time to the peer's final loss, best precision", "race", 8, _race("best", "seconds_ratio")),
     Aim("the same at the peer's precision", "race", 4, _race("equal", "seconds_ratio")),
     Aim("non-padding tokens/s, equal shape and precision", "race", 2.5, _race("equal", "tokens_per_second_ratio")),
-    Aim("MoE step over the dense step of the same active width (worst case)", "step", 1.25,
-        lambda result: max(experts_against_dense(result["lines"]).values()), at_most=True),
+    Aim(
+        "MoE step over the dense step of the same active width (worst case)",
+        "step",
+        1.25,
+        lambda result: max(experts_against_dense(result["lines"]).values()),
+        at_most=True,
+    ),
     Aim("time outside compute, one process (worst case)", "step", 0.05, _outside, "%", at_most=True),
-    Aim("2 processes against 1 on 2 cores, of linear", "scaling", 0.9, lambda result: result["efficiency"]["median"],
-        "%"),
-    Aim("preparation, of bare encode_batch (worst case)", "preparation", 0.9,
-        lambda result: min(row["share_of_encode"] for row in result["rows"]), "%"),
+    Aim(
+        "2 processes against 1 on 2 cores, of linear",
+        "scaling",
+        0.9,
+        lambda result: result["efficiency"]["median"],
+        "%",
+    ),
+    Aim(
+        "preparation, of bare encode_batch (worst case)",
+        "preparation",
+        0.9,
+        lambda result: min(row["share_of_encode"] for row in result["rows"]),
+        "%",
+    ),
     Aim("generation, batch 1, over transformers.generate (worst case)", "generation", 3, _generation),
-    Aim("one epoch of the origin's data on two T4s, cost model", "t4", 40,
-        lambda result: result["epochs"]["mid"]["minutes"], "min", at_most=True),
+    Aim(
+        "one epoch of the origin's data on two T4s, cost model",
+        "t4",
+        40,
+        lambda result: result["epochs"]["mid"]["minutes"],
+        "min",
+        at_most=True,
+    ),
 ]
 
 
 def table(work: Path) -> list[str]:
     """Markdown, from the results that lie in the folder."""
-    results: Results = {aim.part: json.loads(path.read_text(encoding="utf-8")) for aim in AIMS
-                        if (path := work / f"{aim.part}.json").is_file()}
-    return ["| what | aim | measured | | python -m benchmarks.speed |", "|---|---|---|---|---|",
-            *(aim.line(results) for aim in AIMS)]
+    results: Results = {
+        aim.part: json.loads(path.read_text(encoding="utf-8"))
+        for aim in AIMS
+        if (path := work / f"{aim.part}.json").is_file()
+    }
+    return [
+        "| what | aim | measured | | python -m benchmarks.speed |",
+        "|---|---|---|---|---|",
+        *(aim.line(results) for aim in AIMS),
+    ]

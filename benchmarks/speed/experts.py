@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos.session import ROOT, Session, free_port
 from benchmarks.speed import Skip, inputs
 from benchmarks.speed.scaling import corpus
-from training.arguments import positive
+from stress.chaos.session import ROOT, Session, free_port
+from training.config.command_line import positive
 
 NAME = "experts"
 EXPERTS = 4
@@ -35,11 +35,23 @@ class Case:
     def flags(self, config: Path, data: Path, run: Path, budget: str) -> list[object]:
         """Of train.py; the schedule ends where the time does."""
         width = self.hidden_size * 13 // 4
-        named = {"hidden_size": self.hidden_size, "num_hidden_layers": 4, "num_attention_heads": self.hidden_size // 32,
-                 "num_key_value_heads": self.hidden_size // 64, "use_moe": self.top_k > 0, "num_experts": EXPERTS,
-                 "num_experts_per_tok": self.top_k or 1, "intermediate_size": width,
-                 "moe_intermediate_size": width // (self.top_k or 1), "max_seq_len": 512, "eval_tokens": 0,
-                 "sample_interval": 10**6, "save_interval": 10**6, "log_interval": 10, "budget": budget}
+        named = {
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": 4,
+            "num_attention_heads": self.hidden_size // 32,
+            "num_key_value_heads": self.hidden_size // 64,
+            "use_moe": self.top_k > 0,
+            "num_experts": EXPERTS,
+            "num_experts_per_tok": self.top_k or 1,
+            "intermediate_size": width,
+            "moe_intermediate_size": width // (self.top_k or 1),
+            "max_seq_len": 512,
+            "eval_tokens": 0,
+            "sample_interval": 10**6,
+            "save_interval": 10**6,
+            "log_interval": 10,
+            "budget": budget,
+        }
         words = [word for name, value in named.items() for word in (f"--{name}", str(value).lower())]
         return ["--deepspeed_config", config, "--data", data, "--output", run, "--skip_preflight", *words]
 
@@ -48,8 +60,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Its own flags."""
     add = parser.add_argument
     add("--experts_data", type=inputs.prepared, metavar="DIR", help="a prepared corpus (sample stories)")
-    add("--experts_config", type=inputs.file, default=ROOT / "ds_configs" / "cpu_x2.json", metavar="FILE",
-        help="the experiment (ds_configs/cpu_x2.json)")
+    add(
+        "--experts_config",
+        type=inputs.file,
+        default=ROOT / "ds_configs" / "cpu_x2.json",
+        metavar="FILE",
+        help="the experiment (ds_configs/cpu_x2.json)",
+    )
     add("--experts_budget", default="5m", metavar="TIME", help="of each run, from command to end (%(default)s)")
     add("--experts_sizes", nargs="+", type=positive, default=[128, 256], metavar="N", help="hidden sizes (128 256)")
 
@@ -79,26 +96,40 @@ def _run(case: Case, flags: argparse.Namespace, data: Path, work: Path) -> dict[
             last = next((line for line in reversed(session.said) if line.strip()), "nothing")
             raise RuntimeError(f"hidden {case.hidden_size}, {case.title} ended with status {status}: {last.strip()}")
     return outcome([json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]) | {
-        "seconds": time.perf_counter() - begun}
+        "seconds": time.perf_counter() - begun
+    }
 
 
 def outcome(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Where a run ended, from its metrics."""
     last = [row for row in rows if row["split"] == "val"][-1]
     speeds = [row["tokens_per_second"] for row in rows if row["split"] == "train"]
-    return {"tokens": last["tokens"], "steps": last["step"], "bits_per_byte": last["bits_per_byte"],
-            "loss": last["loss"], "tokens_per_second": speeds[-1]}
+    return {
+        "tokens": last["tokens"],
+        "steps": last["step"],
+        "bits_per_byte": last["bits_per_byte"],
+        "loss": last["loss"],
+        "tokens_per_second": speeds[-1],
+    }
 
 
 def table(result: dict[str, Any]) -> list[str]:
     """Markdown."""
     lines = result["lines"]
-    best = {size: min(line["bits_per_byte"] for line in lines if line["hidden_size"] == size)
-            for size in {line["hidden_size"] for line in lines}}
-    return [f"Two processes, {result['config']}, {result['budget']} each from command to end, the schedule as long as "
-            f"that; {EXPERTS} experts, the same active width.", "",
-            "| hidden | model | M tokens | tokens/s | validation loss | bits a byte | |",
-            "|---|---|---|---|---|---|---|",
-            *(f"| {line['hidden_size']} | {line['title']} | {line['tokens'] / 1e6:.2f} | "
-              f"{line['tokens_per_second']:,.0f} | {line['loss']:.3f} | {line['bits_per_byte']:.3f} | "
-              f"{'best' if line['bits_per_byte'] == best[line['hidden_size']] else ''} |" for line in lines)]
+    best = {
+        size: min(line["bits_per_byte"] for line in lines if line["hidden_size"] == size)
+        for size in {line["hidden_size"] for line in lines}
+    }
+    return [
+        f"Two processes, {result['config']}, {result['budget']} each from command to end, the schedule as long as "
+        f"that; {EXPERTS} experts, the same active width.",
+        "",
+        "| hidden | model | M tokens | tokens/s | validation loss | bits a byte | |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {line['hidden_size']} | {line['title']} | {line['tokens'] / 1e6:.2f} | "
+            f"{line['tokens_per_second']:,.0f} | {line['loss']:.3f} | {line['bits_per_byte']:.3f} | "
+            f"{'best' if line['bits_per_byte'] == best[line['hidden_size']] else ''} |"
+            for line in lines
+        ),
+    ]

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.speed import Skip
 from model import CausalLM, ModelConfig, load_model, save_model
 from model.init import init_weights
-from training.arguments import positive
+from training.config.command_line import positive
 
 NAME = "generation"
 SEED = 0
@@ -27,8 +27,16 @@ PROMPT_TOKENS = 16
 # ten times as large as in training where they matter most: text of one repeated token would make any two agree
 WEIGHTS = {"initializer_range": 0.1}
 SHAPES = {
-    "demo": ModelConfig(vocab_size=2000, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
-                        num_key_value_heads=2, intermediate_size=352, moe_intermediate_size=176, **WEIGHTS),
+    "demo": ModelConfig(
+        vocab_size=2000,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=352,
+        moe_intermediate_size=176,
+        **WEIGHTS,
+    ),
     "default": ModelConfig(**WEIGHTS),
     "dense": ModelConfig(use_moe=False, **WEIGHTS),
 }
@@ -84,9 +92,15 @@ def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -
                         say(f"{_named(rows[-1])}: {rows[-1]['ratio']:.2f} times transformers")
     finally:
         torch.set_num_threads(before)
-    return {"rows": rows, "new_tokens": flags.generation_tokens, "prompt_tokens": PROMPT_TOKENS,
-            "rounds": flags.generation_rounds, "threads": flags.generation_threads,
-            "transformers": transformers.__version__, "seconds": round(time.monotonic() - started, 1)}
+    return {
+        "rows": rows,
+        "new_tokens": flags.generation_tokens,
+        "prompt_tokens": PROMPT_TOKENS,
+        "rounds": flags.generation_rounds,
+        "threads": flags.generation_threads,
+        "transformers": transformers.__version__,
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def _export(work: Path, shape: str) -> Path:
@@ -100,12 +114,19 @@ def _export(work: Path, shape: str) -> Path:
 def _compare(ours: CausalLM, theirs: Any, setting: Setting, flags: argparse.Namespace) -> dict[str, Any]:
     """One row of the result."""
     count = flags.generation_tokens
-    ids = torch.randint(3, ours.config.vocab_size, (setting.batch, PROMPT_TOKENS),
-                        generator=torch.Generator().manual_seed(SEED))
+    ids = torch.randint(
+        3, ours.config.vocab_size, (setting.batch, PROMPT_TOKENS), generator=torch.Generator().manual_seed(SEED)
+    )
     sides: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: ours.generate(ids, max_new_tokens=count, eos_token_id=-1, **setting.options()),
-        "theirs": lambda: theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count,
-                                          eos_token_id=None, pad_token_id=0, **setting.options()),
+        "theirs": lambda: theirs.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=count,
+            eos_token_id=None,
+            pad_token_id=0,
+            **setting.options(),
+        ),
     }
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     texts: dict[str, Tensor] = {}
@@ -141,20 +162,27 @@ def agreement(ours: Tensor, theirs: Tensor, model: CausalLM) -> dict[str, Any]:
                 logits = model.logits(one[None, :place], last_only=True)[0, -1].float()
             widest = max(widest, float((logits[one[place]] - logits[other[place]]).abs()))
     same = int((ours == theirs).all(-1).sum())
-    return {"same_rows": same, "rows": len(ours), "widest_gap": round(widest, 6),
-            "different_tokens": len(set(ours[0].tolist()))}
+    return {
+        "same_rows": same,
+        "rows": len(ours),
+        "widest_gap": round(widest, 6),
+        "different_tokens": len(set(ours[0].tolist())),
+    }
 
 
 def _named(row: dict[str, Any]) -> str:
-    return (f"{row['shape']} {row['precision']} batch {row['batch']} {'sampled' if row['sampled'] else 'greedy'}")
+    return f"{row['shape']} {row['precision']} batch {row['batch']} {'sampled' if row['sampled'] else 'greedy'}"
 
 
 def table(result: dict[str, Any]) -> list[str]:
     """Markdown."""
-    lines = [f"{result['new_tokens']} new tokens after {result['prompt_tokens']}, {result['threads']} threads, best of "
-             f"{result['rounds']} rounds, transformers {result['transformers']}", "",
-             "| model | precision | batch | choice | tokens/s | transformers | ratio | greedy text |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        f"{result['new_tokens']} new tokens after {result['prompt_tokens']}, {result['threads']} threads, best of "
+        f"{result['rounds']} rounds, transformers {result['transformers']}",
+        "",
+        "| model | precision | batch | choice | tokens/s | transformers | ratio | greedy text |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in result["rows"]:
         if row["sampled"]:
             text = "-"
@@ -162,7 +190,9 @@ def table(result: dict[str, Any]) -> list[str]:
             text = "the same"
         else:
             text = f"{row['same_rows']} of {row['rows']} rows the same; parted at a gap of {row['widest_gap']:.2g}"
-        lines.append(f"| {row['shape']} | {row['precision']} | {row['batch']} | "
-                     f"{'sampled' if row['sampled'] else 'greedy'} | {row['ours_tokens_per_second']:,.0f} | "
-                     f"{row['theirs_tokens_per_second']:,.0f} | {row['ratio']:.2f} | {text} |")
+        lines.append(
+            f"| {row['shape']} | {row['precision']} | {row['batch']} | "
+            f"{'sampled' if row['sampled'] else 'greedy'} | {row['ours_tokens_per_second']:,.0f} | "
+            f"{row['theirs_tokens_per_second']:,.0f} | {row['ratio']:.2f} | {text} |"
+        )
     return lines

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.speed.peers import score
 from benchmarks.speed.peers.process import follow
-from corpus.errors import UserError
+from common.errors import UserError
 from corpus.reader import parse_chunk, read_chunks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,33 +54,50 @@ def read_texts(path: Path) -> list[str]:
 def windows(ids: Sequence[int], max_seq_len: int) -> Iterator[Sequence[int]]:
     """Parts of at most max_seq_len + 1 ids that overlap by one: all but the very first id are predicted once."""
     for start in range(0, len(ids) - 1, max_seq_len):
-        yield ids[start:start + max_seq_len + 1]
+        yield ids[start : start + max_seq_len + 1]
 
 
-def write_rows(path: Path, texts: Iterable[str], tokenizer: Path, *, begin_id: int, end_id: int,
-               max_seq_len: int) -> HeldOut:
+def write_rows(
+    path: Path, texts: Iterable[str], tokenizer: Path, *, begin_id: int, end_id: int, max_seq_len: int
+) -> HeldOut:
     """Tokenize the documents and write their windows."""
     encoder, texts = Tokenizer.from_file(str(tokenizer)), list(texts)
-    rows = [window for coded in encoder.encode_batch(texts, add_special_tokens=False)
-            for window in windows([begin_id, *coded.ids, end_id], max_seq_len)]
+    rows = [
+        window
+        for coded in encoder.encode_batch(texts, add_special_tokens=False)
+        for window in windows([begin_id, *coded.ids, end_id], max_seq_len)
+    ]
     ids = np.zeros((len(rows), max_seq_len + 1), dtype=np.uint32)
     for row, window in zip(ids, rows, strict=True):
-        row[:len(window)] = window
+        row[: len(window)] = window
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, ids=ids, lengths=np.array([len(window) for window in rows], dtype=np.int64))
     return HeldOut(path, sum(len(text.encode()) for text in texts), sum(len(window) - 1 for window in rows))
 
 
-def judge(held_out: HeldOut, kind: str, weights: Sequence[Path], *, pythonpath: Path | None = None,
-          threads: int) -> list[Score]:
+def judge(
+    held_out: HeldOut, kind: str, weights: Sequence[Path], *, pythonpath: Path | None = None, threads: int
+) -> list[Score]:
     """Score weights of one trainer in a process of its own; our own code is found if no `pythonpath` is given."""
     if not weights:
         return []
     result = held_out.rows.with_name("scores.json")
     result.unlink(missing_ok=True)
-    follow([sys.executable, score.__file__, kind, held_out.rows.absolute(), result.absolute(), threads,
-            *(path.absolute() for path in weights)],
-           folder=held_out.rows.parent, log=held_out.rows.with_name("score.log"),
-           environment={"PYTHONPATH": pythonpath.absolute() if pythonpath else ROOT, "OMP_NUM_THREADS": threads})
-    return [Score(found["nats"] / math.log(2) / held_out.text_bytes, found["nats"] / found["tokens"],
-                  found["parameters"]) for found in json.loads(result.read_text(encoding="utf-8"))]
+    follow(
+        [
+            sys.executable,
+            score.__file__,
+            kind,
+            held_out.rows.absolute(),
+            result.absolute(),
+            threads,
+            *(path.absolute() for path in weights),
+        ],
+        folder=held_out.rows.parent,
+        log=held_out.rows.with_name("score.log"),
+        environment={"PYTHONPATH": pythonpath.absolute() if pythonpath else ROOT, "OMP_NUM_THREADS": threads},
+    )
+    return [
+        Score(found["nats"] / math.log(2) / held_out.text_bytes, found["nats"] / found["tokens"], found["parameters"])
+        for found in json.loads(result.read_text(encoding="utf-8"))
+    ]

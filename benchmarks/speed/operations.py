@@ -23,14 +23,56 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from model import CausalLM, ModelConfig
 
 MATRIX, ATTENTION, ELEMENTWISE, MOVING = "matrix products", "attention", "elementwise", "moving"
-_MOVES = {"copy_", "clone", "_to_copy", "cat", "stack", "index", "index_select", "gather", "scatter", "scatter_",
-          "scatter_add", "scatter_add_", "index_add_", "index_put", "index_put_", "_index_put_impl_", "index_copy_",
-          "embedding", "embedding_dense_backward", "repeat", "repeat_interleave", "contiguous", "slice_backward",
-          "select_backward", "constant_pad_nd", "fill_", "zero_", "zeros_like", "zeros", "new_zeros", "full"}
+_MOVES = {
+    "copy_",
+    "clone",
+    "_to_copy",
+    "cat",
+    "stack",
+    "index",
+    "index_select",
+    "gather",
+    "scatter",
+    "scatter_",
+    "scatter_add",
+    "scatter_add_",
+    "index_add_",
+    "index_put",
+    "index_put_",
+    "_index_put_impl_",
+    "index_copy_",
+    "embedding",
+    "embedding_dense_backward",
+    "repeat",
+    "repeat_interleave",
+    "contiguous",
+    "slice_backward",
+    "select_backward",
+    "constant_pad_nd",
+    "fill_",
+    "zero_",
+    "zeros_like",
+    "zeros",
+    "new_zeros",
+    "full",
+}
 _READS_ROWS = {"embedding", "index", "index_select", "gather"}  # as many values as come out, whatever they lie in
 _WRITES_ROWS = {"scatter_", "scatter_add_", "index_add_", "index_put_", "_index_put_impl_", "index_copy_"}
-_NOTHING = {"empty", "empty_like", "new_empty", "new_empty_strided", "empty_strided", "detach", "detach_", "alias",
-            "_local_scalar_dense", "lift_fresh", "is_same_size", "_unsafe_view", "_reshape_alias"}
+_NOTHING = {
+    "empty",
+    "empty_like",
+    "new_empty",
+    "new_empty_strided",
+    "empty_strided",
+    "detach",
+    "detach_",
+    "alias",
+    "_local_scalar_dense",
+    "lift_fresh",
+    "is_same_size",
+    "_unsafe_view",
+    "_reshape_alias",
+}
 
 
 _CPU_ATTENTION = {f"_scaled_dot_product_flash_attention_for_cpu{way}" for way in ("", "_backward")}
@@ -69,16 +111,17 @@ class OperationCounter(TorchDispatchMode):
         if kind is not None:
             inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-            self.add(name, kind, inputs, outputs, _flops(func, args, kwargs or {}, result),
-                     traffic(name, inputs, outputs))
+            self.add(
+                name, kind, inputs, outputs, _flops(func, args, kwargs or {}, result), traffic(name, inputs, outputs)
+            )
         return result
 
-    def add(self, name: str, kind: str, inputs: list[Tensor], outputs: list[Tensor], flops: float,
-            size: float) -> None:
+    def add(self, name: str, kind: str, inputs: list[Tensor], outputs: list[Tensor], flops: float, size: float) -> None:
         """One call."""
         shapes = " ".join("x".join(map(str, tensor.shape)) or "1" for tensor in inputs[:3])
-        self.operations.append(Operation(name, kind, shapes, flops, size, self.backward, self._places(inputs),
-                                         self._places(outputs)))
+        self.operations.append(
+            Operation(name, kind, shapes, flops, size, self.backward, self._places(inputs), self._places(outputs))
+        )
 
     def _places(self, tensors: list[Tensor]) -> tuple[tuple[int, int], ...]:
         found: dict[int, int] = {}
@@ -131,15 +174,22 @@ def fused(operations: Iterable[Operation]) -> Total:
         if not fuses and operation.kind in (ELEMENTWISE, MOVING):
             calls, size = calls + 1, size + operation.bytes
     used = {key for operation in operations for key, _ in operation.reads}
-    results = {key: extent_ for operation in operations if _fuses(operation) for key, extent_ in operation.writes
-               if key not in used}
-    return Total(calls + len(kept) + len(results), 0.0,
-                 size + sum(kept.values()) + sum(loaded.values()) + sum(results.values()))
+    results = {
+        key: extent_
+        for operation in operations
+        if _fuses(operation)
+        for key, extent_ in operation.writes
+        if key not in used
+    }
+    return Total(
+        calls + len(kept) + len(results), 0.0, size + sum(kept.values()) + sum(loaded.values()) + sum(results.values())
+    )
 
 
 def _fuses(operation: Operation) -> bool:
     return operation.kind in (ELEMENTWISE, MOVING) and not any(
-        word in operation.name for word in ("index", "gather", "scatter", "embedding", "sort", "topk", "cumsum"))
+        word in operation.name for word in ("index", "gather", "scatter", "embedding", "sort", "topk", "cumsum")
+    )
 
 
 def _is_view(func: Any) -> bool:
@@ -201,8 +251,9 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, hidden: float,
-                counter: OperationCounter) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, hidden: float, counter: OperationCounter
+    ) -> Tensor:
         y = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
         ctx.save_for_backward(q, k, v, y)
         bias = 0 if mask is None else q.shape[1] * extent(mask) * q.element_size()
@@ -224,8 +275,10 @@ class _Attention(torch.autograd.Function):
 @contextmanager
 def _stand_in_attention(counter: OperationCounter) -> Iterator[None]:
     """On the meta device PyTorch would choose the kernel that keeps all scores."""
-    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False,
-                  **_: Any) -> Tensor:
+
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, **_: Any
+    ) -> Tensor:
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             # turned into one to add, anew in every layer
             counter.add("where", ELEMENTWISE, [attn_mask], [], 0.0, extent(attn_mask) * (1.0 + q.element_size()))
@@ -244,8 +297,9 @@ def expert_layer(config: ModelConfig) -> nn.Module:
     return layer
 
 
-def count_step(config: ModelConfig, *, micro_batch: int, seq_len: int,
-               dtype: torch.dtype = torch.float16) -> list[Operation]:
+def count_step(
+    config: ModelConfig, *, micro_batch: int, seq_len: int, dtype: torch.dtype = torch.float16
+) -> list[Operation]:
     """Forward and backward pass of one micro-batch, without memory; where it is not known, experts get even shares."""
     with torch.device("meta"):
         model = CausalLM(replace(config, ep_size=1), expert_layer).to(dtype)

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos.session import free_port
 from benchmarks.speed.heldout import ROOT
 from benchmarks.speed.peers import Course, Point, denser_early
 from benchmarks.speed.peers.process import Clock, follow
-from corpus.errors import UserError
+from common.errors import UserError
 from corpus.manifest import Manifest
 from corpus.shards import Corpus as Tokens
-from training.ds_file import load
+from stress.chaos.session import free_port
+from training.config.load import load
 
 _STEP = re.compile(r"^step ([\d,]+)/[\d,]+ ")
 _LOOK_SECONDS = 0.05  # between two looks at model/
@@ -43,9 +43,24 @@ class Corpus:
 def prepare(documents: Path, held_out: Path, folder: Path, cores: int, tokenizer: Sequence[object]) -> Corpus:
     """`prepare.py` as a user would call it; `tokenizer` holds its flags for one."""
     shutil.rmtree(folder, ignore_errors=True)
-    seconds = follow([sys.executable, ROOT / "prepare.py", "--input", documents.absolute(), "--val_input",
-                      held_out.absolute(), *tokenizer, "--workers", cores, "--output", folder.absolute()],
-                     folder=ROOT, log=folder.with_suffix(".log"), environment={})
+    seconds = follow(
+        [
+            sys.executable,
+            ROOT / "prepare.py",
+            "--input",
+            documents.absolute(),
+            "--val_input",
+            held_out.absolute(),
+            *tokenizer,
+            "--workers",
+            cores,
+            "--output",
+            folder.absolute(),
+        ],
+        folder=ROOT,
+        log=folder.with_suffix(".log"),
+        environment={},
+    )
     return Corpus(folder, seconds, Manifest.read(folder).splits["train"].tokens)
 
 
@@ -79,23 +94,53 @@ class Recipe:
         config = load(self.config, self.settings)
         batch = [config.get(key, 1) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")]
         if not all(isinstance(part, int) for part in batch):
-            raise UserError(f"{self.config}: the race needs the micro-batch and the accumulation as numbers: write "
-                            "them down, or give --race_steps")
+            raise UserError(
+                f"{self.config}: the race needs the micro-batch and the accumulation as numbers: write "
+                "them down, or give --race_steps"
+            )
         rows = Tokens.open(corpus, verify="size").split("train").num_rows(self.max_seq_len)
         return max(1, int(float(value) * rows / (batch[0] * batch[1] * self.processes)))
 
     def command(self, corpus: Path, output: Path) -> list[object]:
         """The whole command line."""
         beside = Path(sys.executable).with_name("deepspeed")
-        words: list[object] = [beside if beside.is_file() else "deepspeed", "--num_gpus", self.processes,
-                               "--master_port", free_port(), ROOT / "train.py"]
-        words += ["--deepspeed_config", self.config.absolute(), "--data", corpus.absolute(), "--output",
-                  output.absolute(), "--resume", "never", "--max_seq_len", self.max_seq_len, *self.length]
+        words: list[object] = [
+            beside if beside.is_file() else "deepspeed",
+            "--num_gpus",
+            self.processes,
+            "--master_port",
+            free_port(),
+            ROOT / "train.py",
+        ]
+        words += [
+            "--deepspeed_config",
+            self.config.absolute(),
+            "--data",
+            corpus.absolute(),
+            "--output",
+            output.absolute(),
+            "--resume",
+            "never",
+            "--max_seq_len",
+            self.max_seq_len,
+            *self.length,
+        ]
         for name, value in self.shape.items():
             words += [f"--{name}", value]
         evaluation, line = self.intervals(corpus)
-        words += ["--log_interval", line, "--eval_interval", evaluation, "--eval_tokens", _EVAL_TOKENS,
-                  "--sample_interval", _NEVER, "--save_interval", _NEVER, *self.flags]
+        words += [
+            "--log_interval",
+            line,
+            "--eval_interval",
+            evaluation,
+            "--eval_tokens",
+            _EVAL_TOKENS,
+            "--sample_interval",
+            _NEVER,
+            "--save_interval",
+            _NEVER,
+            *self.flags,
+        ]
         return [*words, "--set", *self.settings] if self.settings else words
 
 
@@ -111,19 +156,41 @@ def train(recipe: Recipe, corpus: Corpus, folder: Path) -> tuple[Course, str]:
 
     with _Keeper(output, folder / "points") as keeper:
         command = recipe.command(corpus.folder, output)
-        seconds = follow(command, folder=ROOT, log=folder / "train.log", on_line=on_line,
-                         environment={"OMP_NUM_THREADS": max(1, recipe.cores // recipe.processes),
-                                      "PYTHONUNBUFFERED": 1, "PYTHONPATH": ROOT})
+        seconds = follow(
+            command,
+            folder=ROOT,
+            log=folder / "train.log",
+            on_line=on_line,
+            environment={
+                "OMP_NUM_THREADS": max(1, recipe.cores // recipe.processes),
+                "PYTHONUNBUFFERED": 1,
+                "PYTHONPATH": ROOT,
+            },
+        )
     rows = read_metrics(output)
     evaluated = {row["step"]: row["tokens"] for row in rows if row["split"] == "val"}
     if len(marks) < 2 or not evaluated:
         raise UserError(f"our run was too short to be timed; see {folder}/train.log")
     clock = Clock(marks, set(evaluated))
-    points = denser_early([Point(step, clock.training(step), evaluated[step], path)
-                           for step, path in sorted(keeper.kept.items()) if step], recipe.points)
+    points = denser_early(
+        [
+            Point(step, clock.training(step), evaluated[step], path)
+            for step, path in sorted(keeper.kept.items())
+            if step
+        ],
+        recipe.points,
+    )
     last, tokens = marks[-1][0], max(row["tokens"] for row in rows)
-    course = Course(points, last, clock.training(last), tokens, corpus.seconds + clock.start_up, clock.paused,
-                    corpus.seconds + seconds, {"command": " ".join(_shown(word) for word in command[5:])})
+    course = Course(
+        points,
+        last,
+        clock.training(last),
+        tokens,
+        corpus.seconds + clock.start_up,
+        clock.paused,
+        corpus.seconds + seconds,
+        {"command": " ".join(_shown(word) for word in command[5:])},
+    )
     return course, precision(output)
 
 

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed import inputs
-from corpus.errors import UserError
+from common.errors import UserError
 from corpus.pipeline import prepare
-from corpus.stories import generate_stories
 from corpus.tokenizer import train_tokenizer
-from training.arguments import positive
+from sample_stories import generate_stories
+from training.config.command_line import positive
 
 NAME = "preparation"
 CORES = (1, 2)
@@ -56,15 +56,19 @@ print(json.dumps({"read": read, "encode": time.perf_counter() - start, "tokens":
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this part."""
     add = parser.add_argument
-    add("--preparation_text", type=inputs.file, nargs="+", metavar="FILE",
-        help="documents, .jsonl[.gz], repeated with a running number; sample stories if not given")
+    add(
+        "--preparation_text",
+        type=inputs.file,
+        nargs="+",
+        metavar="FILE",
+        help="documents, .jsonl[.gz], repeated with a running number; sample stories if not given",
+    )
     add("--preparation_mb", type=float, default=50, metavar="MB", help="of text (%(default)s)")
     add("--preparation_rounds", type=positive, default=3, metavar="N", help="turns of each side (%(default)s)")
 
 
 def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """The median seconds of each side with 1 and 2 cores, taking turns, and their MB/s. UserError for a missing file.
-    """
+    """The median seconds of each side with 1 and 2 cores, taking turns, and their MB/s. UserError for a missing file."""
     folder = work / "preparation"
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -83,16 +87,28 @@ def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -
             manifest = prepare([text], folder / "prepared", tokenizer=tokenizer, workers=cores, progress=None)
             rounds.append({**bare, "prepare": time.perf_counter() - start})
         tokens = sum(split.tokens - 2 * split.documents for split in manifest.splits.values())
-        rows.append(row(cores, size, rounds) | {
-            "tokens": tokens, "bare_tokens": int(rounds[0]["tokens"]),
-            "documents_left": sum(split.documents for split in manifest.splits.values())})
-        say(f"{cores} cores: {rows[-1]['share_of_encode']:.0%} of encode_batch alone, "
-            f"{rows[-1]['share_of_read_and_encode']:.0%} of reading and encode_batch")
+        rows.append(
+            row(cores, size, rounds)
+            | {
+                "tokens": tokens,
+                "bare_tokens": int(rounds[0]["tokens"]),
+                "documents_left": sum(split.documents for split in manifest.splits.values()),
+            }
+        )
+        say(
+            f"{cores} cores: {rows[-1]['share_of_encode']:.0%} of encode_batch alone, "
+            f"{rows[-1]['share_of_read_and_encode']:.0%} of reading and encode_batch"
+        )
     text.unlink()
     shutil.rmtree(folder / "prepared")
-    return {"rows": rows, "bytes": size, "documents": documents, "rounds": flags.preparation_rounds,
-            "text": [path.name for path in flags.preparation_text or []] or ["sample stories"],
-            "seconds": round(time.monotonic() - started, 1)}
+    return {
+        "rows": rows,
+        "bytes": size,
+        "documents": documents,
+        "rounds": flags.preparation_rounds,
+        "text": [path.name for path in flags.preparation_text or []] or ["sample stories"],
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def row(cores: int, size: int, rounds: list[dict[str, float]]) -> dict[str, Any]:
@@ -100,10 +116,15 @@ def row(cores: int, size: int, rounds: list[dict[str, float]]) -> dict[str, Any]
     seconds = {part: statistics.median(one[part] for one in rounds) for part in ("read", "encode", "prepare")}
     both = statistics.median(one["read"] + one["encode"] for one in rounds)
     rate = size / MEGABYTE
-    return {"cores": cores, "prepare_mb_s": rate / seconds["prepare"], "encode_mb_s": rate / seconds["encode"],
-            "read_and_encode_mb_s": rate / both, "share_of_encode": seconds["encode"] / seconds["prepare"],
-            "share_of_read_and_encode": both / seconds["prepare"],
-            "seconds": {part: [round(one[part], 3) for one in rounds] for part in seconds}}
+    return {
+        "cores": cores,
+        "prepare_mb_s": rate / seconds["prepare"],
+        "encode_mb_s": rate / seconds["encode"],
+        "read_and_encode_mb_s": rate / both,
+        "share_of_encode": seconds["encode"] / seconds["prepare"],
+        "share_of_read_and_encode": both / seconds["prepare"],
+        "seconds": {part: [round(one[part], 3) for one in rounds] for part in seconds},
+    }
 
 
 def write_text(path: Path, sources: list[Path] | None, wanted: int) -> tuple[int, int]:
@@ -124,8 +145,11 @@ def write_text(path: Path, sources: list[Path] | None, wanted: int) -> tuple[int
 
 def _texts(source: Path) -> Iterator[str]:
     try:
-        with gzip.open(source, "rt", encoding="utf-8") if source.suffix == ".gz" else source.open(
-                encoding="utf-8") as file:
+        with (
+            gzip.open(source, "rt", encoding="utf-8")
+            if source.suffix == ".gz"
+            else source.open(encoding="utf-8") as file
+        ):
             yield from (json.loads(line)["text"] for line in file)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--preparation_text {source}: cannot be read ({error}); give JSON lines with a text") from None
@@ -139,20 +163,34 @@ def _train(text: Path, tokenizer: Path) -> None:
 
 
 def _bare(tokenizer: Path, text: Path, cores: int) -> dict[str, float]:
-    environment = os.environ | {"TOKENIZERS_PARALLELISM": "true" if cores > 1 else "false",
-                                "RAYON_NUM_THREADS": str(cores)}
-    output = subprocess.run([sys.executable, "-c", BARE, str(tokenizer), str(text)], cwd=ROOT, env=environment,
-                            check=True, capture_output=True, text=True).stdout
+    environment = os.environ | {
+        "TOKENIZERS_PARALLELISM": "true" if cores > 1 else "false",
+        "RAYON_NUM_THREADS": str(cores),
+    }
+    output = subprocess.run(
+        [sys.executable, "-c", BARE, str(tokenizer), str(text)],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     return json.loads(output)
 
 
 def table(result: dict[str, Any]) -> list[str]:
     """Markdown."""
-    lines = [f"{result['bytes'] / MEGABYTE:.1f} MB of text in {result['documents']:,} documents "
-             f"({', '.join(result['text'])}), median of {result['rounds']} rounds", "",
-             "| cores | prepare, MB/s | encode_batch alone | of it | reading and encode_batch | of it |",
-             "|---|---|---|---|---|---|"]
-    lines += [f"| {one['cores']} | {one['prepare_mb_s']:.2f} | {one['encode_mb_s']:.2f} | "
-              f"{one['share_of_encode']:.0%} | {one['read_and_encode_mb_s']:.2f} | "
-              f"{one['share_of_read_and_encode']:.0%} |" for one in result["rows"]]
+    lines = [
+        f"{result['bytes'] / MEGABYTE:.1f} MB of text in {result['documents']:,} documents "
+        f"({', '.join(result['text'])}), median of {result['rounds']} rounds",
+        "",
+        "| cores | prepare, MB/s | encode_batch alone | of it | reading and encode_batch | of it |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {one['cores']} | {one['prepare_mb_s']:.2f} | {one['encode_mb_s']:.2f} | "
+        f"{one['share_of_encode']:.0%} | {one['read_and_encode_mb_s']:.2f} | "
+        f"{one['share_of_read_and_encode']:.0%} |"
+        for one in result["rows"]
+    ]
     return lines

@@ -28,18 +28,20 @@ from benchmarks.speed import Skip, heldout, inputs, ours, race_table
 from benchmarks.speed.peers import Course, Driver, Settings, Size, fingerprint, hf_trainer, minimind, nanogpt
 from benchmarks.speed.peers.search import Found, Memory, Trial, search
 from benchmarks.speed.race_table import WORDS, compare, verdict
-from corpus.errors import UserError
+from common.errors import UserError
 from corpus.manifest import TOKENIZER_NAME, Manifest
-from corpus.stories import write_sample_corpus
 from corpus.tokenizer import load_tokenizer, vocab_size
-from training.arguments import positive
+from sample_stories import write_sample_corpus
+from training.config.command_line import positive
 
 NAME = "race"
 table = race_table.table
 RUNS = tuple(WORDS)
 Say = Callable[[str], None]
-_PEERS = (f"give a checkout of MiniMind ({minimind.CLONE}) or of nanoGPT ({nanogpt.CLONE}), or the word "
-          f"{hf_trainer.WORD} for the Trainer of that package")
+_PEERS = (
+    f"give a checkout of MiniMind ({minimind.CLONE}) or of nanoGPT ({nanogpt.CLONE}), or the word "
+    f"{hf_trainer.WORD} for the Trainer of that package"
+)
 _NO_PEER = f"no peer to race against: with --peer, {_PEERS}"
 _STORIES, _HELD_OUT_STORIES, _HELD_OUT_SEED = 4000, 200, 1
 
@@ -56,28 +58,57 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--race_max_seq_len", type=positive, default=512, metavar="N", help="(%(default)s)")
     add("--race_points", type=positive, default=10, metavar="N", help="places of the peer's curve (%(default)s)")
     add("--race_our_points", type=positive, default=16, metavar="N", help="of ours, at most (%(default)s)")
-    add("--race_tokenizer", type=inputs.file, metavar="FILE",
-        help="tokenizer.json for a peer that brings none; trained on the text if not given")
+    add(
+        "--race_tokenizer",
+        type=inputs.file,
+        metavar="FILE",
+        help="tokenizer.json for a peer that brings none; trained on the text if not given",
+    )
     add("--race_peer_settings", type=peer_settings, metavar="lr=X,batch=N", help="instead of a search for them")
-    add("--race_peer_from", type=inputs.file, metavar="RESULT.json",
+    add(
+        "--race_peer_from",
+        type=inputs.file,
+        metavar="RESULT.json",
         help="take the peer's side from an earlier race over the same text on as many cores: to try settings of ours; "
-        "not for figures to publish")
-    add("--race_search_rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3], metavar="X",
-        help="(%(default)s)")
+        "not for figures to publish",
+    )
+    add(
+        "--race_search_rates",
+        type=float,
+        nargs="+",
+        default=[5e-4, 1e-3, 2e-3, 4e-3],
+        metavar="X",
+        help="(%(default)s)",
+    )
     add("--race_search_batches", type=positive, nargs="+", default=[2, 8, 32], metavar="N", help="(%(default)s)")
     add("--race_search_documents", type=positive, default=480, metavar="N", help="of a trial (%(default)s)")
     add("--race_search_budget", type=float, default=1200, metavar="SECONDS", help="for the search (%(default)s)")
-    add("--race_config", type=inputs.file, default=heldout.ROOT / "ds_configs" / "cpu_x2.json", metavar="FILE",
-        help="our DeepSpeed JSON (cpu_x2.json)")
+    add(
+        "--race_config",
+        type=inputs.file,
+        default=heldout.ROOT / "ds_configs" / "cpu_x2.json",
+        metavar="FILE",
+        help="our DeepSpeed JSON (cpu_x2.json)",
+    )
     add("--race_set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to our JSON")
     add("--race_train_flags", default="", metavar="TEXT", help='more flags of train.py, "--seed 1" say')
     add("--race_processes", type=positive, default=2, metavar="N", help="ranks of ours (%(default)s)")
     add("--race_epochs", type=float, default=1.0, metavar="N", help="of ours; the schedule ends with it (%(default)s)")
-    add("--race_steps", type=positive, metavar="N", help="of ours, instead of epochs; with the peer's tokenizer "
-        "as many times more or fewer as it makes tokens of the text")
-    add("--race_runs", nargs="+", choices=RUNS, metavar="NAME",
+    add(
+        "--race_steps",
+        type=positive,
+        metavar="N",
+        help="of ours, instead of epochs; with the peer's tokenizer "
+        "as many times more or fewer as it makes tokens of the text",
+    )
+    add(
+        "--race_runs",
+        nargs="+",
+        choices=RUNS,
+        metavar="NAME",
         help=f"runs of ours: in its best precision, in the peer's, with the peer's tokenizer ({' '.join(RUNS)}; the "
-        "last one only if the peer has a tokenizer that was not made of the text)")
+        "last one only if the peer has a tokenizer that was not made of the text)",
+    )
 
 
 def peer_settings(text: str) -> Settings:
@@ -111,20 +142,34 @@ def measure(work: Path, flags: argparse.Namespace, say: Say) -> dict[str, Any]:
         raise Skip(_NO_PEER)
     work.mkdir(parents=True, exist_ok=True)
     source, held_out_source = _sources(work, flags)
-    texts, held_out_texts = heldout.read_texts(source)[:flags.race_documents], heldout.read_texts(held_out_source)
+    texts, held_out_texts = heldout.read_texts(source)[: flags.race_documents], heldout.read_texts(held_out_source)
     peer = driver(flags.peer, work, size, cores, texts, flags.race_tokenizer)
-    rows = heldout.write_rows(work / "rows.npz", held_out_texts, peer.tokenizer, begin_id=peer.begin_id,
-                              end_id=peer.end_id, max_seq_len=size.max_seq_len)
-    facts = {"train": source.name, "held_out": held_out_source.name, "documents": len(texts),
-             "bytes": sum(len(text.encode()) for text in texts), "held_out_documents": len(held_out_texts),
-             "held_out_bytes": rows.text_bytes, "held_out_tokens": rows.tokens}
-    track = _Track(_write(work / "train.jsonl", texts), _write(work / "val.jsonl", held_out_texts), rows, size, cores,
-                   work, facts)
+    rows = heldout.write_rows(
+        work / "rows.npz",
+        held_out_texts,
+        peer.tokenizer,
+        begin_id=peer.begin_id,
+        end_id=peer.end_id,
+        max_seq_len=size.max_seq_len,
+    )
+    facts = {
+        "train": source.name,
+        "held_out": held_out_source.name,
+        "documents": len(texts),
+        "bytes": sum(len(text.encode()) for text in texts),
+        "held_out_documents": len(held_out_texts),
+        "held_out_bytes": rows.text_bytes,
+        "held_out_tokens": rows.tokens,
+    }
+    track = _Track(
+        _write(work / "train.jsonl", texts), _write(work / "val.jsonl", held_out_texts), rows, size, cores, work, facts
+    )
     same = {"text": track.text, "size": asdict(size), "shape": peer.shape(), "cores": cores}
     # first, since too little text would waste the peer's run
     prepared = _texts(track, peer, flags.race_runs or default_runs(peer))
-    theirs = earlier(flags.race_peer_from, same, peer.source) if flags.race_peer_from else _theirs(track, flags, peer,
-                                                                                                  say)
+    theirs = (
+        earlier(flags.race_peer_from, same, peer.source) if flags.race_peer_from else _theirs(track, flags, peer, say)
+    )
     return same | {"peer": theirs, "ours": _ours(track, flags, peer, prepared, theirs, say)}
 
 
@@ -141,8 +186,13 @@ def _theirs(track: _Track, flags: argparse.Namespace, peer: Driver, say: Say) ->
     say(f"  {course.seconds:.0f} s of training, {course.start_up:.0f} s before it")
     side = _side(course, track, peer.kind, peer.pythonpath, peer.precision, track.held_out)
     say(f"  {side['curve'][-1]['bits_per_byte']:.3f} bits a byte at its end")
-    return side | {"name": peer.name, "source": peer.source, "recommended": peer.recommended(),
-                   "chosen": asdict(settings), "search": found}
+    return side | {
+        "name": peer.name,
+        "source": peer.source,
+        "recommended": peer.recommended(),
+        "chosen": asdict(settings),
+        "search": found,
+    }
 
 
 def earlier(path: Path, same: dict[str, Any], source: str) -> dict[str, Any]:
@@ -159,8 +209,9 @@ def earlier(path: Path, same: dict[str, Any], source: str) -> dict[str, Any]:
     return found["peer"] | {"from_earlier_run": True}
 
 
-def driver(peer: Path | str, work: Path, size: Size, cores: int, texts: Sequence[str],
-           tokenizer: Path | None) -> Driver:
+def driver(
+    peer: Path | str, work: Path, size: Size, cores: int, texts: Sequence[str], tokenizer: Path | None
+) -> Driver:
     """That of the trainer which lies in the folder, or of the package; UserError for a folder that holds none."""
     path = Path(peer)
     if str(peer) == hf_trainer.WORD:
@@ -196,50 +247,77 @@ def _settings(peer: Driver, track: _Track, flags: argparse.Namespace, say: Say) 
         return flags.race_peer_settings, {"given": True}
     texts = heldout.read_texts(track.documents)
     count = min(flags.race_search_documents, len(texts))
-    sample = _write(track.work / "sample.jsonl", texts[::len(texts) // count][:count])
+    sample = _write(track.work / "sample.jsonl", texts[:: len(texts) // count][:count])
     budget = flags.race_search_budget
     say(f"{peer.name}: looking for its best learning rate and batch on {count:,} documents, at most {budget:.0f} s")
-    found = search(_trial_on(peer, track, sample), flags.race_search_rates, flags.race_search_batches, budget=budget,
-                   memory=Memory(track.work / "search.json", search_key(peer, track.size, track.cores, sample)),
-                   say=say)
+    found = search(
+        _trial_on(peer, track, sample),
+        flags.race_search_rates,
+        flags.race_search_batches,
+        budget=budget,
+        memory=Memory(track.work / "search.json", search_key(peer, track.size, track.cores, sample)),
+        say=say,
+    )
     say(f"  best: {found.best.settings} ({found.cost:.0f} s for {len(found.trials)} trials)")
     return found.best.settings, searched(found, count, budget)
 
 
 def search_key(peer: Driver, size: Size, cores: int, sample: Path) -> str:
     """What a trial's result depends on beside its settings."""
-    return f"{peer.name} {peer.source}, {size.width}x{size.layers}x{size.max_seq_len}, {cores} cores, sample " \
-           f"{fingerprint([sample])}"
+    return (
+        f"{peer.name} {peer.source}, {size.width}x{size.layers}x{size.max_seq_len}, {cores} cores, sample "
+        f"{fingerprint([sample])}"
+    )
 
 
 def searched(found: Found, documents: int, budget: float) -> dict[str, Any]:
     """For the result file."""
-    return {"documents": documents, "budget_seconds": budget, "cost_seconds": found.cost, "complete": found.complete,
-            "trials": [asdict(trial) for trial in found.trials]}
+    return {
+        "documents": documents,
+        "budget_seconds": budget,
+        "cost_seconds": found.cost,
+        "complete": found.complete,
+        "trials": [asdict(trial) for trial in found.trials],
+    }
 
 
 def _trial_on(peer: Driver, track: _Track, sample: Path) -> Callable[[Settings], Trial]:
     def run(settings: Settings) -> Trial:
         started = time.monotonic()
         course = peer.train(settings, sample, track.work / "trial", points=1)
-        score = heldout.judge(track.held_out, peer.kind, [course.points[-1].weights], pythonpath=peer.pythonpath,
-                              threads=track.cores)[0]
+        score = heldout.judge(
+            track.held_out, peer.kind, [course.points[-1].weights], pythonpath=peer.pythonpath, threads=track.cores
+        )[0]
         return Trial(settings, score.bits_per_byte, course.seconds, time.monotonic() - started)
 
     return run
 
 
-def _side(course: Course, track: _Track, kind: str, pythonpath: Path | None, precision: str,
-          held_out: heldout.HeldOut) -> dict[str, Any]:
+def _side(
+    course: Course, track: _Track, kind: str, pythonpath: Path | None, precision: str, held_out: heldout.HeldOut
+) -> dict[str, Any]:
     """A run's figures and its curve on the held-out text."""
-    scores = heldout.judge(held_out, kind, [point.weights for point in course.points], pythonpath=pythonpath,
-                           threads=track.cores)
-    curve = [{"step": point.step, "tokens": point.tokens, "seconds": point.seconds,
-              "since_start": course.start_up + point.seconds, "bits_per_byte": score.bits_per_byte,
-              "nats_per_token": score.nats_per_token} for point, score in zip(course.points, scores, strict=True)]
-    side = course.figures() | {"precision": precision, "tokens_per_second": course.tokens / course.seconds,
-                               "parameters": scores[-1].parameters if scores else None, "curve": curve,
-                               "held_out_tokens": held_out.tokens}
+    scores = heldout.judge(
+        held_out, kind, [point.weights for point in course.points], pythonpath=pythonpath, threads=track.cores
+    )
+    curve = [
+        {
+            "step": point.step,
+            "tokens": point.tokens,
+            "seconds": point.seconds,
+            "since_start": course.start_up + point.seconds,
+            "bits_per_byte": score.bits_per_byte,
+            "nats_per_token": score.nats_per_token,
+        }
+        for point, score in zip(course.points, scores, strict=True)
+    ]
+    side = course.figures() | {
+        "precision": precision,
+        "tokens_per_second": course.tokens / course.seconds,
+        "parameters": scores[-1].parameters if scores else None,
+        "curve": curve,
+        "held_out_tokens": held_out.tokens,
+    }
     return in_text(side, held_out.text_bytes / held_out.tokens)
 
 
@@ -249,8 +327,9 @@ def in_text(side: dict[str, Any], bytes_per_token: float) -> dict[str, Any]:
     return side | {"curve": curve, "text_bytes_per_second": side["tokens_per_second"] * bytes_per_token}
 
 
-def _ours(track: _Track, flags: argparse.Namespace, peer: Driver, prepared: dict[str, _Text], theirs: dict[str, Any],
-          say: Say) -> dict[str, Any]:
+def _ours(
+    track: _Track, flags: argparse.Namespace, peer: Driver, prepared: dict[str, _Text], theirs: dict[str, Any], say: Say
+) -> dict[str, Any]:
     """Our runs by name: `same_tokenizer` in the best precision, `equal` only if the best one is another."""
     done: dict[str, Any] = {}
     for name in sorted(prepared, key=RUNS.index):
@@ -260,13 +339,25 @@ def _ours(track: _Track, flags: argparse.Namespace, peer: Driver, prepared: dict
         text = prepared[name]
         length = _length(flags, text.corpus.tokens / next(iter(prepared.values())).corpus.tokens)
         settings = [*flags.race_set, *(_precision_settings(peer.precision) if name == "equal" else [])]
-        recipe = ours.Recipe(flags.race_config, settings, shlex.split(flags.race_train_flags), length, peer.shape(),
-                             track.size.max_seq_len, flags.race_processes, track.cores, flags.race_our_points)
+        recipe = ours.Recipe(
+            flags.race_config,
+            settings,
+            shlex.split(flags.race_train_flags),
+            length,
+            peer.shape(),
+            track.size.max_seq_len,
+            flags.race_processes,
+            track.cores,
+            flags.race_our_points,
+        )
         say(f"ours, {WORDS[name]}: {' '.join(length)}")
         course, precision = ours.train(recipe, text.corpus, track.work / f"ours-{name}")
         side = _side(course, track, "ours", None, precision, text.held_out)
-        done[name] = side | {"preparation_seconds": text.corpus.seconds, "processes": flags.race_processes,
-                             "against_peer": compare(side, theirs)}
+        done[name] = side | {
+            "preparation_seconds": text.corpus.seconds,
+            "processes": flags.race_processes,
+            "against_peer": compare(side, theirs),
+        }
         say("\n".join(verdict(done[name])))
     return done
 
@@ -304,12 +395,19 @@ def _trained(track: _Track, peer: Driver) -> _Text:
     corpus = _prepared(track, "corpus_trained", "--vocab_size", entries)
     manifest = Manifest.read(corpus.folder)
     if manifest.vocab_size != entries:
-        raise UserError(f"the text is too little for a tokenizer of {entries:,} entries ({manifest.vocab_size:,} "
-                        "found), so the models would differ in size: give more documents, or --race_runs "
-                        "same_tokenizer")
-    rows = heldout.write_rows(track.work / "rows_trained.npz", heldout.read_texts(track.held_out_documents),
-                              corpus.folder / TOKENIZER_NAME, begin_id=manifest.begin_id, end_id=manifest.end_id,
-                              max_seq_len=track.size.max_seq_len)
+        raise UserError(
+            f"the text is too little for a tokenizer of {entries:,} entries ({manifest.vocab_size:,} "
+            "found), so the models would differ in size: give more documents, or --race_runs "
+            "same_tokenizer"
+        )
+    rows = heldout.write_rows(
+        track.work / "rows_trained.npz",
+        heldout.read_texts(track.held_out_documents),
+        corpus.folder / TOKENIZER_NAME,
+        begin_id=manifest.begin_id,
+        end_id=manifest.end_id,
+        max_seq_len=track.size.max_seq_len,
+    )
     return _Text(corpus, rows)
 
 

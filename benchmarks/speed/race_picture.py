@@ -46,11 +46,17 @@ def svg(race: dict[str, Any]) -> str:
         sides[f"ours, {side['precision']}" + (", the peer's tokenizer" if name == "same_tokenizer" else "")] = side
     end = race["peer"]["curve"][-1]["bits_per_byte"]
     height = len(_PANELS) * _PANEL
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
-             'font-size="12">', f'<rect width="{WIDTH}" height="{height}" fill="white"/>']
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
+        'font-size="12">',
+        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
+    ]
     for number, (measure, unit, scale) in enumerate(_PANELS):
-        lines = [Line(name, [(point[measure] / scale, point["bits_per_byte"]) for point in side["curve"]])
-                 for name, side in sides.items() if side["curve"]]
+        lines = [
+            Line(name, [(point[measure] / scale, point["bits_per_byte"]) for point in side["curve"]])
+            for name, side in sides.items()
+            if side["curve"]
+        ]
         parts += [f'<g transform="translate(0 {number * _PANEL})">', *_panel(lines, end, unit), "</g>"]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -73,8 +79,9 @@ def _panel(lines: Sequence[Line], end: float, unit: str) -> list[str]:
         parts.append(f'<line x1="{LEFT}" x2="{right}" y1="{y(value)}" y2="{y(value)}" stroke="#eee"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y(value) + 4}" text-anchor="end">{value:g}</text>')
     for value in ticks(0, most_x):
-        parts.append(f'<line x1="{x(value)}" x2="{x(value)}" y1="{_PANEL - BOTTOM}" y2="{_PANEL - BOTTOM + 4}" '
-                     'stroke="#999"/>')
+        parts.append(
+            f'<line x1="{x(value)}" x2="{x(value)}" y1="{_PANEL - BOTTOM}" y2="{_PANEL - BOTTOM + 4}" stroke="#999"/>'
+        )
         parts.append(f'<text x="{x(value)}" y="{_PANEL - BOTTOM + 18}" text-anchor="middle">{value:g}</text>')
     parts.append(f'<line x1="{LEFT}" x2="{right}" y1="{y(end)}" y2="{y(end)}" stroke="#999" stroke-dasharray="4 4"/>')
     labels = spread([y(line.points[-1][1]) for line in lines], _LABEL_GAP)
@@ -84,8 +91,10 @@ def _panel(lines: Sequence[Line], end: float, unit: str) -> list[str]:
         parts += [f'<circle cx="{x(across)}" cy="{y(up)}" r="2.5" fill="{colour}"/>' for across, up in line.points]
         last_x, last_y = line.points[-1]
         if x(last_x) < right - 1:
-            parts.append(f'<line x1="{x(last_x)}" x2="{right + 4}" y1="{y(last_y)}" y2="{label}" stroke="{colour}" '
-                         'stroke-width="0.5" stroke-dasharray="2 3"/>')
+            parts.append(
+                f'<line x1="{x(last_x)}" x2="{right + 4}" y1="{y(last_y)}" y2="{label}" stroke="{colour}" '
+                'stroke-width="0.5" stroke-dasharray="2 3"/>'
+            )
         parts.append(f'<text x="{right + 6}" y="{label + 4}" fill="{colour}">{escape(line.name)}: {last_y:.2f}</text>')
     parts.append(f'<text x="{right + 6}" y="{_PANEL - BOTTOM + 18}">{unit}</text>')
     parts.append(f'<text x="{LEFT + 8}" y="{TOP - 4}">bits a byte of held-out text</text>')

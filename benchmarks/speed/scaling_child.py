@@ -1,6 +1,6 @@
 """train.py that counts what its ranks send: BUFUDU_SPEED_SCALING=DIR, where each rank leaves rankN.json.
 
-    deepspeed --module benchmarks.speed.scaling_child FLAGS-OF-TRAIN...
+deepspeed --module benchmarks.speed.scaling_child FLAGS-OF-TRAIN...
 """
 
 from __future__ import annotations
@@ -18,9 +18,15 @@ from typing import Any
 
 FOLDER = "BUFUDU_SPEED_SCALING"
 PAYLOADS: dict[str, tuple[str, int]] = {
-    "all_reduce": ("tensor", 0), "reduce": ("tensor", 0), "broadcast": ("tensor", 0),
-    "all_reduce_coalesced": ("tensors", 0), "reduce_scatter_tensor": ("input", 1), "reduce_scatter": ("input_list", 1),
-    "all_gather_into_tensor": ("output_tensor", 0), "all_gather": ("tensor_list", 0), "all_to_all_single": ("input", 1),
+    "all_reduce": ("tensor", 0),
+    "reduce": ("tensor", 0),
+    "broadcast": ("tensor", 0),
+    "all_reduce_coalesced": ("tensors", 0),
+    "reduce_scatter_tensor": ("input", 1),
+    "reduce_scatter": ("input_list", 1),
+    "all_gather_into_tensor": ("output_tensor", 0),
+    "all_gather": ("tensor_list", 0),
+    "all_to_all_single": ("input", 1),
     "all_to_all": ("input_tensor_list", 1),
 }
 """What a collective is about: the name and the place of the argument that has the size of the whole payload."""
@@ -28,8 +34,11 @@ PAYLOADS: dict[str, tuple[str, int]] = {
 
 def nbytes(payload: Any) -> int:
     """Bytes of a tensor or of several."""
-    return sum(map(nbytes, payload)) if isinstance(payload, Iterable) and not hasattr(payload, "nbytes") \
+    return (
+        sum(map(nbytes, payload))
+        if isinstance(payload, Iterable) and not hasattr(payload, "nbytes")
         else payload.nbytes
+    )
 
 
 class Counted:
@@ -63,7 +72,7 @@ def watch(counted: Counted, folder: Path) -> None:
 
     for name in PAYLOADS:
         setattr(dist, name, counted.wrap(name, getattr(dist, name)))
-    from training.loop import Trainer
+    from training.trainer import Trainer
 
     steps: list[dict[str, Any]] = []
     step = Trainer._step
@@ -72,9 +81,15 @@ def watch(counted: Counted, folder: Path) -> None:
         before, calls, seconds = counted.bytes.copy(), counted.calls.copy(), counted.seconds
         begun, processor = time.perf_counter(), time.process_time()
         trouble = step(trainer)
-        steps.append({"seconds": time.perf_counter() - begun, "processor": time.process_time() - processor,
-                      "waiting": counted.seconds - seconds, "bytes": dict(counted.bytes - before),
-                      "calls": dict(counted.calls - calls)})
+        steps.append(
+            {
+                "seconds": time.perf_counter() - begun,
+                "processor": time.process_time() - processor,
+                "waiting": counted.seconds - seconds,
+                "bytes": dict(counted.bytes - before),
+                "calls": dict(counted.calls - calls),
+            }
+        )
         _write(folder / f"rank{trainer.world.rank}.json", steps)
         return trouble
 

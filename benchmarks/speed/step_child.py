@@ -33,6 +33,7 @@ class Clock:
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, whose time goes to `part`."""
+
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             self.open.append(0.0)
@@ -66,10 +67,10 @@ def watch(clock: Clock, folder: Path) -> None:
     _watch_model(clock)
     from deepspeed.runtime.engine import DeepSpeedEngine
 
-    from training import data
-    from training.loop import Trainer
+    from training import sampler
+    from training.trainer import Trainer
 
-    data.tensors = clock.timed("data", data.tensors)
+    sampler.tensors = clock.timed("data", sampler.tensors)
     DeepSpeedEngine.forward = clock.timed("norms and sums", DeepSpeedEngine.forward)
     DeepSpeedEngine.backward = clock.timed("backward", DeepSpeedEngine.backward)
     DeepSpeedEngine.step = clock.timed("optimizer", DeepSpeedEngine.step)

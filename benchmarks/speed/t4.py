@@ -18,7 +18,6 @@ from unittest import mock
 
 import torch
 
-from benchmarks.chaos.session import ROOT
 from benchmarks.speed.operations import (
     ELEMENTWISE,
     MOVING,
@@ -31,11 +30,12 @@ from benchmarks.speed.operations import (
 from benchmarks.speed.t4_check import check_on_cpu, price
 from benchmarks.speed.t4_figures import FIGURES, FLASH_FORWARD, LEVELS, Level, Machine, t4
 from model import ModelConfig, count_parameters
-from training.disk import checkpoint_bytes
-from training.ds_config import Resolved, RunFacts, load, resolve
-from training.flops import training_flops_per_token
-from training.memory import ModelStates, estimate_memory
-from training.plan import PLANNED_T4X2
+from stress.chaos.session import ROOT
+from training.checkpointing.disk import checkpoint_bytes
+from training.config.resolve import Resolved, RunFacts, load, resolve
+from training.planning.flops import training_flops_per_token
+from training.planning.memory import ModelStates, estimate_memory
+from training.planning.plan import PLANNED_T4X2
 
 NAME = "t4"
 GPUS, SEQ_LEN = 2, 512
@@ -89,16 +89,19 @@ def changes() -> list[Scenario]:
     return scenarios
 
 
-OTHERS = (replace(TODAY, title="Muon instead of AdamW", muon=True),
-          replace(TODAY, title="the dense model of the same active width", moe=False),
-          replace(TODAY, title="documents not masked, nothing else changed", masked=False),
-          replace(changes()[-1], title="every change above, with the dense model", moe=False))
+OTHERS = (
+    replace(TODAY, title="Muon instead of AdamW", muon=True),
+    replace(TODAY, title="the dense model of the same active width", moe=False),
+    replace(TODAY, title="documents not masked, nothing else changed", masked=False),
+    replace(changes()[-1], title="every change above, with the dense model", moe=False),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Its own flags."""
-    parser.add_argument("--t4_tokens", type=float, default=TOKENS, metavar="N",
-                        help="of an epoch, without padding (%(default).0f)")
+    parser.add_argument(
+        "--t4_tokens", type=float, default=TOKENS, metavar="N", help="of an epoch, without padding (%(default).0f)"
+    )
     parser.add_argument("--t4_skip_check", action="store_true", help="leave out the check of the counts on this CPU")
 
 
@@ -108,9 +111,15 @@ def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -
     say("t4: counting the operations of a step (a few seconds), then pricing them")
     steps = {level: step_parts(TODAY, t4(level)) for level in LEVELS}
     epochs = {level: epoch(TODAY, t4(level), flags.t4_tokens) for level in LEVELS}
-    lines = [{"title": scenario.title, "fits": fits(scenario), "cumulative": scenario not in OTHERS,
-              **{level: epoch(scenario, t4(level), flags.t4_tokens) for level in LEVELS}}
-             for scenario in (*changes(), *OTHERS)]
+    lines = [
+        {
+            "title": scenario.title,
+            "fits": fits(scenario),
+            "cumulative": scenario not in OTHERS,
+            **{level: epoch(scenario, t4(level), flags.t4_tokens) for level in LEVELS},
+        }
+        for scenario in (*changes(), *OTHERS)
+    ]
     best = changes()[-1]
     kinds = {kind: asdict(total) for kind, total in totals(_counted(TODAY)).items()}
     checks = []
@@ -118,12 +127,22 @@ def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -
         for dtype in (torch.float32, torch.bfloat16):
             say(f"t4: checking the counts on this CPU in {dtype}, one thread (about 40 s)")
             checks.append(check_on_cpu(ModelConfig(), dtype))
-    return {"tokens": flags.t4_tokens, "steps": steps, "epochs": epochs, "lines": lines, "kinds": kinds,
-            "communicated": {f"ZeRO-{stage}": communicated(replace(TODAY, stage=stage)) for stage in (1, 2)},
-            "best": step_parts(best, t4("mid")), "fused": asdict(fused(_counted(TODAY))),
-            "model_flops": _model_flops(), "aim": AIM,
-            "figures": [asdict(figure) for figure in FIGURES], "floor": floor(flags.t4_tokens), "checks": checks,
-            "seconds": time.perf_counter() - begun}
+    return {
+        "tokens": flags.t4_tokens,
+        "steps": steps,
+        "epochs": epochs,
+        "lines": lines,
+        "kinds": kinds,
+        "communicated": {f"ZeRO-{stage}": communicated(replace(TODAY, stage=stage)) for stage in (1, 2)},
+        "best": step_parts(best, t4("mid")),
+        "fused": asdict(fused(_counted(TODAY))),
+        "model_flops": _model_flops(),
+        "aim": AIM,
+        "figures": [asdict(figure) for figure in FIGURES],
+        "floor": floor(flags.t4_tokens),
+        "checks": checks,
+        "seconds": time.perf_counter() - begun,
+    }
 
 
 @lru_cache
@@ -170,8 +189,9 @@ def step_parts(scenario: Scenario, machine: Machine) -> dict[str, float]:
     parts = {name: scenario.accumulation * seconds for name, seconds in micro.items()}
     parameters = count_parameters(scenario.config())[0]
     own = parameters / GPUS if scenario.stage else parameters
-    parts["gradients collected"] = scenario.accumulation * (
-        BUCKET_BYTES * parameters + KEPT_BYTES * own) / machine.bandwidth
+    parts["gradients collected"] = (
+        scenario.accumulation * (BUCKET_BYTES * parameters + KEPT_BYTES * own) / machine.bandwidth
+    )
     parts["gradients reduced (PCIe)"] = reductions(scenario) * exposed(parameters) / machine.link
     parts["weights sent back (PCIe)"] = 2 * (GPUS - 1) / GPUS * parameters / machine.link
     parts["optimizer step"] = optimizer_seconds(scenario, own, machine)
@@ -213,8 +233,11 @@ def muon_operations() -> tuple[Operation, ...]:
     with torch.device("meta"):
         named = list(CausalLM(ModelConfig().for_inference()).named_parameters())
     counter = OperationCounter()
-    with (counter, mock.patch.object(torch._dynamo.config, "disable", True),
-          mock.patch.object(get_accelerator(), "is_fp16_supported", lambda: True)):
+    with (
+        counter,
+        mock.patch.object(torch._dynamo.config, "disable", True),
+        mock.patch.object(get_accelerator(), "is_fp16_supported", lambda: True),
+    ):
         for name, parameter in named:
             if parameter.ndim == 2 and "embed" not in name and not name.endswith(".mlp.gate.weight"):
                 zeropower_via_gram_newtonschulz(parameter.detach().half(), 5)
@@ -232,9 +255,15 @@ def epoch(scenario: Scenario, machine: Machine, tokens: float) -> dict[str, floa
     size = checkpoint_bytes(scenario.config(), resolved(scenario))
     saving = (steps // SAVE_EVERY + 1) * size / machine.saving
     minutes = (steps * step + evaluating + saving) / 60
-    return {"step": step, "tokens_per_second": batch / step, "training": steps * step / 60,
-            "evaluating": evaluating / 60, "saving": saving / 60, "minutes": minutes,
-            "host": len(_counted(scenario)) * machine.host * scenario.accumulation}
+    return {
+        "step": step,
+        "tokens_per_second": batch / step,
+        "training": steps * step / 60,
+        "evaluating": evaluating / 60,
+        "saving": saving / 60,
+        "minutes": minutes,
+        "host": len(_counted(scenario)) * machine.host * scenario.accumulation,
+    }
 
 
 def floor(tokens: float) -> dict[str, float]:
@@ -247,10 +276,21 @@ def resolved(scenario: Scenario) -> Resolved:
     """The scenario's DeepSpeed configuration on two T4s."""
     source = "t4x2_muon.json" if scenario.muon else "t4x2.json"
     config = scenario.config()
-    facts = RunFacts(world_size=GPUS, rows=SAMPLES, epochs=1, max_steps=None, output=Path("unused"),
-                     num_experts=config.num_experts, ep_size=config.ep_size, use_moe=config.use_moe)
-    sets = [f"train_micro_batch_size_per_gpu={scenario.micro_batch}", f"zero_optimization.stage={scenario.stage}",
-            f"gradient_accumulation_steps={scenario.accumulation}"]
+    facts = RunFacts(
+        world_size=GPUS,
+        rows=SAMPLES,
+        epochs=1,
+        max_steps=None,
+        output=Path("unused"),
+        num_experts=config.num_experts,
+        ep_size=config.ep_size,
+        use_moe=config.use_moe,
+    )
+    sets = [
+        f"train_micro_batch_size_per_gpu={scenario.micro_batch}",
+        f"zero_optimization.stage={scenario.stage}",
+        f"gradient_accumulation_steps={scenario.accumulation}",
+    ]
     return resolve(load(ROOT / "ds_configs" / source, sets), facts, PLANNED_T4X2, source=source)
 
 
@@ -264,8 +304,10 @@ def communicated(scenario: Scenario) -> dict[str, float]:
     """Bytes that a rank sends in a step, hidden or not."""
     states = ModelStates(scenario.config(), resolved(scenario), GPUS)
     share = 2 * (GPUS - 1) / GPUS
-    return {"reduced": reductions(scenario) * share * states.width * states.numel,
-            "sent back": share / 2 * states.width * states.numel}
+    return {
+        "reduced": reductions(scenario) * share * states.width * states.numel,
+        "sent back": share / 2 * states.width * states.numel,
+    }
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -273,26 +315,44 @@ def communicated(scenario: Scenario) -> dict[str, float]:
 
 def table(result: dict[str, Any]) -> list[str]:
     """Markdown."""
-    return [*_parts_table(result), "", *_epoch_lines(result), "", *_changes_table(result), *_best_lines(result), "",
-            *_check_lines(result["checks"]), "", *_figures_table(result["figures"])]
+    return [
+        *_parts_table(result),
+        "",
+        *_epoch_lines(result),
+        "",
+        *_changes_table(result),
+        *_best_lines(result),
+        "",
+        *_check_lines(result["checks"]),
+        "",
+        *_figures_table(result["figures"]),
+    ]
 
 
 def _parts_table(result: dict[str, Any]) -> list[str]:
     steps: dict[Level, dict[str, float]] = result["steps"]
     whole = {level: sum(parts.values()) for level, parts in steps.items()}
     rows = sorted(steps["mid"], key=lambda name: -steps["mid"][name])
-    return ["One optimizer step of each of two T4s: 4 micro-batches of 32 x 512, fp16, ZeRO-2, AdamW. Milliseconds.",
-            "",
-            "| part | slow | mid | fast | share (mid) |", "|---|---|---|---|---|",
-            *(f"| {name} | {' | '.join(f'{1e3 * steps[level][name]:,.0f}' for level in LEVELS)} | "
-              f"{steps['mid'][name] / whole['mid']:.1%} |" for name in rows),
-            f"| all | {' | '.join(f'{1e3 * whole[level]:,.0f}' for level in LEVELS)} | 100% |"]
+    return [
+        "One optimizer step of each of two T4s: 4 micro-batches of 32 x 512, fp16, ZeRO-2, AdamW. Milliseconds.",
+        "",
+        "| part | slow | mid | fast | share (mid) |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {' | '.join(f'{1e3 * steps[level][name]:,.0f}' for level in LEVELS)} | "
+            f"{steps['mid'][name] / whole['mid']:.1%} |"
+            for name in rows
+        ),
+        f"| all | {' | '.join(f'{1e3 * whole[level]:,.0f}' for level in LEVELS)} | 100% |",
+    ]
 
 
 def _epoch_lines(result: dict[str, Any]) -> list[str]:
     epochs, kinds = result["epochs"], result["kinds"]
-    counted = ", ".join(f"{kind} {total['calls']:,} calls, {total['flops'] / 1e12:.2f} TFLOP, "
-                        f"{total['bytes'] / 1e9:.1f} GB" for kind, total in sorted(kinds.items()))
+    counted = ", ".join(
+        f"{kind} {total['calls']:,} calls, {total['flops'] / 1e12:.2f} TFLOP, {total['bytes'] / 1e9:.1f} GB"
+        for kind, total in sorted(kinds.items())
+    )
     mid = epochs["mid"]
     return [
         f"Counted in one micro-batch: {counted}. The model's own FLOPs are {result['model_flops'] / 1e12:.2f} T.",
@@ -301,9 +361,11 @@ def _epoch_lines(result: dict[str, Any]) -> list[str]:
         f"{mid['tokens_per_second']:,.0f} tokens/s ({epochs['slow']['tokens_per_second']:,.0f} to "
         f"{epochs['fast']['tokens_per_second']:,.0f}); of it evaluations {mid['evaluating']:.1f} and checkpoints "
         f"{mid['saving']:.1f} minutes. The origin took {ORIGIN:.0f}, the aim is {result['aim']:.0f}.",
-        "A rank sends in a step, hidden or not: " + ", ".join(
+        "A rank sends in a step, hidden or not: "
+        + ", ".join(
             f"{sizes['reduced'] / 1e6:,.0f} MB of gradients with {stage}"
-            for stage, sizes in result["communicated"].items())
+            for stage, sizes in result["communicated"].items()
+        )
         + f", and {result['communicated']['ZeRO-2']['sent back'] / 1e6:,.0f} MB of weights with either.",
         f"The host starts a step's operations in {1e3 * mid['host']:,.0f} ms ({1e3 * epochs['fast']['host']:,.0f} to "
         f"{1e3 * epochs['slow']['host']:,.0f}), beside {1e3 * mid['step']:,.0f} ms of the GPU: "
@@ -315,40 +377,77 @@ def _epoch_lines(result: dict[str, Any]) -> list[str]:
 
 def _changes_table(result: dict[str, Any]) -> list[str]:
     aim = result["aim"]
-    return ["What would have to change: minutes an epoch, each line with the changes of those above it.", "",
-            "| change | slow | mid | fast | tokens/s (mid) | aim |", "|---|---|---|---|---|---|",
-            *(_change(line, aim) for line in result["lines"] if line["cumulative"]),
-            *(_change({**line, "title": f"*alone:* {line['title']}"}, aim) for line in result["lines"]
-              if not line["cumulative"])]
+    return [
+        "What would have to change: minutes an epoch, each line with the changes of those above it.",
+        "",
+        "| change | slow | mid | fast | tokens/s (mid) | aim |",
+        "|---|---|---|---|---|---|",
+        *(_change(line, aim) for line in result["lines"] if line["cumulative"]),
+        *(
+            _change({**line, "title": f"*alone:* {line['title']}"}, aim)
+            for line in result["lines"]
+            if not line["cumulative"]
+        ),
+    ]
 
 
 def _best_lines(result: dict[str, Any]) -> list[str]:
     parts, whole = result["best"], sum(result["best"].values())
     shares = sorted(parts.items(), key=lambda part: -part[1])[:6]
-    return ["", "With every change, where the time goes (mid): "
-                + ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in shares) + "."]
+    return [
+        "",
+        "With every change, where the time goes (mid): "
+        + ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in shares)
+        + ".",
+    ]
 
 
 def _change(line: dict[str, Any], aim: float) -> str:
     minutes = " | ".join(f"{line[level]['minutes']:.0f}" for level in LEVELS)
     reached = next((level for level in LEVELS if line[level]["minutes"] <= aim), None)
-    return (f"| {line['title']}{'' if line['fits'] else ' (does not fit 16 GB)'} | {minutes} | "
-            f"{line['mid']['tokens_per_second']:,.0f} | {f'reached ({reached})' if reached else '-'} |")
+    return (
+        f"| {line['title']}{'' if line['fits'] else ' (does not fit 16 GB)'} | {minutes} | "
+        f"{line['mid']['tokens_per_second']:,.0f} | {f'reached ({reached})' if reached else '-'} |"
+    )
 
 
 def _check_lines(checks: Sequence[dict[str, Any]]) -> list[str]:
-    return [f"A pass on this CPU, counted and priced in the same way, {check['dtype']}, one thread, {check['rows']} x "
-            f"{check['seq_len']}: predicted {check['predicted']:.2f} s, measured {check['measured']:.2f} s, "
-            f"measured / predicted = {check['ratio']:.2f} ({check['matrix'] / 1e9:,.0f} GFLOP/s in products, "
-            f"{check['attention'] / 1e9:,.0f} and {check['attention_backward'] / 1e9:,.0f} in "
-            f"attention, {check['bandwidth'] / 1e9:.1f} GB/s). Seconds by kind, predicted and measured one by one: "
-            + ", ".join(f"{kind} {one['predicted']:.2f} and {one['measured']:.2f}"
-                        for kind, one in sorted(check["kinds"].items())) + "."
-            for check in checks]
+    return [
+        f"A pass on this CPU, counted and priced in the same way, {check['dtype']}, one thread, {check['rows']} x "
+        f"{check['seq_len']}: predicted {check['predicted']:.2f} s, measured {check['measured']:.2f} s, "
+        f"measured / predicted = {check['ratio']:.2f} ({check['matrix'] / 1e9:,.0f} GFLOP/s in products, "
+        f"{check['attention'] / 1e9:,.0f} and {check['attention_backward'] / 1e9:,.0f} in "
+        f"attention, {check['bandwidth'] / 1e9:.1f} GB/s). Seconds by kind, predicted and measured one by one: "
+        + ", ".join(
+            f"{kind} {one['predicted']:.2f} and {one['measured']:.2f}" for kind, one in sorted(check["kinds"].items())
+        )
+        + "."
+        for check in checks
+    ]
 
 
 def _figures_table(figures: Sequence[dict[str, Any]]) -> list[str]:
-    return ["| figure | slow | mid | fast | where it was measured | remarks |", "|---|---|---|---|---|---|",
-            *(" ".join(("|", ", ".join(filter(None, (figure["name"], figure["unit"]))), "|", f"{figure['slow']:g}", "|",
-                        f"{figure['mid']:g}", "|", f"{figure['fast']:g}", "|", figure["source"], "|", figure["note"],
-                        "|")) for figure in figures)]
+    return [
+        "| figure | slow | mid | fast | where it was measured | remarks |",
+        "|---|---|---|---|---|---|",
+        *(
+            " ".join(
+                (
+                    "|",
+                    ", ".join(filter(None, (figure["name"], figure["unit"]))),
+                    "|",
+                    f"{figure['slow']:g}",
+                    "|",
+                    f"{figure['mid']:g}",
+                    "|",
+                    f"{figure['fast']:g}",
+                    "|",
+                    figure["source"],
+                    "|",
+                    figure["note"],
+                    "|",
+                )
+            )
+            for figure in figures
+        ),
+    ]

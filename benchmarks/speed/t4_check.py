@@ -34,11 +34,20 @@ def check_on_cpu(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     for operation in operations:
         expected[operation.kind] += price(operation, machine) + machine.launch
     predicted = expected.total()
-    return {"kinds": {kind: {"predicted": expected[kind], "measured": kinds[kind]} for kind in expected},
-            "dtype": str(dtype).removeprefix("torch."), "rows": ROWS, "seq_len": SEQ_LEN, "predicted": predicted,
-            "measured": measured, "ratio": measured / predicted, "matrix": machine.matrix,
-            "attention": machine.attention, "attention_backward": machine.attention_backward,
-            "bandwidth": machine.bandwidth, "launch": machine.launch}
+    return {
+        "kinds": {kind: {"predicted": expected[kind], "measured": kinds[kind]} for kind in expected},
+        "dtype": str(dtype).removeprefix("torch."),
+        "rows": ROWS,
+        "seq_len": SEQ_LEN,
+        "predicted": predicted,
+        "measured": measured,
+        "ratio": measured / predicted,
+        "matrix": machine.matrix,
+        "attention": machine.attention,
+        "attention_backward": machine.attention_backward,
+        "bandwidth": machine.bandwidth,
+        "launch": machine.launch,
+    }
 
 
 def price(operation: Operation, machine: Machine) -> float:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from training import data
-from training.device import Device
-from training.distributed import any_rank
-from training.ds_config import Resolved
-from training.preflight.bench import Bench
+from common.hardware import Device
+from training import sampler
+from training.config.resolve import Resolved
+from training.monitoring.progress import human_time
 from training.preflight.report import Check, failed, passed, warned
-from training.progress import human_time
+from training.preflight.trial_engine import TrialEngine
+from training.processes.process_group import any_rank
 
 _FULL = 0.92  # of the memory; the rest is for what fragments and what others take
 _STATUS = Path("/proc/self/status")
@@ -48,7 +48,7 @@ class Cost:
         return replace(self, micro=self.micro * factor, evaluation=self.evaluation * factor)
 
 
-def measure(bench: Bench, rows: list[int], *, full: bool, steps: int) -> Cost:
+def measure(bench: TrialEngine, rows: list[int], *, full: bool, steps: int) -> Cost:
     """Some steps of one micro-batch at rate 0, the first of a size being slow, and its evaluation; collective.
 
     OutOfMemory where the forward pass does not fit; an allocation that fails later is left to the caller.
@@ -62,14 +62,14 @@ def measure(bench: Bench, rows: list[int], *, full: bool, steps: int) -> Cost:
     return Cost(*slowest, peak_bytes=_peak(bench), full_size=full)
 
 
-def _rehearse(bench: Bench, rows: list[int]) -> None:
+def _rehearse(bench: TrialEngine, rows: list[int]) -> None:
     """A forward pass alone: it holds all activations, and a rank that fails in it leaves no other one waiting.
 
     (With experts on several ranks the others do wait; the launcher then ends them.)
     """
     failure, losses = "", None
     try:
-        losses = bench.engine.module(*data.tensors(bench.stream, rows, bench.seq_len, bench.device))
+        losses = bench.engine.module(*sampler.tensors(bench.stream, rows, bench.seq_len, bench.device))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -80,10 +80,10 @@ def _rehearse(bench: Bench, rows: list[int]) -> None:
 
 
 @torch.no_grad()
-def _evaluate(bench: Bench, rows: list[int]) -> float:
+def _evaluate(bench: TrialEngine, rows: list[int]) -> float:
     bench.engine.eval()
     started = bench.clock()
-    bench.engine.module.loss_sum(*data.tensors(bench.stream, rows, bench.seq_len, bench.device)).item()
+    bench.engine.module.loss_sum(*sampler.tensors(bench.stream, rows, bench.seq_len, bench.device)).item()
     bench.engine.train()
     return bench.clock() - started
 
@@ -98,7 +98,7 @@ def _reset_peak(device: torch.device) -> None:
         return
 
 
-def _peak(bench: Bench) -> int:
+def _peak(bench: TrialEngine) -> int:
     if bench.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(bench.device)
         outside = total - free - torch.cuda.memory_reserved(bench.device)  # the CUDA context, and other programs
@@ -121,7 +121,8 @@ def _host_peak() -> int:
 def judge_memory(cost: Cost, device: Device, resolved: Resolved) -> Check:
     """The largest batch, forward, backward, step and evaluation, beside what there is."""
     what = f"of {device.memory_bytes / 2**30:.1f} GiB at most, " + (
-        "by all processes" if device.kind == "cpu" else "on the fullest GPU")
+        "by all processes" if device.kind == "cpu" else "on the fullest GPU"
+    )
     text = f"{cost.peak_bytes / 2**30:.2f} GiB {what}, with {resolved.micro_batch} rows a micro-batch"
     if not cost.full_size:
         return warned("memory", "not tried: the run's own batch would take too long here", "--plan estimates it")
@@ -132,8 +133,9 @@ def judge_memory(cost: Cost, device: Device, resolved: Resolved) -> Check:
 
 def judge_out_of_memory(reason: str, resolved: Resolved) -> Check:
     """The largest batch does not fit."""
-    return failed("memory", f"{resolved.micro_batch} rows a micro-batch do not fit ({reason[:120]})",
-                  smaller_batch(resolved))
+    return failed(
+        "memory", f"{resolved.micro_batch} rows a micro-batch do not fit ({reason[:120]})", smaller_batch(resolved)
+    )
 
 
 def smaller_batch(resolved: Resolved) -> str:
@@ -142,8 +144,10 @@ def smaller_batch(resolved: Resolved) -> str:
     if micro == 1:
         return "a micro-batch is one row already: lower --max_seq_len, the model's sizes, or raise the ZeRO stage"
     smaller = max(size for size in range(1, micro // 2 + 1) if micro % size == 0)
-    return (f"--set train_micro_batch_size_per_gpu={smaller} gradient_accumulation_steps="
-            f"{accumulation * micro // smaller} train_batch_size={resolved.train_batch} keeps the same global batch")
+    return (
+        f"--set train_micro_batch_size_per_gpu={smaller} gradient_accumulation_steps="
+        f"{accumulation * micro // smaller} train_batch_size={resolved.train_batch} keeps the same global batch"
+    )
 
 
 @dataclass(frozen=True)
@@ -163,16 +167,24 @@ def judge_speed(cost: Cost, accumulation: int, pace: Pace, seconds_left: float |
     step = cost.micro * accumulation + cost.step
     training = step * pace.total_steps
     total = training + pace.evaluations * pace.micro_batches_an_evaluation * cost.evaluation
-    text = (f"{pace.tokens_per_step / step:,.0f} tokens/s, {human_time(total)} for {pace.total_steps:,} steps with "
-            "their evaluations")
+    text = (
+        f"{pace.tokens_per_step / step:,.0f} tokens/s, {human_time(total)} for {pace.total_steps:,} steps with "
+        "their evaluations"
+    )
     if not cost.full_size:
         text += " (from a smaller batch)"
     if seconds_left is None or total <= seconds_left:
         limit = "" if seconds_left is None else f"; --time_limit leaves {human_time(seconds_left)}"
         return passed("speed", text + limit)
     share = max(0.0, seconds_left) / total
-    shorter = (f"--epochs {pace.epochs * share:.2g}" if pace.epochs is not None else
-               f"--max_steps {max(1, int(pace.total_steps * share)):,}")
+    shorter = (
+        f"--epochs {pace.epochs * share:.2g}"
+        if pace.epochs is not None
+        else f"--max_steps {max(1, int(pace.total_steps * share)):,}"
+    )
     would_fit = f"; {shorter} would fit" if pace.total_steps * share >= 1 else ""
-    return warned("speed", f"{text}, but --time_limit leaves {human_time(max(0.0, seconds_left))}",
-                  f"the run will save in time and the same command continues it{would_fit}")
+    return warned(
+        "speed",
+        f"{text}, but --time_limit leaves {human_time(max(0.0, seconds_left))}",
+        f"the run will save in time and the same command continues it{would_fit}",
+    )

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from corpus.shards import ID_TYPE, Corpus
-from training import data
-from training.evaluation import IGNORED
+from training import sampler
+from training.evaluation.validation import IGNORED
 from training.preflight.report import Check, failed, passed, warned
 
 OFFSETS = (0, 1, 2, 3)
@@ -53,8 +53,10 @@ class RawTokens:
 
     def read(self, start: int, count: int) -> np.ndarray:
         """`count` ids from `start`, fewer at the end."""
-        pieces = [part[max(0, start - first):max(0, start + count - first)]
-                  for part, first in zip(self.parts, self.starts[:-1], strict=True)]
+        pieces = [
+            part[max(0, start - first) : max(0, start + count - first)]
+            for part, first in zip(self.parts, self.starts[:-1], strict=True)
+        ]
         return np.concatenate(pieces) if pieces else np.empty(0, ID_TYPE)
 
     def row(self, row: int, seq_len: int) -> np.ndarray:
@@ -68,19 +70,21 @@ def spread(total: int, wanted: int) -> list[int]:
 
 
 def look_at_rows(corpus: Corpus, seq_len: int, pad_id: int) -> RowFigures:
-    """Read rows through `training.data.tensors`, as every step does, and compare."""
+    """Read rows through `training.sampler.tensors`, as every step does, and compare."""
     stream, raw = corpus.split("train"), RawTokens(corpus, "train")
     rows = spread(stream.num_rows(seq_len), ROWS_LOOKED_AT)
-    inputs, targets = (part.numpy() for part in data.tensors(stream, rows, seq_len, torch.device("cpu")))
+    inputs, targets = (part.numpy() for part in sampler.tensors(stream, rows, seq_len, torch.device("cpu")))
     truth = np.stack([raw.row(row, seq_len) for row in rows])
     counts = (targets != IGNORED) & (targets != pad_id)
     same_shape = inputs.shape == truth[:, :-1].shape
     return RowFigures(
         matches={offset: _match(inputs, targets, counts, offset) for offset in OFFSETS},
         last_match=float((targets[:, -1] == truth[:, -1])[counts[:, -1]].mean()) if counts[:, -1].any() else 1.0,
-        padded_inputs=float((inputs == pad_id).mean()), padded_targets=float((targets == pad_id).mean()),
+        padded_inputs=float((inputs == pad_id).mean()),
+        padded_targets=float((targets == pad_id).mean()),
         ignored_targets=float((targets == IGNORED).mean()),
-        from_corpus=float((inputs == truth[:, :-1]).all(-1).mean()) if same_shape else 0.0)
+        from_corpus=float((inputs == truth[:, :-1]).all(-1).mean()) if same_shape else 0.0,
+    )
 
 
 def _match(inputs: np.ndarray, targets: np.ndarray, counts: np.ndarray, offset: int) -> float:
@@ -94,31 +98,40 @@ def _match(inputs: np.ndarray, targets: np.ndarray, counts: np.ndarray, offset: 
 def judge_padding(found: RowFigures) -> Check:
     """Rows are full, and no padding is predicted."""
     if found.padded_targets:
-        return failed("padding", f"{found.padded_targets:.1%} of the targets are padding and count in the loss, which "
-                      "looks low for it", "pack documents into full rows, as prepare.py does, or mark those targets "
-                      f"with {IGNORED}")
+        return failed(
+            "padding",
+            f"{found.padded_targets:.1%} of the targets are padding and count in the loss, which looks low for it",
+            f"pack documents into full rows, as prepare.py does, or mark those targets with {IGNORED}",
+        )
     if found.padded_inputs or found.ignored_targets:
         lost = max(found.padded_inputs, found.ignored_targets)
-        return warned("padding", f"{lost:.1%} of every row is padding: computed, and not learned from",
-                      "pack documents into full rows, as prepare.py does")
+        return warned(
+            "padding",
+            f"{lost:.1%} of every row is padding: computed, and not learned from",
+            "pack documents into full rows, as prepare.py does",
+        )
     return passed("padding", "none: every row is full of text and every target counts")
 
 
 def judge_row_targets(found: RowFigures) -> Check | None:
     """The part of the targets' check that needs no model; None if nothing is wrong."""
-    where = "look at training/data.py: targets are the inputs shifted by one, ids[:, 1:]"
+    where = "look at training/sampler.py: targets are the inputs shifted by one, ids[:, 1:]"
     if found.matches[1] < 1:
         best = max(found.matches, key=lambda offset: found.matches[offset])
         if found.matches[best] < 0.9:
             return failed("targets", f"only {found.matches[1]:.1%} of the targets are the token that follows", where)
         meaning = {0: "the input itself: the model sees its answer and learns to copy"}.get(
-            best, f"{best} places on: the model learns to leave out {best - 1} of {best} tokens")
+            best, f"{best} places on: the model learns to leave out {best - 1} of {best} tokens"
+        )
         return failed("targets", f"{found.matches[best]:.1%} of the targets are {meaning}", where)
     if found.last_match < 1:
         return failed("targets", f"the last target is wrong in {1 - found.last_match:.1%} of the rows", where)
     if found.from_corpus < 1 and not found.padded_inputs:
-        return failed("targets", f"{1 - found.from_corpus:.1%} of the rows are not those of the corpus",
-                      "look at training/data.py and at what reads the shards")
+        return failed(
+            "targets",
+            f"{1 - found.from_corpus:.1%} of the rows are not those of the corpus",
+            "look at training/sampler.py and at what reads the shards",
+        )
     return None
 
 
@@ -164,7 +177,7 @@ def _windows(ids: np.ndarray) -> np.ndarray:
         value, length = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15), 1
         for step in range(_DOUBLINGS):
             factor = np.uint64(0xBF58476D1CE4E5B9 + 2 * step)
-            value = value[:len(value) - length] * factor + value[length:]
+            value = value[: len(value) - length] * factor + value[length:]
             value ^= value >> np.uint64(29)
             length *= 2
     return value[value % np.uint64(_SAMPLED) == 0]
@@ -173,8 +186,11 @@ def _windows(ids: np.ndarray) -> np.ndarray:
 def judge_overlap(found: Overlap | None) -> Check:
     """A validation loss means something only on text that was not trained on."""
     if found is None:
-        return warned("overlap", "there is too little validation text to compare",
-                      "prepare with a --val_fraction: without it nobody sees overfitting")
+        return warned(
+            "overlap",
+            "there is too little validation text to compare",
+            "prepare with a --val_fraction: without it nobody sees overfitting",
+        )
     part = "" if found.read == 1 else f" (in the {found.read:.0%} of it that was read)"
     text = f"{found.share:.1%} of {found.windows:,} validation passages of {_WINDOW} tokens stand in the training text"
     mend = "prepare again with --dedup near, or give validation text of another source"

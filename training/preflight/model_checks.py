@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from corpus.shards import Corpus
 from model.packed import document_mask
-from training import data
-from training.distributed import sum_over_ranks
-from training.evaluation import IGNORED
-from training.preflight.bench import Bench
+from training import sampler
+from training.evaluation.validation import IGNORED
 from training.preflight.data_checks import OFFSETS, RawTokens
 from training.preflight.report import Check, failed, passed
+from training.preflight.trial_engine import TrialEngine
+from training.processes.process_group import sum_over_ranks
 
 _TOLERANCE = {"fp32": 0.02, "fp16": 0.05, "bf16": 0.1}  # nats, between two ways to compute one mean loss
 _LEAK = 1e-6  # of the gradient that the past gets; masked attention gives exactly 0
@@ -31,22 +31,29 @@ def judge_start(loss: float, vocab_size: int) -> Check:
     if abs(loss - expected) <= _START:
         return passed("loss_at_start", text)
     if not math.isfinite(loss):
-        return failed("loss_at_start", text, "the first forward pass overflows: look at the initial weights and the "
-                      "precision")
+        return failed(
+            "loss_at_start", text, "the first forward pass overflows: look at the initial weights and the precision"
+        )
     if loss > expected:
-        return failed("loss_at_start", f"{text}: sure of itself, and wrong",
-                      "the initial logits are too large: look at the embedding's scale (initializer_range)")
-    return failed("loss_at_start", f"{text}: it knows its targets before it has learned",
-                  "look for answers in the inputs, or padding in the targets")
+        return failed(
+            "loss_at_start",
+            f"{text}: sure of itself, and wrong",
+            "the initial logits are too large: look at the embedding's scale (initializer_range)",
+        )
+    return failed(
+        "loss_at_start",
+        f"{text}: it knows its targets before it has learned",
+        "look for answers in the inputs, or padding in the targets",
+    )
 
 
-def future_leak(bench: Bench) -> float:
+def future_leak(bench: TrialEngine) -> float:
     """The gradient that inputs get from losses before them, as a share of that which earlier inputs get; 0 is right.
 
     Collective. Goes through `loss_sum`, whose path from ids to hidden states is that of training.
     """
     module, row = bench.engine.module, bench.rows(1)
-    ids, targets = data.tensors(bench.stream, row, bench.seq_len, bench.device)
+    ids, targets = sampler.tensors(bench.stream, row, bench.seq_len, bench.device)
     half = ids.shape[1] // 2
     targets = targets.masked_fill(torch.arange(ids.shape[1], device=ids.device) >= half, IGNORED)
     embedded: list[Tensor] = []
@@ -69,8 +76,11 @@ def judge_leak(leak: float) -> Check:
     """A prediction depends on what came before it, and on nothing else."""
     if leak <= _LEAK:
         return passed("causality", "no prediction depends on a later token")
-    return failed("causality", f"predictions depend on later tokens ({leak:.2g} of their dependence on earlier ones)",
-                  "the attention mask lets the future through: look at model/network.py")
+    return failed(
+        "causality",
+        f"predictions depend on later tokens ({leak:.2g} of their dependence on earlier ones)",
+        "the attention mask lets the future through: look at model/network.py",
+    )
 
 
 @dataclass(frozen=True)
@@ -86,10 +96,10 @@ class LossFigures:
 
 
 @torch.no_grad()
-def loss_figures(bench: Bench, corpus: Corpus, rows: list[int]) -> LossFigures:
+def loss_figures(bench: TrialEngine, corpus: Corpus, rows: list[int]) -> LossFigures:
     """Collective; `rows` are this rank's."""
     engine, raw = bench.engine, RawTokens(corpus, "train")
-    ids, targets = data.tensors(bench.stream, rows, bench.seq_len, bench.device)
+    ids, targets = sampler.tensors(bench.stream, rows, bench.seq_len, bench.device)
     count = (targets != IGNORED).sum()
     engine.train()
     train = engine(ids, targets).lm.double()
@@ -101,17 +111,21 @@ def loss_figures(bench: Bench, corpus: Corpus, rows: list[int]) -> LossFigures:
     return LossFigures(means[0], (means[1], means[2]), dict(zip(OFFSETS, means[3:], strict=True)))
 
 
-def _by_offset(module: Any, raw: RawTokens, rows: list[int], bench: Bench) -> list[Tensor]:
+def _by_offset(module: Any, raw: RawTokens, rows: list[int], bench: TrialEngine) -> list[Tensor]:
     longest = max(OFFSETS) - 1  # tokens after the row that the furthest targets need
-    rows_of_ids = [torch.from_numpy(raw.read(row * bench.seq_len, bench.seq_len + 1 + longest).astype("int64"))
-                   for row in rows]
-    ids = torch.stack([F.pad(row, (0, bench.seq_len + 1 + longest - len(row)), value=IGNORED)
-                       for row in rows_of_ids]).to(bench.device)
-    inputs, config = ids[:, :bench.seq_len], bench.config
+    rows_of_ids = [
+        torch.from_numpy(raw.read(row * bench.seq_len, bench.seq_len + 1 + longest).astype("int64")) for row in rows
+    ]
+    ids = torch.stack(
+        [F.pad(row, (0, bench.seq_len + 1 + longest - len(row)), value=IGNORED) for row in rows_of_ids]
+    ).to(bench.device)
+    inputs, config = ids[:, : bench.seq_len], bench.config
     mask = document_mask(inputs, config.bos_token_id, config.eos_token_id) if config.mask_documents else None
     logits = module.logits(inputs, mask=mask).float().flatten(0, 1)
-    return [F.cross_entropy(logits, ids[:, offset:offset + bench.seq_len].flatten(), ignore_index=IGNORED).double()
-            for offset in OFFSETS]
+    return [
+        F.cross_entropy(logits, ids[:, offset : offset + bench.seq_len].flatten(), ignore_index=IGNORED).double()
+        for offset in OFFSETS
+    ]
 
 
 def judge_loss(found: LossFigures, precision: str) -> Check:
@@ -124,18 +138,27 @@ def judge_loss(found: LossFigures, precision: str) -> Check:
     if abs(found.by_offset[near] - found.train) <= tolerance:
         place = {0: "the input itself", 1: "the next token"}.get(near, f"the token {near} places on")
         what = f": it is that of {place}"
-    return failed("targets", f"the reported loss is {found.train:.3f} nats, the cross-entropy of the next token is "
-                  f"{true:.3f}{what}", "look at the targets (training/data.py) and at the loss (model/loss.py)")
+    return failed(
+        "targets",
+        f"the reported loss is {found.train:.3f} nats, the cross-entropy of the next token is {true:.3f}{what}",
+        "look at the targets (training/sampler.py) and at the loss (model/loss.py)",
+    )
 
 
 def judge_evaluation(found: LossFigures, precision: str, *, drops_tokens: bool) -> Check:
     """Evaluation has no randomness, and sees the network that is trained."""
     first, second = found.evaluation
     if abs(first - second) > 1e-6 * abs(first) or math.isnan(first):
-        return failed("evaluation_repeats", f"two evaluations of one batch give {first:.5f} and {second:.5f}",
-                      "something random is left on in evaluation, such as dropout: engine.eval() must switch it off")
+        return failed(
+            "evaluation_repeats",
+            f"two evaluations of one batch give {first:.5f} and {second:.5f}",
+            "something random is left on in evaluation, such as dropout: engine.eval() must switch it off",
+        )
     apart = abs(first - found.train)
     if apart > _TOLERANCE[precision] and not drops_tokens:
-        return failed("evaluation_repeats", f"one batch has loss {found.train:.3f} in training and {first:.3f} in "
-                      "evaluation", "the two must compute the same: look at dropout and at what engine.eval() changes")
+        return failed(
+            "evaluation_repeats",
+            f"one batch has loss {found.train:.3f} in training and {first:.3f} in evaluation",
+            "the two must compute the same: look at dropout and at what engine.eval() changes",
+        )
     return passed("evaluation_repeats", f"twice {first:.4f} on one batch, {found.train:.4f} in training")

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from training.console import Console
-from training.disk import write_text
+from common.console import Console
+from training.checkpointing.disk import write_text
 
 _SHOWN = {"pass": "pass", "warn": "warn", "fail": "FAIL"}
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from corpus.rows import evaluation_rows
-from training.intervals import intervals
+from evaluation.rows import evaluation_rows
+from training.context import RunContext
+from training.evaluation.intervals import intervals
 from training.preflight import cost_checks, data_checks, model_checks, step_checks
-from training.preflight.bench import Bench, Step, untouched_randomness
 from training.preflight.report import Report, warned
-from training.setup import Setup
+from training.preflight.trial_engine import Step, TrialEngine, untouched_randomness
 
 SECONDS = 60.0
 _TOKENS = 1024  # of a rank's micro-batch in most checks
@@ -26,7 +26,7 @@ def checked_rows(micro_batch: int, seq_len: int) -> int:
     return max(1, min(micro_batch, _TOKENS // seq_len))
 
 
-def preflight(run: Setup, measured: cost_checks.Cost | None = None) -> list[str]:
+def preflight(run: RunContext, measured: cost_checks.Cost | None = None) -> list[str]:
     """Check the run; returns the ids of what failed, the same on every rank. Collective.
 
     `measured` is what its steps cost, where that is known already. Nothing of it is left behind but `preflight.json`,
@@ -34,8 +34,10 @@ def preflight(run: Setup, measured: cost_checks.Cost | None = None) -> list[str]
     """
     started = time.monotonic()
     report = Report(run.console)
-    run.console.say("preflight: training a throw-away copy of the run to check it, a minute at most at the demo's size "
-                    "(--skip_preflight leaves this out)")
+    run.console.say(
+        "preflight: training a throw-away copy of the run to check it, a minute at most at the demo's size "
+        "(--skip_preflight leaves this out)"
+    )
     with untouched_randomness():
         _data(run, report)
         _engine(run, report, started, measured)
@@ -44,8 +46,10 @@ def preflight(run: Setup, measured: cost_checks.Cost | None = None) -> list[str]
     if run.world.rank == 0:
         report.write(run.output / "preflight.json", seconds)
     levels = [check.level for check in report.checks]
-    run.console.say(f"preflight: {levels.count('pass')} passed, {levels.count('warn')} warned, {levels.count('fail')} "
-                    f"failed, in {seconds:.1f} s")
+    run.console.say(
+        f"preflight: {levels.count('pass')} passed, {levels.count('warn')} warned, {levels.count('fail')} "
+        f"failed, in {seconds:.1f} s"
+    )
     return failed
 
 
@@ -55,23 +59,32 @@ def _from_rank_0(value: Any) -> Any:
     return box[0]
 
 
-def _data(run: Setup, report: Report) -> None:
+def _data(run: RunContext, report: Report) -> None:
     """What needs no model; the other ranks wait."""
     checks = []
     if run.world.rank == 0:
         rows = data_checks.look_at_rows(run.corpus, run.options.max_seq_len, run.config.pad_token_id)
         overlap = data_checks.find_overlap(run.corpus, SECONDS * _SHARE_FOR_OVERLAP)
-        checks = [data_checks.judge_row_targets(rows), data_checks.judge_padding(rows),
-                  data_checks.judge_overlap(overlap)]
+        checks = [
+            data_checks.judge_row_targets(rows),
+            data_checks.judge_padding(rows),
+            data_checks.judge_overlap(overlap),
+        ]
     for check in _from_rank_0(checks):
         if check is not None:
             report.add(check)
 
 
-def _engine(run: Setup, report: Report, started: float, measured: cost_checks.Cost | None) -> None:
+def _engine(run: RunContext, report: Report, started: float, measured: cost_checks.Cost | None) -> None:
     """What needs one."""
-    bench = Bench(run.config, run.resolved, seed=run.options.seed, world=run.world,
-                  stream=run.corpus.split("train"), seq_len=run.options.max_seq_len)
+    bench = TrialEngine(
+        run.config,
+        run.resolved,
+        seed=run.options.seed,
+        world=run.world,
+        stream=run.corpus.split("train"),
+        seq_len=run.options.max_seq_len,
+    )
     try:
         _EngineChecks(run, report, bench, started, measured).all()
     except cost_checks.OutOfMemory as error:
@@ -84,7 +97,7 @@ def _engine(run: Setup, report: Report, started: float, measured: cost_checks.Co
         bench.close()
 
 
-def _alone(run: Setup, report: Report, error: BaseException) -> None:
+def _alone(run: RunContext, report: Report, error: BaseException) -> None:
     """This rank ran out of memory, and the others may be waiting for it: tell, and go; the launcher ends them."""
     check = cost_checks.judge_out_of_memory(str(error).splitlines()[0], run.resolved)
     run.console.fail(check.line())
@@ -97,8 +110,9 @@ def _alone(run: Setup, report: Report, error: BaseException) -> None:
 class _EngineChecks:
     """The checks of one throw-away engine; every method is collective."""
 
-    def __init__(self, run: Setup, report: Report, bench: Bench, started: float,
-                 measured: cost_checks.Cost | None) -> None:
+    def __init__(
+        self, run: RunContext, report: Report, bench: TrialEngine, started: float, measured: cost_checks.Cost | None
+    ) -> None:
         self.run, self.report, self.bench, self.started, self.measured = run, report, bench, started, measured
         self.rows = bench.rows(checked_rows(run.resolved.micro_batch, run.options.max_seq_len))
         self.still = [0.0] * len(bench.peak)
@@ -174,10 +188,12 @@ class _EngineChecks:
         rows = evaluation_rows(val.num_rows(seq_len), options.eval_tokens, seq_len) if len(val) > seq_len else []
         total = resolved.total_steps
         return cost_checks.Pace(
-            total_steps=total, tokens_per_step=resolved.train_batch * seq_len,
+            total_steps=total,
+            tokens_per_step=resolved.train_batch * seq_len,
             epochs=None if options.max_steps else options.epochs,
             evaluations=1 + math.ceil(total / intervals(options, total).evaluation) if rows else 0,
-            micro_batches_an_evaluation=math.ceil(len(rows) / self.run.world.size / resolved.micro_batch))
+            micro_batches_an_evaluation=math.ceil(len(rows) / self.run.world.size / resolved.micro_batch),
+        )
 
     def _losses(self) -> None:
         """Of a network that knows this batch by now, so that a wrong target cannot hide."""
@@ -186,5 +202,6 @@ class _EngineChecks:
         # a loss that counts padding is not that of the text, which the padding line has told already
         if not {"targets", "padding"} & set(self.report.failed):
             self.report.add(model_checks.judge_loss(found, precision))
-        self.report.add(model_checks.judge_evaluation(found, precision,
-                                                      drops_tokens=self.run.config.capacity_factor > 0))
+        self.report.add(
+            model_checks.judge_evaluation(found, precision, drops_tokens=self.run.config.capacity_factor > 0)
+        )

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.weights import hf_name, is_expert
-from training.distributed import sum_over_ranks
-from training.preflight.bench import Bench, Step
+from model.parameter_names import hf_name, is_expert
+from training.monitoring.weight_updates import Change, WeightSample, owned_weights
 from training.preflight.report import Check, failed, passed, warned
-from training.updates import Change, WeightSample, owned_weights
+from training.preflight.trial_engine import Step, TrialEngine
+from training.processes.process_group import sum_over_ranks
 
 REDUCED = 100
 """The second step's rate is the peak divided by this: late in a run, rates are at a tenth and gradients agree less."""
@@ -35,14 +35,16 @@ _FEW_TO_JUDGE = 8
 class GradientWatch:
     """Sums of squares of every parameter's own gradient, as the backward pass makes it."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: TrialEngine) -> None:
         self.bench = bench
         self.squares: dict[str, Tensor] = {}
         module = bench.engine.module
-        self.names = {hf_name(name, module) for name, parameter in module.named_parameters()
-                      if parameter.requires_grad}
-        self.handles = [parameter.register_hook(partial(self._add, hf_name(name, module)))
-                        for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self.names = {hf_name(name, module) for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self.handles = [
+            parameter.register_hook(partial(self._add, hf_name(name, module)))
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        ]
         for layer in module.expert_layers():
             layer.route_counts.zero_()
 
@@ -75,15 +77,26 @@ def judge_gradients(found: GradientFigures) -> Check:
     """Every parameter, every expert and the router learn."""
     broken = [name for name, square in found.squares.items() if not math.isfinite(square)]
     if broken:
-        return failed("gradients", f"not finite in {_some(broken)}", "a loss of nan or inf is at work: look at the "
-                      "batch and the precision")
-    unused = {f"model.layers.{layer}.mlp.experts.{expert}." for layer, counts in enumerate(found.routes)
-              for expert, count in enumerate(counts) if not count}
+        return failed(
+            "gradients",
+            f"not finite in {_some(broken)}",
+            "a loss of nan or inf is at work: look at the batch and the precision",
+        )
+    unused = {
+        f"model.layers.{layer}.mlp.experts.{expert}."
+        for layer, counts in enumerate(found.routes)
+        for expert, count in enumerate(counts)
+        if not count
+    }
     none = [name for name, square in found.squares.items() if square == 0]
     unexplained = [name for name in none if not any(name.startswith(prefix) for prefix in unused)]
     if unexplained:
-        return failed("gradients", f"none in {_some(unexplained)}", "these weights would never learn: something cuts "
-                      "them off from the loss (detach, requires_grad, a path that is not used)")
+        return failed(
+            "gradients",
+            f"none in {_some(unexplained)}",
+            "these weights would never learn: something cuts "
+            "them off from the loss (detach, requires_grad, a path that is not used)",
+        )
     if unused:
         return _judge_unused(found.routes, len(unused))
     experts = sum(len(counts) for counts in found.routes)
@@ -96,8 +109,11 @@ def _judge_unused(routes: list[list[int]], unused: int) -> Check:
     total = sum(len(counts) for counts in routes)
     text = f"{unused} of {total} experts got no token (an even share is {fewest:,.0f} tokens)"
     if fewest >= _ENOUGH_ROUTES:
-        return failed("gradients", f"{text}: the router has collapsed",
-                      "look at the router's initial weights, and keep --router_aux_loss_coef above 0")
+        return failed(
+            "gradients",
+            f"{text}: the router has collapsed",
+            "look at the router's initial weights, and keep --router_aux_loss_coef above 0",
+        )
     return warned("gradients", text, "too few tokens to tell; --num_experts may be too many for the batch")
 
 
@@ -122,8 +138,9 @@ def reduced_norm(engine: Any) -> float:
     return math.sqrt(sum_over_ranks(total).item()) / scale or math.nan
 
 
-def gradient_norms(bench: Bench, rows: list[int], steps: int,
-                   first: Callable[[], None]) -> tuple[list[tuple[float, float]], Step]:
+def gradient_norms(
+    bench: TrialEngine, rows: list[int], steps: int, first: Callable[[], None]
+) -> tuple[list[tuple[float, float]], Step]:
     """([(norm before the step, DeepSpeed's norm of it)], the last step) on one batch at rate 0; collective.
 
     `first` is called when the gradients of the first step are there.
@@ -147,9 +164,12 @@ def judge_cleared(norms: list[tuple[float, float]]) -> Check:
     ratios = [now / then for pair in norms[1:] for then, now in zip(norms[0], pair, strict=True) if then > 0]
     growth = max(filter(math.isfinite, ratios), default=math.nan)
     if growth > _KEPT:
-        return failed("gradients_cleared", f"the gradient of one batch grows to {growth:.2f} times its size in "
-                      f"{len(norms)} steps in which no weight moves: old gradients are still in it",
-                      "gradients must be set to zero after every step")
+        return failed(
+            "gradients_cleared",
+            f"the gradient of one batch grows to {growth:.2f} times its size in "
+            f"{len(norms)} steps in which no weight moves: old gradients are still in it",
+            "gradients must be set to zero after every step",
+        )
     if math.isnan(growth):
         return warned("gradients_cleared", "no gradient norm to compare", "look at the gradients line")
     return passed("gradients_cleared", f"one batch has the same gradient {len(norms)} steps in a row")
@@ -179,7 +199,7 @@ class UpdateFigures:
         return sum(change.unchanged for change in self.reduced.values()) / max(1, weights)
 
 
-def updates(bench: Bench, rows: list[int]) -> UpdateFigures:
+def updates(bench: TrialEngine, rows: list[int]) -> UpdateFigures:
     """A step at the peak rate and one at a hundredth of it; collective."""
     found = []
     for divisor in (1, REDUCED):
@@ -207,25 +227,34 @@ def _merge(ranks: list[dict[str, Change]]) -> dict[str, Change]:
 def judge_updates(found: UpdateFigures, still: set[str]) -> Check:
     """Every weight takes its update. `still` are parameters without a gradient, which the gradients line tells of."""
     stuck = [name for name, change in found.at_peak.items() if change.unchanged == change.weights and name not in still]
-    mend = (f"the optimizer's weights are {found.dtype}, too coarse for this rate: keep fp32 master copies "
-            "(bf16.bf16_master_weights_and_grads off, or fp16)" if "float32" not in found.dtype else
-            "look at the rate of this group and at what the optimizer was given")
+    mend = (
+        f"the optimizer's weights are {found.dtype}, too coarse for this rate: keep fp32 master copies "
+        "(bf16.bf16_master_weights_and_grads off, or fp16)"
+        if "float32" not in found.dtype
+        else "look at the rate of this group and at what the optimizer was given"
+    )
     if stuck:
-        return failed("updates", f"a step at the peak rate leaves {len(stuck)} of {len(found.at_peak)} parameters as "
-                      f"they were: {_some(stuck)}", mend)
+        return failed(
+            "updates",
+            f"a step at the peak rate leaves {len(stuck)} of {len(found.at_peak)} parameters as "
+            f"they were: {_some(stuck)}",
+            mend,
+        )
     text = f"{found.lost:.1%} of the weights do not move at a hundredth of the peak rate"
     if found.lost > _LOST_FAILS:
         return failed("updates", f"{text}: their updates round away", mend)
     if found.lost > _LOST_WARNS:
         return warned("updates", text, mend)
-    return passed("updates", f"all {len(found.at_peak)} parameters move, by {found.ratio:.2g} of their size at the "
-                  f"peak rate; {text}")
+    return passed(
+        "updates",
+        f"all {len(found.at_peak)} parameters move, by {found.ratio:.2g} of their size at the peak rate; {text}",
+    )
 
 
 # --- one batch, learned by heart --------------------------------------------------------------------------------------
 
 
-def overfit(bench: Bench, rows: list[int], seconds: float) -> list[float]:
+def overfit(bench: TrialEngine, rows: list[int], seconds: float) -> list[float]:
     """Losses of steps on one batch at the peak rate, until halved, OVERFIT_STEPS are done or time is up; collective.
 
     Few steps say little, so a slow machine may take twice the `seconds` for them.
@@ -257,8 +286,13 @@ def judge_overfit(start: float, losses: list[float], ratio: float, vocab_size: i
         return warned("overfit", f"{text}; time for no more", "nothing wrong so far, but this is slow: see speed")
     fall = (start - end) / math.log(vocab_size) * OVERFIT_STEPS / steps
     if fall < _FALL_FAILS:
-        return failed("overfit", f"{text}; {size}", "the rate looks too low by far: try 10 or 100 times of it"
-                      if ratio < _FALL_FAILS else "the updates are large enough, so look at the loss and the data")
+        return failed(
+            "overfit",
+            f"{text}; {size}",
+            "the rate looks too low by far: try 10 or 100 times of it"
+            if ratio < _FALL_FAILS
+            else "the updates are large enough, so look at the loss and the data",
+        )
     if ratio > _LARGE:
         return warned("overfit", f"{text}; {size}", "the rate is high: watch the first hundred steps")
     if fall < _FALL_WARNS:
@@ -268,8 +302,11 @@ def judge_overfit(start: float, losses: list[float], ratio: float, vocab_size: i
 
 def judge_no_rate(total_steps: int) -> Check:
     """DeepSpeed's warm-up has a rate of 0 in its first two steps, so a run of two learns nothing."""
-    return failed("warm_up", f"the schedule's rate is 0 in all {total_steps:,} steps: nothing would be learned",
-                  "train for more steps (--epochs or --max_steps, or more text), or look at the scheduler's rates")
+    return failed(
+        "warm_up",
+        f"the schedule's rate is 0 in all {total_steps:,} steps: nothing would be learned",
+        "train for more steps (--epochs or --max_steps, or more text), or look at the scheduler's rates",
+    )
 
 
 def judge_warmup(rates: list[list[float]], total_steps: int, ratio: float, rise: float) -> Check:
@@ -279,9 +316,12 @@ def judge_warmup(rates: list[list[float]], total_steps: int, ratio: float, rise:
     text = f"95 % of the peak rate is reached after {steps:,} of {total_steps:,} steps"
     if steps > 3 or (ratio < 0.05 and rise < 0.1):
         return passed("warm_up", text)
-    return warned("warm_up", f"{text}, and its updates are {ratio:.2g} of the weights' size",
-                  "let the rate rise: --set scheduler.params.warmup_num_steps="
-                  f"{min(max(10, total_steps // 50), max(1, total_steps // 2))}")
+    return warned(
+        "warm_up",
+        f"{text}, and its updates are {ratio:.2g} of the weights' size",
+        "let the rate rise: --set scheduler.params.warmup_num_steps="
+        f"{min(max(10, total_steps // 50), max(1, total_steps // 2))}",
+    )
 
 
 def _some(names: list[str]) -> str:

@@ -47,14 +47,34 @@ def main(folder: Path) -> None:
     """One epoch."""
     task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     torch.manual_seed(42)
-    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**task["shape"], norm_topk_prob=True, tie_word_embeddings=True,
-                                               output_router_logits=True, bos_token_id=None, eos_token_id=None))
+    model = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            **task["shape"],
+            norm_topk_prob=True,
+            tie_word_embeddings=True,
+            output_router_logits=True,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
     arguments = TrainingArguments(
-        output_dir=str(folder / "out"), num_train_epochs=1, per_device_train_batch_size=task["batch"],
-        learning_rate=task["learning_rate"], bf16=task["bf16"], save_strategy="no", report_to=[], disable_tqdm=True,
-        logging_steps=50, use_cpu=not torch.cuda.is_available())
-    Trainer(model=model, args=arguments, train_dataset=Rows(np.load(folder / "rows.npy")),
-            callbacks=[Keep(folder, task["kept"])]).train()
+        output_dir=str(folder / "out"),
+        num_train_epochs=1,
+        per_device_train_batch_size=task["batch"],
+        learning_rate=task["learning_rate"],
+        bf16=task["bf16"],
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        logging_steps=50,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=Rows(np.load(folder / "rows.npy")),
+        callbacks=[Keep(folder, task["kept"])],
+    ).train()
 
 
 if __name__ == "__main__":

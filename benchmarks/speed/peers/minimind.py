@@ -16,12 +16,13 @@ from tokenizers import Tokenizer
 from benchmarks.speed.heldout import read_texts
 from benchmarks.speed.peers import Course, Point, Settings, Size, fingerprint, kept_steps
 from benchmarks.speed.peers.process import Clock, follow
-from corpus.errors import UserError
+from common.errors import UserError
 
 CLONE = "git clone https://github.com/jingyaogong/minimind"
 _SCRIPT = Path("trainer/train_pretrain.py")
-_NOT_COPIED = shutil.ignore_patterns(".git", "images", "out", "checkpoints", "*.pth", "*.jsonl", "__pycache__", "*.png",
-                                     "*.jpg", "*.gif")
+_NOT_COPIED = shutil.ignore_patterns(
+    ".git", "images", "out", "checkpoints", "*.pth", "*.jsonl", "__pycache__", "*.png", "*.jpg", "*.gif"
+)
 _STEP = re.compile(r"Epoch:\[1/1\]\((\d+)/(\d+)\)")
 _SAVES = 24  # in a run; a fixed interval is all that the trainer offers, so more than are kept
 _SHAPE = """import json, sys
@@ -43,8 +44,14 @@ class MiniMind:
 
     def __init__(self, checkout: Path, folder: Path, size: Size, threads: int) -> None:
         self.size, self.threads = size, threads
-        self.source = fingerprint([checkout / _SCRIPT, checkout / "model" / "model_minimind.py",
-                                   checkout / "trainer" / "trainer_utils.py", checkout / "dataset" / "lm_dataset.py"])
+        self.source = fingerprint(
+            [
+                checkout / _SCRIPT,
+                checkout / "model" / "model_minimind.py",
+                checkout / "trainer" / "trainer_utils.py",
+                checkout / "dataset" / "lm_dataset.py",
+            ]
+        )
         self.pythonpath = folder.absolute() / "minimind"
         shutil.rmtree(self.pythonpath, ignore_errors=True)
         shutil.copytree(checkout, self.pythonpath, ignore=_NOT_COPIED)
@@ -61,8 +68,18 @@ class MiniMind:
 
     def shape(self) -> dict[str, Any]:
         """Its defaults at this width, in train.py's flags."""
-        same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-                "num_experts", "num_experts_per_tok", "moe_intermediate_size", "rope_theta", "rms_norm_eps")
+        same = (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "num_experts",
+            "num_experts_per_tok",
+            "moe_intermediate_size",
+            "rope_theta",
+            "rms_norm_eps",
+        )
         return {"use_moe": "true"} | {name: self.config[name] for name in same}
 
     def recommended(self) -> str:
@@ -74,13 +91,26 @@ class MiniMind:
     def train(self, settings: Settings, documents: Path, folder: Path, points: int) -> Course:
         """One epoch, fp32 on CPU: its trainer has no autocast there. Saves and what they take are no training."""
         run = _Run(self, settings, documents, folder.absolute(), points)
-        return run.course(follow(run.command, folder=self.pythonpath / "trainer", log=folder / "train.log",
-                                 environment=self._environment(folder), on_line=run.line))
+        return run.course(
+            follow(
+                run.command,
+                folder=self.pythonpath / "trainer",
+                log=folder / "train.log",
+                environment=self._environment(folder),
+                on_line=run.line,
+            )
+        )
 
     def _environment(self, folder: Path) -> dict[str, object]:
         cache = folder.absolute() / "cache"
-        return {"OMP_NUM_THREADS": self.threads, "PYTHONPATH": self.pythonpath, "HF_HOME": cache,
-                "HF_DATASETS_CACHE": cache, "HF_HUB_OFFLINE": 1, "TQDM_DISABLE": 1}
+        return {
+            "OMP_NUM_THREADS": self.threads,
+            "PYTHONPATH": self.pythonpath,
+            "HF_HOME": cache,
+            "HF_DATASETS_CACHE": cache,
+            "HF_HUB_OFFLINE": 1,
+            "TQDM_DISABLE": 1,
+        }
 
 
 class _Run:
@@ -98,12 +128,27 @@ class _Run:
         self.weights: dict[int, Path] = {}
         self.padding = 1 - sum(self.lengths) / (len(self.lengths) * peer.size.max_seq_len)
         self.flags = {
-            "hidden_size": peer.size.width, "num_hidden_layers": peer.size.layers, "use_moe": 1,
-            "max_seq_len": peer.size.max_seq_len, "batch_size": settings.batch,
-            "learning_rate": settings.learning_rate, "accumulation_steps": 1, "epochs": 1,
-            "num_workers": max(1, min(8, peer.threads - 1)), "log_interval": 1, "save_interval": self.interval}
-        self.command: list[object] = [sys.executable, "-u", _SCRIPT.name, "--save_dir", folder / "out", "--data_path",
-                                      documents.absolute()]
+            "hidden_size": peer.size.width,
+            "num_hidden_layers": peer.size.layers,
+            "use_moe": 1,
+            "max_seq_len": peer.size.max_seq_len,
+            "batch_size": settings.batch,
+            "learning_rate": settings.learning_rate,
+            "accumulation_steps": 1,
+            "epochs": 1,
+            "num_workers": max(1, min(8, peer.threads - 1)),
+            "log_interval": 1,
+            "save_interval": self.interval,
+        }
+        self.command: list[object] = [
+            sys.executable,
+            "-u",
+            _SCRIPT.name,
+            "--save_dir",
+            folder / "out",
+            "--data_path",
+            documents.absolute(),
+        ]
         for name, value in self.flags.items():
             self.command += [f"--{name}", value]
 
@@ -130,10 +175,25 @@ class _Run:
             raise UserError(f"MiniMind's trainer ended without its {self.steps} steps; see {self.folder}/train.log")
         clock = Clock(self.marks, {step for step, _ in self.marks if step % self.interval == 0})
         documents, total = len(self.lengths), sum(self.lengths)
-        points = [Point(step, clock.training(step), total * min(documents, step * self.settings.batch) // documents,
-                        self.weights[step]) for step in self.kept]
-        return Course(points, self.steps, points[-1].seconds, total, clock.start_up, clock.paused,
-                      command_seconds, self.flags | {"dtype": "float32 on CPU", "padding": round(self.padding, 3)})
+        points = [
+            Point(
+                step,
+                clock.training(step),
+                total * min(documents, step * self.settings.batch) // documents,
+                self.weights[step],
+            )
+            for step in self.kept
+        ]
+        return Course(
+            points,
+            self.steps,
+            points[-1].seconds,
+            total,
+            clock.start_up,
+            clock.paused,
+            command_seconds,
+            self.flags | {"dtype": "float32 on CPU", "padding": round(self.padding, 3)},
+        )
 
 
 def _lengths(tokenizer: Path, documents: Path, max_seq_len: int) -> list[int]:

@@ -16,7 +16,7 @@ import torch
 from benchmarks.speed.peers import Course, Point, Settings, Size, fingerprint, kept_steps
 from benchmarks.speed.peers.packed import stream, tokenizer_for
 from benchmarks.speed.peers.process import Clock, follow
-from corpus.errors import UserError
+from common.errors import UserError
 
 CLONE = "git clone https://github.com/karpathy/nanoGPT"
 _STEP = re.compile(r"^iter (\d+): loss")
@@ -36,8 +36,9 @@ class NanoGPT:
     # its script uses autocast on GPUs only
     name, kind, precision = "nanoGPT", "nanogpt", "fp32"
 
-    def __init__(self, checkout: Path, folder: Path, size: Size, threads: int, texts: Sequence[str],
-                 tokenizer: Path | None) -> None:
+    def __init__(
+        self, checkout: Path, folder: Path, size: Size, threads: int, texts: Sequence[str], tokenizer: Path | None
+    ) -> None:
         self.size, self.threads = size, threads
         files = [checkout / name for name in ("train.py", "model.py", "configurator.py")]
         self.source = fingerprint(files)
@@ -51,10 +52,16 @@ class NanoGPT:
 
     def shape(self) -> dict[str, Any]:
         """Experts that together have as many active weights as its feed-forward layer: 8 width^2."""
-        return {"use_moe": "true", "hidden_size": self.size.width, "num_hidden_layers": self.size.layers,
-                "num_attention_heads": _HEADS, "num_key_value_heads": _HEADS, "num_experts": _EXPERTS,
-                "num_experts_per_tok": _ACTIVE,
-                "moe_intermediate_size": max(8, round(8 * self.size.width / (3 * _ACTIVE) / 8) * 8)}
+        return {
+            "use_moe": "true",
+            "hidden_size": self.size.width,
+            "num_hidden_layers": self.size.layers,
+            "num_attention_heads": _HEADS,
+            "num_key_value_heads": _HEADS,
+            "num_experts": _EXPERTS,
+            "num_experts_per_tok": _ACTIVE,
+            "moe_intermediate_size": max(8, round(8 * self.size.width / (3 * _ACTIVE) / 8) * 8),
+        }
 
     def recommended(self) -> str:
         """Of train.py, for GPT-2's size."""
@@ -63,8 +70,15 @@ class NanoGPT:
     def train(self, settings: Settings, documents: Path, folder: Path, points: int) -> Course:
         """As many tokens as the documents have; its rows are random cut-outs of the stream."""
         run = _Run(self, settings, documents, folder.absolute(), points)
-        return run.course(follow(run.command, folder=self.pythonpath, log=folder / "train.log", on_line=run.line,
-                                 environment={"OMP_NUM_THREADS": self.threads}))
+        return run.course(
+            follow(
+                run.command,
+                folder=self.pythonpath,
+                log=folder / "train.log",
+                on_line=run.line,
+                environment={"OMP_NUM_THREADS": self.threads},
+            )
+        )
 
 
 class _Run:
@@ -90,16 +104,33 @@ class _Run:
         (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": peer.vocabulary}))
         rate = settings.learning_rate
         self.flags = {
-            "dataset": "race", "out_dir": folder / "out", "device": "cuda" if torch.cuda.is_available() else "cpu",
-            "compile": torch.cuda.is_available(), "n_layer": peer.size.layers, "n_head": _HEADS,
-            "n_embd": peer.size.width, "block_size": self.length, "batch_size": settings.batch,
-            "gradient_accumulation_steps": 1, "learning_rate": rate, "min_lr": rate / 10, "max_iters": self.steps,
-            "lr_decay_iters": self.steps, "warmup_iters": max(1, round(_WARM_UP * self.steps)),
-            "eval_interval": self.interval, "eval_iters": 1, "log_interval": 1}
+            "dataset": "race",
+            "out_dir": folder / "out",
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "compile": torch.cuda.is_available(),
+            "n_layer": peer.size.layers,
+            "n_head": _HEADS,
+            "n_embd": peer.size.width,
+            "block_size": self.length,
+            "batch_size": settings.batch,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": rate,
+            "min_lr": rate / 10,
+            "max_iters": self.steps,
+            "lr_decay_iters": self.steps,
+            "warmup_iters": max(1, round(_WARM_UP * self.steps)),
+            "eval_interval": self.interval,
+            "eval_iters": 1,
+            "log_interval": 1,
+        }
         if not torch.cuda.is_available():
             self.flags["dtype"] = "float32"
-        self.command: list[object] = [sys.executable, "-u", "train.py",
-                                      *(f"--{name}={value}" for name, value in self.flags.items())]
+        self.command: list[object] = [
+            sys.executable,
+            "-u",
+            "train.py",
+            *(f"--{name}={value}" for name, value in self.flags.items()),
+        ]
         self.marks: list[tuple[int, float]] = []
         self.weights: dict[int, Path] = {}
 
@@ -122,5 +153,13 @@ class _Run:
         tokens = self.settings.batch * self.length
         points = [Point(step, clock.training(step), step * tokens, self.weights[step]) for step in self.kept]
         flags = {name: value for name, value in self.flags.items() if name != "out_dir"}
-        return Course(points, self.steps, points[-1].seconds, self.steps * tokens, clock.start_up, clock.paused,
-                      command_seconds, flags)
+        return Course(
+            points,
+            self.steps,
+            points[-1].seconds,
+            self.steps * tokens,
+            clock.start_up,
+            clock.paused,
+            command_seconds,
+            flags,
+        )

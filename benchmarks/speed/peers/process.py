@@ -13,15 +13,30 @@ from functools import cached_property
 from pathlib import Path
 from statistics import median
 
-from corpus.errors import UserError
+from common.errors import UserError
 
-_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
-                       "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE")
+_LAUNCHER_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "CROSS_RANK",
+    "CROSS_SIZE",
+)
 _TAIL = 12  # last lines of a command that failed, for the message
 
 
-def follow(command: Sequence[object], *, folder: Path, log: Path, environment: Mapping[str, object],
-           on_line: Callable[[str, float], None] = lambda line, seconds: None) -> float:
+def follow(
+    command: Sequence[object],
+    *,
+    folder: Path,
+    log: Path,
+    environment: Mapping[str, object],
+    on_line: Callable[[str, float], None] = lambda line, seconds: None,
+) -> float:
     """Run `command` in `folder`, its output into `log`, and return its seconds.
 
     `on_line` gets every line as it comes, with the seconds since the start. UserError with the last lines if the
@@ -31,10 +46,18 @@ def follow(command: Sequence[object], *, folder: Path, log: Path, environment: M
     inherited = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
     tail: list[str] = []
     started = time.monotonic()
-    process = subprocess.Popen([str(word) for word in command], cwd=folder, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True,
-                               encoding="utf-8", errors="replace",
-                               env=inherited | {name: str(value) for name, value in environment.items()})
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=inherited | {name: str(value) for name, value in environment.items()},
+    )
     try:
         with log.open("w", encoding="utf-8") as file:
             for line in process.stdout or ():
@@ -49,8 +72,10 @@ def follow(command: Sequence[object], *, folder: Path, log: Path, environment: M
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if status:
-        raise UserError(f"{' '.join(map(str, command))[:200]} ended with status {status}; its last lines (all of them "
-                        f"are in {log}):\n" + "\n".join(tail))
+        raise UserError(
+            f"{' '.join(map(str, command))[:200]} ended with status {status}; its last lines (all of them "
+            f"are in {log}):\n" + "\n".join(tail)
+        )
     return time.monotonic() - started
 
 

@@ -37,8 +37,11 @@ def load_minimind(path: Path) -> tuple[nn.Module, Logits]:
 
     weights = torch.load(path, map_location="cpu", weights_only=True)
     layers = {name.split(".")[2] for name in weights if name.startswith("model.layers.")}
-    config = MiniMindConfig(hidden_size=weights["model.embed_tokens.weight"].shape[1], num_hidden_layers=len(layers),
-                            use_moe=any(".mlp.experts." in name for name in weights))
+    config = MiniMindConfig(
+        hidden_size=weights["model.embed_tokens.weight"].shape[1],
+        num_hidden_layers=len(layers),
+        use_moe=any(".mlp.experts." in name for name in weights),
+    )
     model = MiniMindForCausalLM(config).float().eval()
     model.load_state_dict(weights)
     return model, lambda ids_BT: model(ids_BT).logits
@@ -71,7 +74,7 @@ def nats(logits: Logits, ids: np.ndarray, lengths: np.ndarray) -> float:
     total, order = 0.0, np.argsort(lengths, kind="stable")
     rows = max(1, _BATCH_TOKENS // (ids.shape[1] - 1))
     for start in range(0, len(order), rows):
-        chosen = order[start:start + rows]
+        chosen = order[start : start + rows]
         longest = int(lengths[chosen].max())
         batch = torch.from_numpy(ids[chosen, :longest].astype(np.int64))
         targets = batch[:, 1:].clone()
@@ -90,8 +93,13 @@ def main(kind: str, rows: str, result: str, threads: str, *weights: str) -> None
     scores = []
     for path in weights:
         model, logits = LOADERS[kind](Path(path))
-        scores.append({"nats": nats(logits, ids, lengths), "tokens": int((lengths - 1).sum()),
-                       "parameters": sum(parameter.numel() for parameter in model.parameters())})
+        scores.append(
+            {
+                "nats": nats(logits, ids, lengths),
+                "tokens": int((lengths - 1).sum()),
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            }
+        )
     Path(result).write_text(json.dumps(scores), encoding="utf-8")
 
 

@@ -51,8 +51,7 @@ class Memory:
 
     def __init__(self, path: Path, key: str) -> None:
         self.path, self.key = path, key
-        self._all: dict[str, dict[str, dict]] = (
-            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+        self._all: dict[str, dict[str, dict]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def get(self, settings: Settings) -> Trial | None:
         """None if it was never tried."""
@@ -65,8 +64,15 @@ class Memory:
         self.path.write_text(json.dumps(self._all, indent=1), encoding="utf-8")
 
 
-def search(run: Callable[[Settings], Trial], rates: Sequence[float], batches: Sequence[int], *, budget: float,
-           memory: Memory, say: Callable[[str], None]) -> Found:
+def search(
+    run: Callable[[Settings], Trial],
+    rates: Sequence[float],
+    batches: Sequence[int],
+    *,
+    budget: float,
+    memory: Memory,
+    say: Callable[[str], None],
+) -> Found:
     """Try settings until the best has no better neighbour, or the trials have cost `budget` seconds; never none."""
     found = Found([], complete=True)
     for settings in _plan(found, rates, batches):
@@ -91,8 +97,12 @@ def _plan(found: Found, rates: Sequence[float], batches: Sequence[int]) -> Itera
     while True:
         best, tried = found.best.settings, {str(trial.settings) for trial in found.trials}
         rate, batch = best.learning_rate, best.batch
-        around = [Settings(_round(rate * _EDGE), batch), Settings(_round(rate / _EDGE), batch),
-                  Settings(rate, batch * 2), Settings(rate, max(1, batch // 2))]
+        around = [
+            Settings(_round(rate * _EDGE), batch),
+            Settings(_round(rate / _EDGE), batch),
+            Settings(rate, batch * 2),
+            Settings(rate, max(1, batch // 2)),
+        ]
         untried = [settings for settings in around if str(settings) not in tried]
         if not untried:
             return

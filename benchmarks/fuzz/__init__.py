@@ -1,1 +1,0 @@
-"""Fuzzing of everything that reads a file of the user's: see `python -m benchmarks.fuzz --help`."""

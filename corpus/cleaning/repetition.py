@@ -1,0 +1,192 @@
+"""Documents that repeat themselves, scored: a model learns from them to do the same.
+
+Four measures of a document, each the larger the more it repeats, after the quality rules of Gopher (Rae et al. 2021,
+table A1) and the repeating-instance filter of OLMo 2 (OLMo Team 2024), with characters in the place of words:
+
+    lines       share of the letters that stand in lines which occurred before in the document
+    ngrams      share of the letters that stand in 12-grams which occurred before in the document
+    redundancy  share of the bytes that zlib takes away
+    runs        how often one n-gram of up to 16 letters stands in a row
+
+Letters are letters and digits. Space, punctuation and symbols count for redundancy alone: rulers, indentation and the
+borders of tables are no repetition.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from corpus.cleaning.normalization import Letters, mix, ngram_hashes
+
+RULES = ("lines", "ngrams", "redundancy", "runs")
+# A document above any of these is dropped. Fitted on text that should stay: 62,000 classical poems, refrains included,
+# reach 0.24, 0.24, 0.58 and 7; 9,000 made-up stories 0, 0.10, 0.51 and 4; technical documentation has its 99th
+# percentile at 0.19, 0.70, 0.74 and 4, and what it has above the limits (0.5 % of 4,943) are tables of links. Of six
+# times the same sentence 0.83 is a repetition. 32 runs are OLMo's figure.
+LIMITS = {"lines": 0.5, "ngrams": 0.8, "redundancy": 0.85, "runs": 32.0}
+NGRAM = 12  # Gopher's longest are 10 words
+LONGEST_PERIOD = 16
+MIN_LETTERS = 50  # a shorter text has no room for anything but runs
+MIN_LINE = 2  # letters; a shorter line is a bracket or the number of an item
+EXAMPLES = 10
+EXAMPLE_CHARACTERS = 120
+
+_PERCENTILES = {"p50": 50, "p90": 90, "p99": 99}
+_NO_LETTERS = re.compile(r"[\W_]+")
+_SLOTS = 2**19  # to find n-grams that are repeated, three times as many as a chunk of Chinese has
+_STEPS = 1000  # shares are counted to a thousandth, runs up to a thousand
+
+
+def scores(texts: Sequence[str], encoded: Sequence[bytes], letters: Letters) -> np.ndarray:
+    """The four measures of every text, in the order of RULES: float32 (texts, 4)."""
+    result = np.zeros((len(texts), len(RULES)), dtype=np.float32)
+    counts = letters.counts()
+    result[:, 1] = _repeated_ngrams(letters) / np.maximum(counts, 1)
+    long = np.flatnonzero(counts >= MIN_LETTERS).tolist()
+    result[long, 0] = [_repeated_lines(texts[place]) for place in long]
+    sizes = np.array([(len(zlib.compress(encoded[place])), len(encoded[place])) for place in long]).reshape(-1, 2)
+    result[long, 2] = np.maximum(0, 1 - sizes[:, 0] / sizes[:, 1])
+    result[counts < MIN_LETTERS, 1] = 0
+    result[:, 3] = _longest_runs(letters, counts)
+    return result
+
+
+def _repeated_lines(text: str) -> float:
+    """Share of the letters of a text that stand in lines which occurred before in it."""
+    lines = text.split("\n")
+    if len(set(lines)) == len(lines):
+        return 0.0
+    again = [(count - 1, _count_letters(line)) for line, count in Counter(lines).items() if count > 1]
+    repeated = sum(count * size for count, size in again if size >= MIN_LINE)
+    return repeated / _count_letters(text) if repeated else 0.0
+
+
+def _count_letters(text: str) -> int:
+    """Letters and digits, as `str.isalnum` tells them."""
+    return len(_NO_LETTERS.sub("", text))
+
+
+def _repeated_ngrams(letters: Letters) -> np.ndarray:
+    """Letters by text that stand in n-grams which occurred before in the text, int64 (texts,)."""
+    points, owner = letters.points, letters.owner
+    hashes = ngram_hashes(points, NGRAM)
+    if not len(hashes):
+        return np.zeros(letters.texts, dtype=np.int64)
+    # the same n-gram of two texts must not look repeated
+    places = _repeated(mix(hashes + owner[: len(hashes)].astype(np.uint64)))
+    return _covered(places[owner[places] == owner[places + NGRAM - 1]], letters)
+
+
+def _repeated(keys: np.ndarray) -> np.ndarray:
+    """The places of all keys that stand at an earlier place too, ascending.
+
+    Each key looks up who came first to the slot that its lowest bits name. Only those that find another key there, one
+    in ten, are sorted.
+    """
+    slots = (keys & np.uint64(_SLOTS - 1)).astype(np.int64)
+    places = np.arange(len(keys), dtype=np.uint32)
+    written = np.empty(_SLOTS, dtype=np.uint32)
+    written[slots[::-1]] = places[::-1]  # the last one written is the first to stand there
+    first = written.take(slots)
+    assert (first <= places).all()  # numpy writes in this order, though it does not promise to
+    again = first < places
+    others = np.flatnonzero(keys.take(first) != keys)
+    others = others[np.argsort(keys[others], kind="stable")]
+    again[others] = False
+    again[others[1:]] = keys[others[1:]] == keys[others[:-1]]
+    return np.flatnonzero(again)
+
+
+def _covered(places: np.ndarray, letters: Letters) -> np.ndarray:
+    """Letters by text under the n-grams that begin at `places`, int64 (texts,)."""
+    covered = np.zeros(len(letters.points), dtype=bool)
+    for place in range(NGRAM):
+        covered[places + place] = True
+    return np.bincount(letters.owner[covered], minlength=letters.texts)
+
+
+def _longest_runs(letters: Letters, counts: np.ndarray) -> np.ndarray:
+    """How often the n-gram that is repeated most often in a row stands there, by text, int64 (texts,)."""
+    points, owner = letters.points, letters.owner
+    longest = np.minimum(counts, 1)
+    for period in range(1, LONGEST_PERIOD + 1):
+        same = np.flatnonzero(points[period:] == points[:-period])
+        same = same[owner[same] == owner[same + period]]
+        # where a run of neighbouring places begins, and one after the last
+        begins = np.flatnonzero(np.diff(same, prepend=-2, append=-2) != 1)
+        lengths = np.diff(begins)
+        found = np.flatnonzero(lengths >= period)
+        np.maximum.at(longest, owner[same[begins[found]]], 1 + lengths[found] // period)
+    return longest
+
+
+def breaks_a_rule(values: np.ndarray) -> np.ndarray:
+    """Which rows of `scores` exceed a limit, bool (texts,)."""
+    return _over(values).any(axis=1)
+
+
+def _over(values: np.ndarray) -> np.ndarray:
+    return values > np.array([LIMITS[rule] for rule in RULES], dtype=np.float32)
+
+
+@dataclass
+class Repetition:
+    """What the scores of a corpus add up to; its size does not grow with the corpus."""
+
+    drops: bool
+    scored: int = 0
+    dropped: int = 0
+    by_rule: Counter[str] = field(default_factory=Counter)
+    _histograms: np.ndarray = field(default_factory=lambda: np.zeros((len(RULES), _STEPS + 1), dtype=np.int64))
+    # the documents with the smallest digests, largest first: a choice that no order of files changes
+    _examples: list[tuple[int, str, float, str]] = field(default_factory=list)
+
+    def add(self, values: np.ndarray) -> None:
+        """Count the scores of documents, a row each."""
+        self.scored += len(values)
+        steps = np.clip(np.rint(values * [_STEPS if rule != "runs" else 1 for rule in RULES]), 0, _STEPS).astype(int)
+        for place in range(len(RULES)):
+            self._histograms[place] += np.bincount(steps[:, place], minlength=_STEPS + 1)
+        for rule, count in zip(RULES, _over(values).sum(axis=0).tolist(), strict=True):
+            self.by_rule[rule] += count
+
+    def add_example(self, digest: bytes, values: np.ndarray, text: str) -> None:
+        """Offer a document that breaks a rule as an example."""
+        rule = RULES[int(np.argmax(values / [LIMITS[rule] for rule in RULES]))]
+        entry = (-int.from_bytes(digest, "big"), rule, float(values[RULES.index(rule)]), text[:EXAMPLE_CHARACTERS])
+        if entry in self._examples:
+            return
+        heapq.heappush(self._examples, entry)
+        if len(self._examples) > EXAMPLES:
+            heapq.heappop(self._examples)
+
+    def report(self) -> dict[str, Any]:
+        """The key "repetition" of the corpus report."""
+        return {
+            "scored": self.scored,
+            "dropped": self.dropped,
+            "thresholds": dict(LIMITS),
+            "by_rule": {rule: self.by_rule[rule] for rule in RULES},
+            "shares": {rule: self._percentiles(place) for place, rule in enumerate(RULES)},
+            "examples": [
+                {"rule": rule, "value": round(value, 4), "text": text}
+                for _, rule, value, text in sorted(self._examples, reverse=True)
+            ],
+        }
+
+    def _percentiles(self, place: int) -> dict[str, float]:
+        """The smallest value that so many of a hundred documents do not exceed."""
+        upto = np.cumsum(self._histograms[place])
+        unit = 1 if RULES[place] == "runs" else 1 / _STEPS
+        return {
+            name: round(unit * int(np.searchsorted(upto, max(1, self.scored * percent / 100))), 3)
+            for name, percent in _PERCENTILES.items()
+        }

@@ -1,0 +1,125 @@
+"""Numbers and texts as the page prints them; what is missing or not finite becomes a dash."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+from diagnosis.report.charts import finite
+
+MISSING = "\N{EN DASH}"
+_UNPRINTABLE = re.compile(
+    "[^\t\n\u0020-\u007e\u00a0-\u2027\u202f-\u2065\u2070-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010ffff]"
+)
+_UNIT = re.compile(r"[A-Za-z0-9]+|[^\sA-Za-z0-9]")
+"""What counts as one step of a text that is read: a Latin word, or one other character."""
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """With thousands separators and a fixed number of decimals."""
+    return f"{value:,.{digits}f}" if finite(value) else MISSING
+
+
+def percent(value: float | None) -> str:
+    """A share as percent: one decimal below ten, none above. The sign never stands on a line of its own."""
+    if not finite(value):
+        return MISSING
+    if 0 < value < 0.0005:
+        return "<\N{NO-BREAK SPACE}0.1\N{NO-BREAK SPACE}%"
+    digits = 1 if 0 < abs(value) < 0.0995 else 0
+    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def plain(value: float | None) -> str:
+    """The shortest sensible form: 0.5, 12, 3,400, 2e-04."""
+    if not finite(value):
+        return MISSING
+    if value == 0 or (abs(value) >= 1000 and value == round(value)):
+        return f"{value:,.0f}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def short(value: float | None) -> str:
+    """For axes: 0.02, 250, 1.5k, 20M, 2e-4."""
+    if not finite(value):
+        return MISSING
+    size = abs(value)
+    for power, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size >= power:
+            return f"{value / power:.4g}{unit}"
+    if 0 < size < 1e-3:
+        exponent = math.floor(math.log10(size) + 1e-9)
+        return f"{value / 10.0**exponent:.3g}e{exponent}"
+    return f"{value:.3g}"
+
+
+def amount(value: float | None, language: str) -> str:
+    """A large count in the language's own units: 45.2 million, 4,520 万."""
+    if not finite(value):
+        return MISSING
+    units = ((1e8, " 亿"), (1e4, " 万")) if language == "zh" else ((1e9, " billion"), (1e6, " million"))
+    for power, unit in units:
+        if abs(value) >= power:
+            return f"{value / power:,.3g}{unit}" if abs(value) < 1000 * power else f"{value / power:,.0f}{unit}"
+    return f"{value:,.0f}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units."""
+    if not finite(value):
+        return MISSING
+    for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= power:
+            return f"{value / power:,.3g} {unit}"
+    return f"{value:,.0f} B"
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "number": number,
+    "percent": percent,
+    "plain": plain,
+    "short": short,
+    "amount": amount,
+    "size": size,
+}
+
+
+def printable(text: str) -> str:
+    """The text with what may not stand in HTML replaced: controls, lone surrogates, overrides of the direction."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def excerpt(text: object, limit: int) -> str:
+    """At most `limit` characters of a text, with an ellipsis where it was cut."""
+    text = "" if text is None else str(text)
+    return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def repeated_pieces(text: str, n: int = 6) -> list[tuple[str, bool]]:
+    """The text in pieces, each with whether it belongs to n units in a row that stood earlier in the text.
+
+    Six characters are about the four tokens of the measure of repetition; a name, which may come again, is shorter.
+    """
+    units = [match.span() for match in _UNIT.finditer(text)]
+    names = [text[start:end] for start, end in units]
+    seen: set[tuple[str, ...]] = set()
+    repeated = [False] * len(units)
+    for k in range(len(units) - n + 1):
+        gram = tuple(names[k : k + n])
+        if gram in seen:
+            repeated[k : k + n] = [True] * n
+        seen.add(gram)
+    pieces: list[tuple[str, bool]] = []
+    at = 0
+    for k, (start, end) in enumerate(units):
+        inside = repeated[k] and k > 0 and repeated[k - 1]
+        for piece, mark in ((text[at:start], inside), (text[start:end], repeated[k])):
+            if piece and pieces and pieces[-1][1] == mark:
+                pieces[-1] = (pieces[-1][0] + piece, mark)
+            elif piece:
+                pieces.append((piece, mark))
+        at = end
+    if text[at:]:
+        pieces.append((text[at:], False))
+    return pieces

@@ -1,0 +1,110 @@
+"""A model folder in the standard Hugging Face layout: `config.json` and `model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.config import ModelConfig, ModelConfigError
+from model.network import CausalLM
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What weights can be stored in."""
+
+
+def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:
+    """Write `weights` (Hugging Face names, all experts) so that transformers loads them as Qwen3-MoE or Qwen3.
+
+    OSError (a full disk) leaves what was there before, and nothing half written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    text = json.dumps(config.for_inference().to_hf(dtype), indent=2, ensure_ascii=False) + "\n"
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    _replace(
+        {
+            folder / "config.json": lambda path: path.write_text(text, encoding="utf-8"),
+            folder / "model.safetensors": lambda path: _save_tensors(tensors, path),
+        }
+    )
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else None, str(error), str(path)) from None
+
+
+def _replace(files: dict[Path, Callable[[Path], object]]) -> None:
+    """Write all beside their places, flush them to the disk, and only then rename: a reader never meets half a file."""
+    beside = {path: path.with_name(path.name + ".new") for path in files}
+    try:
+        for path, write in files.items():
+            write(beside[path])
+            os.chmod(beside[path], beside[next(iter(files))].stat().st_mode)  # safetensors' own is for the owner alone
+            _sync(beside[path])
+        for path in files:
+            os.replace(beside[path], path)
+    except BaseException:
+        for path in beside.values():
+            path.unlink(missing_ok=True)
+        raise
+    for folder in {path.parent for path in files}:
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Without it a renamed file can be empty after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> CausalLM:
+    """Read a folder that `save_model` wrote, in evaluation mode.
+
+    `dtype=None` keeps the stored precision. Raises ModelConfigError with one sentence if a file is missing, broken,
+    or does not fit the configuration.
+    """
+    config_file, weights_file = folder / "config.json", folder / "model.safetensors"
+    for path in (config_file, weights_file):
+        if not path.is_file():
+            raise ModelConfigError(f"{path} is missing: give the folder of a run or of a saved model")
+    config = ModelConfig.from_hf(config_file)
+    try:
+        weights = _read_tensors(weights_file, config)
+        with torch.device("meta"):
+            model = CausalLM(config)
+        model.load_state_dict(weights, strict=True, assign=True)
+    except (SafetensorError, RuntimeError, OSError, ValueError, MemoryError) as error:
+        raise ModelConfigError(
+            f"{weights_file} does not hold the weights that {config_file} describes: "
+            f"{' '.join(str(error).split())[:300]}; restore it from a copy"
+        ) from error
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """ValueError if there are too few for the configuration, which could ask for modules without end, or they are
+    no weights.
+    """
+    weights = load_file(path)
+    least = config.num_hidden_layers * (config.num_experts if config.use_moe else 1)
+    if len(weights) < least:
+        raise ValueError(f"{len(weights):,} tensors for {least:,} layers or experts")
+    for name, tensor in weights.items():
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name[:100]} is {str(tensor.dtype).removeprefix('torch.')}")
+    return weights

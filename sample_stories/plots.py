@@ -1,0 +1,438 @@
+"""How a story comes about: each plot draws who, what and where, then tells its events, some of them optional."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from sample_stories import kinds_common, kinds_people, kinds_things  # noqa: F401  (they fill the table)
+from sample_stories import lexicon as lex
+from sample_stories.table import KINDS, Wording
+from sample_stories.world import World
+
+
+class Teller:
+    """Writes one story: chooses wordings, and lets the world veto what cannot be."""
+
+    def __init__(self, rng: random.Random, people: Sequence[str] = tuple(lex.PEOPLE)) -> None:
+        self.rng = rng
+        self.world = World()
+        self.lines: list[str] = []
+        self.used: set[Wording] = set()
+        self.cast = self.shuffled(list(people))
+
+    def pick(self, options: Sequence[str]) -> str:
+        """One of the options; only `random()` is used, whose sequence Python keeps from version to version."""
+        return options[int(self.rng.random() * len(options))]
+
+    def shuffled(self, options: list[str]) -> list[str]:
+        """The options in random order."""
+        return [word for _, word in sorted((self.rng.random(), word) for word in options)]
+
+    def maybe(self, chance: float) -> bool:
+        """True with this probability."""
+        return self.rng.random() < chance
+
+    def person(self, among: list[str] | None = None) -> str:
+        """Somebody who is not yet in this story."""
+        for name in self.cast:
+            if among is None or name in among:
+                self.cast.remove(name)
+                return name
+        raise AssertionError("a story needs fewer people than the village has")
+
+    def say(self, name: str, **values: str) -> None:
+        """Tell one event, with any wording that needs no more than these values."""
+        entry = KINDS[name]
+        fitting = [wording for wording in entry.wordings if wording.letters <= values.keys()]
+        fresh = [wording for wording in fitting if wording not in self.used] or fitting
+        wording = fresh[int(self.rng.random() * len(fresh))]
+        self.used.add(wording)
+        sentence = wording.render(values, self.pick)
+        entry.apply(self.world, {letter: values[letter] for letter in sorted(wording.letters)}, sentence)
+        self.lines.append(sentence)
+
+    # pieces that several plots share
+
+    def sky(self, *weathers: str) -> str:
+        """A wording for one of these weathers."""
+        return self.pick(lex.SKIES[self.pick(weathers)])
+
+    def start(self, a: str, place: str = "", weathers: Sequence[str] = ("晴", "晴", "阴"), latest: int = 3) -> None:
+        """Open with one person, at a place or at home."""
+        time, sky = self.pick(lex.TIMES[: latest + 1]), self.sky(*weathers)
+        act = self.pick(lex.acts_at(place or lex.home(a)))
+        where = "at" if place else "home"
+        if self.maybe(0.25):
+            self.say("open_sky", w=time, k=sky)
+            self.say(f"first_{where}", a=a, p=place, x=act)
+        else:
+            self.say(f"open_{where}", a=a, p=place, x=act, w=time, k=sky)
+
+    def start_pair(self, a: str, b: str, place: str, weathers: Sequence[str] = ("晴", "晴", "阴")) -> None:
+        """Open with two people at one place."""
+        self.say(
+            "open_pair",
+            a=a,
+            b=b,
+            p=place,
+            x=self.pick(lex.acts_at(place)),
+            w=self.pick(lex.TIMES[:4]),
+            k=self.sky(*weathers),
+        )
+
+    def dress(self, a: str) -> None:
+        """Before going out in bad weather: wait until it is over, or put something on."""
+        weather = self.world.weather
+        if weather in lex.FAIR or a in self.world.geared:
+            return
+        if weather == "雨" and not self.world.counts["rain"] and self.maybe(0.3):
+            self.say("rain_stops")
+        else:
+            self.say("gear_rain" if weather == "雨" else "gear_snow", a=a)
+
+    def go(self, a: str, place: str, meet: Callable[[str], None] | None = None) -> None:
+        """Walk to a new place, perhaps meeting somebody on the way (`meet` then tells the answer)."""
+        self.dress(a)
+        if meet and self.world.weather in lex.FAIR and self.maybe(0.2):
+            asker = self.person()
+            self.say("way_ask", a=a, c=asker)
+            meet(asker)
+            self.say("way_bye", c=asker)
+        scenic = place in lex.PLACES and (lex.indoors(place) or self.world.weather in lex.FAIR)
+        if scenic and self.maybe(0.2):
+            self.say("arrive_scene", a=a, p=place, g=self.pick(lex.PLACES[place][3]))
+        elif lex.indoors(self.world.at[a]) and not self.world.heading and self.maybe(0.3):
+            self.say("go_out", a=a, p=place)
+        else:
+            self.say("go", a=a, p=place)
+        if scenic and not self.world.scenes and self.maybe(0.12):
+            self.say("scene", g=self.pick(lex.PLACES[place][3]))
+
+    def call_on(self, a: str, b: str, place: str, acts: list[str], meet: Callable[[str], None] | None = None) -> None:
+        """Walk to where somebody is and see what they are doing."""
+        act = self.pick(acts)
+        if self.maybe(0.55):
+            self.dress(a)
+            self.say("go_see", a=a, b=b, p=place, x=act)
+        else:
+            self.go(a, place, meet)
+            self.say("see", a=a, b=b, x=act)
+
+    def shower(self, a: str, chance: float = 0.2) -> None:
+        """Perhaps rain falls and a waits under a roof until it is over."""
+        place = self.world.at[a]
+        if self.world.weather in lex.FAIR and lex.indoors(place) and place != lex.home(a) and self.maybe(chance):
+            self.say("rain")
+            self.say("shelter", a=a, p=place)
+            self.say("rain_stops")
+
+    def back(self, a: str, place: str) -> None:
+        """Return, perhaps with the hour."""
+        self.dress(a)
+        later = lex.TIMES[self.world.hour + 1 :]
+        if later and self.maybe(0.3):
+            self.say("back_time", a=a, p=place, w=later[0])
+        else:
+            self.say("back", a=a, p=place)
+
+
+def lend(t: Teller) -> None:
+    """Somebody borrows a tool, works with it and returns it."""
+    a, b, tool = t.person(), t.person(), t.pick(list(lex.TOOLS))
+    _, work, places, results = lex.TOOLS[tool]
+    place = t.pick(places)
+    t.start(a, latest=2)
+    t.say("lend_need", a=a, p=place, y=work, t=tool)
+    t.say("lend_owner", a=a, b=b, t=tool)
+    t.call_on(a, b, lex.home(b), lex.HOME_ACTS)
+    t.say("lend_ask", a=a, b=b, t=tool, y=work)
+    t.say("lend_yes", a=a, b=b, t=tool)
+    if t.maybe(0.5):
+        t.say("lend_thanks", a=a, b=b, t=tool)
+    t.shower(a, 0.15)
+    t.go(a, place, lambda c: t.say("way_work", a=a, p=place, y=work, t=tool))
+    t.say("lend_use", a=a, b=b, t=tool, z=t.pick(results))
+    t.back(a, lex.home(b))
+    t.say("lend_return", a=a, b=b, t=tool)
+    t.say("lend_end", a=a, b=b, t=tool)
+
+
+def lost(t: Teller) -> None:
+    """Somebody misses a thing, asks or remembers, and finds it."""
+    a, b, thing = t.person(), t.person(), t.pick(list(lex.BELONGINGS))
+    here, place = t.shuffled(lex.SEARCHABLE)[:2]
+    spot, asks = t.pick(lex.PLACES[place][2]), t.maybe(0.6)
+    if asks and t.maybe(0.5):
+        t.start_pair(a, b, here)
+    elif asks or t.maybe(0.4):
+        t.start(a, here)
+    else:
+        t.start(a)
+    t.say("lost_miss", a=a, t=thing)
+    if asks:
+        if b not in t.world.at:
+            t.say("see", a=a, b=b, x=t.pick(lex.acts_at(here)))
+        t.say("lost_ask", a=a, b=b, t=thing)
+        t.say("lost_seen", a=a, b=b, t=thing, p=place, s=spot)
+    else:
+        t.say("lost_recall", a=a, t=thing, p=place, s=spot)
+    t.go(a, place)
+    t.say("lost_find", a=a, t=thing, s=spot)
+    t.say("lost_take", a=a, t=thing)
+    if asks and t.maybe(0.4):
+        t.back(a, t.world.at[b])
+        t.say("lost_tell", a=a, b=b, t=thing)
+    elif t.maybe(0.5):
+        t.say("home", a=a)
+    t.say("lost_end", a=a, t=thing)
+
+
+def found(t: Teller) -> None:
+    """Somebody finds a thing, learns whose it is and brings it back."""
+    a, b, c, thing = t.person(), t.person(), t.person(), t.pick(list(lex.BELONGINGS))
+    place = t.pick(lex.SEARCHABLE)
+    spot, paired = t.pick(lex.PLACES[place][2]), t.maybe(0.5)
+    if paired:
+        t.start_pair(a, b, place)
+    else:
+        t.start(a, place)
+    t.say("found_pick", a=a, s=spot, t=thing)
+    if not paired:
+        t.say("see", a=a, b=b, x=t.pick(lex.acts_at(place)))
+    t.say("found_ask", a=a, b=b, t=thing)
+    t.say("found_owner", b=b, c=c, t=thing)
+    if t.maybe(0.5):
+        t.say("found_go", a=a, c=c, t=thing)
+    t.call_on(a, c, lex.home(c), lex.HOME_ACTS)
+    t.say("found_give", a=a, c=c, t=thing)
+    if t.maybe(0.6):
+        t.say("found_joy", c=c, t=thing)
+    if t.maybe(0.4):
+        t.say("found_ask_where", a=a, c=c, t=thing)
+        t.say("found_where", a=a, c=c, p=place, s=spot)
+    t.say("found_end", a=a, c=c)
+
+
+def errand(t: Teller) -> None:
+    """Somebody is sent shopping and brings what was asked for."""
+    a, b, good = t.person(lex.YOUNG), t.person(lex.ELDERS), t.pick(list(lex.SOLD_AT))
+    place = lex.SOLD_AT[good]
+    t.start_pair(a, b, lex.home(b), ("晴", "晴", "阴", "雨", "雪"))
+    t.say("errand_ask", a=a, b=b, p=place, t=good)
+    t.say("errand_yes", a=a)
+    t.go(a, place, lambda c: t.say("way_buy", a=a, p=place, t=good))
+    t.say("buy", a=a, t=good)
+    t.shower(a)
+    t.back(a, lex.home(b))
+    t.say("errand_give", a=a, b=b, t=good)
+    if t.maybe(0.5):
+        t.say("errand_check", **t_choice(t, {"t": good, "b": b}, {"p": place, "b": b}, {"a": a, "b": b}))
+        t.say({"price": "errand_price", "crowd": "errand_crowd", "tired": "errand_tired"}[t.world.question], a=a)
+    t.say("errand_end", a=a, b=b, t=good)
+
+
+def t_choice(t: Teller, *options: dict[str, str]) -> dict[str, str]:
+    """One of several sets of values."""
+    return options[int(t.rng.random() * len(options))]
+
+
+def gift(t: Teller) -> None:
+    """Somebody brings a present to a person who has a reason to get one."""
+    a, b, thing, reason = t.person(), t.person(), t.pick(list(lex.GIFTS)), t.pick(lex.REASONS)
+    t.start(a, weathers=("晴", "晴", "阴", "雨", "雪"))
+    t.say("gift_reason", a=a, b=b, r=reason, t=thing)
+    t.call_on(
+        a,
+        b,
+        lex.home(b),
+        lex.ILL_ACTS if reason == "病了" else lex.HOME_ACTS,
+        lambda c: t.say("way_gift", a=a, b=b, p=lex.home(b), t=thing),
+    )
+    wish = t.maybe(0.7)
+    if wish and t.maybe(0.5):
+        t.say(f"wish_{reason}", a=a, b=b)
+        wish = False
+    t.say("gift_give", a=a, b=b, t=thing)
+    if wish:
+        t.say(f"wish_{reason}", a=a, b=b)
+    t.say("gift_joy", a=a, b=b, t=thing)
+    if t.maybe(0.5):
+        t.say("gift_tea", a=a, b=b)
+    t.say("gift_end", a=a, b=b, t=thing)
+
+
+def cook(t: Teller) -> None:
+    """Somebody lacks an ingredient, gets it, cooks and shares."""
+    a, b, c, dish = t.person(), t.person(), t.person(), t.pick(list(lex.DISHES))
+    have, lack = t.shuffled(list(lex.DISHES[dish][1]))
+    t.start(a, weathers=("晴", "晴", "阴", "雨"))
+    t.say("cook_plan", a=a, b=b, d=dish, t=have, u=lack)
+    if t.maybe(0.5):
+        place = lex.SOLD_AT[lack]
+        t.say("cook_where", a=a, p=place, u=lack)
+        t.go(a, place, lambda c: t.say("way_buy", a=a, p=place, t=lack))
+        t.say("buy", a=a, t=lack)
+        t.shower(a, 0.15)
+    else:
+        t.say("cook_neighbour", a=a, c=c, u=lack)
+        t.call_on(a, c, lex.home(c), lex.HOME_ACTS)
+        t.say("cook_beg", a=a, c=c, u=lack, d=dish)
+        t.say("cook_get", a=a, c=c, u=lack)
+    t.say("home", a=a)
+    t.say("cook_make", a=a, t=have, u=lack, d=dish)
+    t.say("cook_eat", a=a, b=b, d=dish)
+    if t.maybe(0.6):
+        t.say("cook_praise", a=a, b=b, d=dish)
+    t.say("cook_end", a=a, b=b, d=dish)
+
+
+def swap(t: Teller) -> None:
+    """Two children play with each other's toys."""
+    a, b = t.person(lex.YOUNG), t.person(lex.YOUNG)
+    mine, yours = t.shuffled(list(lex.TOYS))[:2]
+    place = t.pick(["河边", "公园", "村口", "操场", "山坡"])
+    if t.maybe(0.6):
+        t.start_pair(a, b, place)
+    else:
+        t.start(a, place)
+        t.say("see", a=a, b=b, x=t.pick(lex.acts_at(place)))
+    values = {"a": a, "b": b, "t": mine, "u": yours}
+    t.say("swap_have", **values)
+    t.say("swap_ask", **values)
+    t.say("swap_yes", **values)
+    t.say("swap_play_a", a=a, u=yours)
+    if t.maybe(0.7):
+        t.say("swap_play_b", b=b, t=mine)
+    if t.maybe(0.4):
+        t.say("scene", g=t.pick(lex.PLACES[place][3]))
+    if t.maybe(0.4):
+        t.say("time", w=lex.TIMES[t.world.hour + 1])
+    t.say("swap_back", **values)
+    t.say("swap_end", a=a, b=b)
+
+
+def plan(t: Teller) -> None:
+    """Two people have an appointment; the weather lets them or makes them stay in."""
+    a, b, place = t.person(), t.person(), t.pick(lex.OUTDOORS)
+    act = t.pick(lex.acts_at(place))
+    t.start(a, latest=2)
+    time = t.pick(lex.TIMES[t.world.hour + 1 : 5])
+    values = {"a": a, "b": b, "p": place, "x": act, "w": time}
+    t.say("plan_make", **values)
+    if t.maybe(0.5):
+        t.say("plan_time", a=a, w=time)
+        t.go(a, place)
+        t.say("plan_meet", a=a, b=b)
+        t.say("plan_do", a=a, b=b, p=place, x=act)
+        if t.maybe(0.6):
+            t.say("plan_snack", a=a, b=b)
+    else:
+        t.say("rain")
+        t.say("plan_spoilt", a=a, p=place, x=act)
+        t.say("plan_visit", a=a, b=b)
+        other = t.pick(lex.HOME_ACTS)
+        t.say("plan_instead", b=b, o=other)
+        t.say("plan_agree", a=a)
+        t.say("plan_indoors", a=a, b=b, o=other)
+    t.say("plan_end", a=a, b=b)
+
+
+def message(t: Teller) -> None:
+    """Somebody carries an invitation to a third person and reports back."""
+    a, b, c = t.person(lex.YOUNG), t.person(), t.person()
+    place = t.pick(list(lex.PLACES)[:12])
+    values = {"a": a, "b": b, "c": c, "n": t.pick(lex.TOMORROW), "p": place, "x": t.pick(lex.acts_at(place))}
+    t.start_pair(a, b, lex.home(b), ("晴", "晴", "阴", "雪"))
+    t.say("msg_ask", **values)
+    t.say("msg_yes", a=a)
+    t.call_on(a, c, lex.home(c), lex.HOME_ACTS, lambda _: t.say("way_message", a=a, b=b, c=c, p=lex.home(c)))
+    t.say("msg_tell", **values)
+    t.say("msg_got", **values)
+    t.back(a, lex.home(b))
+    t.say("msg_report", **values)
+    t.say("msg_end", a=a, b=b)
+
+
+def plant(t: Teller) -> None:
+    """Two people plant a tree, one with a spade, one with a bucket."""
+    a, b, tree = t.person(), t.person(), t.pick(lex.TREES)
+    place = t.pick(["河边", "公园", "村口", "果园", "山坡", "操场"])
+    t.start(a, place)
+    t.say("plant_plan", a=a, p=place, v=tree)
+    t.say("plant_spade", a=a, t="铁锹")
+    t.say("plant_bucket", b=b, u="水桶")
+    t.say("plant_dig", a=a, t="铁锹")
+    t.say("plant_set", a=a, b=b, v=tree)
+    t.say("plant_water", b=b, u="水桶", v=tree)
+    if t.maybe(0.4):
+        t.say("scene", g=t.pick(lex.PLACES[place][3]))
+    if t.maybe(0.6):
+        asker = t_choice(t, {"a": a, "v": tree}, {"b": b, "v": tree})
+        t.say("plant_hope", **asker)
+        answerer = {"plant_b": ("b", b), "plant_a": ("a", a)}[t.world.question]
+        t.say(f"plant_say_{answerer[0]}", **dict([answerer]))
+    t.say("plant_end", a=a, b=b, v=tree, p=place)
+
+
+def animal(t: Teller) -> None:
+    """Somebody looks for a lost animal and brings it home."""
+    a, b, c, pet = t.person(), t.person(), t.person(), t.pick(list(lex.ANIMALS))
+    first, second = t.shuffled(lex.OUTDOORS)[:2]
+    spot = t.pick(lex.PLACES[second][2])
+    t.start_pair(a, b, lex.home(b))
+    t.say("animal_lost", a=a, b=b, t=pet)
+    t.say("animal_help", a=a, b=b, t=pet)
+    if t.maybe(0.4):
+        t.go(a, first)
+        t.say("animal_miss", a=a, p=first, t=pet)
+        t.say("see", a=a, b=c, x=t.pick(lex.acts_at(first)))
+    else:
+        t.call_on(a, c, first, lex.acts_at(first))
+    t.say("animal_ask", a=a, c=c, t=pet)
+    t.say("lost_seen", b=c, a=a, p=second, s=spot, t=pet)
+    t.go(a, second)
+    t.say("lost_find", a=a, s=spot, t=pet)
+    t.say("animal_catch", a=a, t=pet)
+    t.back(a, lex.home(b))
+    t.say("animal_give", a=a, b=b, t=pet)
+    if t.maybe(0.5):
+        t.say("animal_joy", b=b, t=pet)
+    t.say("animal_end", a=a, b=b, t=pet)
+
+
+def umbrella(t: Teller) -> None:
+    """Rain keeps somebody from going home until another brings an umbrella."""
+    a, b = t.person(), t.person()
+    place = t.pick([name for name in lex.PLACES if lex.indoors(name)])
+    t.start(a, place, ("雨",))
+    if t.maybe(0.4):
+        t.say("scene", g=t.pick(lex.PLACES[place][3]))
+    t.say("umbrella_stuck", a=a, p=place)
+    t.say("umbrella_think", a=a, b=b, p=place)
+    t.say("umbrella_come", a=a, b=b, p=place, t="伞")
+    t.say("umbrella_hail", a=a, b=b)
+    if t.maybe(0.3):
+        t.say("time", w=lex.TIMES[t.world.hour + 1])
+    t.say("umbrella_walk", a=a, b=b, t="伞")
+    t.say("umbrella_wet", a=a, b=b)
+    t.say("umbrella_end", a=a, b=b)
+
+
+PLOTS: list[Callable[[Teller], None]] = [
+    lend,
+    lost,
+    found,
+    errand,
+    gift,
+    cook,
+    swap,
+    plan,
+    message,
+    plant,
+    animal,
+    umbrella,
+]
+# A third of the plots and half of the people, for a model that has minutes on two CPU cores (docs/LOG.md).
+HAMLET_PLOTS: list[Callable[[Teller], None]] = [lost, swap, plant, umbrella]
+HAMLET_PEOPLE = ["小明", "小红", "阿福", "丽丽", "乐乐", "小兰", "王爷爷", "李奶奶", "周老师", "赵大爷"]

@@ -1,0 +1,235 @@
+"""Documents that repeat themselves: the four measures, what they leave alone, and what prepare() does about it."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpus_data import make_texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import UserError
+from corpus.cleaning import repetition
+from corpus.cleaning.normalization import letters_and_digits
+from corpus.cleaning.repetition import EXAMPLES, LIMITS, MIN_LETTERS, NGRAM, RULES, Repetition, breaks_a_rule, scores
+from corpus.pipeline import prepare
+from sample_stories.generator import generate_stories
+
+PROSE = (
+    "从前有一座山，山上有一座庙，庙里住着一位老和尚和三个小和尚。每天清晨，他们挑水、扫地、念经，日子过得平静而安稳。"
+    "有一年大旱，井水干了，老和尚便带着徒弟们走了三天三夜，终于在山后的石缝里找到一眼清泉。"
+)
+POEM = (
+    "园有桃，其实之肴。\n心之忧矣，我歌且谣。\n不知我者，谓我士也骄。\n彼人是哉，子曰何其？\n心之忧矣，其谁知之？\n"
+    "其谁知之，盖亦勿思！\n园有棘，其实之食。\n心之忧矣，聊以行国。\n不知我者，谓我士也罔极。\n彼人是哉，子曰何其？"
+)
+SETTINGS = {
+    "epochs": "遍历训练数据的次数",
+    "batch": "每一步的样本数",
+    "rate": "学习率的峰值",
+    "warmup": "预热的步数",
+    "clip": "梯度裁剪的上限",
+    "seed": "随机数的种子",
+    "width": "隐藏层的宽度",
+    "depth": "网络的层数",
+}
+TABLE = "| 名称 | 含义 | 默认 |\n|------|------|------|\n" + "".join(
+    f"| {name} | {meaning} | {i} |\n" for i, (name, meaning) in enumerate(SETTINGS.items())
+)
+RULER = "标题\n" + "=" * 200 + "\n" + PROSE + "\n" + "-" * 200
+
+
+def measured(*texts: str) -> list[dict[str, float]]:
+    rows = scores(texts, [text.encode() for text in texts], letters_and_digits(texts))
+    return [dict(zip(RULES, row.tolist(), strict=True)) for row in rows]
+
+
+def drops(text: str) -> bool:
+    return bool(breaks_a_rule(scores([text], [text.encode()], letters_and_digits([text])))[0])
+
+
+def test_lines_count_the_letters_of_those_that_came_before() -> None:
+    unique = ["甲乙丙丁戊己庚辛" + c * 12 for c in "子丑寅卯"]
+    text = "\n".join([*unique, unique[0], unique[1], "", "", "}", "}"])
+    assert measured(text)[0]["lines"] == pytest.approx(2 / 6)
+
+
+def test_letters_of_lines_are_those_that_python_calls_alphanumeric() -> None:
+    characters = list(map(chr, range(sys.maxunicode + 1)))
+    assert list(map(repetition._count_letters, characters)) == list(map(str.isalnum, characters))
+
+
+def test_ngrams_count_the_letters_under_repeated_ones() -> None:
+    rng = random.Random(0)
+    a, b = ("".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(40)) for _ in range(2))
+    assert measured(a + b + a)[0]["ngrams"] == pytest.approx(40 / 120)
+    assert measured(a + "，\n " + b + "。" + a[:11])[0]["ngrams"] == 0
+    assert measured(a + b + a[:12])[0]["ngrams"] == pytest.approx(12 / 92)
+
+
+@given(st.lists(st.text(st.sampled_from("甲乙 \n"), max_size=60), max_size=5))
+def test_ngrams_are_those_of_looking_at_each(texts: list[str]) -> None:
+    for row, text in zip(measured(*texts) if texts else [], texts, strict=True):
+        letters = "".join(text.split())
+        starts = [i for i in range(len(letters) - NGRAM + 1) if letters.find(letters[i : i + NGRAM]) < i]
+        covered = {i + k for i in starts for k in range(NGRAM)}
+        assert row["ngrams"] == (pytest.approx(len(covered) / len(letters)) if len(letters) >= MIN_LETTERS else 0)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20).map(lambda low: low << 40), max_size=30))
+def test_keys_that_were_there_before_are_found(keys: list[int]) -> None:
+    found = repetition._repeated(np.array(keys, dtype=np.uint64)).tolist()
+    assert found == [place for place, key in enumerate(keys) if key in keys[:place]]
+
+
+def test_keys_that_were_there_before_are_found_among_many() -> None:
+    keys = np.random.default_rng(0).integers(0, 100_000, 130_000).astype(np.uint64) << np.uint64(10)
+    first = np.unique(keys, return_index=True)[1]
+    assert repetition._repeated(keys).tolist() == np.delete(np.arange(len(keys)), first).tolist()
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 7, 16])
+def test_runs_count_how_often_an_ngram_stands_in_a_row(period: int) -> None:
+    gram = "甲乙丙丁戊己庚辛壬癸子丑寅卯辰巳"[:period]
+    before, after = "春夏秋冬", "东西南北"
+    assert measured(before + gram * 9 + after)[0]["runs"] == 9
+
+
+def test_runs_end_at_the_end_of_a_document() -> None:
+    assert [row["runs"] for row in measured("哈哈哈", "哈哈", "", "嘿")] == [3, 2, 0, 1]
+
+
+def test_redundancy_is_what_zlib_takes_away() -> None:
+    rng = random.Random(0)
+    noise = "".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(300))
+    assert measured(noise)[0]["redundancy"] < 0.3
+    assert measured(PROSE[:60] * 30)[0]["redundancy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PROSE[:25] * 8,
+        "\n".join([PROSE[:20]] * 9),
+        "哈" * 33,
+        "我喜欢你。" * 40,
+        "谢谢！" * 33,
+        (PROSE + "\n") * 6,
+        PROSE + "0 " * 40,
+    ],
+)
+def test_loops_are_dropped(text: str) -> None:
+    assert drops(text)
+
+
+@pytest.mark.parametrize("text", [PROSE, POEM, TABLE, RULER, "", "。", "哈" * 20, "ha " * 5, PROSE + PROSE, "= " * 500])
+def test_sound_text_is_kept(text: str) -> None:
+    assert not drops(text)
+
+
+def test_stories_are_kept() -> None:
+    stories = list(generate_stories(300, seed=5, hamlet=True))
+    assert not breaks_a_rule(scores(stories, [s.encode() for s in stories], letters_and_digits(stories))).any()
+
+
+@given(st.lists(st.text(st.sampled_from("甲乙丙 \n，a1"), max_size=150), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_scores_are_a_documents_own_and_in_range(texts: list[str]) -> None:
+    together = measured(*texts)
+    assert together == [measured(text)[0] for text in texts]
+    for row, text in zip(together, texts, strict=True):
+        assert all(0 <= row[rule] <= 1 for rule in ("lines", "ngrams", "redundancy"))
+        assert row["runs"] == longest_run("".join(c.lower() for c in text if c.isalnum()))
+
+
+def longest_run(text: str) -> int:
+    """By trying every n-gram."""
+    best = min(1, len(text))
+    for period in range(1, 17):
+        for start in range(len(text)):
+            times = 1
+            while text[start + times * period :].startswith(text[start : start + period]) and (
+                start + (times + 1) * period <= len(text)
+            ):
+                times += 1
+            best = max(best, times)
+    return best
+
+
+def test_report_counts_and_percentiles() -> None:
+    repetition = Repetition(drops=True)
+    values = np.zeros((200, len(RULES)), dtype=np.float32)
+    values[:, 1] = np.arange(200) / 200
+    values[:, 3] = np.arange(200)
+    repetition.add(values[:50])
+    repetition.add(values[50:])
+    report = repetition.report()
+    assert report["scored"] == 200 and report["thresholds"] == LIMITS
+    assert report["by_rule"] == {"lines": 0, "ngrams": 39, "redundancy": 0, "runs": 167}
+    assert report["shares"]["ngrams"] == pytest.approx({"p50": 0.495, "p90": 0.895, "p99": 0.985}, abs=0.006)
+    assert report["shares"]["runs"] == pytest.approx({"p50": 99, "p90": 179, "p99": 197}, abs=1)
+    assert report["shares"]["lines"] == {"p50": 0, "p90": 0, "p99": 0}
+
+
+@given(st.randoms())
+def test_examples_do_not_depend_on_the_order(rng: random.Random) -> None:
+    digests = [bytes([i]) * 16 for i in range(30)] * 2
+    rng.shuffle(digests)
+    repetition = Repetition(drops=True)
+    for digest in digests:
+        repetition.add_example(digest, np.array([0, 0.9, 0.86, 1], dtype=np.float32), f"text {digest[0]}")
+    examples = repetition.report()["examples"]
+    assert [example["text"] for example in examples] == [f"text {i}" for i in range(EXAMPLES)]
+    assert examples[0]["rule"] == "ngrams" and examples[0]["value"] == pytest.approx(0.9)
+
+
+LOOPS = [PROSE[i : i + 20] * 12 for i in range(0, 40, 4)]
+
+
+def test_prepare_drops_them_from_both_sides_and_says_so(jsonl, tmp_path: Path) -> None:
+    texts = make_texts(100)
+    source = jsonl([*texts, *LOOPS, LOOPS[0]])
+    dropped = prepare([source], tmp_path / "drop", vocab_size=300, val_fraction=0.3, progress=None)
+    kept = prepare([source], tmp_path / "keep", vocab_size=300, val_fraction=0.3, repetition="keep", progress=None)
+    count = {
+        name: sum(split.documents for split in manifest.splits.values())
+        for name, manifest in (("drop", dropped), ("keep", kept))
+    }
+    assert count == {"drop": 100, "keep": 110}
+    assert dropped.exact_duplicates == kept.exact_duplicates == 1
+    assert f"trained on the {dropped.splits['train'].documents} training documents" in dropped.tokenizer_source
+    for name in ("drop", "keep"):
+        report = json.loads((tmp_path / name / "report.json").read_text())["repetition"]
+        assert (report["scored"], report["by_rule"]["ngrams"]) == (110, 10)
+        assert report["dropped"] == (10 if name == "drop" else 0)
+        assert {example["text"] for example in report["examples"]} == {loop[:120] for loop in LOOPS}
+
+
+def test_validation_files_are_left_as_they_are(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
+    manifest = prepare(
+        [jsonl(make_texts(20))],
+        tmp_path / "out",
+        tokenizer=tokenizer_json,
+        val_inputs=[jsonl(LOOPS, "val.jsonl")],
+        progress=None,
+    )
+    assert manifest.splits["val"].documents == len(LOOPS)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["repetition"]["scored"] == 20
+
+
+def test_small_corpus_gives_validation_a_sound_document(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
+    source = jsonl([*LOOPS, "甲", "乙"])
+    manifest = prepare([source], tmp_path / "out", tokenizer=tokenizer_json, val_fraction=1e-9, progress=None)
+    assert {name: split.documents for name, split in manifest.splits.items()} == {"train": 1, "val": 1}
+
+
+def test_nothing_but_loops_is_refused_with_the_mend(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
+    with pytest.raises(UserError, match="10 repeat themselves and would stay with --repetition keep"):
+        prepare([jsonl(LOOPS)], tmp_path / "out", tokenizer=tokenizer_json, progress=None)
+    with pytest.raises(UserError, match="--repetition maybe: must be drop or keep"):
+        prepare([jsonl(LOOPS)], tmp_path / "out", repetition="maybe", progress=None)

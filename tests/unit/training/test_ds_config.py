@@ -1,0 +1,726 @@
+"""The DeepSpeed files: what they become on the machine they are for, and every way in which one can be wrong."""
+
+import copy
+import inspect
+import json
+import string
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import UserError
+from common.hardware import Device
+from training.config import schema
+from training.config.resolve import RunFacts, load, resolve, run_defaults
+
+CONFIGS = Path(__file__).parents[3] / "ds_configs"
+FILES = sorted(file.stem for file in CONFIGS.glob("*.json"))
+
+T4X2 = Device("cuda", 2, "Tesla T4", 15 * 2**30, (7, 5), False, True, True, {"fp32": 8.1e12, "fp16": 65e12})
+A100X2 = Device("cuda", 2, "NVIDIA A100-SXM4-40GB", 40 * 2**30, (8, 0), True, True, True, None)
+P100 = Device("cuda", 1, "Tesla P100-PCIE-16GB", 16 * 2**30, (6, 0), False, False, True, None)
+CPU = Device("cpu", 2, "Some Processor", 8 * 2**30, None, True, False, True, None)
+OLD_CPU = replace(CPU, bf16_fast=False)
+
+RUN = RunFacts(
+    world_size=2,
+    rows=1_413_103,
+    epochs=5.0,
+    max_steps=None,
+    output=Path("runs/first"),
+    num_experts=4,
+    ep_size=1,
+    use_moe=True,
+)
+MACHINES = {
+    "t4x2": (T4X2, RUN),
+    "t4x2_ep2": (T4X2, replace(RUN, ep_size=2)),
+    "t4x2_muon": (T4X2, RUN),
+    "t4x1": (replace(T4X2, count=1), replace(RUN, world_size=1)),
+    "ampere_x2": (A100X2, RUN),
+    "cpu_x2": (CPU, RUN),
+}
+
+
+def resolved(*overrides, name="t4x2", device=None, run=None):
+    usual_device, usual_run = MACHINES[name]
+    config = load(CONFIGS / f"{name}.json", overrides)
+    return resolve(config, run or usual_run, device or usual_device, source=f"{name}.json")
+
+
+def complaint(*overrides, **where):
+    with pytest.raises(UserError) as caught:
+        resolved(*overrides, **where)
+    return str(caught.value)
+
+
+def autos(value):
+    if isinstance(value, dict):
+        return [auto for inner in value.values() for auto in autos(inner)]
+    if isinstance(value, list):
+        return [auto for inner in value for auto in autos(inner)]
+    return [value] if value == "auto" else []
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+def test_every_file_has_its_machine():
+    assert sorted(MACHINES) == FILES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_resolves_on_its_machine(name):
+    result = resolved(name=name)
+    assert autos(result.config) == []
+    assert "bufudu" not in result.config
+    assert result.train_batch == result.micro_batch * result.accumulation * MACHINES[name][1].world_size
+    assert result.total_steps == result.config["scheduler"]["params"]["total_num_steps"]
+    assert json.loads(json.dumps(result.config)) == result.config
+    assert resolve(result.config, MACHINES[name][1], MACHINES[name][0], source="again").config == result.config
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_keys_stand_in_the_same_order(name):
+    order = [*json.loads((CONFIGS / "t4x2.json").read_text()), "bufudu"]
+    order.insert(order.index("fp16") + 1, "bf16")
+    keys = list(json.loads((CONFIGS / f"{name}.json").read_text()))
+    assert keys == [key for key in order if key in keys]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_readme_names_the_file(name):
+    assert f"`{name}.json`" in (CONFIGS / "README.md").read_text(encoding="utf-8")
+
+
+def test_t4x2_is_the_origins_recipe():
+    result = resolved()
+    assert (result.micro_batch, result.accumulation, result.train_batch) == (32, 4, 256)
+    assert (result.warmup_steps, result.total_steps) == (500, 27_600)
+    assert (result.peak_lr, result.gradient_clipping) == (2e-4, 1.0)
+    assert (result.precision, result.zero_stage, result.optimizer_name) == ("fp16", 2, "AdamW")
+    assert result.config["optimizer"]["params"] == {
+        "lr": 2e-4,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "torch_adam": True,
+        "fused": True,
+    }
+    assert result.config["scheduler"]["params"]["cos_min_ratio"] == 0.1
+    assert result.config["fp16"]["loss_scale"] == 0
+    assert result.lr_at(0) == 0
+    assert result.lr_at(251) == pytest.approx(1e-4)
+    assert result.lr_at(27_600) == pytest.approx(2e-5)
+
+
+def test_notes_say_where_the_figures_come_from():
+    assert resolved().notes == [
+        "scheduler.params.total_num_steps: auto -> 27,600 (5 epochs x 1,413,103 rows / 256 a step)",
+        "scheduler.params.warmup_num_steps: auto -> 500 (500, or a tenth of 27,600 steps where that is less)",
+        f"tensorboard.output_path: auto -> {Path('runs/first/tensorboard')}",
+        'tensorboard.job_name: auto -> ""',
+    ]
+
+
+def test_t4x1_keeps_the_global_batch():
+    result = resolved(name="t4x1")
+    assert (result.micro_batch, result.accumulation, result.train_batch, result.total_steps) == (32, 8, 256, 27_600)
+
+
+def test_ampere_computes_in_bf16():
+    assert resolved(name="ampere_x2").precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("device", "method"), [(CPU, "polar"), (OLD_CPU, "polar"), (T4X2, "gram"), (A100X2, "standard")]
+)
+def test_muons_iteration_is_chosen_for_the_device(device, method):
+    result = resolved("optimizer.params.ns_method=auto", "fp16.enabled=false", name="t4x2_muon", device=device)
+    assert result.config["optimizer"]["params"]["ns_method"] == method
+    assert any(f"ns_method: auto -> {method}" in note for note in result.notes)
+
+
+def test_muon_is_not_clipped():
+    result = resolved(name="t4x2_muon")
+    assert (result.gradient_clipping, result.peak_lr, result.optimizer_name) == (0, 0.02, "Muon")
+
+
+@pytest.mark.parametrize(("device", "precision"), [(CPU, "bf16"), (OLD_CPU, "fp32"), (T4X2, "fp32"), (A100X2, "bf16")])
+def test_bf16_auto_follows_the_device(device, precision):
+    result = resolved(name="cpu_x2", device=device)
+    assert result.precision == precision
+    assert any(note.startswith(f"bf16.enabled: auto -> {str(precision == 'bf16').lower()}") for note in result.notes)
+
+
+def test_ep2_is_told_by_the_block_of_our_own():
+    config = load(CONFIGS / "t4x2_ep2.json")
+    assert run_defaults(config, {"ep_size", "seed"}, source="x.json") == {"ep_size": 2}
+    assert run_defaults(load(CONFIGS / "t4x2.json"), {"ep_size"}, source="x.json") == {}
+    assert run_defaults(load(CONFIGS / "t4x2_ep2.json", ["bufudu.ep_size=null"]), {"ep_size"}, source="x.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"ep_sise": 2}, "did you mean ep_size?"),
+        ({"zzzzzz": 2}, "the flags are ep_size, seed"),
+        ({"ep_size": [2]}, "single value"),
+        ([2], "must be a block"),
+    ],
+)
+def test_a_wrong_block_of_our_own(block, words):
+    with pytest.raises(UserError, match=words):
+        run_defaults({"bufudu": block}, {"ep_size", "seed"}, source="x.json")
+
+
+def test_resolve_leaves_its_input_alone():
+    config = load(CONFIGS / "cpu_x2.json")
+    before = copy.deepcopy(config)
+    resolve(config, RUN, CPU, source="cpu_x2.json")
+    assert config == before
+
+
+# --- what "auto" becomes ----------------------------------------------------------------------------------------------
+
+
+def test_max_steps_ends_the_schedule():
+    result = resolved(run=replace(RUN, max_steps=200))
+    assert (result.total_steps, result.warmup_steps) == (200, 20)
+    assert "--max_steps 200" in result.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rows", "steps"), [(1, 256, 1), (1, 257, 2), (0.1, 2560, 1), (0.5, 512, 1), (3, 256, 3), (1, 1, 1)]
+)
+def test_steps_round_up_as_decimals_do(epochs, rows, steps):
+    assert resolved(run=replace(RUN, epochs=epochs, rows=rows)).total_steps == steps
+
+
+def test_accumulation_from_the_batch():
+    result = resolved("gradient_accumulation_steps=auto")
+    assert result.accumulation == 4
+    assert "gradient_accumulation_steps: auto -> 4 (256 / 32 a process x 2 processes)" in result.notes
+    assert resolved("gradient_accumulation_steps=null").accumulation == 4
+
+
+def test_batch_from_its_parts():
+    result = resolved("train_batch_size=auto")
+    assert "train_batch_size: auto -> 256 (32 a process x 4 accumulated x 2 processes)" in result.notes
+    assert resolved("train_batch_size=null", "gradient_accumulation_steps=null").train_batch == 64
+
+
+def test_tensorboard_lands_in_the_run_or_where_the_user_says():
+    assert resolved().config["tensorboard"]["output_path"] == str(Path("runs/first/tensorboard"))
+    elsewhere = resolved("tensorboard.output_path=/logs").config["tensorboard"]
+    assert elsewhere == {"enabled": True, "output_path": "/logs", "job_name": "first"}
+
+
+def test_no_schedule_is_a_constant_rate():
+    result = resolved("scheduler=null")
+    assert "scheduler" not in result.config
+    assert (result.warmup_steps, result.lr_at(0), result.lr_at(999)) == (0, 2e-4, 2e-4)
+    assert any("constant" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "warmup", "peak"),
+    [
+        ({"type": "WarmupLR", "params": {"warmup_num_steps": "auto", "warmup_type": "linear"}}, 500, 2e-4),
+        ({"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", "warmup_num_steps": 100}}, 100, 1e-3),
+        ({"type": "OneCycle", "params": {"cycle_min_lr": 1e-5, "cycle_max_lr": 3e-4}}, 0, 3e-4),
+        ({"type": "LRRangeTest", "params": {"lr_range_test_min_lr": 1e-5}}, 0, 2e-4),
+    ],
+)
+def test_other_schedules_pass(scheduler, warmup, peak):
+    result = resolved(f"scheduler={json.dumps(scheduler)}")
+    assert (result.warmup_steps, result.peak_lr, result.lr_at(5)) == (warmup, peak, None)
+    assert result.config["scheduler"]["params"].get("total_num_steps", 27_600) == 27_600
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["scheduler.params.warmup_type=null"], 'default is "log"'),
+        (["scheduler.params.warmup_num_steps=null"], "default is 1,000"),
+        (["scheduler.params.total_num_steps=30000"], "30,000, but this run takes 27,600"),
+        (["optimizer.type=Adam"], "DeepSpeed's Adam is AdamW"),
+        (['scheduler={"type":"WarmupDecayLR","params":{"total_num_steps":"auto"}}'], "rises to 0.001"),
+    ],
+)
+def test_surprises_are_noted(overrides, words):
+    assert any(words in note for note in resolved(*overrides).notes)
+
+
+def test_slow_bf16_on_a_cpu_is_noted_not_refused():
+    result = resolved("bf16.enabled=true", name="cpu_x2", device=OLD_CPU)
+    assert any("slow" in note for note in result.notes)
+
+
+# --- contradictions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        # batches
+        (["train_batch_size=300"], ["300 is not 32 a process x 4", "256", "320"]),
+        (["train_batch_size=512"], ["gradient_accumulation_steps=8 keeps the batch of 512"]),
+        (["train_micro_batch_size_per_gpu=null"], ["train_micro_batch_size_per_gpu: missing", "Here it is 32."]),
+        (["gradient_accumulation_steps=auto", "train_batch_size=100"], ["multiple of 64", "64 or 128"]),
+        (["gradient_accumulation_steps=auto", "train_batch_size=auto"], ['"auto" is worked out from train_batch_size']),
+        (["train_batch_size=0"], ["train_batch_size: 0 is not", "at least 1"]),
+        (["train_micro_batch_size_per_gpu=-32"], ["train_micro_batch_size_per_gpu: -32"]),
+        (["train_micro_batch_size_per_gpu=32.0"], ["32.0 is not", "a whole number"]),
+        (["gradient_accumulation_steps=two"], ['"two" is not']),
+        (["gradient_clipping=-1"], ["gradient_clipping: -1", "at least 0"]),
+        (["gradient_clipping=1e999"], ["gradient_clipping: Infinity"]),
+        # names and kinds
+        (["gradient_cliping=1"], ["gradient_cliping", "Did you mean gradient_clipping?"]),
+        (["bufudo.seed=1"], ["bufudo", "Did you mean bufudu?"]),
+        (["optimizer.params.ns_method=gram"], ["ns_method: DeepSpeed has no such key here", "The keys here are lr, "]),
+        (["optimizer.type=Muon", "optimizer.params.ns_method=cubic"], ['one of gram, standard, polar, or "auto".']),
+        (["lr=1e-3"], ["lr: ", "Did you mean optimizer.params.lr?"]),
+        (["zero_optimization.stages=2"], ["Did you mean zero_optimization.stage?"]),
+        (["fp16.enable=true"], ["Did you mean fp16.enabled?"]),
+        (["optimizer.params.beta=[0.9,0.95]"], ["Did you mean optimizer.params.betas?"]),
+        (["scheduler.params.warmup_steps=10"], ["Did you mean scheduler.params.warmup_num_steps?"]),
+        (["tensorboard.path=x"], ["Did you mean tensorboard.output_path?"]),
+        (["activation_checkpointing.profiles=true"], ["Did you mean activation_checkpointing.profile?"]),
+        (["bfloat16.enabled=true"], ["bfloat16", '"bf16"']),
+        (["elasticity.enabled=true"], ["elasticity", "removed"]),
+        (["optimizer.params.max_grad_norm=1"], ["max_grad_norm", "gradient_clipping"]),
+        (["fp16=true"], ["fp16: true is not", "a block"]),
+        (["fp16.enabled=True"], ['fp16.enabled: "True"', "true or false"]),
+        (["optimizer.params.lr=0"], ["optimizer.params.lr: 0 is not", "above 0"]),
+        (["optimizer.params.betas=[0.9]"], ["optimizer.params.betas", "two numbers"]),
+        (["zero_optimization.stage=4"], ["zero_optimization.stage: 4", "one of 0, 1, 2, 3"]),
+        (["optimizer.params.bias_correction=true"], ["optimizer.params.bias_correction"]),
+        # "auto" without a rule
+        (["optimizer.params.lr=auto"], ["optimizer.params.lr", 'no rule to fill in this "auto"']),
+        (["fp16=auto"], ["fp16: ", "no rule"]),
+        (['optimizer.params.betas=[0.9,"auto"]'], ["optimizer.params.betas"]),
+        (['compile={"deepcompile":"auto"}'], ["compile.deepcompile", "no rule"]),
+        (['timers={"throughput":["auto"]}'], ["timers.throughput[0]", "no rule"]),
+        # precision
+        (["bf16.enabled=true"], ["fp16.enabled: bf16.enabled is true as well", "Tesla T4", "7.5", "emulates"]),
+        # ZeRO
+        (["zero_optimization.stage=3"], ["zero_optimization.stage", "ZeRO-3", "stage=2"]),
+        (["zero_optimization.reduce_scatter=false"], ["zero_optimization.reduce_scatter", "true"]),
+        (["zero_optimization.contiguous_gradients=false"], ["zero_optimization.contiguous_gradients"]),
+        # optimizer
+        (["optimizer=null"], ["optimizer: missing"]),
+        (["optimizer.type=AdamWW"], ["optimizer.type", "Did you mean AdamW?"]),
+        (["optimizer.type=sgd"], ["optimizer.type", "Did you mean SGD?"]),
+        (["optimizer.params.lr=null"], ["optimizer.params.lr: missing"]),
+        (['optimizer={"type":"SGD","params":{"lr":0.1}}'], ["zero_allow_untested_optimizer"]),
+        # schedule
+        (["scheduler.type=WarmupCosinLR"], ["scheduler.type", "Did you mean WarmupCosineLR?"]),
+        (["scheduler.params.total_num_steps=null"], ["total_num_steps: missing", '"auto"']),
+        (["scheduler.params.warmup_num_steps=27600"], ["warm-up of 27,600", "27,600 never", '"auto" (500 here)']),
+        (["scheduler.params.warmup_num_steps=0"], ["warmup_num_steps: 0"]),
+        (["scheduler.params.total_num_steps=400", "scheduler.params.warmup_num_steps=500"], ["500", "400"]),
+        (["scheduler.params.warmup_type=cosine"], ["warmup_type", "one of linear, log"]),
+    ],
+)
+def test_contradiction(overrides, words):
+    message = complaint(*overrides)
+    assert message.startswith("t4x2.json: ")
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "device", "words"),
+    [
+        ("t4x2", [], CPU, ["fp16.enabled", "Some Processor", "cpu_x2.json"]),
+        ("t4x1", [], P100, ["fp16.enabled", "P100", "DS_ALLOW_DEPRECATED_FP16"]),
+        ("ampere_x2", [], T4X2, ["bf16.enabled", "compute capability 7.5", "below 8.0", "fp16.enabled=true"]),
+        ("cpu_x2", ["zero_optimization.offload_optimizer.device=cpu"], CPU, ["offload_optimizer", "no GPU"]),
+        (
+            "cpu_x2",
+            ['optimizer={"type":"AdamW","params":{"lr":1e-3}}', "gradient_clipping=1.0"],
+            replace(CPU, has_compiler=False),
+            ["torch_adam", "g++"],
+        ),
+        ("t4x2_muon", ["gradient_clipping=1.0"], T4X2, ["gradient_clipping", "orthogonalised", "0"]),
+        ("t4x2_muon", ["optimizer.params.fused=true"], T4X2, ["optimizer.params.fused"]),
+        ("t4x2_muon", ["optimizer.params.ns_method=standard"], T4X2, ["ns_method", "bf16", "gram"]),
+        ("t4x2_muon", ["optimizer.params.ns_method=polar"], T4X2, ["ns_method", "polar", "bf16", "gram"]),
+        ("t4x2_muon", ["optimizer.params.adam_lr=null"], T4X2, ["optimizer.params.lr: missing"]),
+    ],
+)
+def test_contradiction_with_the_machine(name, overrides, device, words):
+    message = complaint(*overrides, name=name, device=device)
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"world_size": 1}, ["train_batch_size", "gradient_accumulation_steps=8 keeps the batch of 256"]),
+        ({"max_steps": 0}, ["--max_steps"]),
+        ({"epochs": 0.0}, ["--epochs"]),
+        ({"epochs": float("nan")}, ["--epochs"]),
+        ({"epochs": float("inf")}, ["--epochs"]),
+        ({"rows": 0}, ["--data", "--max_seq_len"]),
+        ({"ep_size": 0}, ["--ep_size"]),
+        ({"ep_size": 3}, ["4 experts cannot be split evenly over 3", "It can be 1 or 2."]),
+        ({"ep_size": 4}, ["2 processes cannot form groups of 4", "It can be 1 or 2"]),
+        ({"ep_size": 2, "use_moe": False}, ["--use_moe false has no experts"]),
+    ],
+)
+def test_contradiction_with_the_run(facts, words):
+    message = complaint(run=replace(RUN, **facts))
+    for word in words:
+        assert word in message
+
+
+def test_muon_may_be_clipped_widely():
+    assert resolved("gradient_clipping=50", name="t4x2_muon").gradient_clipping == 50
+
+
+def test_zero3_is_refused_for_dense_models_too():
+    message = complaint("zero_optimization.stage=3", run=replace(RUN, use_moe=False))
+    assert "takes apart" in message
+    assert "--set zero_optimization.stage=2" in message
+
+
+def test_all_problems_come_at_once_and_numbered():
+    message = complaint(
+        "train_batch_size=300",
+        "optimzer={}",
+        "zero_optimization.stage=3",
+        "scheduler.params.warmup_num_steps=99999",
+        "optimizer.params.lr=-1",
+        device=CPU,
+        run=replace(RUN, ep_size=3),
+    )
+    assert message.startswith("t4x2.json: 7 problems, nothing was started.")
+    for key in (
+        "optimizer.params.lr",
+        "train_batch_size",
+        "optimzer",
+        "fp16.enabled",
+        "zero_optimization.stage",
+        "scheduler.params.warmup_num_steps",
+        "--ep_size",
+    ):
+        assert f". {key}: " in message
+    assert "  7. " in message
+
+
+# --- reading and --set ------------------------------------------------------------------------------------------------
+
+
+def written(tmp_path, text):
+    file = tmp_path / "mine.json"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return file
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("optimizer.params.lr=3e-4", "optimizer.params.lr", 3e-4),
+        ("optimizer.params.betas=[0.9, 0.95]", "optimizer.params.betas", [0.9, 0.95]),
+        ("fp16.enabled=false", "fp16.enabled", False),
+        ("bf16.enabled=auto", "bf16.enabled", "auto"),
+        ("wandb.project=a=b", "wandb.project", "a=b"),
+        ('wandb.project="7"', "wandb.project", "7"),
+        ("wandb.project=", "wandb.project", ""),
+        ("wandb.project=NaN", "wandb.project", "NaN"),
+        ("wandb.project=不复读", "wandb.project", "不复读"),
+        ('scheduler={"type": "WarmupLR"}', "scheduler.type", "WarmupLR"),
+        ("zero_optimization.offload_optimizer.device=cpu", "zero_optimization.offload_optimizer.device", "cpu"),
+    ],
+)
+def test_set(override, path, value):
+    config = load(CONFIGS / "t4x2.json", [override])
+    for key in path.split("."):
+        config = config[key]
+    assert config == value
+    assert type(config) is type(value)
+
+
+def test_set_later_wins_and_the_rest_stays():
+    config = load(CONFIGS / "t4x2.json", ["fp16.enabled=false", "fp16.enabled=true", "optimizer.params.lr=1e-3"])
+    assert config["fp16"]["enabled"] is True
+    expected = json.loads((CONFIGS / "t4x2.json").read_text())
+    expected["optimizer"]["params"]["lr"] = 1e-3
+    assert config == expected
+
+
+@pytest.mark.parametrize("override", ["", "lr", "=3", ".lr=3", "a..b=3", "a b=3", "optimizer.=3"])
+def test_set_wants_a_key_and_a_value(override):
+    with pytest.raises(UserError, match="write it as"):
+        load(CONFIGS / "t4x2.json", [override])
+
+
+def test_set_cannot_go_through_a_value():
+    with pytest.raises(UserError) as caught:
+        load(CONFIGS / "t4x2.json", ["gradient_clipping.max=3", "optimizer.params.betas.0=0.8", "nonsense"])
+    assert "gradient_clipping is no block but 1.0" in str(caught.value)
+    assert "optimizer.params.betas is no block but [0.9, 0.999]" in str(caught.value)
+    assert "--set nonsense" in str(caught.value)
+
+
+def test_a_missing_file_lists_the_ones_there_are(tmp_path):
+    with pytest.raises(UserError) as caught:
+        load(CONFIGS / "t4x3.json")
+    assert "there is no such file" in str(caught.value)
+    assert all(f"{name}.json" in str(caught.value) for name in FILES)
+    with pytest.raises(UserError, match="no such file"):
+        load(tmp_path / "none.json")
+    with pytest.raises(UserError, match="cannot be read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{\n  "a": 1\n  "b": 2\n}', "line 3, column 3: not valid JSON"),
+        ('{"a": 1,}', "comma after the last entry"),
+        ('{\n"a": 1, // the first\n"b": 2}', "no comments"),
+        ('{"a": True}', "true, false, null"),
+        ("{'a': 1}", "double quotes"),
+        ("", "the file is empty"),
+        ("{,}", "line 1, column 2"),
+        ('{"fp16": {"enabled": true, "enabled": false}}', '"enabled" stands twice'),
+        ('{"a": NaN}', "NaN is no JSON value"),
+        ("[1, 2]", "one block"),
+        (b"\xff\xfe{", "not UTF-8"),
+        ('{"a": ' * 5000 + "1" + "}" * 5000, "blocks within blocks"),
+        ('{"a": ' * 60 + "1" + "}" * 60, "more than 30 deep"),
+    ],
+)
+def test_unreadable_files(tmp_path, text, words):
+    with pytest.raises(UserError) as caught:
+        load(written(tmp_path, text))
+    assert words in str(caught.value)
+    assert "mine.json" in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path):
+    assert load(written(tmp_path, b"\xef\xbb\xbf{}")) == {}
+
+
+keys = st.one_of(
+    st.sampled_from([path.rpartition(".")[2] for path in schema.known_paths()] + ["type", "lr", "total_num_steps"]),
+    st.text(string.ascii_lowercase + "_", min_size=1, max_size=8),
+)
+values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=6),
+        st.just("auto"),
+        st.just(10**400),
+        st.sampled_from(["AdamW", "Muon", "WarmupCosineLR", "OneCycle", 1, 2, 32]),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(keys, inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+def only_user_errors(action):
+    try:
+        return action()
+    except UserError as error:
+        assert str(error)
+        return None
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(keys, values, max_size=6))
+def test_no_content_is_more_than_a_user_error(changes):
+    config = {**json.loads((CONFIGS / "t4x2.json").read_text()), **changes}
+    for device in (T4X2, CPU):
+        result = only_user_errors(lambda device=device: resolve(config, RUN, device, source="random.json"))
+        if result is not None:
+            assert result.total_steps >= 1
+            assert result.peak_lr > 0
+            assert result.lr_at(3) is None or result.lr_at(3) >= 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(st.text(max_size=30), st.tuples(st.sampled_from(list(schema.known_paths())), values)))
+def test_no_override_is_more_than_a_user_error(override):
+    if isinstance(override, tuple):
+        override = f"{override[0]}={only_json(override[1])}"
+    config = only_user_errors(lambda: load(CONFIGS / "t4x2.json", [override]))
+    if config is not None:
+        only_user_errors(lambda: resolve(config, RUN, T4X2, source="t4x2.json"))
+
+
+def only_json(value):
+    try:
+        return json.dumps(value)
+    except ValueError:
+        return "1"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=60))
+def test_no_bytes_are_more_than_a_user_error(tmp_path_factory, content):
+    file = tmp_path_factory.getbasetemp() / "random.json"
+    file.write_bytes(content)
+    only_user_errors(lambda: load(file))
+
+
+# --- the table against the installed DeepSpeed ------------------------------------------------------------------------
+
+
+class Watched(dict):
+    """A configuration that remembers which keys DeepSpeed asked it for."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.asked = set()
+
+    def get(self, key, default=None):
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def __contains__(self, key):
+        self.asked.add(key)
+        return super().__contains__(key)
+
+    def keys(self):
+        return self
+
+    def __copy__(self):
+        return self
+
+
+def test_the_table_has_every_top_level_key_that_deepspeed_reads():
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    config = Watched(train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1)
+    DeepSpeedConfig(config)
+    assert "zero_optimization" in config.asked
+    assert config.asked <= schema.TOP.keys() | schema.FORMER.keys()
+
+
+def test_the_table_has_every_key_of_deepspeeds_models():
+    from deepspeed.monitor import config as monitors
+    from deepspeed.runtime import precision_config as precision
+    from deepspeed.runtime.activation_checkpointing import config as checkpointing
+    from deepspeed.runtime.zero import config as zero
+    from deepspeed.runtime.zero import offload_config as offload
+
+    top = schema.TOP
+    blocks = [
+        (precision.DeepSpeedFP16Config, top["fp16"]),
+        (precision.DeepSpeedBF16Config, top["bf16"]),
+        (monitors.TensorBoardConfig, top["tensorboard"]),
+        (monitors.CSVConfig, top["csv_monitor"]),
+        (monitors.WandbConfig, top["wandb"]),
+        (monitors.CometConfig, top["comet"]),
+        (zero.DeepSpeedZeroConfig, top["zero_optimization"]),
+        (offload.DeepSpeedZeroOffloadOptimizerConfig, top["zero_optimization"]["offload_optimizer"]),
+        (offload.DeepSpeedZeroOffloadParamConfig, top["zero_optimization"]["offload_param"]),
+    ]
+    for model, table in blocks:
+        names = {field.alias or name for name, field in model.model_fields.items()} | set(model.model_fields)
+        assert names <= table.keys() | schema.FORMER.keys(), model.__name__
+    assert set(checkpointing.ACT_CHKPT_DEFAULT) == set(top["activation_checkpointing"])
+
+
+def test_the_table_has_every_schedule_and_its_parameters():
+    from deepspeed.runtime import lr_schedules
+
+    assert set(lr_schedules.VALID_LR_SCHEDULES) == set(schema.SCHEDULERS)
+    for name, table in schema.SCHEDULERS.items():
+        assert arguments(getattr(lr_schedules, name)) - {"optimizer"} <= set(table)
+
+
+def test_the_table_has_every_parameter_of_the_optimizers():
+    import torch
+    from deepspeed.ops.adam import FusedAdam
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    choice = {"torch_adam", "adam_w_mode", "fp32_optimizer_states"}
+    torch_adam = schema.optimizer_params("adamw", {"torch_adam": True})
+    assert arguments(torch.optim.AdamW) - {"params"} | choice <= set(torch_adam)
+    assert arguments(FusedAdam) - {"params"} | choice <= set(schema.optimizer_params("adamw", {}))
+    halves = {*DeepSpeedEngine._MUON_HALF_KEYS, *DeepSpeedEngine._ADAM_HALF_KEYS}
+    assert halves <= set(schema.optimizer_params("muon", {}))
+    for name in schema.TORCH_OPTIMIZERS:
+        table = schema.optimizer_params(name.lower(), {})
+        if table is not None and hasattr(torch.optim, name):  # Adafactor is younger than torch 2.4
+            assert arguments(getattr(torch.optim, name)) - {"params"} <= set(table)
+
+
+def arguments(cls):
+    return set(inspect.signature(cls.__init__).parameters) - {"self"}
+
+
+def test_deepspeed_accepts_what_we_resolved():
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    config = resolved(name="t4x1").config
+    understood = DeepSpeedConfig(copy.deepcopy(config))
+    assert (understood.train_batch_size, understood.gradient_accumulation_steps) == (256, 8)
+    assert understood.float16_config.enabled
+    assert understood.monitor_config.tensorboard.job_name == ""
+
+
+def test_reading_a_config_imports_neither_torch_nor_deepspeed():
+    code = "import sys, training.config.resolve; sys.exit(bool({'torch', 'deepspeed'} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=CONFIGS.parent)
+
+
+# --- what fuzzing has found (python -m stress.fuzz --target config) -----------------------------------------------
+
+
+def test_a_total_that_is_a_text_beside_no_type_of_schedule():
+    config = load(CONFIGS / "t4x2.json", ['scheduler={"params": {"total_num_steps": ".", "warmup_num_steps": "auto"}}'])
+    with pytest.raises(UserError, match=r"1\. scheduler\.type"):
+        resolve(config, RUN, T4X2, source="t4x2.json")
+
+
+def test_a_message_stays_readable_whatever_the_file_holds():
+    config = json.loads((CONFIGS / "t4x2.json").read_text()) | {f"zq{i}\x1b\ud800": "长" * 3000 for i in range(300)}
+    with pytest.raises(UserError) as caught:
+        resolve(config, RUN, T4X2, source="t4x2.json")
+    text = str(caught.value)
+    assert len(text) < 6000 and text.replace("\n", "").isprintable()
+    assert "300 problems" in text and "and 280 more." in text and text.count("The keys here are") == 1
+    block = {f"zzzzz{i}\n": 1 for i in range(300)} | {"output": "x" * 2000}
+    with pytest.raises(UserError) as caught:
+        run_defaults({"bufudu": block}, {"output", "seed"}, source="x.json")
+    assert len(str(caught.value)) < 4000 and "the flags are output, seed" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "\ud800=1",
+        "a\x1b[31m=1",
+        ".".join(["a"] * 5000) + "=1",
+        "x" * 9000,
+        "optimizer.type.x.y=1",
+        "train_batch_size.x=1",
+    ],
+)
+def test_an_override_of_any_kind_is_shown_in_part(override):
+    with pytest.raises(UserError) as caught:
+        load(CONFIGS / "t4x2.json", [override])
+    text = str(caught.value)
+    assert len(text) < 600 and text.isprintable() and text.startswith("--set ")
+
+
+def test_a_file_of_another_kind_of_thing_is_refused(tmp_path):
+    for text in ("[" * 100_000, '{"a":' * 100_000, '{"a": ' + "[" * 400 + "]" * 400 + "}", '{"a": ' + "9" * 5000 + "}"):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(UserError, match=r"x\.json.{1,300}$"):
+            load(tmp_path / "x.json", ["a.b=1"])

@@ -1,0 +1,270 @@
+"""The judgement of one rank on the others, with invented reports and an invented clock."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from training.processes.failure_detector import (
+    FailureDetector,
+    Heartbeat,
+    ProcessState,
+    Timing,
+    find_process,
+    process_state,
+)
+from training.processes.watchdog import ProgressClock
+
+LOCAL = ProcessState()
+
+
+class Others:
+    """Three ranks on one machine, as rank `me` sees them; a look a second, each after an exchange unless `deaf`."""
+
+    def __init__(self, me=0, size=3, timing=None):
+        self.me, self.states, self.exchanges = me, dict.fromkeys(range(size), LOCAL), 0
+        self.reports = {
+            rank: Heartbeat(rank, "host", "place", 100 + rank, 0.0, ticks=1, doing="training", patience=45.0)
+            for rank in range(size)
+        }
+        self.silent, self.still = set(), set(self.reports)
+        self.judge = FailureDetector(me, size, timing or Timing(), lambda report: self.states[report.rank])
+
+    def change(self, rank, **values):
+        self.reports[rank] = replace(self.reports[rank], **values)
+
+    def pass_seconds(self, seconds, deaf=False, broken=False):
+        """The first verdict, and the seconds until then."""
+        for second in range(seconds):
+            for rank, report in self.reports.items():
+                self.change(
+                    rank, beat=report.beat + (rank not in self.silent), ticks=report.ticks + (rank not in self.still)
+                )
+            self.exchanges += not deaf
+            if verdict := self.judge.look(1.0, self.reports, self.exchanges, broken):
+                return verdict, second + 1
+        return None, seconds
+
+
+@pytest.fixture
+def others():
+    return Others()
+
+
+def test_ranks_at_work_are_left_alone(others):
+    others.still = set()
+    assert others.pass_seconds(10_000) == (None, 10_000)
+
+
+def test_a_process_that_is_gone_has_died_though_it_was_just_heard_of(others):
+    others.pass_seconds(5)
+    others.silent.add(2)
+    others.states[2] = ProcessState(gone=True)
+    verdict, seconds = others.pass_seconds(60)
+    assert (verdict.kind, verdict.ranks, seconds) == ("died", (2,), 3)
+    assert verdict.text.startswith("rank 2 (process 102 on host) has died while training")
+
+
+def test_a_process_that_said_goodbye_before_it_was_gone_has_not_died(others):
+    others.pass_seconds(5)
+    others.states[2] = ProcessState(gone=True)
+    assert others.pass_seconds(1) == (None, 1)
+    others.change(2, left="finished")
+    assert others.pass_seconds(1000) == (None, 1000)
+
+
+def test_two_that_die_together_are_named_together(others):
+    others.pass_seconds(5)
+    others.silent = {1, 2}
+    others.states |= {1: ProcessState(gone=True), 2: ProcessState(gone=True)}
+    verdict, _ = others.pass_seconds(5)
+    assert verdict.ranks == (1, 2)
+    assert "rank 1 (process 101 on host) and rank 2 (process 102 on host) have died" in verdict.text
+
+
+@pytest.mark.parametrize("state", [None, ProcessState(stopped=True)], ids=["another machine", "stopped"])
+def test_silence_is_judged_after_40_seconds_and_not_before(others, state):
+    others.states[1] = state
+    others.pass_seconds(5)
+    others.silent.add(1)
+    assert others.pass_seconds(39) == (None, 39)
+    verdict, _ = others.pass_seconds(1)
+    assert (verdict.kind, verdict.ranks) == ("hung", (1,))
+    assert ("its process is stopped" in verdict.text) == (state is not None)
+
+
+def test_twenty_seconds_of_silence_are_waited_for_again_and_again(others):
+    others.still = set()
+    for _ in range(20):
+        others.silent = {1}
+        assert others.pass_seconds(20) == (None, 20)
+        others.silent = set()
+        assert others.pass_seconds(1) == (None, 1)
+
+
+def test_silence_on_another_machine_is_believed_sooner_once_a_collective_has_failed(others):
+    others.states[1] = None
+    others.pass_seconds(5)
+    others.silent.add(1)
+    others.judge.impatient = True
+    assert others.pass_seconds(60)[1] < 10
+
+
+def test_a_process_at_work_that_does_not_speak_is_given_more_time(others):
+    others.pass_seconds(5)
+    others.silent.add(1)
+    for second in range(200):
+        others.states[1] = ProcessState(cpu=second * 0.9)
+        assert others.pass_seconds(1) == (None, 1)
+    verdict, _ = others.pass_seconds(100)
+    assert verdict.ranks == (1,)
+
+
+def test_a_store_that_does_not_answer_makes_nobody_but_its_host_suspect():
+    others = Others(me=1)
+    others.pass_seconds(5)
+    assert others.pass_seconds(39, deaf=True) == (None, 39)
+    assert others.pass_seconds(20) == (None, 20)
+    verdict, seconds = others.pass_seconds(60, deaf=True)
+    assert (verdict.kind, verdict.ranks, seconds) == ("hung", (0,), 40)
+    assert "no answer" in verdict.text
+
+
+def test_a_lost_connection_is_rank_0_within_seconds():
+    others = Others(me=1)
+    others.states[0] = None
+    others.pass_seconds(5)
+    verdict, seconds = others.pass_seconds(60, deaf=True, broken=True)
+    assert (verdict.kind, verdict.ranks) == ("died", (0,))
+    assert seconds < 10
+
+
+def test_a_lost_connection_after_rank_0_has_left_is_the_end():
+    others = Others(me=1)
+    others.change(0, left="finished")
+    others.pass_seconds(5)
+    others.states[0] = ProcessState(gone=True)
+    others.states[2] = ProcessState(gone=True)
+    assert others.pass_seconds(600, deaf=True, broken=True) == (None, 600)
+
+
+def test_nothing_moves(others):
+    others.change(1, waiting=True)
+    others.change(2, waiting=True, doing="saving")
+    others.change(0, where="loop.py:1 (f)")
+    verdict, seconds = others.pass_seconds(100)
+    assert (verdict.kind, verdict.ranks, seconds) == ("stuck", (0,), 46)
+    assert "rank 0 (process 100 on host) while training, in loop.py:1 (f)" in verdict.text
+
+
+def test_the_rank_with_the_fewest_ticks_is_named_where_all_seem_to_wait(others):
+    others.change(0, ticks=7)
+    others.change(2, ticks=6)
+    verdict, _ = others.pass_seconds(100)
+    assert verdict.ranks == (1,)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"patience": 500.0}, {"paused": True}, {"ticks": 0}, {"left": "finished"}],
+    ids=lambda values: next(iter(values)),
+)
+def test_standing_still_for_a_reason(others, values):
+    others.still = {0, 1, 2}
+    others.change(1, **values)
+    others.pass_seconds(1)
+    assert others.pass_seconds(400) == (None, 400)
+
+
+def test_one_that_moves_is_enough(others):
+    others.still = {0, 2}
+    assert others.pass_seconds(400) == (None, 400)
+
+
+def test_a_rank_that_was_stopped_for_long_is_not_called_stuck_when_it_returns(others):
+    others.still = {0, 1, 2}
+    others.states[1] = ProcessState(stopped=True)
+    others.pass_seconds(5)
+    others.silent.add(1)
+    others.pass_seconds(35)
+    others.silent = set()
+    assert others.pass_seconds(30) == (None, 30)
+
+
+def test_a_rank_that_never_comes(others):
+    del others.reports[2]
+    verdict, seconds = others.pass_seconds(3000)
+    assert (verdict.ranks, seconds) == ((2,), 1800)
+    assert "rank 2 has not appeared" in verdict.text
+
+
+@pytest.mark.parametrize(("left", "kind", "status"), [("failed", "failed", 2), ("stopped", "stopped", 0)])
+def test_what_a_rank_says_when_it_leaves_is_taken_up(others, left, kind, status):
+    others.change(2, left=left, status=2, why="no such file", said=False)
+    verdict, _ = others.pass_seconds(1)
+    assert (verdict.kind, verdict.ranks, verdict.status) == (kind, (2,), status)
+    assert "no such file" in verdict.text
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_survives_the_store():
+    report = Heartbeat.of_this_process(3)
+    assert Heartbeat.decode(replace(report, why="“引号”").encode().encode()) == replace(report, why="“引号”")
+
+
+def test_a_process_that_lives_dies_and_is_another():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        mine = Heartbeat.of_this_process(0)
+        assert find_process(mine).pid == os.getpid()
+        assert process_state(replace(mine, place="another")) is None
+        assert find_process(replace(mine, pid=child.pid)) is None  # the number is in use, by a younger process
+        child.kill()
+        while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+            pass
+    assert process_state(replace(mine, pid=child.pid)).gone
+
+
+def test_timing_from_the_environment(monkeypatch):
+    monkeypatch.setenv("BUFUDU_WATCHDOG", "hung=120 nonsense=3 stuck=much")
+    assert Timing.from_environment() == Timing(hung=120.0)
+
+
+# --- how long the main thread may take --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that the test lets pass."""
+    now = [0.0]
+    monkeypatch.setattr("training.processes.watchdog.time.monotonic", lambda: now[0])
+
+    def wait(seconds):
+        now[0] += seconds
+
+    return wait
+
+
+def test_what_is_done_for_the_first_time_may_take_long(clock):
+    ticks = ProgressClock(Timing())
+    ticks.tick("training", 0.0)
+    assert ticks.patience == 1800
+    clock(100)
+    ticks.tick("training", 0.0)
+    assert ticks.patience == 500  # as long as the first was all that is known
+    for _ in range(3):
+        clock(2)
+        ticks.tick("training", 0.0)
+    assert ticks.patience == 40
+    clock(20)
+    ticks.tick("saving", 0.0)
+    assert ticks.patience == 1800
+    clock(1)
+    ticks.tick("training", 0.0)
+    assert ticks.patience == 100
+    ticks.tick("training", 700.0)
+    assert ticks.patience == 700

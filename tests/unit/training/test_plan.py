@@ -1,0 +1,109 @@
+"""What `--plan` says, above all for the origin document's run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from common.hardware import Device
+from model import ModelConfig
+from training.config.resolve import RunFacts, load, resolve
+from training.planning.flops import training_flops_per_token
+from training.planning.plan import PLANNED_T4X2, plan_lines
+
+CONFIGS = Path(__file__).resolve().parents[3] / "ds_configs"
+CPU = Device(
+    kind="cpu",
+    count=2,
+    name="Some CPU",
+    memory_bytes=2**34,
+    compute_capability=None,
+    bf16_fast=True,
+    fp16_supported=False,
+    has_compiler=True,
+    peak_flops=None,
+)
+ORIGIN_ROWS = 1_413_103
+SMALL = ModelConfig(hidden_size=64, num_hidden_layers=2, use_moe=False)
+
+
+def plan(
+    file: str,
+    *sets: str,
+    config: ModelConfig = SMALL,
+    device: Device = PLANNED_T4X2,
+    rows: int = ORIGIN_ROWS,
+    seq_len: int = 512,
+    world: int = 2,
+) -> str:
+    facts = RunFacts(
+        world_size=world,
+        rows=rows,
+        epochs=5,
+        max_steps=None,
+        output=Path("unused"),
+        num_experts=config.num_experts,
+        ep_size=config.ep_size,
+        use_moe=config.use_moe,
+    )
+    resolved = resolve(load(CONFIGS / file, list(sets)), facts, device, source=file)
+    return "\n".join(plan_lines(config, resolved, facts, device, seq_len=seq_len, utilisation=0.35))
+
+
+@pytest.fixture(scope="module")
+def origin() -> str:
+    return plan("t4x2.json", config=ModelConfig())
+
+
+def test_origin_run_has_the_documents_figures(origin: str) -> None:
+    assert "44.2 M parameters" in origin
+    assert "= 256 rows, 131,072 tokens a step" in origin
+    assert "5,520 an epoch (22,080 micro-batches a process), 27,600 in all (5 epochs" in origin
+    assert "500 steps, 1.8% of the run" in origin
+
+
+def test_origin_run_fits_two_t4s(origin: str) -> None:
+    assert re.search(r"fits: [\d.]+ GiB of 14\.74 GiB \(Tesla T4\)", origin)
+    parts = [
+        _mebibytes(part, origin) for part in ("weights", "optimizer", "gradients", "activations", "logits", "buffers")
+    ]
+    assert sum(parts) == pytest.approx(_mebibytes("total", origin), rel=0.01)
+
+
+def _mebibytes(part: str, text: str) -> float:
+    number, unit = re.search(rf"^  {part} +([\d.]+) (MiB|GiB)", text, re.MULTILINE).groups()
+    return float(number) * (1024 if unit == "GiB" else 1)
+
+
+def test_hours_are_flops_over_peak(origin: str) -> None:
+    flops = training_flops_per_token(ModelConfig(), 512) * 27_600 * 256 * 512
+    assert f"{flops / (2 * 65e12 * 0.35) / 3600:.1f} hours at a utilisation of 0.35 of 2 x 65 TFLOP/s" in origin
+
+
+def test_too_large_a_micro_batch_gets_a_mend_that_fits() -> None:
+    small_card = replace(PLANNED_T4X2, memory_bytes=2**30)
+    sets = ["train_micro_batch_size_per_gpu=128", "gradient_accumulation_steps=1"]
+    text = plan("t4x2.json", *sets, device=small_card)
+    mend = re.search(r"does NOT fit: .* Use --set (\S+) (\S+): the same 256 rows", text)
+    assert mend, text
+    assert " fits: " in plan("t4x2.json", *mend.groups(), device=small_card)
+
+
+def test_a_model_too_large_for_one_row_says_so() -> None:
+    text = plan("t4x2.json", "zero_optimization.stage=1", device=replace(PLANNED_T4X2, memory_bytes=2**29))
+    assert "does NOT fit" in text and "Not even one row" in text and "zero_optimization.stage=2" in text
+
+
+def test_hours_without_a_known_peak_need_a_short_run() -> None:
+    text = plan("cpu_x2.json", device=CPU)
+    assert "no datasheet peak known for Some CPU" in text and "hours" not in text
+    assert "of 8.00 GiB (Some CPU)" in text  # two processes share the machine's memory
+
+
+def test_zero_stages_stand_side_by_side(origin: str) -> None:
+    stages = re.search(r"stage 0 / 1 / 2: (\d+) MiB / (\d+) MiB / (\d+) MiB a GPU", origin)
+    zero, one, two = map(int, stages.groups())
+    assert zero > one > two

@@ -1,0 +1,94 @@
+"""A rank of a toy run under the watchdog: `worker_watchdog.py FAULT FOLDER`; started by test_watchdog.py.
+
+FAULT is NAME@RANK, done by that rank in its step 5: `raise`, `refuse` (a UserError), `stuck` (the main thread sleeps),
+or `none`. `prepare` and `set_up` wait before the ranks meet, or after that, for as long as FOLDER/hold is there.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from common.console import Console
+from common.errors import UserError
+from training.processes.exit import guarded
+from training.processes.lock import RunLock
+from training.processes.process_group import World, any_rank, join
+from training.processes.stopping import StopRequest
+from training.processes.watchdog import Watchdog
+
+FAULT, _, FAULTY = sys.argv[1].partition("@")
+FOLDER = Path(sys.argv[2])
+
+
+def hold(rank: int) -> None:
+    (FOLDER / f"holding{rank}").touch()
+    while (FOLDER / "hold").exists():
+        time.sleep(0.02)
+
+
+def prepare() -> str:
+    if FAULT == "prepare":
+        try:
+            hold(0)
+        finally:
+            (FOLDER / "cleaned").touch()
+    return "ready"
+
+
+def fault(rank: int) -> None:
+    if str(rank) != FAULTY:
+        return
+    if FAULT == "raise":
+        raise ValueError("a planted fault")
+    if FAULT == "refuse":
+        raise UserError("a planted refusal")
+    if FAULT == "stuck":
+        time.sleep(1000)
+
+
+def run(world: World, console: Console, stop: StopRequest, watchdog: Watchdog) -> int:
+    lock = RunLock(FOLDER)
+    stop.when_asked.append(lock.ending)
+    console.take_over(FOLDER / "logs" / f"rank{world.rank}.log")
+    join(world, "cpu", prepare, enter=lambda: lock.acquire(console.say), watchdog=watchdog)
+    if FAULT == "set_up":
+        hold(world.rank)
+    stop.enter_loop()
+    step, last = 0, int(os.environ.get("LAST_STEP", "100000"))
+    while step < last:
+        watchdog.tick("training")
+        if step == 5:
+            fault(world.rank)
+        time.sleep(0.01)
+        dist.all_reduce(torch.ones(1))
+        step += 1
+        (FOLDER / f"step{world.rank}").write_text(str(step))
+        if any_rank(stop.wanted, torch.device("cpu")):
+            break
+    watchdog.tick("saving")
+    (FOLDER / f"saving{world.rank}").touch()
+    time.sleep(float(os.environ.get("SAVE_SECONDS", "0")))
+    dist.barrier()
+    console.say(f"saved {step}: {stop.reason or watchdog.asked() or 'finished'}")
+    stop.leave_loop()
+    return 0
+
+
+def main() -> int:
+    world = World.from_environment()
+    console = Console(world.rank)
+    stop = StopRequest(console)
+    watchdog = Watchdog(world.rank, world.size, console, stop)
+    with stop.listening():
+        watchdog.begin()
+        return guarded(
+            lambda: run(world, console, stop, watchdog), rank=world.rank, console=console, stop=stop, watchdog=watchdog
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,320 @@
+"""Checkpoints: whole or not there at all, read without running anything, by any number of processes.
+
+    runs/NAME/checkpoints/
+        latest                    the name of the newest, for people and tools
+        step-00001000/
+            run_state.json        where the run stands; sizes and hashes of the other files, and of itself
+            rank-00000.safetensors, ...   fp32 weights and optimizer states, each rank's share
+
+A checkpoint is written beside its place, flushed to the disk, read back, and then renamed. What a run that was killed
+leaves behind bears another name and is cleared away by the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from common.errors import UserError
+from common.files import printable, read_text
+from common.shape import COUNT, EACH, FLAG, NUMBER, TEXT, Maybe, fits
+from corpus.fingerprint import sha256_file
+from training.checkpointing import engine_state
+from training.checkpointing.disk import DiskFull, replace_bytes, sync
+from training.checkpointing.run_state import RunState
+
+FORMAT = 2  # 1 was DeepSpeed's own files
+STATE_FILE, LATEST_FILE, PARTIAL, DISCARDED = "run_state.json", "latest", ".partial", ".discarded"
+_NAME = re.compile(r"step-(\d{8})")
+_RANK_FILE = re.compile(r"rank-(\d{5})\.safetensors")
+_MOST_BYTES = 16 * 2**20  # of run_state.json, which has some kilobytes
+_KINDS = {
+    "int": COUNT,
+    "int | None": Maybe(COUNT),
+    "float": NUMBER,
+    "float | None": Maybe(NUMBER),
+    "bool": FLAG,
+    "list[str]": [TEXT],
+    "list[int]": [COUNT],
+    "dict[str, int]": {EACH: COUNT},
+    "dict[str, Any]": {},
+}
+_SHAPE = {
+    **{field.name: _KINDS[field.type] for field in fields(RunState)},
+    "engine": {
+        "split": {},
+        "global_steps": COUNT,
+        "global_samples": COUNT,
+        "skipped_steps": COUNT,
+        "optimizer_steps": Maybe(NUMBER),
+        "scheduler": Maybe({}),
+        "loss_scaler": {},
+    },
+    "files": {EACH: {"bytes": COUNT, "sha256": TEXT}},
+}
+
+
+class NotFinite(Exception):
+    """The weights hold infinities or no numbers: nothing to keep."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was written: its folder, its size on the disk, and how long it took."""
+
+    path: Path
+    bytes: int
+    seconds: float
+
+
+def save(
+    engine: Any,
+    folder: Path,
+    state: RunState,
+    keep_last: int,
+    local: dict[str, Tensor],
+    known_whole: Path | None = None,
+) -> Saved:
+    """Write checkpoint `step-N` under `folder`; a collective call. `local` are this rank's own numbers, by name.
+
+    More than `keep_last` are cleared away before, too, counted from the one that is `known_whole`: a run that was
+    killed before it could do so may have left no room for another.
+
+    Raises NotFinite or DiskFull on every rank, with nothing changed, if the weights are not finite or a rank cannot
+    write.
+    """
+    started = time.perf_counter()
+    name = f"step-{state.step:08d}"
+    partial = folder / (name + PARTIAL)
+    _together(lambda: dist.get_rank() or _empty(partial, keep_last, known_whole), partial)  # rank 0 alone
+    try:
+        written = _together(lambda: _write_share(engine, partial, local), partial)
+        _together(lambda: dist.get_rank() or _commit(folder, name, state, engine, dict(written)), partial)
+    except (DiskFull, NotFinite):
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if dist.get_rank() == 0:
+        _prune(folder, name, keep_last)
+    return Saved(folder / name, sum(info["bytes"] for _, info in written), time.perf_counter() - started)
+
+
+def _together(work: Callable[[], Any], path: Path) -> list[Any]:
+    """Results of all ranks; an OSError or NotFinite of one is raised by all."""
+    try:
+        mine = ("done", work())
+    except NotFinite:
+        mine = ("not finite", None)
+    except OSError as error:
+        mine = ("failed", f"{error.strerror or error} ({error.filename or path})")
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    if any(outcome == "not finite" for outcome, _ in parts):
+        raise NotFinite
+    if failures := [what for outcome, what in parts if outcome == "failed"]:
+        raise DiskFull(path, failures[0])
+    return [what for _, what in parts]
+
+
+def _empty(partial: Path, keep_last: int, known_whole: Path | None) -> None:
+    folder = partial.parent
+    before: list[Path] = []
+    if known_whole and known_whole.parent.resolve() == folder.resolve():
+        before = [path for path in _checkpoints(folder) if path.name <= known_whole.name]
+    for old in (*before[:-keep_last], *_leftovers(folder)):
+        shutil.rmtree(old, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def _write_share(engine: Any, partial: Path, local: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    if not engine_state.masters_finite(engine):
+        raise NotFinite
+    data = to_bytes(engine_state.tensors(engine, local))
+    path = partial / f"rank-{dist.get_rank():05d}.safetensors"
+    _write(path, data)
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256_file(path) != digest:
+        raise OSError(f"{path} does not read back as it was written")
+    return path.name, {"bytes": len(data), "sha256": digest}
+
+
+def _commit(folder: Path, name: str, state: RunState, engine: Any, files: dict[str, Any]) -> None:
+    """From a folder of shares to the newest checkpoint; rank 0."""
+    partial, place = folder / (name + PARTIAL), folder / name
+    content = {"format": FORMAT, **asdict(state), "engine": engine_state.numbers(engine), "files": files}
+    text = json.dumps(content | {"sha256": _digest(content)}, indent=2, ensure_ascii=False)
+    _write(partial / STATE_FILE, text.encode() + b"\n")
+    sync(partial)
+    if place.exists():  # a damaged one, or one that a rollback has gone back beyond
+        os.replace(place, folder / (name + DISCARDED))
+    os.replace(partial, place)
+    sync(folder)
+    replace_bytes(folder / LATEST_FILE, [f"{name}\n".encode()])
+    sync(folder)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _prune(folder: Path, newest: str, keep_last: int) -> None:
+    """Keep the last up to `newest`; the best weights are in the run's model/.
+
+    Those with a higher step are damaged, or of a course that the run has left by going back before them.
+    """
+    line = [path for path in _checkpoints(folder) if path.name <= newest]
+    left = [path for path in _checkpoints(folder) if path.name > newest]
+    for old in (*line[:-keep_last], *left, *_leftovers(folder)):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    return [path for suffix in (PARTIAL, DISCARDED) for path in folder.glob(f"step-*{suffix}")]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Folders with a checkpoint's name, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, None if it is whole; reads all of it."""
+    try:
+        content = _read(checkpoint)
+    except UserError as error:
+        return str(error)
+    try:
+        found = (_damage_of(checkpoint / name, info) for name, info in content["files"].items())
+        return next(filter(None, found), None)
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror or error})"
+    except UserError as error:
+        return str(error)
+
+
+def _damage_of(path: Path, info: dict[str, Any]) -> str | None:
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.stat().st_size != info["bytes"]:
+        return f"{path} has {path.stat().st_size:,} bytes instead of {info['bytes']:,}"
+    if sha256_file(path) != info["sha256"]:
+        return f"{path} has changed since it was written (SHA-256 differs)"
+    return None
+
+
+def choose(output: Path, resume: str) -> tuple[Path | None, list[str]]:
+    """The checkpoint to continue from, verified, and a warning for each damaged one that was passed over.
+
+    `resume`: the newest whole one in the run's folder (`auto`), none (`never`), or the one given, or the newest whole
+    one in the folder given. UserError where that is not to be had. For one rank to ask; the others are told.
+    """
+    candidates = find(output, resume)
+    warnings = []
+    for candidate in reversed(candidates):
+        if (wrong := damage(candidate)) is None:
+            return candidate, warnings
+        warnings.append(f"{candidate} is damaged and left alone: {wrong}")
+    if not candidates:
+        return None, []
+    raise UserError(
+        f"{warnings[0]}; there is no whole checkpoint before it: delete {candidates[0].parent} to start "
+        "anew, or give another --output"
+    )
+
+
+def find(output: Path, resume: str) -> list[Path]:
+    """Checkpoints that `choose` has to look at, oldest first, by their names alone; UserError as there."""
+    own = _checkpoints(output / "checkpoints")
+    if resume == "auto":
+        return own
+    if resume == "never":
+        if own:
+            raise UserError(
+                f"{output} already holds a run and --resume never would overwrite it: give another "
+                "--output, or delete the folder"
+            )
+        return []
+    path = Path(resume)
+    found = (
+        [path]
+        if (path / STATE_FILE).is_file()
+        else _checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    )
+    if not found:
+        raise UserError(
+            f"--resume {resume}: no checkpoint there; give a folder such as runs/NAME/checkpoints/step-00001000"
+        )
+    if own and own[-1].name > found[-1].resolve().name:  # the same command again must not undo what it has done
+        raise UserError(
+            f"--resume {resume}: {output} has gone on to {own[-1].name} already: --resume auto continues "
+            "there; to train on from an older checkpoint give another --output"
+        )
+    return found
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    """run_state.json, checked against its own hash and for its shape; UserError if it is not whole."""
+    path = checkpoint / STATE_FILE
+    try:
+        content = json.loads(read_text(path, _MOST_BYTES))
+        version = content.get("format", 1)
+        if version != FORMAT:
+            found = printable(repr(version), 20)
+            raise UserError(
+                f"{path} was written by another version of train.py (format {found}, here {FORMAT}): "
+                "give another --output; its model/ can still be used"
+            )
+        if content.pop("sha256") != _digest(content):
+            raise UserError(f"{path} has changed since it was written (SHA-256 differs)")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {printable(error)})") from None
+    if not fits(content, _SHAPE):
+        raise UserError(f"{path} is not what train.py writes there")
+    if wrong := [name for name in content["files"] if not _RANK_FILE.fullmatch(name)]:
+        raise UserError(f"{path} names a file that belongs to no checkpoint: {printable(wrong[0])!r}")
+    return content
+
+
+def read_state(checkpoint: Path) -> RunState:
+    """The readable part of a checkpoint; UserError if it is damaged."""
+    content = _read(checkpoint)
+    return RunState(**{field.name: content[field.name] for field in fields(RunState)})
+
+
+@dataclass(frozen=True)
+class Local:
+    """What ranks gave to `save` as their own: this rank's, or on rank 0 everybody's if the ranks are not the same."""
+
+    states: list[dict[str, Tensor]]
+    same_ranks: bool
+
+
+def load(engine: Any, checkpoint: Path) -> Local:
+    """Restore weights, optimizer, loss scaler and schedule from a whole checkpoint; a collective call."""
+    content = _read(checkpoint)
+    files = [checkpoint / name for name in sorted(content["files"])]
+    same, rank = engine_state.split(engine) == content["engine"]["split"], dist.get_rank()
+    wanted = files[rank : rank + 1] if same else files if rank == 0 else []
+    states = engine_state.restore(engine, files, content["engine"], step=content["step"], local_files=wanted)
+    return Local(states, same)

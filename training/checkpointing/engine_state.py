@@ -1,0 +1,196 @@
+"""A DeepSpeed engine's numbers in a file and back, whatever the number of ranks was and is.
+
+Not DeepSpeed's own checkpoint: that one is tied to the number of processes, is read by running pickles, and its elastic
+forms lose the optimizer of a model with experts (docs/LOG.md, "Checkpoints of our own").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from common.errors import UserError
+from training.checkpointing.optimizer_shards import (
+    MASTER,
+    STEP,
+    Piece,
+    counters,
+    create_states,
+    pieces,
+    publish_masters,
+)
+from training.engine import loss_scaler
+
+_LOCAL = "local"  # of this rank alone, of use only to the same rank of as many
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def tensors(engine: Any, local: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What this rank has to write, by key; `local` are its own affairs. The values are copies on the CPU."""
+    owned = {_key(piece.kind, piece.name, piece.start): piece.values for piece in pieces(engine) if piece.owned}
+    owned |= {_key(_LOCAL, name, 0): values for name, values in local.items()}
+    return {key: values.detach().to("cpu", copy=True).contiguous() for key, values in owned.items()}
+
+
+def masters_finite(engine: Any) -> bool:
+    """Whether every weight that this rank steps is a number."""
+    checks = [piece.values.isfinite().all() for piece in pieces(engine) if piece.kind == MASTER]
+    return bool(torch.stack(checks).all()) if checks else True
+
+
+def numbers(engine: Any) -> dict[str, Any]:
+    """The engine's counts, its schedule and its loss scale, for JSON; the same on every rank."""
+    scheduler, scaler = engine.lr_scheduler, loss_scaler(engine)
+    return {
+        "split": split(engine),
+        "global_steps": engine.global_steps,
+        "global_samples": engine.global_samples,
+        "skipped_steps": engine.skipped_steps,
+        "optimizer_steps": _optimizer_steps(engine),
+        "scheduler": None if scheduler is None else scheduler.state_dict(),
+        "loss_scaler": {name: getattr(scaler, name) for name in _SCALER if hasattr(scaler, name)},
+    }
+
+
+def _optimizer_steps(engine: Any) -> int | None:
+    """How often the optimizer has stepped, by its own count; PyTorch's keeps a tensor, DeepSpeed's a number."""
+    counted = [int(piece.values.max()) for piece in pieces(engine) if piece.kind == STEP]
+    return max(counted + [int(place[key]) for place, key in counters(engine)], default=None)
+
+
+def split(engine: Any) -> dict[str, Any]:
+    """What decides which rank holds which part of what."""
+    layers = engine.module.expert_layers()
+    return {
+        "processes": engine.world_size,
+        "ep_size": layers[0].moe.ep_size if layers else 1,
+        "zero_stage": engine.zero_optimization_stage(),
+    }
+
+
+def restore(
+    engine: Any, files: list[Path], saved: dict[str, Any], *, step: int, local_files: list[Path]
+) -> list[dict[str, Tensor]]:
+    """Put `tensors` and `numbers` back into an engine; a collective call. Returns the `local` of some of the files.
+
+    `step` is the number of optimizer steps taken. UserError if a weight or a state is missing from the files.
+    """
+    with ExitStack() as stack:
+        opened = {path: stack.enter_context(_open(path)) for path in files}
+        index = _index(opened.values())
+        create_states(engine, {kind for kind, _ in index})
+        own = pieces(engine)
+        with torch.no_grad():
+            for piece in own:
+                _fill(piece, index, saved["optimizer_steps"] or 0)
+        _check_all_read({kind for kind, _ in index}, {piece.kind for piece in own})
+        local = [dict(_local(opened[path])) for path in local_files]
+    _restore_numbers(engine, saved, step)
+    publish_masters(engine)
+    return local
+
+
+def _restore_numbers(engine: Any, saved: dict[str, Any], step: int) -> None:
+    for place, key in counters(engine):
+        place[key] = saved["optimizer_steps"] or 0
+    engine.global_steps, engine.global_samples = saved["global_steps"], saved["global_samples"]
+    engine.skipped_steps = saved["skipped_steps"]
+    engine.micro_steps = step * engine.gradient_accumulation_steps()
+    scheduler, scaler = engine.lr_scheduler, loss_scaler(engine)
+    if scheduler is not None and saved["scheduler"] is not None:
+        scheduler.load_state_dict(saved["scheduler"])
+        scheduler.step(scheduler.last_batch_iteration)  # the same place again, which sets the rate
+    for name, value in saved["loss_scaler"].items():
+        if hasattr(scaler, name):
+            setattr(scaler, name, value)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A run of values in an open file."""
+
+    start: int
+    length: int
+    file: Any
+    key: str
+
+
+def _key(kind: str, name: str, start: int) -> str:
+    return f"{kind}|{name}|{start}"
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): delete its folder to continue from the checkpoint before it"
+        ) from None
+
+
+def _index(opened: Iterable[Any]) -> dict[tuple[str, str], list[_Stored]]:
+    """(kind, name) -> the stored runs of it, in order."""
+    index: dict[tuple[str, str], list[_Stored]] = {}
+    for file in opened:
+        for key in file.keys():  # noqa: SIM118 (no mapping: it has no iterator)
+            try:
+                kind, name, start = key.split("|")
+                if kind == _LOCAL:  # of any shape
+                    continue
+                (length,) = file.get_slice(key).get_shape()
+                stored = _Stored(int(start), length, file, key)
+            except (ValueError, SafetensorError) as error:
+                raise UserError(
+                    f"a file of the checkpoint is not one of train.py's ({error}): delete the "
+                    "checkpoint's folder to continue from the one before it"
+                ) from None
+            index.setdefault((kind, name), []).append(stored)
+    return index
+
+
+def _check_all_read(stored: set[str], found: set[str]) -> None:
+    """No state may be left behind in silence; collective, for a rank may hold no part of a small group."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, found)
+    if left := stored - {STEP}.union(*parts):
+        raise UserError(
+            f"the checkpoint holds {', '.join(sorted(left))}, which the optimizer has no place for: it was "
+            "made with another optimizer"
+        )
+
+
+def _fill(piece: Piece, index: dict[tuple[str, str], list[_Stored]], optimizer_steps: int) -> None:
+    """Copy what is stored of a piece into it."""
+    stored = index.get((piece.kind, piece.name), [])
+    if piece.kind == STEP:
+        stored = stored[:1]  # the same number wherever it stands
+        if not stored:  # an Adam that counts otherwise wrote it
+            piece.values.fill_(optimizer_steps)
+            return
+    missing = piece.values.numel()
+    for run in stored:
+        first, last = max(piece.start, run.start), min(piece.start + piece.values.numel(), run.start + run.length)
+        if first < last:
+            part = run.file.get_slice(run.key)[first - run.start : last - run.start]
+            piece.values[first - piece.start : last - piece.start].copy_(part)
+            missing -= last - first
+    if missing:
+        raise UserError(
+            f"the checkpoint lacks {missing:,} values of {piece.kind} of {piece.name}: it was made with "
+            "another optimizer or model"
+        )
+
+
+def _local(file: Any) -> Iterator[tuple[str, Tensor]]:
+    for key in file.keys():  # noqa: SIM118
+        kind, name, _ = key.split("|")
+        if kind == _LOCAL:
+            yield name, file.get_tensor(key)

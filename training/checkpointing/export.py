@@ -1,0 +1,76 @@
+"""Weights out of a running engine, under their Hugging Face names, whichever rank holds them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from corpus.tokenizer import write_hf_tokenizer
+from model import CausalLM, ModelConfig, save_model
+from model.parameter_names import hf_name, is_expert
+from training.checkpointing.disk import raise_together, reason_of, sync
+
+
+def gather_weights(engine: Any, config: ModelConfig) -> dict[str, Tensor]:
+    """All weights by Hugging Face name; a collective call, every rank gets them.
+
+    Tensors of the rank's own are views of the live weights, not copies: use them before the next step.
+    """
+    from deepspeed.utils import groups
+
+    own = {hf_name(name, engine.module): parameter.detach() for name, parameter in engine.module.named_parameters()}
+    if config.use_moe and config.ep_size > 1:
+        group = groups._get_expert_parallel_group(f"ep_size_{config.ep_size}")
+        experts = {name: tensor.cpu() for name, tensor in own.items() if is_expert(name)}
+        parts: list[Any] = [None] * config.ep_size
+        dist.all_gather_object(parts, experts, group=group)
+        device = next(iter(own.values())).device
+        for part in parts:
+            own |= {name: tensor.to(device) for name, tensor in part.items() if name not in own}
+    return own
+
+
+def inference_model(engine: Any, config: ModelConfig) -> CausalLM:
+    """The live weights in the form that generates; a collective call.
+
+    No copy on a GPU. On CPU it is one in fp32: for the few rows of a decoding step bf16 takes half as long again.
+    """
+    with torch.device("meta"):
+        model = CausalLM(config.for_inference())
+    model.load_state_dict(gather_weights(engine, config), strict=True, assign=True)
+    return (model.float() if engine.device.type == "cpu" else model).eval()
+
+
+def export_model(engine: Any, config: ModelConfig, tokenizer: Path, folder: Path) -> None:
+    """Write `folder` as a Hugging Face model; a collective call, rank 0 writes.
+
+    DiskFull on all ranks if it cannot; the model that was there stays as it was.
+    """
+    weights, failure = gather_weights(engine, config), None
+    if dist.get_rank() == 0:
+        try:
+            _write(folder, config, tokenizer, weights)
+        except OSError as error:
+            failure = reason_of(error)
+    raise_together(failure, folder, engine.device)
+
+
+def _write(folder: Path, config: ModelConfig, tokenizer: Path, weights: dict[str, Tensor]) -> None:
+    """All files beside the folder first, the weights last into it: all others are the same throughout a run."""
+    beside = folder.with_name(folder.name + ".new")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    try:
+        write_hf_tokenizer(tokenizer, beside)
+        save_model(beside, config, weights)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(beside.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            os.replace(path, folder / path.name)
+        sync(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

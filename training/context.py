@@ -1,0 +1,54 @@
+"""All that a run was started with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.console import Console
+from common.hardware import Device
+from corpus.shards import Corpus
+from model import ModelConfig
+from training.config.command_line import Options
+from training.config.resolve import Resolved
+from training.processes.process_group import World
+from training.processes.stopping import StopRequest
+from training.processes.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Chosen, opened and resolved before anything is built; the same on every rank but for its place in the world."""
+
+    options: Options
+    output: Path
+    config: ModelConfig
+    resolved: Resolved
+    corpus: Corpus
+    world: World
+    device: Device
+    console: Console
+    stop: StopRequest
+    watchdog: Watchdog
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Of all ranks and accumulated micro-batches."""
+        return self.resolved.train_batch * self.options.max_seq_len
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where they lie."""
+        return self.output / "checkpoints"
+
+    @property
+    def unigram(self) -> float:
+        """The loss of a model that knows only how frequent each token is, in nats a token."""
+        ladder = self.corpus.ladder
+        return ladder.unigram if ladder else self.corpus.manifest.entropy_nats
+
+    def bytes_per_token(self, split: str) -> float:
+        """To turn nats a token into bits a byte, which do not depend on the tokenizer."""
+        info = self.corpus.manifest.splits[split]
+        return info.bytes / info.tokens if info.tokens else math.nan

@@ -1,0 +1,71 @@
+"""Validation loss, shared out over the ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from corpus.shards import TokenStream
+from training.processes.process_group import World, sum_over_ranks
+from training.sampler import tensors
+
+IGNORED = -100  # cross-entropy's mark for a target that does not count
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`loss` in nats a token over `tokens` targets."""
+
+    loss: float
+    tokens: int
+    bits_per_byte: float
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), infinite rather than an overflow."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+def evaluate(
+    engine: Any,
+    stream: TokenStream,
+    rows: list[int],
+    *,
+    seq_len: int,
+    micro_batch: int,
+    world: World,
+    bytes_per_token: float,
+    give_up: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Mean negative log-likelihood of `rows`; a collective call with the same number of passes on every rank.
+
+    `give_up` is asked before each pass, must answer alike on all ranks, and ends it with None.
+    """
+    share = math.ceil(len(rows) / world.size)
+    mine = rows[world.rank * share : (world.rank + 1) * share]
+    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)  # read once, at the end: no waiting in between
+    given_up = False
+    engine.eval()
+    with torch.no_grad():
+        for start in range(0, share, micro_batch):
+            # a rank whose share has run out still takes part with as many rows, uncounted: experts on other ranks
+            # exchange as many tokens with each
+            if given_up := give_up():
+                break
+            chosen = mine[start : start + micro_batch]
+            missing = min(micro_batch, share - start) - len(chosen)
+            ids, targets = tensors(stream, chosen + rows[:1] * missing, seq_len, engine.device)
+            if missing:
+                targets = torch.cat((targets[: len(chosen)], torch.full_like(targets[len(chosen) :], IGNORED)))
+            loss_sum = engine.module.loss_sum(ids, targets)
+            sums += torch.stack((loss_sum.double(), (targets != IGNORED).sum().double()))
+    engine.train()
+    if given_up:
+        return None
+    total, tokens = sum_over_ranks(sums).tolist()
+    loss = total / tokens
+    return Evaluation(loss, int(tokens), loss / math.log(2) / bytes_per_token)

@@ -1,0 +1,128 @@
+"""What a step does to the weights: how many move at all, and how far, on a sample of those that the optimizer steps.
+
+Low-precision training keeps two sets of weights: the rounded ones that the network computes with, and the
+optimizer's own, usually in fp32. An update smaller than half a unit in the last place of the latter is lost, and a run
+whose updates are lost has a flat loss and no other symptom.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.parameter_names import hf_name
+
+
+@dataclass(frozen=True)
+class Update:
+    """Of one rank's share of the sample; a mean over the ranks is that of the run.
+
+    `unchanged` is the share (0..1) of the sampled weights that are bit for bit what they were. `ratio` is rms(change) /
+    rms(weight), the mean over the sampled matrices; a healthy training has it near 1e-3 a step.
+    """
+
+    unchanged: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """Of one parameter's sample on one rank: `unchanged` of `weights` values stayed, `ratio` as in Update."""
+
+    unchanged: int
+    weights: int
+    ratio: float
+
+
+def owned_weights(engine: Any) -> dict[str, Tensor]:
+    """This rank's part of the weights that the optimizer steps, flat views by Hugging Face name.
+
+    With ZeRO-1 and 2 these are fragments of the fp32 partitions, so a parameter may be cut short or missing here and be
+    on another rank; without ZeRO in fp32 they are the parameters themselves. Where DeepSpeed keeps no link between the
+    two (fp16 without ZeRO) they bear the number of their group instead of a name.
+    """
+    named = {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
+    if any(hasattr(parameter, "_hp_mapping") for parameter in named.values()):
+        parts = {
+            hf_name(name, engine.module): parameter._hp_mapping.hp_fragment
+            for name, parameter in named.items()
+            if getattr(parameter, "_hp_mapping", None) is not None
+        }
+    else:
+        groups = [group["params"] for group in engine.optimizer.param_groups]
+        stepped = {id(tensor) for group in groups for tensor in group}
+        if all(id(parameter) in stepped for parameter in named.values()):
+            parts = {hf_name(name, engine.module): parameter for name, parameter in named.items()}
+        else:
+            parts = {
+                f"group {i}, tensor {j}": tensor for i, group in enumerate(groups) for j, tensor in enumerate(group)
+            }
+    return {name: tensor.detach().view(-1) for name, tensor in parts.items()}
+
+
+class WeightSample:
+    """A fixed sample of this rank's weights, looked at before and after; no call is collective.
+
+    At most `per_tensor` values of each parameter, spread evenly over it: a few MB to keep and no pass over the model.
+    """
+
+    def __init__(self, engine: Any, per_tensor: int = 2048) -> None:
+        self.engine, self.per_tensor = engine, per_tensor
+        self._before: dict[str, Tensor] = {}
+        # of one dimension: norms, which start at 1 and would hide the matrices in a root mean square
+        self._vectors = {
+            hf_name(name, engine.module) for name, parameter in engine.module.named_parameters() if parameter.ndim < 2
+        }
+
+    def snapshot(self) -> None:
+        """Remember the weights as they are now."""
+        self._before = {name: part.clone() for name, part in self._sampled().items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """The last snapshot, for this rank's share of a checkpoint."""
+        return self._before
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take over a snapshot of the same rank of as many."""
+        # in its own order, so that means over it are the same to the last digit
+        self._before = {name: state[name].to(self.engine.device) for name in self._sampled()}
+
+    def compare(self) -> Update:
+        """What has changed since the last snapshot; ValueError before the first."""
+        changes = self.changes()
+        total = sum(change.weights for change in changes.values())
+        matrices = [change for name, change in changes.items() if name not in self._vectors] or list(changes.values())
+        return Update(
+            unchanged=sum(change.unchanged for change in changes.values()) / total,
+            ratio=sum(change.ratio for change in matrices) / len(matrices),
+        )
+
+    def changes(self) -> dict[str, Change]:
+        """The same for each parameter that this rank has a part of."""
+        if not self._before:
+            raise ValueError("a comparison needs a snapshot() before it")
+        now = self._sampled()
+        figures = torch.stack([_change(before, now[name]) for name, before in self._before.items()]).tolist()
+        return {
+            name: Change(int(unchanged), before.numel(), ratio)
+            for (name, before), (unchanged, ratio) in zip(self._before.items(), figures, strict=True)
+        }
+
+    def _sampled(self) -> dict[str, Tensor]:
+        # an odd stride, so that a matrix of even width is not sampled in one column only
+        return {
+            name: weights[:: weights.numel() // self.per_tensor | 1][: self.per_tensor]
+            for name, weights in owned_weights(self.engine).items()
+            if weights.numel()
+        }
+
+
+def _change(before: Tensor, now: Tensor) -> Tensor:
+    """(2,): how many are the same, and rms(change) / rms(weight)."""
+    same = (now == before).sum().double()
+    before = before.double()
+    change, size = (now.double() - before).square().mean().sqrt(), before.square().mean().sqrt()
+    return torch.stack((same, change / size.clamp_min(torch.finfo(torch.float32).tiny)))

@@ -1,0 +1,261 @@
+"""`--budget 25h`: a schedule that ends when a total of time over all sessions is used up.
+
+The learning rate falls with the length of the run, so that length must be known before the first step. It is worked out
+from what the parts of the run take on this machine, measured on a throw-away copy, and kept from then on.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from common.errors import UserError
+from corpus.tokenizer import load_tokenizer
+from evaluation.rows import evaluation_rows
+from training.checkpointing import checkpoint
+from training.checkpointing.disk import DiskFull
+from training.checkpointing.export import export_model, inference_model
+from training.checkpointing.run_state import RunState
+from training.config.command_line import Options
+from training.context import RunContext
+from training.evaluation import samples
+from training.evaluation.intervals import intervals
+from training.evaluation.repetition import Probing
+from training.evaluation.validation import evaluate
+from training.monitoring.progress import human_time
+from training.preflight import cost_checks
+from training.preflight.runner import SECONDS as PREFLIGHT_SECONDS
+from training.preflight.runner import checked_rows
+from training.preflight.step_checks import OVERFIT_STEPS
+from training.preflight.trial_engine import MOST_ACCUMULATED, OVERFLOWS, Step, TrialEngine, untouched_randomness
+from training.processes.process_group import broadcast_from_rank0
+
+PROVISIONAL_STEPS = 10_000  # of the run whose copy is measured: the length has no influence on the speed
+MEASURED_SECONDS = 20.0  # that the timed steps may take together
+_FEWEST, _MOST = 3, 20  # timed steps
+_OTHER_STEPS = 10  # of the preflight, beside those on one batch
+_PASSES = 4  # micro-batches of a timed evaluation
+_START_SECONDS = 60.0  # that a session takes at most from its start to its engine, once the corpus is prepared
+_NEAR = 1.02  # what is longer than what is left by less than this is no news
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that the parts of a run take, on the slowest rank."""
+
+    step: float
+    evaluation: float
+    """With its texts and a model that is kept."""
+    sample: float
+    save: float
+    build: float
+    """Of the engine."""
+    setup: float
+    """Of one session until its first step, without preparing the corpus."""
+
+
+def run_seconds(steps: int, costs: Costs, options: Options) -> float:
+    """Of a run in one session, after its set-up."""
+    every = intervals(options, steps)
+    return (
+        steps * costs.step
+        + (1 + math.ceil(steps / every.evaluation)) * costs.evaluation
+        + (1 + math.ceil(steps / every.sample)) * costs.sample
+        + math.ceil(steps / every.save) * costs.save
+    )
+
+
+def total_steps(budget: float, spent: float, costs: Costs, options: Options) -> int:
+    """The longest run that fits `budget` seconds, of which `spent` are gone; UserError if that is none.
+
+    With a --time_limit there will be more sessions than one, each with a set-up and a save of its own.
+    """
+    sessions = 1 if options.time_limit is None else math.ceil(budget / options.time_limit)
+    left = budget - spent - (sessions - 1) * (costs.setup + costs.save)
+    if run_seconds(1, costs, options) > left:
+        needed = budget - left + run_seconds(1, costs, options)
+        raise UserError(
+            f"--budget {human_time(budget)} is too short for a single step: set-up, checks, evaluation and "
+            f"save take about {human_time(needed)} here; give more than that"
+        )
+    fits, too_long = 1, 2
+    while run_seconds(too_long, costs, options) <= left:
+        fits, too_long = too_long, 2 * too_long
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if run_seconds(middle, costs, options) <= left:
+            fits = middle
+        else:
+            too_long = middle
+    return fits
+
+
+def outlook(budget: float, spent: float, steps_left: int, seconds_a_step: float | None) -> str:
+    """What is left of the budget, and where the run will end at the speed of the last session (all included).
+
+    `spent` are the seconds of all sessions so far; `seconds_a_step` is None where there is no speed to go by.
+    """
+    left = budget - spent
+    text = (
+        f"budget: {human_time(left)} left of {human_time(budget)}"
+        if left > 0
+        else f"budget: {human_time(budget)} are used up, and {human_time(-left)} more"
+    )
+    if seconds_a_step is None:
+        return f"{text}, for {steps_left:,} more steps"
+    needed = steps_left * seconds_a_step
+    text += f"; {steps_left:,} more steps at {seconds_a_step:.3g} s, as in the last session, take {human_time(needed)}"
+    if needed > _NEAR * max(0.0, left):
+        return f"WARNING: {text}: {human_time(needed - left)} too long, and the schedule stays as it is"
+    return f"{text}: it ends {human_time(max(0.0, left - needed))} before"
+
+
+@dataclass(frozen=True)
+class Length:
+    """Of a run, worked out from its budget: optimizer steps, the line that states them, and what was measured."""
+
+    steps: int
+    line: str
+    cost: cost_checks.Cost
+
+
+def work_out(run: RunContext, budget: float, now: Callable[[], float]) -> Length:
+    """How many steps of `run` fit `budget` seconds, `now()` of which are gone; collective.
+
+    UserError if it does not fit into memory or on the disk, or no step fits the budget.
+    """
+    run.console.say("budget: measuring what a step, an evaluation and a save take, on a throw-away copy of the run")
+    costs, cost = _measure(run, now)
+    ahead = costs.build + (0.0 if run.options.skip_preflight else preflight_seconds(run, costs, cost))
+    spent = broadcast_from_rank0(run.world, now) + ahead
+    steps = total_steps(budget, spent, costs, run.options)
+    epochs = steps * run.resolved.train_batch / run.corpus.split("train").num_rows(run.options.max_seq_len)
+    return Length(
+        steps,
+        f"budget: {human_time(budget)} at {costs.step:.3g} s a step, evaluations and saves included: "
+        f"{steps:,} steps ({epochs:.3g} epochs)",
+        cost,
+    )
+
+
+def preflight_seconds(run: RunContext, costs: Costs, cost: cost_checks.Cost) -> float:
+    """What the checks will take at most, about: an engine, and steps on a few rows."""
+    rows = checked_rows(run.resolved.micro_batch, run.options.max_seq_len) / run.resolved.micro_batch
+    step = min(run.resolved.accumulation, MOST_ACCUMULATED) * cost.micro * rows + cost.step
+    other = OVERFLOWS if run.resolved.precision == "fp16" else _OTHER_STEPS
+    return min(PREFLIGHT_SECONDS, costs.build + costs.evaluation + (OVERFIT_STEPS + other) * step)
+
+
+def _measure(run: RunContext, now: Callable[[], float]) -> tuple[Costs, cost_checks.Cost]:
+    """On a copy that takes some steps at a rate of 0, evaluates, writes texts and is saved."""
+    started = now()
+    with untouched_randomness():
+        bench = TrialEngine(
+            run.config,
+            run.resolved,
+            seed=run.options.seed,
+            world=run.world,
+            stream=run.corpus.split("train"),
+            seq_len=run.options.max_seq_len,
+        )
+        try:
+            return _measure_parts(run, bench, min(started, _START_SECONDS), now() - started)
+        except (cost_checks.OutOfMemory, RuntimeError, MemoryError) as error:
+            if not (isinstance(error, cost_checks.OutOfMemory) or cost_checks.is_out_of_memory(error)):
+                raise
+            check = cost_checks.judge_out_of_memory(str(error), run.resolved)
+            raise UserError(f"{check.text}: {check.mend}") from None
+        except DiskFull as error:
+            raise UserError(f"{error}: make room, or give another --output") from None
+        finally:
+            bench.close()
+
+
+def _measure_parts(run: RunContext, bench: TrialEngine, start: float, build: float) -> tuple[Costs, cost_checks.Cost]:
+    cost = cost_checks.measure(bench, bench.rows(run.resolved.micro_batch), full=True, steps=1)
+    micro, step = _step_parts(bench, run.resolved.micro_batch)
+    cost = replace(cost, micro=micro, step=step)
+    evaluation, sample = _looks(run, bench)
+    export, save = _writes(run, bench)
+    parts = (evaluation + export, sample, save, build, start + build)
+    evaluation, sample, save, build, setup = _slowest(bench, parts)
+    return Costs(micro * run.resolved.accumulation + step, evaluation, sample, save, build, setup), cost
+
+
+def _slowest(bench: TrialEngine, seconds: Iterable[float]) -> list[float]:
+    """Of all ranks; collective."""
+    return [max(values) for values in zip(*bench.gather(tuple(seconds)), strict=True)]
+
+
+def _step_parts(bench: TrialEngine, micro_batch: int) -> list[float]:
+    """Seconds of a micro-batch, and of what comes after the last of them: medians, on the slowest rank."""
+    taken: list[Step] = []
+    started = bench.clock()
+    while len(taken) < _MOST:
+        taken.append(bench.step(bench.rows(micro_batch, batch=len(taken)), [0.0] * len(bench.peak)))
+        if bench.agree(len(taken) >= _FEWEST and bench.clock() - started > MEASURED_SECONDS):
+            break
+    return _slowest(
+        bench,
+        (
+            statistics.median(step.micro_seconds for step in taken),
+            statistics.median(step.step_seconds for step in taken),
+        ),
+    )
+
+
+def _looks(run: RunContext, bench: TrialEngine) -> tuple[float, float]:
+    """Seconds of an evaluation with the texts that repetition is counted in, and of a sample."""
+    options, val, micro_batch = run.options, run.corpus.split("val"), run.resolved.micro_batch
+    if not len(val):
+        return 0.0, 0.0
+    evaluation, rows = 0.0, evaluation_rows(val.num_rows(options.max_seq_len), options.eval_tokens, options.max_seq_len)
+    if rows:
+        few = rows[: _PASSES * run.world.size * micro_batch]
+        loss = _second_time(
+            bench,
+            lambda: evaluate(
+                bench.engine,
+                val,
+                few,
+                seq_len=options.max_seq_len,
+                micro_batch=micro_batch,
+                world=run.world,
+                bytes_per_token=1.0,
+            ),
+        )
+        probing = Probing(val, run.config, seq_len=options.max_seq_len, seed=options.seed, world=run.world)
+        evaluation = loss * len(rows) / len(few) + _second_time(bench, lambda: probing.figures(bench.engine))
+    tokenizer = load_tokenizer(run.corpus.tokenizer_path)
+    prompts = samples.fixed_prompts(val, tokenizer, run.config)
+
+    def sample() -> None:
+        model = inference_model(bench.engine, run.config)
+        if prompts and run.world.rank == 0:
+            samples.continue_prompts(model, tokenizer, prompts, options.seed)
+
+    return evaluation, _second_time(bench, sample)
+
+
+def _second_time(bench: TrialEngine, work: Callable[[], object]) -> float:
+    """Seconds that `work` takes when it is not new."""
+    work()
+    started = bench.clock()
+    work()
+    return bench.clock() - started
+
+
+def _writes(run: RunContext, bench: TrialEngine) -> tuple[float, float]:
+    """Seconds of keeping a model and of a checkpoint, where the run will write them."""
+    folder = run.output / "measuring"
+    try:
+        started = bench.clock()
+        export_model(bench.engine, run.config, run.corpus.tokenizer_path, folder / "model")
+        export = bench.clock() - started
+        return export, checkpoint.save(bench.engine, folder, RunState(), 1, {}).seconds
+    finally:
+        if run.world.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,139 @@
+"""When the numbers go wrong: what is not finite, where in the network it begins, and on which rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from corpus.shards import TokenStream
+from training import sampler
+from training.checkpointing.disk import append_whole
+from training.checkpointing.optimizer_shards import MASTER, pieces
+from training.engine import loss_scale, loss_scaler
+
+# In fp16 one batch may overflow going forward too; its step is skipped like any other, and three are no accident
+FP16_LOSSES_IN_A_ROW = 3
+
+
+class Diverged(Exception):
+    """The run cannot go on from where it is; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """`what` was seen at optimizer step `step`, trained on global batch `batch` of the order of the data, made of
+    `rows` of the training split; `where` is the first place in the network that is not finite.
+    """
+
+    step: int
+    batch: int
+    rows: list[int]
+    what: str
+    where: str
+
+    def write(self, folder: Path) -> None:
+        """A line of divergence.jsonl, if the disk has room for it: it is told on the terminal, too."""
+        line = json.dumps(asdict(self), ensure_ascii=False) + "\n"
+        with suppress(OSError):
+            append_whole(folder / "divergence.jsonl", line.encode())
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} at step {self.step:,}, on batch {self.batch:,} of the data (rows {_few(self.rows)}); "
+            f"{self.where}"
+        )
+
+
+class NonFiniteMonitor:
+    """Looks at every step, on every rank alike, and says what is wrong with it."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.fp16 = engine, engine.fp16_enabled()
+        self.bad_losses = 0  # in a row
+        self.stepped = True  # whether the step that was looked at last has reached the weights
+        scaler = loss_scaler(engine)
+        if hasattr(scaler, "raise_error_at_min_scale"):
+            scaler.raise_error_at_min_scale = False  # the loop stops in order, with a report
+        self.lowest_scale = getattr(scaler, "min_scale", None) or getattr(scaler, "min_loss_scale", None)
+
+    def loss(self, finite: bool) -> str | None:
+        """Before the weights are stepped: `finite` is whether the losses of all ranks and micro-batches are."""
+        self.stepped = False
+        self.bad_losses = 0 if finite else self.bad_losses + 1
+        if finite or (self.fp16 and self.bad_losses < FP16_LOSSES_IN_A_ROW):
+            return None
+        return "the loss is not a finite number" + (f" ({self.bad_losses} steps in a row)" if self.fp16 else "")
+
+    def step(self, scale_before: float | None) -> str | None:
+        """After it, with the loss scale it was taken at; the same on every rank as DeepSpeed reduces what it reads."""
+        self.stepped = True
+        skipped = not self.engine.was_step_applied()
+        if self.fp16:
+            if skipped and self.lowest_scale and scale_before == self.lowest_scale == loss_scale(self.engine):
+                return f"the gradients overflow fp16 even at the lowest loss scale ({self.lowest_scale:g})"
+            return None
+        norm = self.engine.get_global_grad_norm()
+        # DeepSpeed writes -1 for a norm that is not finite
+        if skipped or (norm is not None and not 0 <= float(norm) < math.inf):
+            return "the gradient norm is not a finite number"
+        return None
+
+
+def locate(engine: Any, stream: TokenStream, micro_batches: list[list[int]], seq_len: int) -> str:
+    """Where in the network it begins; a collective call, `micro_batches` are this rank's rows of the step."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, _bad_weights(engine))
+    if bad := list(dict.fromkeys(name for part in parts for name in part)):
+        return f"{len(bad)} weight tensor{'s' if len(bad) > 1 else ''} not finite, {bad[0]} among them"
+    dist.all_gather_object(parts, _first_bad_output(engine, stream, micro_batches, seq_len))
+    found = [part for part in parts if part]
+    if found:
+        return f"all weights are finite, the output of {found[0]} is not"
+    return "all weights and the outputs of all layers are finite, so it arises in the loss or going backward"
+
+
+def _bad_weights(engine: Any) -> list[str]:
+    return [piece.name for piece in pieces(engine) if piece.kind == MASTER and not piece.values.isfinite().all()]
+
+
+def _first_bad_output(engine: Any, stream: TokenStream, micro_batches: list[list[int]], seq_len: int) -> str | None:
+    """The first module, in the order of computing, with an output that is not finite; passes over all rows."""
+    found: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensors = output if isinstance(output, tuple) else (output,)
+            if not found and any(
+                torch.is_tensor(t) and t.is_floating_point() and not t.isfinite().all() for t in tensors
+            ):
+                found.append(name)
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(look(name))
+        for name, module in engine.module.named_modules()
+        if name and not list(module.children())
+    ]
+    try:
+        with torch.no_grad():
+            for rows in micro_batches:  # all of them on every rank: experts may be on other ranks
+                ids, targets = sampler.tensors(stream, rows, seq_len, engine.device)
+                engine.module.loss_sum(ids, targets)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
+
+
+def _few(rows: list[int]) -> str:
+    shown = ", ".join(map(str, rows[:4]))
+    return shown if len(rows) <= 4 else f"{shown} and {len(rows) - 4} more, all in divergence.jsonl"

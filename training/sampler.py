@@ -1,0 +1,46 @@
+"""The order in which training rows are seen: one endless stream of shuffled epochs, whatever the number of ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from corpus.shards import TokenStream
+
+
+class SampleStream:
+    """Sample number n of a run -> row of the corpus.
+
+    Epoch e is a permutation seeded by (seed, e), so that the order depends neither on the number of ranks nor on
+    where a run was interrupted, and no partial batch is thrown away at an epoch's end.
+    """
+
+    def __init__(self, rows: int, seed: int) -> None:
+        if rows < 1:
+            raise ValueError("a stream needs at least one row")
+        self.rows, self.seed = rows, seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __getitem__(self, sample: int) -> int:
+        epoch, place = divmod(sample, self.rows)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.rows)
+        return int(self._order[place])
+
+    def micro_batch(
+        self, step: int, micro_step: int, rank: int, *, micro_batch: int, accumulation: int, world_size: int
+    ) -> list[int]:
+        """Rows of one rank in one micro-step; over ranks and micro-steps they tile the step's global batch."""
+        first = ((step * accumulation + micro_step) * world_size + rank) * micro_batch
+        return [self[sample] for sample in range(first, first + micro_batch)]
+
+
+def tensors(
+    stream: TokenStream, rows: list[int], seq_len: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(inputs, targets), both (B, seq_len) int64; targets are the inputs shifted by one."""
+    ids = torch.from_numpy(stream.batch(rows, seq_len))
+    if device.type == "cuda":
+        ids = ids.pin_memory().to(device, non_blocking=True)
+    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
