@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.command_line import Parser
+from common.command_line import Parser, run_script
 from common.errors import UserError
 
 if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
@@ -312,21 +312,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        run(parse_arguments(argv))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # whoever reads the output, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # of the output: prompts and model turn their own into UserErrors
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"the text cannot be written ({error.strerror}): send it to another place", file=sys.stderr)
-        return 1
-    return 0
+    """Return the exit status: 0, 2 for wrong input, 130 after Ctrl-C, 1 if the text could not be written."""
+    return run_script(lambda: run(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

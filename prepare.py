@@ -11,13 +11,12 @@ again what is in a folder that was made before; report.json there holds it for p
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from common.command_line import Parser
+from common.command_line import Parser, run_script
 from common.errors import UserError
 from corpus import report
 from corpus.fingerprint import (
@@ -81,48 +80,37 @@ def write_page(path: Path, found: dict[str, Any], heading: str, language: str) -
         raise UserError(f"--html {path} cannot be written ({error.strerror}); the corpus itself is complete") from None
 
 
-def main() -> int:
-    """Prepare and report; the exit status is 2 for bad input and 130 after Ctrl-C."""
-    try:
-        options = parse_arguments()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(options: argparse.Namespace) -> None:
+    """Prepare, or look at what was prepared before, and print the report."""
     # A polite kill cleans up like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        manifest = (
-            Manifest.read(options.report)
-            if options.report
-            else prepare(
-                options.input,
-                options.output,
-                tokenizer=options.tokenizer,
-                vocab_size=options.vocab_size,
-                dedup=options.dedup,
-                repetition=options.repetition,
-                val_fraction=options.val_fraction,
-                val_inputs=options.val_input,
-                workers=options.workers,
-                max_bad_share=options.max_bad_share,
-                shard_tokens=options.shard_tokens,
-            )
+    manifest = (
+        Manifest.read(options.report)
+        if options.report
+        else prepare(
+            options.input,
+            options.output,
+            tokenizer=options.tokenizer,
+            vocab_size=options.vocab_size,
+            dedup=options.dedup,
+            repetition=options.repetition,
+            val_fraction=options.val_fraction,
+            val_inputs=options.val_input,
+            workers=options.workers,
+            max_bad_share=options.max_bad_share,
+            shard_tokens=options.shard_tokens,
         )
-        folder = options.report or options.output
-        found = report.read(folder)
-        if options.html:
-            write_page(options.html, found, str(folder), options.lang)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; {options.output} is as it was", file=sys.stderr)
-        return 130
-    try:
-        print("\n".join(report.lines(manifest, found)), flush=True)
-    except BrokenPipeError:  # whoever reads the output, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    )
+    folder = options.report or options.output
+    found = report.read(folder)
+    if options.html:
+        write_page(options.html, found, str(folder), options.lang)
+    print("\n".join(report.lines(manifest, found)))
+
+
+def main() -> int:
+    """Return the exit status: 0, 2 for wrong input, 130 after Ctrl-C."""
+    return run_script(lambda: run(parse_arguments()), interrupted=lambda: "interrupted; the output folder is as it was")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,23 @@
-"""The command lines' parser: one sentence for wrong input, and the flag that a misspelled one was meant to be."""
+"""What the scripts' command lines share: the parser, converters for `type=`, and one way to run and to end.
+
+Wrong input gets one sentence and exit status 2; a misspelled flag is answered with the nearest one that exists.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from common.errors import UserError
 
 _MOST_NAMED = 3
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+_LONGEST_SECONDS = 10 * 365 * 86400.0
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,3 +44,105 @@ class Parser(argparse.ArgumentParser):
         known = [name for name, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS]
         near = difflib.get_close_matches(flag, known, n=1)
         return f"; there is no {flag[:60]}" + (f", did you mean {near[0]}?" if near else "")
+
+
+def boolean(text: str) -> bool:
+    """Convert `true` or `false`, as JSON writes them."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def duration(text: str) -> float:
+    """Return the seconds of "11h30m", "45m", "90s" or a plain number of seconds."""
+    match = _DURATION.fullmatch(text)
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        seconds = float(text)
+    elif match and text:
+        hours, minutes, rest = (float(part or 0) for part in match.groups())
+        seconds = 3600 * hours + 60 * minutes + rest
+    else:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a duration: write it like 11h30m, 45m or 90s")
+    if not 0 < seconds <= _LONGEST_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is too {'long' if seconds else 'short'} a time: give more than 0 and at most ten years"
+        )
+    return seconds
+
+
+def whole(text: str) -> int:
+    """Convert a whole number of at least 0; 1_000 and 1,000 are read too."""
+    if not re.fullmatch(r"\d[\d_,]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text.replace(",", "").replace("_", ""))
+
+
+def positive(text: str) -> int:
+    """Convert a whole number of at least 1."""
+    if (value := whole(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too small: give at least 1")
+    return value
+
+
+def amount(text: str) -> float:
+    """Convert a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return value
+
+
+def at_least_zero(text: str) -> float:
+    """Convert a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
+    return value
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Return a converter that takes one of `choices` and nothing else."""
+
+    def convert(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"{text!r} must be one of {', '.join(choices)}")
+        return text
+
+    return convert
+
+
+def run_script(body: Callable[[], object], *, interrupted: Callable[[], str] = lambda: "") -> int:
+    """Run the body of a script and return the exit status for the shell.
+
+    0 is success, 2 is wrong input (a UserError, printed as it is), 130 is Ctrl-C, after which `interrupted()` says
+    what became of the output. A reader that has enough (`| head`) ends the script in silence; an output that cannot
+    be written to is status 1.
+    """
+    try:
+        body()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{interrupted()}".rstrip(), file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        print(f"the output cannot be written ({error.strerror}): send it to another place", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _discard_output() -> None:
+    """Let the interpreter's last flush succeed: what is still buffered has nowhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

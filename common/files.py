@@ -1,15 +1,19 @@
-"""Reading files that anyone may have made: plain files alone, and none larger than its kind can be.
+"""Files, read with care and replaced whole.
 
-What is wrong becomes an OSError, so that the caller words it with its own mend.
+Reading takes plain files alone, and none larger than its kind can be; writing leaves the new content or the old, never
+half of one. What goes wrong is an OSError, so that the caller words it with its own hint.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import stat
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 # Without it, opening a named pipe waits for somebody to write into it.
 _DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -39,6 +43,89 @@ def read_text(path: Path, most_bytes: int, encoding: str = "utf-8") -> str:
     if len(data) > most_bytes:
         raise OSError(errno.EFBIG, f"larger than {most_bytes // 2**20} MB")
     return data.decode(encoding)
+
+
+def read_json(path: Path, most_bytes: int) -> Any:
+    """The value in a JSON file of at most `most_bytes`; OSError if it cannot be read, ValueError if it is no JSON."""
+    try:
+        return json.loads(read_text(path, most_bytes))
+    except RecursionError:
+        raise ValueError("blocks within blocks without end") from None
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder, even if the machine goes away."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_files(files: dict[Path, Callable[[Path], object]]) -> None:
+    """Write several files, each by its function, beside their places; flush them to the disk, and only then rename.
+
+    A reader never meets half a file, and an error (a full disk) leaves what was there before.
+    """
+    beside = {path: path.with_name(path.name + ".new") for path in files}
+    try:
+        for path, write in files.items():
+            write(beside[path])
+            os.chmod(beside[path], beside[next(iter(files))].stat().st_mode)  # safetensors' own is for the owner alone
+            sync(beside[path])
+        for path in files:
+            os.replace(beside[path], path)
+    except BaseException:
+        for path in beside.values():
+            path.unlink(missing_ok=True)
+        raise
+    for folder in {path.parent for path in files}:
+        sync(folder)
+
+
+def replace_bytes(path: Path, chunks: Iterable[bytes]) -> None:
+    """Give `path` a new content, whole or not at all."""
+
+    def write(place: Path) -> None:
+        with place.open("wb") as file:
+            file.writelines(chunks)
+
+    replace_files({path: write})
+
+
+def append_whole(path: Path, data: bytes) -> None:
+    """Write all of `data` at the end of `path`, or none of it and raise OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(descriptor, data[written:])
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that this user may write, on the disk of `path` or of the folder that it will be made in."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder that may not be there, or be changing."""
+    total = 0
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:
+            continue
+    return total
 
 
 def printable(value: object, most: int = 200) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common.files import replace_files
 from model.config import ModelConfig, ModelConfigError
 from model.network import CausalLM
 
@@ -29,7 +28,7 @@ def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) ->
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     text = json.dumps(config.for_inference().to_hf(dtype), indent=2, ensure_ascii=False) + "\n"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    _replace(
+    replace_files(
         {
             folder / "config.json": lambda path: path.write_text(text, encoding="utf-8"),
             folder / "model.safetensors": lambda path: _save_tensors(tensors, path),
@@ -43,33 +42,6 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else None, str(error), str(path)) from None
-
-
-def _replace(files: dict[Path, Callable[[Path], object]]) -> None:
-    """Write all beside their places, flush them to the disk, and only then rename: a reader never meets half a file."""
-    beside = {path: path.with_name(path.name + ".new") for path in files}
-    try:
-        for path, write in files.items():
-            write(beside[path])
-            os.chmod(beside[path], beside[next(iter(files))].stat().st_mode)  # safetensors' own is for the owner alone
-            _sync(beside[path])
-        for path in files:
-            os.replace(beside[path], path)
-    except BaseException:
-        for path in beside.values():
-            path.unlink(missing_ok=True)
-        raise
-    for folder in {path.parent for path in files}:
-        _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    """Without it a renamed file can be empty after a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> CausalLM:

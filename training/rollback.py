@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from common.files import append_whole
 from corpus.shards import TokenStream
 from training import sampler
-from training.checkpointing.disk import append_whole
 from training.checkpointing.optimizer_shards import MASTER, pieces
 from training.engine import loss_scale, loss_scaler
 

@@ -28,11 +28,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import printable, read_text
+from common.files import printable, read_text, replace_bytes, sync
 from common.shape import COUNT, EACH, FLAG, NUMBER, TEXT, Maybe, fits
 from corpus.fingerprint import sha256_file
 from training.checkpointing import engine_state
-from training.checkpointing.disk import DiskFull, replace_bytes, sync
+from training.checkpointing.disk import DiskFull
 from training.checkpointing.run_state import RunState
 
 FORMAT = 2  # 1 was DeepSpeed's own files

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from common.errors import UserError
+from common.files import append_whole, free_bytes, replace_bytes, sync
 from model import ModelConfig, count_parameters
 from training.config.resolve import Resolved
 from training.planning.memory import parameter_split
@@ -133,47 +133,7 @@ class Appender:
             self.notice.worked(self.path)
 
 
-def append_whole(path: Path, data: bytes) -> None:
-    """All of `data` at the end of `path`, or none of it and an OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        size = os.fstat(descriptor).st_size
-        try:
-            written = 0
-            while written < len(data):
-                written += os.write(descriptor, data[written:])
-        except OSError:
-            os.ftruncate(descriptor, size)
-            raise
-    finally:
-        os.close(descriptor)
-
-
 # --- files that are replaced ------------------------------------------------------------------------------------------
-
-
-def sync(path: Path) -> None:
-    """Have the disk hold a file, or the names in a folder, even if the machine goes away."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_bytes(path: Path, chunks: Iterable[bytes]) -> None:
-    """A new content for `path`, whole or not at all; OSError leaves the old one and nothing beside it."""
-    beside = path.with_name(path.name + ".new")
-    try:
-        with beside.open("wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def keep_whole(path: Path, data: bytes, kept: bytes) -> None:
@@ -201,25 +161,6 @@ def write_text(path: Path, text: str, say: Callable[[str], None]) -> bool:
 
 
 # --- before the start -------------------------------------------------------------------------------------------------
-
-
-def free_bytes(path: Path) -> int:
-    """That this user may write, on the disk of `path` or of the folder that it will be made in."""
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of all files in a folder that may not be there, or be changing."""
-    total = 0
-    for path in folder.rglob("*") if folder.is_dir() else ():
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:
-            continue
-    return total
 
 
 def checkpoint_bytes(config: ModelConfig, resolved: Resolved) -> int:

@@ -11,10 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common.files import sync
 from corpus.tokenizer import write_hf_tokenizer
 from model import CausalLM, ModelConfig, save_model
 from model.parameter_names import hf_name, is_expert
-from training.checkpointing.disk import raise_together, reason_of, sync
+from training.checkpointing.disk import raise_together, reason_of
 
 
 def gather_weights(engine: Any, config: ModelConfig) -> dict[str, Tensor]:

@@ -3,90 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from common.command_line import Parser
+from common.command_line import Parser, amount, at_least_zero, boolean, duration, one_of, positive, whole
 from common.errors import UserError
 from corpus.fingerprint import DEDUP_CHOICES, REPETITION_CHOICES
 from model.config import ModelConfig, ModelConfigError
-
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
-_LONGEST_SECONDS = 10 * 365 * 86400.0
-
-
-def boolean(text: str) -> bool:
-    """`true` or `false`, as in the JSON."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-
-
-def duration(text: str) -> float:
-    """Seconds of "11h30m", "45m", "90s" or a plain number of seconds."""
-    match = _DURATION.fullmatch(text)
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        seconds = float(text)
-    elif match and text:
-        hours, minutes, rest = (float(part or 0) for part in match.groups())
-        seconds = 3600 * hours + 60 * minutes + rest
-    else:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no duration: write it like 11h30m, 45m or 90s")
-    if not 0 < seconds <= _LONGEST_SECONDS:
-        raise argparse.ArgumentTypeError(
-            f"{text[:40]!r} is too {'long' if seconds else 'short'} a time: give more than 0 and at most ten years"
-        )
-    return seconds
-
-
-def whole(text: str) -> int:
-    """A whole number of at least 0."""
-    if not re.fullmatch(r"\d[\d_,]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
-    return int(text.replace(",", "").replace("_", ""))
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if (value := whole(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is too small: give at least 1")
-    return value
-
-
-def amount(text: str) -> float:
-    """A number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be above 0")
-    return value
-
-
-def at_least_zero(text: str) -> float:
-    """A finite number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
-    return value
-
-
-def one_of(*choices: str) -> Callable[[str], str]:
-    """One of some words."""
-
-    def convert(text: str) -> str:
-        if text not in choices:
-            raise argparse.ArgumentTypeError(f"{text!r} must be one of {', '.join(choices)}")
-        return text
-
-    return convert
 
 
 def _flag(default: Any, text: str, convert: Callable[[str], Any], metavar: str | None = None, **more: Any) -> Any:

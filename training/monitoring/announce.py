@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from common.files import size_of
 from corpus.report import loss_to_beat
 from model import count_parameters
 from training.checkpointing import disk
@@ -53,7 +54,7 @@ def _write_record(context: RunContext) -> None:
 
 def room_on_disk(context: RunContext) -> str:
     """What the run takes on the disk, for people; UserError if there is too little of it."""
-    existing = disk.size_of(context.checkpoints) + disk.size_of(context.output / "model")
+    existing = size_of(context.checkpoints) + size_of(context.output / "model")
     return disk.check_room(
         context.output,
         disk.checkpoint_bytes(context.config, context.resolved),

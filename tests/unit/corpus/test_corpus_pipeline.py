@@ -361,7 +361,7 @@ def test_command_line(jsonl, tmp_path: Path) -> None:
     assert "train 99 documents" in said and "tokenizer 300 entries" in said
     assert Corpus.open(tmp_path / "deep" / "out").manifest.splits["val"].documents == 1
     failed = run_script("--input", "nowhere.jsonl", "--output", "out", cwd=tmp_path)
-    assert (failed.returncode, failed.stderr) == (2, "error: nowhere.jsonl: no such file\n")
+    assert (failed.returncode, failed.stderr) == (2, "nowhere.jsonl: no such file\n")
 
 
 def test_neither_script_nor_workers_import_torch() -> None:

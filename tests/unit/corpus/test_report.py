@@ -283,7 +283,7 @@ def test_report_of_a_folder_made_before(prepared: Path, tmp_path: Path) -> None:
     assert done.stdout == "\n".join(report.lines(Manifest.read(prepared), report.read(prepared))) + "\n"
     missing = run_script("--report", tmp_path / "none")
     assert (missing.returncode, missing.stdout) == (2, "")
-    assert missing.stderr == f"error: {tmp_path / 'none'}: no manifest.json here; make the folder with prepare.py\n"
+    assert missing.stderr == f"{tmp_path / 'none'}: no manifest.json here; make the folder with prepare.py\n"
     for flags, said in (
         (("--report", prepared, "--output", "x"), "leave out --input and --output"),
         (("--output", "x"), "the following arguments are required: --input"),

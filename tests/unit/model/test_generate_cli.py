@@ -303,4 +303,4 @@ def test_a_full_disk_is_said_in_one_line(model_folder):
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "the text cannot be written (No space left on device): send it to another place\n"
+    assert done.stderr == "the output cannot be written (No space left on device): send it to another place\n"

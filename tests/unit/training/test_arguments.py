@@ -28,7 +28,7 @@ def test_durations(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "h", "-5m", "5x", "30m11h", "1 h", "1h30", "inf", "nan"])
 def test_durations_that_are_none(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="no duration"):
+    with pytest.raises(argparse.ArgumentTypeError, match="not a duration"):
         duration(text)
 
 
@@ -43,24 +43,24 @@ def test_times_that_no_run_takes(text, what):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--time_limit", "5x"], "'5x' is no duration: write it like 11h30m, 45m or 90s"),
-        (["--max_steps", "-1"], "'-1' is no whole number of at least 0"),
+        (["--time_limit", "5x"], "'5x' is not a duration: write it like 11h30m, 45m or 90s"),
+        (["--max_steps", "-1"], "'-1' is not a whole number of at least 0"),
         (["--max_steps", "0"], "0 is too small: give at least 1"),
-        (["--max_steps", "1.5"], "'1.5' is no whole number"),
-        (["--max_steps", "many"], "'many' is no whole number"),
-        (["--seed", "-1"], "'-1' is no whole number"),
+        (["--max_steps", "1.5"], "'1.5' is not a whole number"),
+        (["--max_steps", "many"], "'many' is not a whole number"),
+        (["--seed", "-1"], "'-1' is not a whole number"),
         (["--epochs", "0"], "0 must be above 0"),
         (["--epochs", "-2"], "-2 must be above 0"),
         (["--epochs", "nan"], "nan must be above 0"),
         (["--epochs", "inf"], "inf must be above 0"),
-        (["--epochs", "two"], "'two' is no number"),
+        (["--epochs", "two"], "'two' is not a number"),
         (["--use_moe", "yes"], "'yes' is neither true nor false"),
         (["--hidden_size", "0"], "0 is too small"),
-        (["--hidden_size", "-512"], "'-512' is no whole number"),
+        (["--hidden_size", "-512"], "'-512' is not a whole number"),
         (["--router_aux_loss_coef", "-0.1"], "-0.1 must be at least 0"),
         (["--capacity_factor", "nan"], "nan must be at least 0"),
         (["--initializer_range", "inf"], "inf must be at least 0"),
-        (["--rope_theta", "big"], "'big' is no number"),
+        (["--rope_theta", "big"], "'big' is not a number"),
         (["--max_step", "3"], "unrecognized arguments: --max_step 3"),
         (["--set"], "expected at least one argument"),
         (["stray"], "unrecognized arguments: stray"),
@@ -107,10 +107,10 @@ def test_a_flag_wins_over_the_block_which_wins_over_the_default():
     ("block", "words"),
     [
         ({"epochs": -1}, "epochs: -1 must be above 0"),
-        ({"max_steps": 1.5}, "max_steps: '1.5' is no whole number"),
+        ({"max_steps": 1.5}, "max_steps: '1.5' is not a whole number"),
         ({"use_moe": 1}, "use_moe: '1' is neither true nor false"),
-        ({"hidden_size": True}, "hidden_size: 'true' is no whole number"),
-        ({"time_limit": "long"}, "time_limit: 'long' is no duration"),
+        ({"hidden_size": True}, "hidden_size: 'true' is not a whole number"),
+        ({"time_limit": "long"}, "time_limit: 'long' is not a duration"),
         ({"ep_size": 0}, "ep_size: 0 is too small"),
     ],
 )

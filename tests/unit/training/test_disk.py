@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from common import files
 from common.errors import UserError
 from model import ModelConfig
 from training.checkpointing import checkpoint, disk
@@ -250,7 +251,7 @@ def test_what_a_run_has_written_already_is_not_needed_again(tmp_path):
 
 
 def test_the_free_room_is_that_of_the_disk_where_the_run_will_be(small_disk):
-    assert disk.free_bytes(small_disk / "runs" / "new") == shutil.disk_usage(small_disk).free <= 2**20
+    assert files.free_bytes(small_disk / "runs" / "new") == shutil.disk_usage(small_disk).free <= 2**20
     with pytest.raises(UserError, match=r"only [\d.]+ MB free"):
         check_room(small_disk / "runs" / "new", MB, MB, 2, 0)
 
@@ -259,8 +260,8 @@ def test_the_size_of_a_run_so_far(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "one").write_bytes(bytes(100))
     (tmp_path / "two").write_bytes(bytes(10))
-    assert disk.size_of(tmp_path) == 110
-    assert disk.size_of(tmp_path / "none") == 0
+    assert files.size_of(tmp_path) == 110
+    assert files.size_of(tmp_path / "none") == 0
 
 
 CONFIG = ModelConfig(
