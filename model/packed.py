@@ -72,8 +72,8 @@ class _BlockAttention(torch.autograd.Function):
     """Softmax attention, a block of queries at a time against the keys that its documents reach back to.
 
     PyTorch's kernel for CPUs computes what the mask hides as well, and its backward pass takes twice the time of these
-    matrix products (docs/performance.md). The query heads that share a key are one matrix, so no key is repeated. The
-    probabilities are kept for the backward pass.
+    matrix products (docs/dev/performance.md). The query heads that share a key are one matrix, so no key is repeated.
+    The probabilities are kept for the backward pass.
     """
 
     @staticmethod

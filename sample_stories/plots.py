@@ -433,6 +433,6 @@ PLOTS: list[Callable[[Teller], None]] = [
     animal,
     umbrella,
 ]
-# A third of the plots and half of the people, for a model that has minutes on two CPU cores (docs/LOG.md).
+# A third of the plots and half of the people, for a model that has minutes on two CPU cores (docs/dev/log.md).
 HAMLET_PLOTS: list[Callable[[Teller], None]] = [lost, swap, plant, umbrella]
 HAMLET_PEOPLE = ["小明", "小红", "阿福", "丽丽", "乐乐", "小兰", "王爷爷", "李奶奶", "周老师", "赵大爷"]

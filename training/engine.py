@@ -68,7 +68,7 @@ def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, r
     """The network under `deepspeed.initialize`; torch.distributed must be up.
 
     Nothing is compiled at the first start: on CPU, DeepSpeed's shared-memory all-reduce would be (half a minute, and a
-    failure where there is no compiler), and what it gains over gloo was lost in the noise (docs/LOG.md).
+    failure where there is no compiler), and what it gains over gloo was lost in the noise (docs/dev/log.md).
     """
     import deepspeed
 

@@ -5,7 +5,7 @@ step goes into them on a CPU: their cost is that of the matrices, not of the tok
 polynomial that is best for it (Amsel et al. 2025, "The Polar Express", arXiv 2505.16932) in place of one for all, and
 works on the small square matrix X X^T instead of the wide X; and X is scaled by a norm that is closer to its largest
 singular value than the Frobenius norm is, so that there is less to lift. What it costs and what it does to the loss:
-docs/performance.md.
+docs/dev/performance.md.
 """
 
 from __future__ import annotations

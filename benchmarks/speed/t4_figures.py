@@ -106,7 +106,7 @@ SAVING = Figure(
     97.0,
     145.0,
     290.0,
-    "docs/reliability.md: 29.0 MB in 0.3, 0.2 and 0.1 s",
+    "docs/dev/reliability.md: 29.0 MB in 0.3, 0.2 and 0.1 s",
     "on a CPU machine's disk",
 )
 FIGURES = (MATRIX, BANDWIDTH, ATTENTION_SHARE, ATTENTION_BACKWARD, LAUNCH, HOST, LINK, SAVING)

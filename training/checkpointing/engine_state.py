@@ -1,7 +1,7 @@
 """A DeepSpeed engine's numbers in a file and back, whatever the number of ranks was and is.
 
 Not DeepSpeed's own checkpoint: that one is tied to the number of processes, is read by running pickles, and its elastic
-forms lose the optimizer of a model with experts (docs/LOG.md, "Checkpoints of our own").
+forms lose the optimizer of a model with experts (docs/dev/log.md, "Checkpoints of our own").
 """
 
 from __future__ import annotations
