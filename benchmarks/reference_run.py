@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from corpus.pipeline import prepare
 from corpus.shards import Corpus
-from evaluation.held_out_prompts import Probe, held_out
-from evaluation.repetition import measure
+from evaluation.held_out_prompts import HeldOutPrompts, select_prompts
+from evaluation.repetition import measure_repetition
 from evaluation.rows import evaluation_rows
 from model import CausalLM, ModelConfig, pad_left
 from model.inference.generate import until_end
@@ -167,8 +167,8 @@ class Lab:
         )
         self.train, self.val = corpus.split("train"), corpus.split("val")
         self.val_rows = evaluation_rows(self.val.num_rows(SEQ_LEN), HELD_OUT_TOKENS, SEQ_LEN)
-        self.probe = held_out(
-            self.val, begin_id=manifest.begin_id, end_id=manifest.end_id, count=PROMPTS, new_tokens=NEW_TOKENS
+        self.held_out = select_prompts(
+            self.val, bos_id=manifest.begin_id, eos_id=manifest.end_id, count=PROMPTS, new_tokens=NEW_TOKENS
         )
 
     def run(self, recipe: Recipe) -> tuple[Result, CausalLM]:
@@ -230,11 +230,11 @@ class Lab:
         figures, sample = {}, ""
         for name, settings in SAMPLING.items():
             try:
-                outputs = write(model, self.probe, settings)
+                outputs = write(model, self.held_out, settings)
             except Exception as error:  # of a model that is not finite
                 figures[name] = {"error": str(error)}
                 continue
-            figures[name] = asdict(measure(self.probe.prompts, outputs))
+            figures[name] = asdict(measure_repetition(self.held_out.prompts, outputs))
             sample = sample or json.dumps(outputs[0][:24])
         return figures, sample
 
@@ -275,14 +275,14 @@ class Routers:
             hook.remove()
 
 
-def write(model: CausalLM, probe: Probe, settings: tuple[float, int, float, float]) -> list[list[int]]:
+def write(model: CausalLM, held_out: HeldOutPrompts, settings: tuple[float, int, float, float]) -> list[list[int]]:
     """The prompts continued."""
     temperature, top_k, top_p, penalty = settings
-    ids, mask = pad_left(probe.prompts, model.config.pad_token_id)
+    ids, mask = pad_left(held_out.prompts, model.config.pad_token_id)
     output = model.generate(
         ids,
         mask,
-        max_new_tokens=probe.new_tokens,
+        max_new_tokens=held_out.new_tokens,
         do_sample=temperature > 0,
         temperature=temperature or 1.0,
         top_k=top_k,
@@ -343,7 +343,9 @@ def main(argv: list[str] | None = None) -> int:
     recipes = [replace(recipe, steps=options.steps) for recipe in (HEALTHY, *MISTAKES)]
     recipes += [mend for recipe in recipes if recipe.name in options.mend for mend in mends(recipe)]
     recipes = [r for r in recipes if not options.only or r.name.startswith(tuple(options.only))]
-    print(f"ladder: {corpus.manifest.ladder}\ntrue text: {measure(lab.probe.prompts, lab.probe.truths)}\n{HEADER}")
+    print(
+        f"ladder: {corpus.manifest.ladder}\ntrue text: {measure_repetition(lab.held_out.prompts, lab.held_out.continuations)}\n{HEADER}"
+    )
     results = []
     for recipe in recipes:
         results.append(lab.run(recipe)[0])

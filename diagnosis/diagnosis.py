@@ -15,13 +15,13 @@ from common.errors import UserError
 from diagnosis import measurements as measures
 from diagnosis import rules as rules
 from diagnosis.measurements import Evidence, Written
-from diagnosis.models import Decoding, Subject, load_subject
+from diagnosis.models import Subject, load_subject
 from diagnosis.report.messages import WORDS, Words
 from diagnosis.rules import Cause
 from diagnosis.run_record import Curve, RunRecord, find_corpus, is_run, read_run
 from diagnosis.text import Text, open_text
-from evaluation.held_out_prompts import Probe
-from evaluation.repetition import Figures, measure
+from evaluation.held_out_prompts import DecodingSettings, HeldOutPrompts
+from evaluation.repetition import RepetitionMetrics, measure_repetition
 from model import GenerationError
 
 VERSION = 1
@@ -42,9 +42,9 @@ CURVES = {
 # Greedy first, then what people use most: a model too slow for all of them gets the first ones
 PENALTIES, TOP_PS, TEMPERATURES = (1.0, 1.1, 1.3), (0.9, 1.0), (0.7, 1.0, 0.5)
 GRID = [
-    *(Decoding(0.0, 1.0, penalty) for penalty in PENALTIES),
+    *(DecodingSettings(0.0, 1.0, penalty) for penalty in PENALTIES),
     *(
-        Decoding(temperature, top_p, penalty)
+        DecodingSettings(temperature, top_p, penalty)
         for penalty in PENALTIES
         for temperature in TEMPERATURES
         for top_p in TOP_PS
@@ -79,7 +79,7 @@ class Case:
     subject: Subject | None
     text: Text | None
     evidence: Evidence
-    probe: Probe | None = None
+    probe: HeldOutPrompts | None = None
     grid: tuple[Written, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -221,7 +221,7 @@ def _write(case: Case, subject: Subject, text: Text, say: Say) -> Case:
         return replace(case, notes=(*case.notes, words("note_no_prompts")))
     say(words("doing_writing", count=len(probe.prompts)))
     evidence, written = measures.with_writing(case.evidence, subject, probe)
-    case = replace(case, evidence=evidence, probe=measures.shortened(probe, GRID_PROMPTS, GRID_TOKENS))
+    case = replace(case, evidence=evidence, probe=probe.subset(GRID_PROMPTS, GRID_TOKENS))
     if case.request.quick or not written:
         return case
     return _compare(case, subject, sum(part.seconds for part in written) / len(written), say)
@@ -349,13 +349,13 @@ def _repetition(case: Case) -> list[dict[str, Any]]:
     ]
 
 
-def _figures(figures: Figures) -> dict[str, float | None]:
+def _figures(figures: RepetitionMetrics) -> dict[str, float | None]:
     return {name: getattr(figures, name) for name in FIGURES}
 
 
 def _cause(case: Case, cause: Cause, decoding: dict[str, Any] | None) -> dict[str, Any]:
     words = case.words
-    settings = _settings(words, Decoding(0.7, 0.9, 1.1))
+    settings = _settings(words, DecodingSettings(0.7, 0.9, 1.1))
     if decoding:
         settings = _settings(words, case.grid[decoding["best"]].how)
     return {
@@ -372,7 +372,7 @@ def _foreign(case: Case, key: str) -> str:
     return f"{key}_foreign" if case.run is None and f"{key}_foreign" in WORDS else key
 
 
-def _settings(words: Words, how: Decoding) -> str:
+def _settings(words: Words, how: DecodingSettings) -> str:
     return words("settings_greedy" if how.greedy else "settings", **asdict(how))
 
 
@@ -381,7 +381,7 @@ def _decoding(case: Case) -> dict[str, Any] | None:
     probe, subject = case.probe, case.subject
     if not case.grid or probe is None or subject is None:
         return None
-    true = measure(probe.prompts, probe.truths)
+    true = measure_repetition(probe.prompts, probe.continuations)
     best = min(range(len(case.grid)), key=lambda place: _distance(case.grid[place].figures, true))
     return {
         "grid": [
@@ -395,7 +395,7 @@ def _decoding(case: Case) -> dict[str, Any] | None:
     }
 
 
-def _distance(figures: Figures, true: Figures) -> float:
+def _distance(figures: RepetitionMetrics, true: RepetitionMetrics) -> float:
     """Sum of the figures' differences, all of them shares; a figure that is missing counts as wholly wrong."""
     pairs = ((getattr(figures, name), getattr(true, name)) for name in FIGURES)
     return sum(1.0 if a is None else abs(a - b) for a, b in pairs if b is not None)

@@ -19,12 +19,20 @@ from torch import Tensor
 
 from corpus.ngram_baselines import NGramBaselines
 from corpus.shards import TokenStream
-from diagnosis.models import GREEDY, SAMPLED, Decoding, OwnModel, Subject
+from diagnosis.models import OwnModel, Subject
 from diagnosis.run_record import RunRecord
 from diagnosis.text import Text, documents
-from evaluation import held_out_prompts as probes
-from evaluation.held_out_prompts import Probe
-from evaluation.repetition import Figures, measure, repetition
+from evaluation.held_out_prompts import (
+    GREEDY,
+    NEW_TOKENS,
+    PROMPT_TOKENS,
+    SAMPLED,
+    DecodingSettings,
+    HeldOutPrompts,
+    generate_continuations,
+    select_prompts,
+)
+from evaluation.repetition import RepetitionMetrics, measure_repetition, repetition_rate
 from evaluation.rows import evaluation_rows
 from model import CausalLM, GenerationError, ModelConfig
 from model.init import init_weights
@@ -93,9 +101,9 @@ class Evidence:
     held_out: Losses | None = None
     train: Losses | None = None
     finite: bool = True
-    true: Figures | None = None
-    sampled: Figures | None = None
-    greedy: Figures | None = None
+    true: RepetitionMetrics | None = None
+    sampled: RepetitionMetrics | None = None
+    greedy: RepetitionMetrics | None = None
     greedy_by_default: bool = False
     data: Data | None = None
     near_duplicates: float | None = None
@@ -273,7 +281,7 @@ def data(text: Text, begin_id: int | None, end_id: int) -> Data | None:
     if not total:
         return None
     windows = [
-        repetition(window)
+        repetition_rate(window)
         for ids in documents(text.train, begin_id, end_id, DOCUMENT_TOKENS, pieces=16)
         for window in _windows(ids.tolist())
     ]
@@ -289,16 +297,16 @@ def _windows(ids: list[int]) -> Iterator[list[int]]:
             yield window
 
 
-def held_out_probe(text: Text, subject: Subject) -> Probe:
+def held_out_probe(text: Text, subject: Subject) -> HeldOutPrompts:
     """Prompts with their true continuations; short ones for a model of few positions, fewer for a large one."""
     count = 32 if subject.active_parameters < 2e8 or subject.device.type != "cpu" else 12
     room = min(subject.positions, 1024)
-    prompt_tokens = min(probes.PROMPT_TOKENS, room // 3)
-    new_tokens = min(probes.NEW_TOKENS, room - prompt_tokens)
-    return probes.held_out(
+    prompt_tokens = min(PROMPT_TOKENS, room // 3)
+    new_tokens = min(NEW_TOKENS, room - prompt_tokens)
+    return select_prompts(
         text.held_out,
-        begin_id=subject.begin_id,
-        end_id=subject.end_id,
+        bos_id=subject.begin_id,
+        eos_id=subject.end_id,
         count=count,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
@@ -309,30 +317,22 @@ def held_out_probe(text: Text, subject: Subject) -> Probe:
 class Written:
     """What a model wrote with some settings, its figures and the seconds that it took."""
 
-    how: Decoding
+    how: DecodingSettings
     outputs: list[list[int]]
-    figures: Figures
+    figures: RepetitionMetrics
     seconds: float
 
 
-def write(subject: Subject, probe: Probe, how: Decoding, seed: int = 0) -> Written:
+def write(subject: Subject, probe: HeldOutPrompts, how: DecodingSettings, seed: int = 0) -> Written:
     """Continue the prompts; GenerationError where the model is not finite."""
     started = time.perf_counter()
-    outputs = probes.write(subject.generate(how), probe, end_id=subject.end_id, greedy=how.greedy, seed=seed)
-    return Written(how, outputs, measure(probe.prompts, outputs), time.perf_counter() - started)
+    outputs = generate_continuations(subject.generate(how), probe, eos_id=subject.end_id, seed=seed)
+    return Written(how, outputs, measure_repetition(probe.prompts, outputs), time.perf_counter() - started)
 
 
-def shortened(probe: Probe, count: int, new_tokens: int) -> Probe:
-    """A part of the prompts, spread over all of them, with shorter continuations."""
-    count = min(count, len(probe.prompts))
-    places = [i * len(probe.prompts) // count for i in range(count)]
-    length = min(new_tokens, probe.new_tokens)
-    return Probe([probe.prompts[i] for i in places], [probe.truths[i][:length] for i in places], length)
-
-
-def with_writing(evidence: Evidence, subject: Subject, probe: Probe) -> tuple[Evidence, list[Written]]:
+def with_writing(evidence: Evidence, subject: Subject, probe: HeldOutPrompts) -> tuple[Evidence, list[Written]]:
     """The repetition figures of the true text, of sampled and of greedy output added; as they were if not finite."""
-    evidence = replace(evidence, true=measure(probe.prompts, probe.truths))
+    evidence = replace(evidence, true=measure_repetition(probe.prompts, probe.continuations))
     try:
         sampled, greedy = write(subject, probe, SAMPLED), write(subject, probe, GREEDY)
     except GenerationError:

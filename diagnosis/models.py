@@ -10,7 +10,6 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,12 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from corpus.tokenizer import load_tokenizer
-from evaluation.held_out_prompts import Generate
+from evaluation.held_out_prompts import DecodingSettings, Generator, make_generator
 from model import CausalLM, GenerationError, ModelConfigError, load_model, pad_left
 
 # What a tokenizer without a vocabulary makes one unknown token of, or nothing
 PROBE = "A parrot, 一只鹦鹉。"
 REMOTE_CODE = "needs code of its own to run, which is never executed here: give a model that transformers knows"
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How tokens are chosen; temperature 0 is greedy."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the best token is always taken."""
-        return self.temperature == 0
-
-
-GREEDY, SAMPLED = Decoding(temperature=0.0), Decoding()
 
 
 class Subject(ABC):
@@ -63,7 +45,7 @@ class Subject(ABC):
     end_id: int
     pad_id: int | None
     device: torch.device
-    default_decoding: Decoding | None = None  # what the folder itself asks for, or its library falls back to
+    default_decoding: DecodingSettings | None = None  # what the folder itself asks for, or its library falls back to
     experts_per_token = 1
     masks_documents = False
     """Whether packed rows may be given to `logits`, because the model takes them as it did in training."""
@@ -73,7 +55,7 @@ class Subject(ABC):
         """(B, T) packed rows -> (B, T, V) scores of the next token, fp32."""
 
     @abstractmethod
-    def generate(self, how: Decoding) -> Generate:
+    def generate(self, settings: DecodingSettings) -> Generator:
         """A function that continues prompts with these settings; GenerationError where the model is not finite."""
 
     @abstractmethod
@@ -146,28 +128,9 @@ class OwnModel(Subject):
         """Documents packed into a row do not see each other, if the model was trained so."""
         return self.model.packed_logits(ids_BT.to(self.device)).float()
 
-    def generate(self, how: Decoding) -> Generate:
+    def generate(self, settings: DecodingSettings) -> Generator:
         """See Subject."""
-
-        def write(
-            prompts: list[list[int]], *, new_tokens: int, greedy: bool, seed: int, first_row: int
-        ) -> list[list[int]]:
-            ids, mask = pad_left(prompts, self.model.config.pad_token_id)
-            output = self.model.generate(
-                ids,
-                mask,
-                max_new_tokens=new_tokens,
-                do_sample=not how.greedy,
-                temperature=how.temperature or 1.0,
-                top_k=0,
-                top_p=how.top_p,
-                repetition_penalty=how.repetition_penalty,
-                seed=seed,
-                first_row=first_row,
-            )
-            return output[:, ids.shape[1] :].tolist()
-
-        return write
+        return make_generator(self.model, settings)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """See Subject."""
@@ -209,9 +172,11 @@ class HuggingFaceModel(Subject):
         self.experts_per_token = int(getattr(text_config, "num_experts_per_tok", None) or 1)
         saved = self.model.generation_config
         self.default_decoding = (
-            Decoding(float(saved.temperature or 1.0), float(saved.top_p or 1.0), float(saved.repetition_penalty or 1.0))
+            DecodingSettings(
+                float(saved.temperature or 1.0), float(saved.top_p or 1.0), float(saved.repetition_penalty or 1.0)
+            )
             if saved.do_sample
-            else Decoding(0.0, 1.0, float(saved.repetition_penalty or 1.0))
+            else DecodingSettings(0.0, 1.0, float(saved.repetition_penalty or 1.0))
         )
 
     @torch.inference_mode()
@@ -219,37 +184,37 @@ class HuggingFaceModel(Subject):
         """See Subject."""
         return self.model(input_ids=ids_BT.to(self.device), use_cache=False).logits.float()
 
-    def generate(self, how: Decoding) -> Generate:
+    def generate(self, settings: DecodingSettings) -> Generator:
         """See Subject."""
         from transformers import GenerationConfig
 
         pad = self.pad_id if self.pad_id is not None else max(self.end_id, 0)
-        sampling = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if not how.greedy else {}
-        settings = GenerationConfig(
-            do_sample=not how.greedy,
-            repetition_penalty=how.repetition_penalty,
+        sampling = (
+            {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if not settings.greedy else {}
+        )
+        config = GenerationConfig(
+            do_sample=not settings.greedy,
+            repetition_penalty=settings.repetition_penalty,
             eos_token_id=self.end_id if self.end_id >= 0 else None,
             pad_token_id=pad,
             **sampling,
         )
-        self.model.generation_config = settings  # the folder's own would fill in what is not given
+        self.model.generation_config = config  # the folder's own would fill in what is not given
 
-        def write(
-            prompts: list[list[int]], *, new_tokens: int, greedy: bool, seed: int, first_row: int
-        ) -> list[list[int]]:
+        def generate(prompts: list[list[int]], *, new_tokens: int, seed: int, first_row: int) -> list[list[int]]:
             ids, mask = pad_left(prompts, pad)
             torch.manual_seed(seed + first_row)
-            settings.max_new_tokens = new_tokens
+            config.max_new_tokens = new_tokens
             try:
                 with torch.inference_mode():
                     output = self.model.generate(
-                        ids.to(self.device), attention_mask=mask.to(self.device), generation_config=settings
+                        ids.to(self.device), attention_mask=mask.to(self.device), generation_config=config
                     )
             except RuntimeError as error:  # "probability tensor contains either inf, nan or element < 0"
                 raise GenerationError(f"the model cannot write: {str(error).splitlines()[0]}") from None
             return output[:, ids.shape[1] :].tolist()
 
-        return write
+        return generate
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """See Subject. UserError where the model has no embedding for an id."""

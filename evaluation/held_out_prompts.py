@@ -1,7 +1,7 @@
-"""Prompts from held-out text with their true continuations, and what a model makes of the same prompts.
+"""Prompts from held-out text with their true continuations, and a model's continuations of the same prompts.
 
-"Sampled" (temperature 1, nothing filtered) is what the model itself believes: its figures (evaluation/repetition.py) ought
-to be those of the true text. "Greedy" always takes the likeliest token, which shows loops soonest.
+Texts that are sampled at temperature 1 without a filter show the distribution that the model has learned: their
+repetition (evaluation/repetition.py) should be that of the true text. Greedy decoding shows loops soonest.
 """
 
 from __future__ import annotations
@@ -22,63 +22,88 @@ SHORTEST = 4  # tokens of a continuation: less has no 4-gram
 
 
 @dataclass(frozen=True)
-class Probe:
-    """`truths[i]` is how the document of `prompts[i]` goes on: `new_tokens` ids, or fewer up to its end mark."""
+class HeldOutPrompts:
+    """`continuations[i]` is the true text after `prompts[i]`: `new_tokens` ids, or fewer if the document ends."""
 
     prompts: list[list[int]]
-    truths: list[list[int]]
+    continuations: list[list[int]]
     new_tokens: int = NEW_TOKENS
 
+    def subset(self, count: int, new_tokens: int) -> HeldOutPrompts:
+        """Return at most `count` of the prompts, spread evenly, with continuations of at most `new_tokens`."""
+        count, length = min(count, len(self.prompts)), min(new_tokens, self.new_tokens)
+        chosen = [i * len(self.prompts) // count for i in range(count)]
+        return HeldOutPrompts(
+            [self.prompts[i] for i in chosen], [self.continuations[i][:length] for i in chosen], length
+        )
 
-class Generate(Protocol):
-    """A model that continues prompts: the new ids of each, what follows an end mark being of no account.
 
-    The texts must not depend on how the prompts are split into batches; `first_row` is the number of the first.
+@dataclass(frozen=True)
+class DecodingSettings:
+    """How the next token is chosen; temperature 0 is greedy decoding."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0
+
+
+GREEDY, SAMPLED = DecodingSettings(temperature=0.0), DecodingSettings()
+
+
+class Generator(Protocol):
+    """A model with decoding settings that continues prompts and returns the new ids of each prompt.
+
+    Ids after an EOS are ignored. A text must not depend on how the prompts are split into batches: `first_row` is the
+    index of the batch's first prompt among all of them.
     """
 
-    def __call__(
-        self, prompts: list[list[int]], *, new_tokens: int, greedy: bool, seed: int, first_row: int
-    ) -> list[list[int]]:
-        """One list of ids for each prompt."""
+    def __call__(self, prompts: list[list[int]], *, new_tokens: int, seed: int, first_row: int) -> list[list[int]]:
+        """Return one list of ids for each prompt."""
 
 
-def held_out(
+def select_prompts(
     stream: TokenStream,
     *,
-    begin_id: int | None,
-    end_id: int,
+    bos_id: int | None,
+    eos_id: int,
     count: int = PROMPTS,
     prompt_tokens: int = PROMPT_TOKENS,
     new_tokens: int = NEW_TOKENS,
-) -> Probe:
-    """At most `count` prompts, spread evenly over the stream: always the same for the same stream.
+) -> HeldOutPrompts:
+    """Return at most `count` prompts, spread evenly over the stream: always the same ones for the same stream.
 
-    A prompt is the beginning of a document (begin mark included), of a short document the first half. Where a part of
-    the stream holds no beginning, as in one of a few long documents, it is taken from the middle of the text.
-    A stream without begin marks gives None for `begin_id`.
+    A prompt is the beginning of a document (with its BOS), or the first half of a short document. A part of the stream
+    in which no document begins, as in a few long documents, gives a prompt from the middle of the text.
+    `bos_id` is None for a stream without BOS.
     """
-    probe = Probe([], [], new_tokens)
+    selected = HeldOutPrompts([], [], new_tokens)
     edges = [i * len(stream) // count for i in range(count + 1)]
     free = 0  # where the latest continuation ends: none overlaps another
     for first, last in pairwise(edges):
-        for start in _candidates(stream, max(first, free), last, begin_id, end_id):
+        for start in _document_starts(stream, max(first, free), last, bos_id, eos_id):
             window = stream.read(start, prompt_tokens + new_tokens)
-            cut = _document_end(window, begin_id, end_id)
-            length = min(prompt_tokens, max(cut // 2, cut - new_tokens))
+            document_tokens = _first_document(window, bos_id, eos_id)
+            length = min(prompt_tokens, max(document_tokens // 2, document_tokens - new_tokens))
             prompt, rest = window[:length].tolist(), window[length : length + new_tokens].tolist()
-            truth, _ = until_end(rest, end_id)
-            if length >= 2 and len(truth) >= SHORTEST:
-                probe.prompts.append(prompt)
-                probe.truths.append(truth)
-                free = start + length + len(truth)
+            continuation, _ = until_end(rest, eos_id)
+            if length >= 2 and len(continuation) >= SHORTEST:
+                selected.prompts.append(prompt)
+                selected.continuations.append(continuation)
+                free = start + length + len(continuation)
                 break
-    return probe
+    return selected
 
 
-def _candidates(stream: TokenStream, first: int, last: int, begin_id: int | None, end_id: int) -> Iterator[int]:
-    """Where documents begin among the tokens first..last-1; failing that, `first` itself."""
-    ids = stream.read(max(0, first - 1), last - max(0, first - 1))
-    starts = (np.flatnonzero(_boundaries(ids, begin_id, end_id)) + 1 + max(0, first - 1)).tolist()
+def _document_starts(stream: TokenStream, first: int, last: int, bos_id: int | None, eos_id: int) -> Iterator[int]:
+    """Yield where documents begin among the tokens first..last-1, or `first` itself where none does."""
+    before = max(0, first - 1)
+    boundaries = _boundaries(stream.read(before, last - before), bos_id, eos_id)
+    starts = (np.flatnonzero(boundaries) + 1 + before).tolist()
     if first == 0 and last > 0:
         starts.insert(0, 0)
     yield from starts
@@ -86,36 +111,34 @@ def _candidates(stream: TokenStream, first: int, last: int, begin_id: int | None
         yield first
 
 
-def _boundaries(ids: np.ndarray, begin_id: int | None, end_id: int) -> np.ndarray:
-    """True at i where ids[i] ends a document and ids[i + 1] begins one; marks inside a chat keep it together."""
-    ends = ids[:-1] == end_id
-    return ends if begin_id is None else ends & (ids[1:] == begin_id)
+def _boundaries(ids: np.ndarray, bos_id: int | None, eos_id: int) -> np.ndarray:
+    """Return True at i where ids[i] ends a document and ids[i + 1] begins one; an EOS inside a chat does not end it."""
+    ends = ids[:-1] == eos_id
+    return ends if bos_id is None else ends & (ids[1:] == bos_id)
 
 
-def _document_end(window: np.ndarray, begin_id: int | None, end_id: int) -> int:
-    """Tokens of the window that belong to its first document, end mark left out."""
-    found = np.flatnonzero(_boundaries(window, begin_id, end_id))
+def _first_document(window: np.ndarray, bos_id: int | None, eos_id: int) -> int:
+    """Return how many tokens of the window belong to its first document, without the EOS."""
+    found = np.flatnonzero(_boundaries(window, bos_id, eos_id))
     if len(found):
         return int(found[0])
-    return len(window) - int(len(window) > 0 and window[-1] == end_id)
+    return len(window) - int(len(window) > 0 and window[-1] == eos_id)
 
 
-def writer(model: CausalLM) -> Generate:
-    """Our own network as a `Generate`; GenerationError if its output is not finite."""
+def make_generator(model: CausalLM, settings: DecodingSettings) -> Generator:
+    """Return a Generator of our own network. It raises GenerationError if the network's output is not finite."""
 
-    def generate(
-        prompts: list[list[int]], *, new_tokens: int, greedy: bool, seed: int, first_row: int
-    ) -> list[list[int]]:
+    def generate(prompts: list[list[int]], *, new_tokens: int, seed: int, first_row: int) -> list[list[int]]:
         ids, mask = pad_left(prompts, model.config.pad_token_id)
         output = model.generate(
             ids,
             mask,
             max_new_tokens=new_tokens,
-            do_sample=not greedy,
-            temperature=1.0,
+            do_sample=not settings.greedy,
+            temperature=settings.temperature or 1.0,
             top_k=0,
-            top_p=1.0,
-            repetition_penalty=1.0,
+            top_p=settings.top_p,
+            repetition_penalty=settings.repetition_penalty,
             seed=seed,
             first_row=first_row,
         )
@@ -124,17 +147,12 @@ def writer(model: CausalLM) -> Generate:
     return generate
 
 
-def write(
-    generate: Generate, probe: Probe, *, end_id: int, greedy: bool, seed: int = 0, batch_size: int = PROMPTS
+def generate_continuations(
+    generator: Generator, held_out: HeldOutPrompts, *, eos_id: int, seed: int = 0, batch_size: int = PROMPTS
 ) -> list[list[int]]:
-    """What the model makes of the prompts, each cut at the end mark: greedy, or sampled as it believes, seeded."""
+    """Return the generator's continuation of each prompt, cut before its EOS."""
     outputs = []
-    for first in range(0, len(probe.prompts), batch_size):
-        outputs += generate(
-            probe.prompts[first : first + batch_size],
-            new_tokens=probe.new_tokens,
-            greedy=greedy,
-            seed=seed,
-            first_row=first,
-        )
-    return [until_end(output, end_id)[0] for output in outputs]
+    for first in range(0, len(held_out.prompts), batch_size):
+        batch = held_out.prompts[first : first + batch_size]
+        outputs += generator(batch, new_tokens=held_out.new_tokens, seed=seed, first_row=first)
+    return [until_end(output, eos_id)[0] for output in outputs]

@@ -1,11 +1,11 @@
-"""Which rows of a split a loss is measured on: training and diagnosis must take the same ones to be compared."""
+"""The rows on which validation loss is measured: training and diagnosis must take the same ones to be comparable."""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-def evaluation_rows(total: int, wanted_tokens: int, seq_len: int) -> list[int]:
-    """Rows spread evenly over the split, the same at every evaluation; all of them for `wanted_tokens` = 0."""
-    wanted = total if wanted_tokens == 0 else min(total, max(1, wanted_tokens // seq_len))
-    return np.linspace(0, total, wanted, endpoint=False).astype(int).tolist()
+def evaluation_rows(num_rows: int, tokens: int, seq_len: int) -> list[int]:
+    """Return rows with about `tokens` tokens (0: all rows) spread evenly over the split, the same at every call."""
+    count = num_rows if tokens == 0 else min(num_rows, max(1, tokens // seq_len))
+    return np.linspace(0, num_rows, count, endpoint=False).astype(int).tolist()

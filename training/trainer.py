@@ -25,7 +25,7 @@ from training.context import RunContext
 from training.engine import learning_rate, loss_scale
 from training.evaluation import samples
 from training.evaluation.intervals import intervals
-from training.evaluation.repetition import Probing
+from training.evaluation.repetition import RepetitionEvaluator
 from training.evaluation.validation import Evaluation, evaluate
 from training.monitoring.accumulator import MetricAccumulator
 from training.monitoring.alarms import Alarm, Alarms, read_rows
@@ -67,7 +67,9 @@ class Trainer:
         self.weights.snapshot()
         self.flops_per_token = training_flops_per_token(context.config, self.options.max_seq_len)
         self.prompts = samples.fixed_prompts(self.val, self.tokenizer, context.config) if len(self.val) else []
-        self.probing = Probing(self.val, context.config, seq_len=seq_len, seed=self.options.seed, world=self.world)
+        self.probing = RepetitionEvaluator(
+            self.val, context.config, seq_len=seq_len, seed=self.options.seed, world=self.world
+        )
         self.metrics = None
         if self.world.rank == 0:
             self.metrics = Metrics(
@@ -363,7 +365,7 @@ class Trainer:
         if problem:
             self.console.say(f"  no figures of repetition: {problem}")
         elif figures:
-            self.progress.repetition(figures, len(self.probing.probe.prompts))
+            self.progress.repetition(figures, len(self.probing.held_out.prompts))
         return figures
 
     def _say(self, alarms: list[Alarm]) -> None:

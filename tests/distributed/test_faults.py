@@ -11,7 +11,7 @@ import pytest
 
 from corpus.shards import Corpus
 from diagnosis.report.messages import Words
-from evaluation.repetition import repetition
+from evaluation.repetition import repetition_rate
 from stress.faults import judge
 from stress.faults.__main__ import good, main, table
 from stress.faults.cases import FAULTS, HEALTHY, SETTINGS, Setting
@@ -109,7 +109,7 @@ def test_a_repeating_document_is_one_that_repeats_itself():
     text = repeating("小明去上学。他看见一只猫。天黑了。完。")
     assert text.count("小明去上学。") == text.count("天黑了。") == 6
     assert "完" not in text
-    assert repetition([ord(character) for character in text]) > 0.5
+    assert repetition_rate([ord(character) for character in text]) > 0.5
 
 
 def test_the_copied_corpus_keeps_its_copies(tmp_path):

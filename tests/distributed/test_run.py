@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from common.console import Console
 from common.errors import UserError
 from corpus.shards import Corpus
-from evaluation.held_out_prompts import held_out, write, writer
-from evaluation.repetition import measure
+from evaluation.held_out_prompts import GREEDY, SAMPLED, generate_continuations, make_generator, select_prompts
+from evaluation.repetition import measure_repetition
 from model import load_model
 from sample_stories import generate_stories
 from training.config.schedule import warmup_cosine_lr
@@ -140,14 +140,14 @@ def test_metrics_of_training(finished_run, corpus):
 @slow
 def test_metrics_of_evaluation_have_repetition_beside_the_true_texts(finished_run, corpus):
     rows = metrics(finished_run, "val")
-    probe = held_out(
+    held_out = select_prompts(
         corpus.split("val"),
-        begin_id=corpus.manifest.begin_id,
-        end_id=corpus.manifest.end_id,
+        bos_id=corpus.manifest.begin_id,
+        eos_id=corpus.manifest.end_id,
         prompt_tokens=16,
         new_tokens=40,
     )
-    truth = measure(probe.prompts, probe.truths)
+    truth = measure_repetition(held_out.prompts, held_out.continuations)
     assert truth.outputs > 4
     for row in rows:
         assert set(row) == {
@@ -176,9 +176,13 @@ def test_metrics_of_evaluation_have_repetition_beside_the_true_texts(finished_ru
         )
     # the weights kept are those of the last evaluation, so what they write now is what was measured then
     model = load_model(finished_run / "model")
+    eos_id = corpus.manifest.end_id
     sampled, greedy = (
-        measure(probe.prompts, write(writer(model), probe, end_id=corpus.manifest.end_id, greedy=greedy, seed=42))
-        for greedy in (False, True)
+        measure_repetition(
+            held_out.prompts,
+            generate_continuations(make_generator(model, settings), held_out, eos_id=eos_id, seed=42),
+        )
+        for settings in (SAMPLED, GREEDY)
     )
     assert (rows[-1]["repetition"], rows[-1]["copying"], rows[-1]["distinct_2"]) == pytest.approx(
         (sampled.repetition, sampled.copying, sampled.distinct_2), abs=0.02

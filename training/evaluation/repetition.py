@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from corpus.shards import TokenStream
-from evaluation.held_out_prompts import held_out, write, writer
-from evaluation.repetition import Figures, measure
+from evaluation.held_out_prompts import GREEDY, SAMPLED, generate_continuations, make_generator, select_prompts
+from evaluation.repetition import RepetitionMetrics, measure_repetition
 from model import CausalLM, GenerationError, ModelConfig
 from training.checkpointing.export import inference_model
 from training.processes.process_group import World
@@ -20,29 +20,29 @@ PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 32, 32, 40
 MODES = ("sampled", "greedy")
 
 
-class Probing:
+class RepetitionEvaluator:
     """The same prompts at every evaluation. Every rank holds one, and the calls are collective."""
 
     def __init__(self, stream: TokenStream, config: ModelConfig, *, seq_len: int, seed: int, world: World) -> None:
         self.config, self.seed, self.world = config, seed, world
         # not beyond the positions that the model is trained on
         prompt_tokens = max(2, min(PROMPT_TOKENS, seq_len // 4))
-        self.probe = held_out(
+        self.held_out = select_prompts(
             stream,
-            begin_id=config.bos_token_id,
-            end_id=config.eos_token_id,
+            bos_id=config.bos_token_id,
+            eos_id=config.eos_token_id,
             count=PROMPTS,
             prompt_tokens=prompt_tokens,
             new_tokens=max(1, min(NEW_TOKENS, seq_len - prompt_tokens)),
         )
-        self.truth = measure(self.probe.prompts, self.probe.truths)
+        self.truth = measure_repetition(self.held_out.prompts, self.held_out.continuations)
 
     def figures(self, engine: Any) -> tuple[dict[str, Any], str | None]:
         """What goes into metrics.jsonl, and why there is none if there is none.
 
         Each rank writes one of the two sets of texts, or rank 0 both; the random numbers of training stay untouched.
         """
-        if not self.probe.prompts:
+        if not self.held_out.prompts:
             return {}, None
         started = time.perf_counter()
         model = inference_model(engine, self.config)
@@ -57,14 +57,13 @@ class Probing:
             "probe_seconds": round(time.perf_counter() - started, 3)
         }, None
 
-    def _measured(self, model: CausalLM, mode: str) -> Figures | str:
+    def _measured(self, model: CausalLM, mode: str) -> RepetitionMetrics | str:
         """The figures of one way to decode, or what stood in the way: no reason to lose a run."""
         try:
-            outputs = write(
-                writer(model),
-                self.probe,
-                end_id=self.config.eos_token_id,
-                greedy=mode == "greedy",
+            outputs = generate_continuations(
+                make_generator(model, GREEDY if mode == "greedy" else SAMPLED),
+                self.held_out,
+                eos_id=self.config.eos_token_id,
                 seed=self.seed,
                 batch_size=PROMPTS,
             )
@@ -72,10 +71,10 @@ class Probing:
             return str(error)
         except torch.OutOfMemoryError:
             return "there is not enough memory beside the training"
-        return measure(self.probe.prompts, outputs)
+        return measure_repetition(self.held_out.prompts, outputs)
 
 
-def named(sampled: Figures, greedy: Figures, truth: Figures) -> dict[str, float | None]:
+def named(sampled: RepetitionMetrics, greedy: RepetitionMetrics, truth: RepetitionMetrics) -> dict[str, float | None]:
     """The figures under their names in metrics.jsonl."""
     return {
         "repetition": sampled.repetition,

@@ -23,7 +23,7 @@ from training.config.command_line import Options
 from training.context import RunContext
 from training.evaluation import samples
 from training.evaluation.intervals import intervals
-from training.evaluation.repetition import Probing
+from training.evaluation.repetition import RepetitionEvaluator
 from training.evaluation.validation import evaluate
 from training.monitoring.progress import human_time
 from training.preflight import cost_checks
@@ -227,7 +227,7 @@ def _looks(run: RunContext, bench: TrialEngine) -> tuple[float, float]:
                 bytes_per_token=1.0,
             ),
         )
-        probing = Probing(val, run.config, seq_len=options.max_seq_len, seed=options.seed, world=run.world)
+        probing = RepetitionEvaluator(val, run.config, seq_len=options.max_seq_len, seed=options.seed, world=run.world)
         evaluation = loss * len(rows) / len(few) + _second_time(bench, lambda: probing.figures(bench.engine))
     tokenizer = load_tokenizer(run.corpus.tokenizer_path)
     prompts = samples.fixed_prompts(val, tokenizer, run.config)

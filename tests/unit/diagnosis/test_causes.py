@@ -11,12 +11,12 @@ from corpus.ngram_baselines import NGramBaselines
 from diagnosis.measurements import Data, Evidence, Losses, Router, Weights
 from diagnosis.rules import greedy_loops, judge, parrots
 from diagnosis.run_record import RunRecord
-from evaluation.repetition import Figures
+from evaluation.repetition import RepetitionMetrics
 
 LADDER = NGramBaselines(uniform=8.0, unigram=6.5, bigram=4.5, trigram=4.0, bytes_per_token=4.0, tokens=10_000)
 STEPS = range(0, 201, 10)
-TRUE = Figures(repetition=0.03, copying=0.02, distinct_2=0.8, loops=0.0, outputs=32)
-LOOPING = Figures(repetition=0.9, copying=0.1, distinct_2=0.1, loops=0.95, outputs=32)
+TRUE = RepetitionMetrics(repetition=0.03, copying=0.02, distinct_2=0.8, loops=0.0, outputs=32)
+LOOPING = RepetitionMetrics(repetition=0.9, copying=0.1, distinct_2=0.1, loops=0.95, outputs=32)
 SCHEDULE = {"scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": 20, "total_num_steps": 200}}}
 
 
@@ -59,7 +59,7 @@ def healthy(**changes):
         held_out=losses(3.6),
         train=losses(3.55),
         true=TRUE,
-        sampled=Figures(0.02, 0.02, 0.82, 0.0, 32),
+        sampled=RepetitionMetrics(0.02, 0.02, 0.82, 0.0, 32),
         greedy=LOOPING,
         data=Data(duplicates=0.01, copies=3, repetitive=0.01, documents=5000),
         weights=Weights(moved=1.5, grown=1.8),
@@ -152,7 +152,7 @@ CASES = {
     "evaluation_differs": healthy(recorded_val_loss=3.9),
     "router_collapsed": healthy(router=Router([[0.5, 0.5, 0.0, 0.0]] * 4, [0.1] * 4)),
     "duplicates": healthy(data=Data(0.9, 20, 0.01, 5000), train=losses(2.9)),
-    "repetitive_data": healthy(data=Data(0.0, 1, 0.6, 5000), true=Figures(0.5, 0.3, 0.3, 0.4, 32)),
+    "repetitive_data": healthy(data=Data(0.0, 1, 0.6, 5000), true=RepetitionMetrics(0.5, 0.3, 0.3, 0.4, 32)),
     "overfitted": healthy(
         run=run(lambda t: 6 - 3 * t if t < 0.5 else 4 + t, lambda t: 6 - 4 * t),
         train=losses(2.5),
@@ -232,7 +232,7 @@ def test_judging_never_fails_and_confidence_is_a_share(held_out, train, share, o
         data=Data(share, 5, other, 10),
         weights=Weights(share, 100 * other),
         run=run(unchanged=lambda t: other, grad_norm=lambda t: 20 * share * t),
-        sampled=Figures(share, None, other, None, 3),
+        sampled=RepetitionMetrics(share, None, other, None, 3),
     )
     found = judge(evidence)
     assert all(0 < cause.confidence <= 1 for cause in found)

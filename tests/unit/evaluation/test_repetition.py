@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.repetition import LOOP_TOKENS, copying, distinct, loop_period, measure, repetition
+from evaluation.repetition import (
+    LOOP_TOKENS,
+    copying_rate,
+    distinct_n,
+    loop_period,
+    measure_repetition,
+    repetition_rate,
+)
 
 texts = st.lists(st.integers(0, 5), max_size=40)
 
@@ -21,7 +28,7 @@ texts = st.lists(st.integers(0, 5), max_size=40)
     ],
 )
 def test_repetition(output, n, share):
-    assert repetition(output, n) == (None if share is None else pytest.approx(share))
+    assert repetition_rate(output, n) == (None if share is None else pytest.approx(share))
 
 
 @pytest.mark.parametrize(
@@ -35,15 +42,15 @@ def test_repetition(output, n, share):
     ],
 )
 def test_copying(prompt, output, share):
-    assert copying(prompt, output) == share
+    assert copying_rate(prompt, output) == share
 
 
 def test_distinct_counts_over_all_outputs():
-    assert distinct([[1, 2, 3], [1, 2, 3]]) == 0.5
-    assert distinct([[1, 2, 3], [3, 2, 1]]) == 1.0
-    assert distinct([[1, 1, 1, 1, 1]]) == 0.25
-    assert distinct([[1], []]) is None
-    assert distinct([]) is None
+    assert distinct_n([[1, 2, 3], [1, 2, 3]]) == 0.5
+    assert distinct_n([[1, 2, 3], [3, 2, 1]]) == 1.0
+    assert distinct_n([[1, 1, 1, 1, 1]]) == 0.25
+    assert distinct_n([[1], []]) is None
+    assert distinct_n([]) is None
 
 
 @pytest.mark.parametrize(
@@ -73,20 +80,20 @@ def test_a_loop_of_two_rounds_where_that_is_asked_for():
 
 @given(texts)
 def test_shares_are_shares(output):
-    for value in (repetition(output), copying(output[::-1], output), distinct([output])):
+    for value in (repetition_rate(output), copying_rate(output[::-1], output), distinct_n([output])):
         assert value is None or 0 <= value <= 1
 
 
 @given(texts)
 def test_all_of_a_copy_is_copied(output):
-    assert copying(output, output) in (1.0, None)
+    assert copying_rate(output, output) in (1.0, None)
 
 
 @given(texts, st.integers(0, 5), st.integers(1, 3))
 def test_a_new_token_behind_a_text_does_not_make_it_more_repetitive(output, n, _):
     longer, n = [*output, 99], n + 1
-    if repetition(output, n) is not None:
-        assert repetition(longer, n) <= repetition(output, n)
+    if repetition_rate(output, n) is not None:
+        assert repetition_rate(longer, n) <= repetition_rate(output, n)
 
 
 @given(st.lists(st.integers(0, 3), max_size=6), st.lists(st.integers(0, 3), min_size=1, max_size=6), st.integers(3, 12))
@@ -106,7 +113,7 @@ def test_a_period_found_is_one(output):
 
 
 def test_measure_takes_means_over_what_has_the_figure():
-    figures = measure([[1, 2, 3, 4], [1], [1]], [[1, 2, 3, 4], [7] * 13, [8]])
+    figures = measure_repetition([[1, 2, 3, 4], [1], [1]], [[1, 2, 3, 4], [7] * 13, [8]])
     assert figures.repetition == pytest.approx((0 + 0.9) / 2)
     assert figures.copying == pytest.approx((1 + 0) / 2)
     assert figures.distinct_2 == pytest.approx(4 / 15)
@@ -115,7 +122,7 @@ def test_measure_takes_means_over_what_has_the_figure():
 
 
 def test_measure_of_nothing_has_no_figures():
-    figures = measure([], [])
+    figures = measure_repetition([], [])
     assert (figures.repetition, figures.copying, figures.distinct_2, figures.loops, figures.outputs) == (
         None,
         None,
@@ -127,4 +134,4 @@ def test_measure_of_nothing_has_no_figures():
 
 def test_as_many_prompts_as_outputs():
     with pytest.raises(ValueError):
-        measure([[1]], [])
+        measure_repetition([[1]], [])
