@@ -3,7 +3,7 @@
 from model.config import ModelConfig, ModelConfigError
 from model.hf import load_model, save_model
 from model.inference.generate import GenerationError, TextStream, generate, pad_left, until_end
-from model.network import CausalLM, count_parameters
+from model.transformer import CausalLM, count_parameters
 
 __all__ = [
     "CausalLM",

@@ -1,4 +1,4 @@
-"""A model folder in the standard Hugging Face layout: `config.json` and `model.safetensors`."""
+"""Hugging Face in and out: model folders in its layout (`config.json`, `model.safetensors`), and parameter names."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.files import replace_files
 from model.config import ModelConfig, ModelConfigError
-from model.network import CausalLM
+from model.moe import DeepSpeedMoE
+from model.transformer import CausalLM
 
+_DEEPSPEED_GATE = re.compile(r"(.*\.mlp)\.moe\.deepspeed_moe\.gate\.wg\.weight$")
+_DEEPSPEED_EXPERT = re.compile(r"(.*\.mlp)\.moe\.deepspeed_moe\.experts\.deepspeed_experts\.(\d+)\.(.*)$")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What weights can be stored in."""
 
@@ -80,3 +83,20 @@ def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
         if tensor.dtype not in DTYPES:
             raise ValueError(f"{name[:100]} is {str(tensor.dtype).removeprefix('torch.')}")
     return weights
+
+
+def hf_name(name: str, model: nn.Module) -> str:
+    """The Hugging Face name of a parameter of `model`, a local expert under its global number."""
+    if match := _DEEPSPEED_GATE.match(name):
+        return f"{match[1]}.gate.weight"
+    if match := _DEEPSPEED_EXPERT.match(name):
+        layer = model.get_submodule(match[1])
+        if not isinstance(layer, DeepSpeedMoE):
+            raise TypeError(f"{match[1]} holds DeepSpeed experts but is a {type(layer).__name__}")
+        return f"{match[1]}.experts.{layer.first_expert + int(match[2])}.{match[3]}"
+    return name
+
+
+def is_expert(name: str) -> bool:
+    """True for a parameter (by its Hugging Face name) that belongs to one expert."""
+    return ".mlp.experts." in name

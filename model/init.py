@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from model.config import ModelConfig
-from model.parameter_names import hf_name
+from model.hf import hf_name
 
 
 def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:

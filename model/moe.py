@@ -1,8 +1,8 @@
-"""Feed-forward layers: SwiGLU, and the two forms of the expert layer.
+"""The two forms of the expert layer.
 
 `DeepSpeedMoE` trains: DeepSpeed dispatches tokens, splits experts over ranks and reduces their gradients.
 `LocalMoE` generates: one process, no padding to the busiest expert, only the chosen experts run. Both compute the
-same function of the same weights (tests/model/test_moe.py).
+same function of the same weights (tests/unit/model/test_moe.py).
 """
 
 from __future__ import annotations
@@ -17,27 +17,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.inference.gemv import few_rows_linear, reads_badly
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)), Shazeer 2020; the dense layer and each single expert."""
-
-    def __init__(self, hidden_size: int, width: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, width, bias=False)
-        self.up_proj = nn.Linear(hidden_size, width, bias=False)
-        self.down_proj = nn.Linear(width, hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape (..., H) -> (..., H)."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class DenseMLP(SwiGLU):
-    """The feed-forward layer of a model without experts."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config.hidden_size, config.intermediate_size)
+from model.layers import SwiGLU
 
 
 class LocalMoE(nn.Module):

@@ -14,9 +14,9 @@ from torch import nn
 
 from common.hardware import detect
 from model import CausalLM, ModelConfig
+from model.hf import hf_name
 from model.init import init_weights
 from model.moe import DeepSpeedMoE
-from model.parameter_names import hf_name
 from training import muon
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from corpus.shards import TokenStream
-from model.network import Losses
+from model.transformer import Losses
 from training import sampler
 
 

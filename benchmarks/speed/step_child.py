@@ -93,11 +93,11 @@ def watch(clock: Clock, folder: Path) -> None:
 def _watch_model(clock: Clock) -> None:
     from torch import nn
 
-    from model import moe, network
+    from model import layers, moe, transformer
 
-    network.Attention.forward = clock.timed("attention", network.Attention.forward)
-    network.linear_cross_entropy = clock.timed("head and loss", network.linear_cross_entropy)
-    moe.SwiGLU.forward = clock.timed("experts", moe.SwiGLU.forward)
+    transformer.Attention.forward = clock.timed("attention", transformer.Attention.forward)
+    transformer.linear_cross_entropy = clock.timed("head and loss", transformer.linear_cross_entropy)
+    layers.SwiGLU.forward = clock.timed("experts", layers.SwiGLU.forward)
     moe.DeepSpeedMoE.forward = clock.timed("router", moe.DeepSpeedMoE.forward)
     moe.run_experts = clock.timed("dispatch", moe.run_experts)
     nn.Embedding.forward = clock.timed("embedding", nn.Embedding.forward)

@@ -19,18 +19,17 @@ from torch import Tensor
 
 from model.inference.gemv import few_rows_linear
 from model.inference.kv_cache import KVCache
-from model.moe import LocalMoE, SwiGLU, route_one
+from model.layers import SwiGLU, rotary
+from model.moe import LocalMoE, route_one
 
 if TYPE_CHECKING:
-    from model.network import Block, CausalLM
+    from model.transformer import Block, CausalLM
 
 
 class Decoding:
     """The steps of one call of `generate` after its prompt; `cache` holds the prompt."""
 
     def __init__(self, model: CausalLM, cache: KVCache) -> None:
-        from model.network import rotary  # which imports generation, which imports this
-
         config, weight = model.config, model.model.embed_tokens.weight
         positions = torch.arange(cache.capacity, device=weight.device)[None]
         cos, sin = rotary(positions, config.head_size, config.rope_theta, weight.dtype)

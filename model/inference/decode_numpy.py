@@ -26,10 +26,12 @@ from torch import Tensor
 
 from model.inference.gemv import halves
 from model.inference.kv_cache import KVCache
-from model.moe import LocalMoE, SwiGLU, route_one
+from model.layers import SwiGLU, rotary
+from model.moe import LocalMoE, route_one
 
 if TYPE_CHECKING:
-    from model.network import Attention, Block, CausalLM
+    from model.attention import Attention
+    from model.transformer import Block, CausalLM
 
 SMALL = 2**16  # weights of a matrix; of a larger one PyTorch's product is the faster
 MOST_COPIED = 2**28  # weights of a 16-bit model, whose copy takes 1 GiB
@@ -39,8 +41,6 @@ class OneRow:
     """The steps of one call of `generate` after its prompt; `cache` holds the prompt."""
 
     def __init__(self, model: CausalLM, cache: KVCache) -> None:
-        from model.network import rotary  # which imports generation, which imports this
-
         config = model.config
         cos, sin = rotary(torch.arange(cache.capacity)[None], config.head_size, config.rope_theta, torch.float32)
         self.cos_CXD, self.sin_CXD = (angles.reshape(cache.capacity, 2, -1).numpy() for angles in (cos, sin))

@@ -22,7 +22,7 @@ from model.inference.sampling import Sampling, Seen, penalise, sample
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from model.network import CausalLM
+    from model.transformer import CausalLM
 
 Streamer = Callable[[list[int]], None]
 

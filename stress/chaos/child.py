@@ -17,7 +17,7 @@ POISON = "BUFUDU_CHAOS_POISON"
 def poison(rows: frozenset[int]) -> None:
     """Make the losses, and so the gradients, of micro-batches with these rows not a number."""
     import training.trainer
-    from model.network import Losses
+    from model.transformer import Losses
     from training import sampler, step
 
     def forward_backward(engine: Any, stream: Any, chosen: list[int], seq_len: int) -> Losses:

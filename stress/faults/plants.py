@@ -117,9 +117,9 @@ def dropout_in_evaluation() -> None:
     """Dropout of DROPOUT behind the embedding and every block, and an evaluation that leaves the network training."""
     from deepspeed.runtime.engine import DeepSpeedEngine
 
-    from model import network
+    from model import transformer
 
-    embed, block = torch.nn.Embedding.forward, network.Block.forward
+    embed, block = torch.nn.Embedding.forward, transformer.Block.forward
 
     def dropped(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def forward(self: Any, *args: Any) -> Tensor:
@@ -128,7 +128,7 @@ def dropout_in_evaluation() -> None:
         return forward
 
     mock.patch.object(torch.nn.Embedding, "forward", dropped(embed)).start()
-    mock.patch.object(network.Block, "forward", dropped(block)).start()
+    mock.patch.object(transformer.Block, "forward", dropped(block)).start()
     mock.patch.object(DeepSpeedEngine, "eval", lambda self: self.train()).start()
 
 

@@ -20,8 +20,8 @@ import torch
 from common.hardware import detect
 from corpus.shards import TokenStream
 from model import CausalLM, ModelConfig
+from model.hf import hf_name
 from model.init import init_weights
-from model.parameter_names import hf_name
 from training.checkpointing import checkpoint
 from training.checkpointing.export import gather_weights, inference_model
 from training.config.command_line import run_flags

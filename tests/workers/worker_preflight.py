@@ -21,11 +21,10 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
-import model.network as network
 from common.console import Console
 from common.hardware import detect
 from corpus.shards import Corpus
-from model import CausalLM, ModelConfig
+from model import CausalLM, ModelConfig, transformer
 from model.init import init_weights
 from model.packed import PackedRows
 from training import engine, sampler
@@ -76,7 +75,7 @@ def padded(stream: Any, rows: list[int], seq_len: int, _device: torch.device) ->
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
-forward, block_forward, attention = CausalLM.forward, network.Block.forward, F.scaled_dot_product_attention
+forward, block_forward, attention = CausalLM.forward, transformer.Block.forward, F.scaled_dot_product_attention
 
 
 def loss_one_late(self: CausalLM, ids: torch.Tensor, targets: torch.Tensor) -> Any:
@@ -84,7 +83,7 @@ def loss_one_late(self: CausalLM, ids: torch.Tensor, targets: torch.Tensor) -> A
     return forward(self, ids[:, :-1], targets[:, 1:])
 
 
-def never_still(self: network.Block, *args: Any) -> torch.Tensor:
+def never_still(self: transformer.Block, *args: Any) -> torch.Tensor:
     """Dropout that evaluation does not switch off."""
     return F.dropout(block_forward(self, *args), 0.1, training=True)
 
@@ -110,7 +109,7 @@ def future() -> AbstractContextManager:
     return stack
 
 
-def detached_norm(self: network.RMSNorm, x: torch.Tensor) -> torch.Tensor:
+def detached_norm(self: transformer.RMSNorm, x: torch.Tensor) -> torch.Tensor:
     """Norms that learn nothing."""
     x32 = x.float()
     return self.weight.detach() * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
@@ -275,9 +274,9 @@ SCENARIOS: dict[str, Scenario] = {
     "shifted in the loss": Scenario(lambda: mock.patch.object(CausalLM, "forward", loss_one_late)),
     "padding": Scenario(lambda: mock.patch.object(sampler, "tensors", padded)),
     "future": Scenario(future),
-    "dropout": Scenario(lambda: mock.patch.object(network.Block, "forward", never_still)),
+    "dropout": Scenario(lambda: mock.patch.object(transformer.Block, "forward", never_still)),
     "embedding": Scenario(lambda: mock.patch.object(engine, "init_weights", large_embedding)),
-    "no gradient": Scenario(lambda: mock.patch.object(network.RMSNorm, "forward", detached_norm)),
+    "no gradient": Scenario(lambda: mock.patch.object(transformer.RMSNorm, "forward", detached_norm)),
     "kept": Scenario(lambda: mock.patch.object(engine, "build_engine", kept_gradients)),
     "kept muon": Scenario(lambda: mock.patch.object(engine, "build_engine", kept_gradients), recipe=("cpu_x2", *SMALL)),
     "pure bf16": Scenario(recipe=(*BF16, *PURE, "optimizer.params.lr=2e-4")),

@@ -14,7 +14,7 @@ from torch import Tensor
 from common.files import sync
 from corpus.tokenizer import write_hf_tokenizer
 from model import CausalLM, ModelConfig, save_model
-from model.parameter_names import hf_name, is_expert
+from model.hf import hf_name, is_expert
 from training.checkpointing.disk import raise_together, reason_of
 
 

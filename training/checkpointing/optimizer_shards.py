@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.parameter_names import hf_name, is_expert
+from model.hf import hf_name, is_expert
 
 MASTER, MOMENTUM, STEP = "master", "momentum_buffer", "step"
 Names = dict[nn.Parameter, str]

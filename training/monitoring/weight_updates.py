@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.parameter_names import hf_name
+from model.hf import hf_name
 
 
 @dataclass(frozen=True)

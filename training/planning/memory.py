@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import model.network as network
-from model import CausalLM, ModelConfig
+from model import CausalLM, ModelConfig, transformer
 from training.config.resolve import Resolved
 
 ROUTING_IMBALANCE = 1.15
@@ -361,8 +360,8 @@ class _Rehearsal:
         live = _LiveBytes(self.model)
         gradients = _Gradients(states, live)
         hooks = [parameter.register_post_accumulate_grad_hook(gradients.ready) for parameter in self.model.parameters()]
-        loss = live.labelled("logits", network.linear_cross_entropy)
-        with live, _stand_in_attention(), mock.patch.object(network, "linear_cross_entropy", loss):
+        loss = live.labelled("logits", transformer.linear_cross_entropy)
+        with live, _stand_in_attention(), mock.patch.object(transformer, "linear_cross_entropy", loss):
             self.model(ids, ids).total.backward()
             gradients.reduce()
         for hook in hooks:

@@ -79,7 +79,7 @@ def judge_leak(leak: float) -> Check:
     return failed(
         "causality",
         f"predictions depend on later tokens ({leak:.2g} of their dependence on earlier ones)",
-        "the attention mask lets the future through: look at model/network.py",
+        "the attention mask lets the future through: look at model/attention.py",
     )
 
 

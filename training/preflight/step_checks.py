@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.parameter_names import hf_name, is_expert
+from model.hf import hf_name, is_expert
 from training.monitoring.weight_updates import Change, WeightSample, owned_weights
 from training.preflight.report import Check, failed, passed, warned
 from training.preflight.trial_engine import Step, TrialEngine

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 
 from model import CausalLM
+from model.hf import hf_name
 from model.init import init_weights
 from model.moe import DeepSpeedMoE, LocalMoE
-from model.parameter_names import hf_name
 
 ROUTES = [(4, 1), (4, 2), (5, 3)]
 

@@ -1,7 +1,6 @@
 """The network: Qwen3's published structure (dense or mixture of experts), with parameter names as in Hugging Face.
 
-Shapes in names: B batch, T tokens of this call, S tokens attended to (cache included), H hidden, N query heads,
-K key/value heads, D head width, V vocabulary, E experts.
+Shapes in names: B batch, T tokens of this call, S tokens attended to (cache included), H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,134 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import Attention
 from model.config import ModelConfig
 from model.inference.generate import generate
 from model.inference.kv_cache import KVCache
+from model.layers import DenseMLP, RMSNorm, rotary
 from model.loss import linear_cross_entropy
-from model.moe import DeepSpeedMoE, DenseMLP, LocalMoE
+from model.moe import DeepSpeedMoE, LocalMoE
 from model.packed import PackedRows
 
 ExpertLayer = Callable[[ModelConfig], nn.Module]
-
-
-class _RMSNorm(torch.autograd.Function):
-    """Keeps its input and one number a row; autograd keeps two fp32 copies and passes over memory more often."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Like x."""
-        x32 = x.float()
-        scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
-        ctx.save_for_backward(x, weight, scale)
-        return weight * (x32 * scale).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Of x and of the weight."""
-        x, weight, scale = ctx.saved_tensors
-        normed = x.float() * scale
-        grad_weight_rows = (normed * grad).flatten(0, -2)
-        along = (grad_weight_rows @ weight.float()).div_(x.shape[-1]).view_as(scale)
-        grad_x = normed.mul_(-along).addcmul_(grad.float(), weight.float()).mul_(scale)
-        return grad_x.to(x.dtype), grad_weight_rows.sum(0).to(weight.dtype), None
-
-
-class RMSNorm(nn.Module):
-    """Zhang and Sennrich 2019; the mean square is taken in fp32."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., width) -> (..., width), in the dtype of x."""
-        return _RMSNorm.apply(x, self.weight, self.eps)
-
-
-def rotary(position_BT: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of shape (B, 1, T, width) for RoPE (Su et al. 2021), halves rotated as in Hugging Face.
-
-    The left half of the sines is negative: x cos + (right, left) sin is the rotation.
-
-    Computed anew in fp32 rather than kept in a buffer, which `module.half()` would round to 11 bits.
-    """
-    exponent = torch.arange(0, width, 2, device=position_BT.device, dtype=torch.float32) / width
-    angle = position_BT[:, None, :, None].float() * theta**-exponent
-    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-
-
-class _Rotate(torch.autograd.Function):
-    """The backward pass of a rotation is the rotation back: three passes over memory, where autograd takes nine."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Like x."""
-        ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        """Of x."""
-        cos, sin = ctx.saved_tensors
-        return _turned(grad, cos, -sin), None, None
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    left, right = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((right, left), dim=-1), sin)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply `rotary` angles to (B, heads, T, D)."""
-    return _Rotate.apply(x, cos, sin)
-
-
-class Attention(nn.Module):
-    """Grouped-query attention with RMS-normalised queries and keys."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
-        width, head = config.hidden_size, config.head_size
-        self.q_proj = nn.Linear(width, self.num_heads * head, bias=False)
-        self.k_proj = nn.Linear(width, self.num_kv_heads * head, bias=False)
-        self.v_proj = nn.Linear(width, self.num_kv_heads * head, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * head, width, bias=False)
-        self.q_norm = RMSNorm(head, config.rms_norm_eps)
-        self.k_norm = RMSNorm(head, config.rms_norm_eps)
-
-    def forward(
-        self,
-        x_BTH: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | PackedRows | None,
-        cache: KVCache | None,
-        layer: int,
-    ) -> Tensor:
-        """`mask` is (B or 1, 1, T, S) bool, or packed rows; None means plain causal attention over T = S."""
-        batch, length, _ = x_BTH.shape
-        heads = (batch, length, -1, self.q_norm.weight.shape[0])
-        q_BNTD = rotate(self.q_norm(self.q_proj(x_BTH).view(heads)).transpose(1, 2), *rope)
-        k_BKSD = rotate(self.k_norm(self.k_proj(x_BTH).view(heads)).transpose(1, 2), *rope)
-        v_BKSD = self.v_proj(x_BTH).view(heads).transpose(1, 2)
-        if isinstance(mask, PackedRows):
-            y_BNTD = mask.attend(q_BNTD, k_BKSD, v_BKSD)
-            return self.o_proj(y_BNTD.transpose(1, 2).reshape(batch, length, -1))
-        if cache is not None:
-            k_BKSD, v_BKSD = cache.append(layer, k_BKSD, v_BKSD)
-        if length == 1:
-            # one new token: the heads that share keys become the query's positions, and no key is copied
-            y_BKRD = F.scaled_dot_product_attention(
-                q_BNTD.reshape(batch, self.num_kv_heads, -1, heads[-1]), k_BKSD, v_BKSD, attn_mask=mask
-            )
-            return self.o_proj(y_BKRD.reshape(batch, length, -1))
-        # SDPA's own grouped-query switch leaves the memory-efficient kernel, the best one a T4 has
-        repeats = self.num_heads // self.num_kv_heads
-        k_BNSD, v_BNSD = (t.repeat_interleave(repeats, dim=1) for t in (k_BKSD, v_BKSD))
-        y_BNTD = F.scaled_dot_product_attention(q_BNTD, k_BNSD, v_BNSD, attn_mask=mask, is_causal=mask is None)
-        return self.o_proj(y_BNTD.transpose(1, 2).reshape(batch, length, -1))
 
 
 class Block(nn.Module):
