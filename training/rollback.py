@@ -16,8 +16,8 @@ from torch import nn
 from common.files import append_whole
 from corpus.shards import TokenStream
 from training import sampler
-from training.checkpointing.optimizer_shards import MASTER, pieces
-from training.engine import loss_scale, loss_scaler
+from training.engine.internals import loss_scale, lowest_loss_scale, master_weights
+from training.engine.protocol import Engine
 
 # In fp16 one batch may overflow going forward too; its step is skipped like any other, and three are no accident
 FP16_LOSSES_IN_A_ROW = 3
@@ -55,14 +55,11 @@ class Report:
 class NonFiniteMonitor:
     """Looks at every step, on every rank alike, and says what is wrong with it."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine, self.fp16 = engine, engine.fp16_enabled()
         self.bad_losses = 0  # in a row
         self.stepped = True  # whether the step that was looked at last has reached the weights
-        scaler = loss_scaler(engine)
-        if hasattr(scaler, "raise_error_at_min_scale"):
-            scaler.raise_error_at_min_scale = False  # the loop stops in order, with a report
-        self.lowest_scale = getattr(scaler, "min_scale", None) or getattr(scaler, "min_loss_scale", None)
+        self.lowest_scale = lowest_loss_scale(engine)
 
     def loss(self, finite: bool) -> str | None:
         """Before the weights are stepped: `finite` is whether the losses of all ranks and micro-batches are."""
@@ -87,7 +84,7 @@ class NonFiniteMonitor:
         return None
 
 
-def locate(engine: Any, stream: TokenStream, micro_batches: list[list[int]], seq_len: int) -> str:
+def locate(engine: Engine, stream: TokenStream, micro_batches: list[list[int]], seq_len: int) -> str:
     """Where in the network it begins; a collective call, `micro_batches` are this rank's rows of the step."""
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, _bad_weights(engine))
@@ -100,11 +97,11 @@ def locate(engine: Any, stream: TokenStream, micro_batches: list[list[int]], seq
     return "all weights and the outputs of all layers are finite, so it arises in the loss or going backward"
 
 
-def _bad_weights(engine: Any) -> list[str]:
-    return [piece.name for piece in pieces(engine) if piece.kind == MASTER and not piece.values.isfinite().all()]
+def _bad_weights(engine: Engine) -> list[str]:
+    return [shard.name for shard in master_weights(engine) if not shard.values.isfinite().all()]
 
 
-def _first_bad_output(engine: Any, stream: TokenStream, micro_batches: list[list[int]], seq_len: int) -> str | None:
+def _first_bad_output(engine: Engine, stream: TokenStream, micro_batches: list[list[int]], seq_len: int) -> str | None:
     """The first module, in the order of computing, with an output that is not finite; passes over all rows."""
     found: list[str] = []
 

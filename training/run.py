@@ -277,7 +277,7 @@ def _preflight(context: RunContext, of_length: Callable[[int], Resolved]) -> int
 
 def _train(context: RunContext, of_length: Callable[[int], Resolved]) -> int:
     """Start or continue the run, and see it to its end; the exit status."""
-    from training.engine import build_engine
+    from training.engine.build import build_engine
     from training.trainer import Trainer
 
     options, console = context.options, context.console

@@ -15,14 +15,15 @@ from torch import Tensor
 from corpus.tokenizer import load_tokenizer
 from evaluation.rows import evaluation_rows
 from model import GenerationError
-from training import rollback
+from training import rollback, sampler
 from training.checkpointing import checkpoint
 from training.checkpointing.checkpoint import NotFinite
 from training.checkpointing.disk import DiskFull, checkpoint_bytes
 from training.checkpointing.export import export_model, inference_model
 from training.checkpointing.run_state import RunState
 from training.context import RunContext
-from training.engine import learning_rate, loss_scale
+from training.engine.internals import loss_scale
+from training.engine.protocol import Engine
 from training.evaluation import samples
 from training.evaluation.intervals import intervals
 from training.evaluation.repetition import RepetitionEvaluator
@@ -37,7 +38,6 @@ from training.planning.flops import training_flops_per_token
 from training.processes.process_group import any_rank, broadcast_from_rank0, sum_over_ranks
 from training.rollback import Diverged, NonFiniteMonitor
 from training.sampler import SampleStream
-from training.step import forward_backward
 
 _SAVE_SECONDS = 300.0  # without a sign of progress it is stuck; a file system may have a bad day
 _SAVE_MARGIN, _ENDING_SECONDS = 1.5, 3.0  # of the longest save so far; to sum up and to leave
@@ -48,7 +48,7 @@ _SAMPLED = "sampled:"  # what marks the weight sample among a rank's own numbers
 class Trainer:
     """One run from its start, or from a checkpoint, to its end; every rank has one and they move together."""
 
-    def __init__(self, context: RunContext, engine: Any, state: RunState) -> None:
+    def __init__(self, context: RunContext, engine: Engine, state: RunState) -> None:
         self.context, self.engine, self.state = context, engine, state
         self.options, self.world, self.console = context.options, context.world, context.console
         self.tokenizer = load_tokenizer(context.corpus.tokenizer_path)
@@ -196,12 +196,13 @@ class Trainer:
         started = time.perf_counter()
         # Every step has its own random numbers, so that a continued run draws what an uninterrupted one would
         torch.manual_seed(hash((self.options.seed, self.state.step, self.world.rank)))
-        self.rate, scale = learning_rate(self.engine), loss_scale(self.engine)
+        self.rate, scale = float(self.engine.optimizer.param_groups[0]["lr"]), loss_scale(self.engine)
         micro_batches = self._rows(self.world.rank)
         bad = torch.zeros((), device=self.engine.device)
         for micro_step, rows in enumerate(micro_batches, 1):
             self._now("training", 0.0 if self.warm else self.context.watchdog.timing.first)
-            losses = forward_backward(self.engine, self.train, rows, self.options.max_seq_len)
+            losses = self.engine(*sampler.tensors(self.train, rows, self.options.max_seq_len, self.engine.device))
+            self.engine.backward(losses.total)
             self.accumulator.add_micro_batch(losses.lm, losses.balance)
             bad += ~losses.lm.detach().isfinite()
             if micro_step == len(micro_batches) and (trouble := self.nonfinite.loss(not any_rank(bad, bad.device))):

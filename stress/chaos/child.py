@@ -16,18 +16,21 @@ POISON = "BUFUDU_CHAOS_POISON"
 
 def poison(rows: frozenset[int]) -> None:
     """Make the losses, and so the gradients, of micro-batches with these rows not a number."""
-    import training.trainer
-    from model.transformer import Losses
-    from training import sampler, step
+    from model.transformer import CausalLM, Losses
+    from training import sampler
 
-    def forward_backward(engine: Any, stream: Any, chosen: list[int], seq_len: int) -> Losses:
-        if rows.isdisjoint(chosen):
-            return step.forward_backward(engine, stream, chosen, seq_len)
-        losses = engine(*sampler.tensors(stream, chosen, seq_len, engine.device))
-        engine.backward(losses.total * math.nan)
-        return replace(losses, lm=losses.lm * math.nan)
+    right_tensors, right_forward, poisoned = sampler.tensors, CausalLM.forward, False
 
-    training.trainer.forward_backward = forward_backward
+    def tensors(stream: Any, chosen: list[int], *more: Any) -> Any:
+        nonlocal poisoned
+        poisoned = not rows.isdisjoint(chosen)
+        return right_tensors(stream, chosen, *more)
+
+    def forward(self: CausalLM, *arguments: Any) -> Losses:
+        losses = right_forward(self, *arguments)
+        return replace(losses, total=losses.total * math.nan, lm=losses.lm * math.nan) if poisoned else losses
+
+    sampler.tensors, CausalLM.forward = tensors, forward  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from safetensors.torch import save
 from stress.fuzz.choices import NOWHERE, Choices, json_text, mutated_bytes, mutated_json, put
 from stress.fuzz.folders import mutated_safetensors
 from training.checkpointing import checkpoint, engine_state
-from training.checkpointing.optimizer_shards import MASTER, Piece
 from training.checkpointing.run_state import RunState
+from training.engine.internals import MASTER, Shard
 
 SHARES = ("rank-00000.safetensors", "rank-00001.safetensors")
 STEPS = (10, 20)
@@ -109,5 +109,5 @@ def _restore_weights(found: Path) -> None:
         files = [stack.enter_context(engine_state._open(found / name)) for name in sorted(content["files"])]
         index = engine_state._index(files)
         for kind in (MASTER, "exp_avg"):
-            engine_state._fill(Piece(kind, "w", 0, torch.zeros(12)), index, optimizer_steps=6)
+            engine_state._fill(Shard(kind, "w", 0, torch.zeros(12)), index, optimizer_steps=6)
         [dict(engine_state._local(file)) for file in files]

@@ -8,7 +8,7 @@ from torch import nn
 
 from model import CausalLM, ModelConfig
 from model.moe import DeepSpeedMoE
-from training.engine import parameter_groups
+from training.engine.build import parameter_groups
 
 SMALL = {
     "vocab_size": 64,

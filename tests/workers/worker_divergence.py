@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
-from unittest import mock
 
 from training import trainer
-from training.checkpointing.optimizer_shards import MASTER, pieces
+from training.engine.internals import master_weights
 from training.run import main
 
 
@@ -35,14 +33,11 @@ class Planted(trainer.Trainer):
 
     @contextmanager
     def _loss(self) -> Iterator[None]:
-        plain: Callable[..., Any] = trainer.forward_backward
-
-        def infinite(*arguments: Any) -> Any:
-            losses = plain(*arguments)
-            return replace(losses, lm=losses.lm * math.inf)
-
-        with mock.patch.object(trainer, "forward_backward", infinite):
-            yield
+        hook = self.engine.module.register_forward_hook(
+            lambda _module, _inputs, losses: replace(losses, lm=losses.lm * math.inf)
+        )
+        yield
+        hook.remove()
 
     @contextmanager
     def _layer(self) -> Iterator[None]:
@@ -62,7 +57,7 @@ class Planted(trainer.Trainer):
     def _weights(self) -> Iterator[None]:
         yield
         if self.world.rank == 0:
-            next(piece for piece in pieces(self.engine) if piece.kind == MASTER).values[0] = math.nan
+            next(master_weights(self.engine)).values[0] = math.nan
 
     def _diverged(self, what: str) -> None:
         try:

@@ -26,7 +26,8 @@ from training.checkpointing import checkpoint
 from training.checkpointing.export import gather_weights, inference_model
 from training.config.command_line import run_flags
 from training.config.resolve import Resolved, RunFacts, load, resolve, run_defaults
-from training.engine import build_engine, loss_scale
+from training.engine.build import build_engine
+from training.engine.internals import loss_scale
 from training.evaluation.validation import evaluate
 from training.processes.process_group import World, join, sum_over_ranks
 from training.sampler import SampleStream, tensors

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from model import ModelConfig
-from training.engine import build_engine
+from training.engine.build import build_engine
 from training.processes.process_group import World, join
 
 

@@ -27,18 +27,18 @@ from corpus.shards import Corpus
 from model import CausalLM, ModelConfig, transformer
 from model.init import init_weights
 from model.packed import PackedRows
-from training import engine, sampler
+from training import sampler
 from training.checkpointing.export import gather_weights
 from training.config.command_line import Options
 from training.config.resolve import Resolved, RunFacts, load, resolve
 from training.context import RunContext
-from training.engine import build_engine
+from training.engine import build
+from training.engine.build import build_engine
 from training.preflight.runner import preflight
 from training.processes.process_group import World, join
 from training.processes.stopping import StopRequest
 from training.processes.watchdog import Watchdog
 from training.sampler import SampleStream
-from training.step import forward_backward
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 SEQ_LEN, STEPS = 64, 400
@@ -247,7 +247,9 @@ def train(subject: RunContext) -> tuple[list[float], dict[str, torch.Tensor]]:
         rows = order.micro_batch(
             step, 0, subject.world.rank, micro_batch=4, accumulation=1, world_size=subject.world.size
         )
-        losses.append(forward_backward(built, stream, rows, SEQ_LEN).lm.item())
+        found = built(*sampler.tensors(stream, rows, SEQ_LEN, built.device))
+        built.backward(found.total)
+        losses.append(found.lm.item())
         built.step()
     weights = {name: weight.clone() for name, weight in gather_weights(built, subject.config).items()}
     built.destroy()
@@ -275,10 +277,10 @@ SCENARIOS: dict[str, Scenario] = {
     "padding": Scenario(lambda: mock.patch.object(sampler, "tensors", padded)),
     "future": Scenario(future),
     "dropout": Scenario(lambda: mock.patch.object(transformer.Block, "forward", never_still)),
-    "embedding": Scenario(lambda: mock.patch.object(engine, "init_weights", large_embedding)),
+    "embedding": Scenario(lambda: mock.patch.object(build, "init_weights", large_embedding)),
     "no gradient": Scenario(lambda: mock.patch.object(transformer.RMSNorm, "forward", detached_norm)),
-    "kept": Scenario(lambda: mock.patch.object(engine, "build_engine", kept_gradients)),
-    "kept muon": Scenario(lambda: mock.patch.object(engine, "build_engine", kept_gradients), recipe=("cpu_x2", *SMALL)),
+    "kept": Scenario(lambda: mock.patch.object(build, "build_engine", kept_gradients)),
+    "kept muon": Scenario(lambda: mock.patch.object(build, "build_engine", kept_gradients), recipe=("cpu_x2", *SMALL)),
     "pure bf16": Scenario(recipe=(*BF16, *PURE, "optimizer.params.lr=2e-4")),
     "rate too high": Scenario(recipe=(*FP32, "optimizer.params.lr=0.2", "scheduler=null")),
     "rate too low": Scenario(recipe=(*FP32, "optimizer.params.lr=2e-5")),

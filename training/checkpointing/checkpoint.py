@@ -34,6 +34,7 @@ from corpus.fingerprint import sha256_file
 from training.checkpointing import engine_state
 from training.checkpointing.disk import DiskFull
 from training.checkpointing.run_state import RunState
+from training.engine.protocol import Engine
 
 FORMAT = 2  # 1 was DeepSpeed's own files
 STATE_FILE, LATEST_FILE, PARTIAL, DISCARDED = "run_state.json", "latest", ".partial", ".discarded"
@@ -80,7 +81,7 @@ class Saved:
 
 
 def save(
-    engine: Any,
+    engine: Engine,
     folder: Path,
     state: RunState,
     keep_last: int,
@@ -138,8 +139,8 @@ def _empty(partial: Path, keep_last: int, known_whole: Path | None) -> None:
     partial.mkdir(parents=True)
 
 
-def _write_share(engine: Any, partial: Path, local: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    if not engine_state.masters_finite(engine):
+def _write_share(engine: Engine, partial: Path, local: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    if not engine_state.master_weights_finite(engine):
         raise NotFinite
     data = to_bytes(engine_state.tensors(engine, local))
     path = partial / f"rank-{dist.get_rank():05d}.safetensors"
@@ -150,7 +151,7 @@ def _write_share(engine: Any, partial: Path, local: dict[str, Tensor]) -> tuple[
     return path.name, {"bytes": len(data), "sha256": digest}
 
 
-def _commit(folder: Path, name: str, state: RunState, engine: Any, files: dict[str, Any]) -> None:
+def _commit(folder: Path, name: str, state: RunState, engine: Engine, files: dict[str, Any]) -> None:
     """From a folder of shares to the newest checkpoint; rank 0."""
     partial, place = folder / (name + PARTIAL), folder / name
     content = {"format": FORMAT, **asdict(state), "engine": engine_state.numbers(engine), "files": files}
@@ -310,7 +311,7 @@ class Local:
     same_ranks: bool
 
 
-def load(engine: Any, checkpoint: Path) -> Local:
+def load(engine: Engine, checkpoint: Path) -> Local:
     """Restore weights, optimizer, loss scaler and schedule from a whole checkpoint; a collective call."""
     content = _read(checkpoint)
     files = [checkpoint / name for name in sorted(content["files"])]

@@ -18,35 +18,36 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.errors import UserError
-from training.checkpointing.optimizer_shards import (
-    MASTER,
+from training.engine.internals import (
     STEP,
-    Piece,
-    counters,
+    Shard,
     create_states,
-    pieces,
-    publish_masters,
+    loss_scaler,
+    master_weights,
+    publish_master_weights,
+    shards,
+    step_counters,
 )
-from training.engine import loss_scaler
+from training.engine.protocol import Engine
 
 _LOCAL = "local"  # of this rank alone, of use only to the same rank of as many
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def tensors(engine: Any, local: dict[str, Tensor]) -> dict[str, Tensor]:
+def tensors(engine: Engine, local: dict[str, Tensor]) -> dict[str, Tensor]:
     """What this rank has to write, by key; `local` are its own affairs. The values are copies on the CPU."""
-    owned = {_key(piece.kind, piece.name, piece.start): piece.values for piece in pieces(engine) if piece.owned}
+    owned = {_key(shard.kind, shard.name, shard.start): shard.values for shard in shards(engine) if shard.owned}
     owned |= {_key(_LOCAL, name, 0): values for name, values in local.items()}
     return {key: values.detach().to("cpu", copy=True).contiguous() for key, values in owned.items()}
 
 
-def masters_finite(engine: Any) -> bool:
-    """Whether every weight that this rank steps is a number."""
-    checks = [piece.values.isfinite().all() for piece in pieces(engine) if piece.kind == MASTER]
+def master_weights_finite(engine: Engine) -> bool:
+    """Return whether every weight that this rank steps is a finite number."""
+    checks = [shard.values.isfinite().all() for shard in master_weights(engine)]
     return bool(torch.stack(checks).all()) if checks else True
 
 
-def numbers(engine: Any) -> dict[str, Any]:
+def numbers(engine: Engine) -> dict[str, Any]:
     """The engine's counts, its schedule and its loss scale, for JSON; the same on every rank."""
     scheduler, scaler = engine.lr_scheduler, loss_scaler(engine)
     return {
@@ -60,13 +61,13 @@ def numbers(engine: Any) -> dict[str, Any]:
     }
 
 
-def _optimizer_steps(engine: Any) -> int | None:
+def _optimizer_steps(engine: Engine) -> int | None:
     """How often the optimizer has stepped, by its own count; PyTorch's keeps a tensor, DeepSpeed's a number."""
-    counted = [int(piece.values.max()) for piece in pieces(engine) if piece.kind == STEP]
-    return max(counted + [int(place[key]) for place, key in counters(engine)], default=None)
+    counted = [int(shard.values.max()) for shard in shards(engine) if shard.kind == STEP]
+    return max(counted + [int(place[STEP]) for place in step_counters(engine)], default=None)
 
 
-def split(engine: Any) -> dict[str, Any]:
+def split(engine: Engine) -> dict[str, Any]:
     """What decides which rank holds which part of what."""
     layers = engine.module.expert_layers()
     return {
@@ -77,7 +78,7 @@ def split(engine: Any) -> dict[str, Any]:
 
 
 def restore(
-    engine: Any, files: list[Path], saved: dict[str, Any], *, step: int, local_files: list[Path]
+    engine: Engine, files: list[Path], saved: dict[str, Any], *, step: int, local_files: list[Path]
 ) -> list[dict[str, Tensor]]:
     """Put `tensors` and `numbers` back into an engine; a collective call. Returns the `local` of some of the files.
 
@@ -87,20 +88,20 @@ def restore(
         opened = {path: stack.enter_context(_open(path)) for path in files}
         index = _index(opened.values())
         create_states(engine, {kind for kind, _ in index})
-        own = pieces(engine)
+        own = shards(engine)
         with torch.no_grad():
-            for piece in own:
-                _fill(piece, index, saved["optimizer_steps"] or 0)
-        _check_all_read({kind for kind, _ in index}, {piece.kind for piece in own})
+            for shard in own:
+                _fill(shard, index, saved["optimizer_steps"] or 0)
+        _check_all_read({kind for kind, _ in index}, {shard.kind for shard in own})
         local = [dict(_local(opened[path])) for path in local_files]
     _restore_numbers(engine, saved, step)
-    publish_masters(engine)
+    publish_master_weights(engine)
     return local
 
 
-def _restore_numbers(engine: Any, saved: dict[str, Any], step: int) -> None:
-    for place, key in counters(engine):
-        place[key] = saved["optimizer_steps"] or 0
+def _restore_numbers(engine: Engine, saved: dict[str, Any], step: int) -> None:
+    for place in step_counters(engine):
+        place[STEP] = saved["optimizer_steps"] or 0
     engine.global_steps, engine.global_samples = saved["global_steps"], saved["global_samples"]
     engine.skipped_steps = saved["skipped_steps"]
     engine.micro_steps = step * engine.gradient_accumulation_steps()
@@ -167,24 +168,24 @@ def _check_all_read(stored: set[str], found: set[str]) -> None:
         )
 
 
-def _fill(piece: Piece, index: dict[tuple[str, str], list[_Stored]], optimizer_steps: int) -> None:
-    """Copy what is stored of a piece into it."""
-    stored = index.get((piece.kind, piece.name), [])
-    if piece.kind == STEP:
+def _fill(shard: Shard, index: dict[tuple[str, str], list[_Stored]], optimizer_steps: int) -> None:
+    """Copy what is stored of a shard into it."""
+    stored = index.get((shard.kind, shard.name), [])
+    if shard.kind == STEP:
         stored = stored[:1]  # the same number wherever it stands
         if not stored:  # an Adam that counts otherwise wrote it
-            piece.values.fill_(optimizer_steps)
+            shard.values.fill_(optimizer_steps)
             return
-    missing = piece.values.numel()
+    missing = shard.values.numel()
     for run in stored:
-        first, last = max(piece.start, run.start), min(piece.start + piece.values.numel(), run.start + run.length)
+        first, last = max(shard.start, run.start), min(shard.start + shard.values.numel(), run.start + run.length)
         if first < last:
             part = run.file.get_slice(run.key)[first - run.start : last - run.start]
-            piece.values[first - piece.start : last - piece.start].copy_(part)
+            shard.values[first - shard.start : last - shard.start].copy_(part)
             missing -= last - first
     if missing:
         raise UserError(
-            f"the checkpoint lacks {missing:,} values of {piece.kind} of {piece.name}: it was made with "
+            f"the checkpoint lacks {missing:,} values of {shard.kind} of {shard.name}: it was made with "
             "another optimizer or model"
         )
 

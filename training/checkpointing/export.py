@@ -16,28 +16,27 @@ from corpus.tokenizer import write_hf_tokenizer
 from model import CausalLM, ModelConfig, save_model
 from model.hf import hf_name, is_expert
 from training.checkpointing.disk import raise_together, reason_of
+from training.engine.internals import expert_group
+from training.engine.protocol import Engine
 
 
-def gather_weights(engine: Any, config: ModelConfig) -> dict[str, Tensor]:
+def gather_weights(engine: Engine, config: ModelConfig) -> dict[str, Tensor]:
     """All weights by Hugging Face name; a collective call, every rank gets them.
 
     Tensors of the rank's own are views of the live weights, not copies: use them before the next step.
     """
-    from deepspeed.utils import groups
-
     own = {hf_name(name, engine.module): parameter.detach() for name, parameter in engine.module.named_parameters()}
     if config.use_moe and config.ep_size > 1:
-        group = groups._get_expert_parallel_group(f"ep_size_{config.ep_size}")
         experts = {name: tensor.cpu() for name, tensor in own.items() if is_expert(name)}
         parts: list[Any] = [None] * config.ep_size
-        dist.all_gather_object(parts, experts, group=group)
+        dist.all_gather_object(parts, experts, group=expert_group(config.ep_size))
         device = next(iter(own.values())).device
         for part in parts:
             own |= {name: tensor.to(device) for name, tensor in part.items() if name not in own}
     return own
 
 
-def inference_model(engine: Any, config: ModelConfig) -> CausalLM:
+def inference_model(engine: Engine, config: ModelConfig) -> CausalLM:
     """The live weights in the form that generates; a collective call.
 
     No copy on a GPU. On CPU it is one in fp32: for the few rows of a decoding step bf16 takes half as long again.
@@ -48,7 +47,7 @@ def inference_model(engine: Any, config: ModelConfig) -> CausalLM:
     return (model.float() if engine.device.type == "cpu" else model).eval()
 
 
-def export_model(engine: Any, config: ModelConfig, tokenizer: Path, folder: Path) -> None:
+def export_model(engine: Engine, config: ModelConfig, tokenizer: Path, folder: Path) -> None:
     """Write `folder` as a Hugging Face model; a collective call, rank 0 writes.
 
     DiskFull on all ranks if it cannot; the model that was there stays as it was.

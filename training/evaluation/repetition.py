@@ -13,6 +13,7 @@ from evaluation.held_out_prompts import GREEDY, SAMPLED, generate_continuations,
 from evaluation.repetition import RepetitionMetrics, measure_repetition
 from model import CausalLM, GenerationError, ModelConfig
 from training.checkpointing.export import inference_model
+from training.engine.protocol import Engine
 from training.processes.process_group import World
 
 # The time of a pass grows with its tokens and hardly with its prompts
@@ -37,7 +38,7 @@ class RepetitionEvaluator:
         )
         self.truth = measure_repetition(self.held_out.prompts, self.held_out.continuations)
 
-    def figures(self, engine: Any) -> tuple[dict[str, Any], str | None]:
+    def figures(self, engine: Engine) -> tuple[dict[str, Any], str | None]:
         """What goes into metrics.jsonl, and why there is none if there is none.
 
         Each rank writes one of the two sets of texts, or rank 0 both; the random numbers of training stay untouched.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from corpus.shards import TokenStream
+from training.engine.protocol import Engine
 from training.processes.process_group import World, sum_over_ranks
 from training.sampler import tensors
 
@@ -31,7 +31,7 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Any,
+    engine: Engine,
     stream: TokenStream,
     rows: list[int],
     *,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from training.engine.protocol import Engine
 from training.monitoring import routing
 from training.processes.process_group import sum_over_ranks
 
@@ -18,7 +17,7 @@ class MetricAccumulator:
     They stay on the device while a step runs: reading a number would make the host wait.
     """
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.layers = engine.module.expert_layers()
         self.sums = torch.zeros(5, dtype=torch.float64, device=engine.device)
         routing.forget(self.layers)

@@ -11,6 +11,8 @@ from typing import Any
 from common.errors import UserError
 from training.checkpointing.disk import Appender, DiskNotice, keep_whole, reason_of
 from training.checkpointing.run_state import RunState
+from training.engine.internals import summary_writer
+from training.engine.protocol import Monitor
 from training.monitoring import tensorboard_events
 
 RECORDS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl")  # a line for each step at which something was written
@@ -32,7 +34,7 @@ class Metrics:
     def __init__(
         self,
         folder: Path,
-        monitor: Any,
+        monitor: Monitor,
         state: RunState,
         *,
         samples_per_step: int = 1,
@@ -41,7 +43,7 @@ class Metrics:
         self.folder, self.monitor, self.samples_per_step = folder, monitor, samples_per_step
         notice = DiskNotice(folder, say)
         self._files = {name: Appender(folder / name, notice) for name in RECORDS}
-        board = self._board()
+        board = summary_writer(monitor)
         self._events = tensorboard_events.take_over(board, notice) if board is not None else None
         self._csv = _PatientCsv.take_over(monitor, notice)
         try:
@@ -93,7 +95,7 @@ class Metrics:
                 for expert, share in enumerate(shares)
             ]
         )
-        if (board := self._board()) is not None:
+        if (board := summary_writer(self.monitor)) is not None:
             for layer, shares in enumerate(load):
                 edges = list(range(len(shares) + 1))
                 board.add_histogram_raw(
@@ -111,7 +113,7 @@ class Metrics:
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Text for TensorBoard's text page."""
-        if (board := self._board()) is not None:
+        if (board := summary_writer(self.monitor)) is not None:
             board.add_text(tag, text, step)
             board.flush()
 
@@ -147,11 +149,6 @@ class Metrics:
     def _append(self, name: str, *rows: dict[str, Any]) -> None:
         lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         self._files[name].append(*(line.encode() for line in lines))
-
-    def _board(self) -> Any:
-        """DeepSpeed's monitor has scalars only; its TensorBoard writer can do more."""
-        board = self.monitor.tb_monitor  # None where no monitor at all is enabled
-        return getattr(board, "summary_writer", None) if board is not None and board.enabled else None
 
     def _is_own(self, folder: Path) -> bool:
         """Not one that the JSON names, where other runs may write too."""

@@ -8,12 +8,13 @@ whose updates are lost has a flat loss and no other symptom.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.hf import hf_name
+from training.engine.internals import owned_weights
+from training.engine.protocol import Engine
 
 
 @dataclass(frozen=True)
@@ -37,39 +38,13 @@ class Change:
     ratio: float
 
 
-def owned_weights(engine: Any) -> dict[str, Tensor]:
-    """This rank's part of the weights that the optimizer steps, flat views by Hugging Face name.
-
-    With ZeRO-1 and 2 these are fragments of the fp32 partitions, so a parameter may be cut short or missing here and be
-    on another rank; without ZeRO in fp32 they are the parameters themselves. Where DeepSpeed keeps no link between the
-    two (fp16 without ZeRO) they bear the number of their group instead of a name.
-    """
-    named = {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
-    if any(hasattr(parameter, "_hp_mapping") for parameter in named.values()):
-        parts = {
-            hf_name(name, engine.module): parameter._hp_mapping.hp_fragment
-            for name, parameter in named.items()
-            if getattr(parameter, "_hp_mapping", None) is not None
-        }
-    else:
-        groups = [group["params"] for group in engine.optimizer.param_groups]
-        stepped = {id(tensor) for group in groups for tensor in group}
-        if all(id(parameter) in stepped for parameter in named.values()):
-            parts = {hf_name(name, engine.module): parameter for name, parameter in named.items()}
-        else:
-            parts = {
-                f"group {i}, tensor {j}": tensor for i, group in enumerate(groups) for j, tensor in enumerate(group)
-            }
-    return {name: tensor.detach().view(-1) for name, tensor in parts.items()}
-
-
 class WeightSample:
     """A fixed sample of this rank's weights, looked at before and after; no call is collective.
 
     At most `per_tensor` values of each parameter, spread evenly over it: a few MB to keep and no pass over the model.
     """
 
-    def __init__(self, engine: Any, per_tensor: int = 2048) -> None:
+    def __init__(self, engine: Engine, per_tensor: int = 2048) -> None:
         self.engine, self.per_tensor = engine, per_tensor
         self._before: dict[str, Tensor] = {}
         # of one dimension: norms, which start at 1 and would hide the matrices in a root mean square

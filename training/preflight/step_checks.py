@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.hf import hf_name, is_expert
-from training.monitoring.weight_updates import Change, WeightSample, owned_weights
+from training.engine.internals import gradient, loss_scale, owned_weights
+from training.engine.protocol import Engine
+from training.monitoring.weight_updates import Change, WeightSample
 from training.preflight.report import Check, failed, passed, warned
 from training.preflight.trial_engine import Step, TrialEngine
 from training.processes.process_group import sum_over_ranks
@@ -117,7 +118,7 @@ def _judge_unused(routes: list[list[int]], unused: int) -> Check:
     return warned("gradients", text, "too few tokens to tell; --num_experts may be too many for the batch")
 
 
-def reduced_norm(engine: Any) -> float:
+def reduced_norm(engine: Engine) -> float:
     """Norm of the gradients that AdamW is about to use, over all ranks; nan where DeepSpeed does not show them.
 
     Muon's are left out: DeepSpeed has orthogonalised them by now, which hides their size.
@@ -126,16 +127,9 @@ def reduced_norm(engine: Any) -> float:
     for parameter in engine.module.parameters():
         if getattr(parameter, "use_muon", False):
             continue
-        gradient = parameter.grad
-        if gradient is None and getattr(parameter, "_hp_mapping", None) is not None:
-            try:
-                gradient = parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group)
-            except (ValueError, IndexError, TypeError):
-                continue
-        if gradient is not None:
-            total += gradient.detach().double().square().sum()
-    scale = float(getattr(engine.optimizer, "cur_scale", 1.0)) if engine.fp16_enabled() else 1.0
-    return math.sqrt(sum_over_ranks(total).item()) / scale or math.nan
+        if (reduced := gradient(parameter)) is not None:
+            total += reduced.detach().double().square().sum()
+    return math.sqrt(sum_over_ranks(total).item()) / (loss_scale(engine) or 1.0) or math.nan
 
 
 def gradient_norms(

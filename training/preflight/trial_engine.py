@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 
 from model import ModelConfig
-from training import engine as engines
+from training import sampler
 from training.config.resolve import Resolved
+from training.engine import build
+from training.engine.protocol import Engine
 from training.processes.process_group import World, any_rank, sum_over_ranks
 from training.sampler import SampleStream
-from training.step import forward_backward
 
 _MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
 _SILENCED = ("flops_profiler", "comms_logger")
@@ -47,7 +48,7 @@ class TrialEngine:
         self.config, self.world, self.stream, self.seq_len = config, world, stream, seq_len
         self.micro_batch = resolved.micro_batch
         self.accumulation = min(MOST_ACCUMULATED, resolved.accumulation)
-        self.engine = engines.build_engine(config, self._silent(resolved), seed=seed, rank=world.rank)
+        self.engine = build.build_engine(config, self._silent(resolved), seed=seed, rank=world.rank)
         self.rates = schedule(self.engine, resolved.total_steps)
         self.engine.lr_scheduler = None  # from here on the rates are set by hand
         self.order = SampleStream(stream.num_rows(seq_len), seed)
@@ -94,7 +95,7 @@ class TrialEngine:
                 if "loss scale" not in str(error):
                     raise
                 return Step(math.nan, math.nan, math.nan, math.nan)
-            if not getattr(self.engine.optimizer, "overflow", False):
+            if self.engine.was_step_applied():
                 break
         return step
 
@@ -104,7 +105,9 @@ class TrialEngine:
         loss, micro_seconds = torch.zeros((), dtype=torch.float64, device=self.device), 0.0
         for micro_step in range(self.accumulation):
             started = self.clock()
-            loss += forward_backward(self.engine, self.stream, rows, self.seq_len).lm.detach().double()
+            losses = self.engine(*sampler.tensors(self.stream, rows, self.seq_len, self.device))
+            self.engine.backward(losses.total)
+            loss += losses.lm.detach().double()
             micro_seconds += self.clock() - started
             if before and micro_step == self.accumulation - 1:
                 before()
@@ -140,7 +143,7 @@ class TrialEngine:
             torch.cuda.empty_cache()
 
 
-def schedule(engine: Any, total_steps: int, samples: int = 2000) -> list[list[float]]:
+def schedule(engine: Engine, total_steps: int, samples: int = 2000) -> list[list[float]]:
     """Rates of the optimizer's groups at up to `samples` steps of the run, the first half of them at its start.
 
     Asked of DeepSpeed's own schedule object, which is spent afterwards.

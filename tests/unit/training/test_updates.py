@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.monitoring.weight_updates import WeightSample, owned_weights
+from training.engine.internals import owned_weights
+from training.monitoring.weight_updates import WeightSample
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: parameter groups, start of the experts, and the few switches its JSON has no key for."""
+"""Build the DeepSpeed engine: parameter groups, initial weights, and the few switches its JSON has no key for."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import torch
 import torch._dynamo
 from torch import nn
 
-from common.hardware import detect
+from common.hardware import FP16_ON_CPU_VARIABLE, detect
 from model import CausalLM, ModelConfig
 from model.hf import hf_name
 from model.init import init_weights
 from model.moe import DeepSpeedMoE
-from training import muon
+from training.engine import muon
+from training.engine.protocol import Engine
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Two groups, weight decay off for norms, biases and embeddings, experts split off as DeepSpeed-MoE needs them."""
+    """Return two groups, without weight decay for norms, biases and embeddings; DeepSpeed-MoE splits off the experts."""
     from deepspeed.moe.utils import has_moe_layers, split_params_into_different_moe_groups_for_optimizer
 
     decayed, plain = [], []
@@ -34,7 +35,7 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _router_left_to_adam() -> Iterator[None]:
+def _routers_left_to_adam() -> Iterator[None]:
     """Keep Muon off the routers.
 
     DeepSpeed marks every matrix whose name lacks `embed` for Muon inside `initialize`, over any mark of ours. A
@@ -57,15 +58,15 @@ def _router_left_to_adam() -> Iterator[None]:
 
 @contextmanager
 def _fp16_allowed_on_cpu() -> Iterator[None]:
-    """Only a check keeps fp16 off the CPU; the tests lift it to exercise the T4 configurations' path."""
+    """Lift the check that keeps fp16 off the CPU: the tests exercise the T4 configurations' path."""
     from deepspeed.accelerator import get_accelerator
 
     with mock.patch.object(get_accelerator(), "is_fp16_supported", lambda: True):
         yield
 
 
-def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, rank: int) -> Any:
-    """The network under `deepspeed.initialize`; torch.distributed must be up.
+def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, rank: int) -> Engine:
+    """Put the network under `deepspeed.initialize`; torch.distributed must be up.
 
     Nothing is compiled at the first start: on CPU, DeepSpeed's shared-memory all-reduce would be (half a minute, and a
     failure where there is no compiler), and what it gains over gloo was lost in the noise (docs/dev/log.md).
@@ -81,8 +82,8 @@ def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, r
     model = CausalLM(config, lambda shape: DeepSpeedMoE(shape, ep_rank))
     init_weights(model, config, seed)
     with ExitStack() as stack:
-        stack.enter_context(_router_left_to_adam())
-        if os.environ.get("BUFUDU_TEST_CPU_FP16") == "1":
+        stack.enter_context(_routers_left_to_adam())
+        if os.environ.get(FP16_ON_CPU_VARIABLE) == "1":
             stack.enter_context(_fp16_allowed_on_cpu())
         engine, *_ = deepspeed.initialize(
             model=model,
@@ -90,21 +91,3 @@ def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, r
             config=muon.chosen(ds_config, bf16_fast=detect().bf16_fast),
         )
     return engine
-
-
-def loss_scale(engine: Any) -> float | None:
-    """The dynamic loss scale, None where the precision needs none."""
-    scaler = loss_scaler(engine)
-    return None if scaler is None else float(scaler.cur_scale)
-
-
-def loss_scaler(engine: Any) -> Any:
-    """What holds the loss scale: DeepSpeed's scaler or, without ZeRO, its configuration; None but in fp16."""
-    if not engine.fp16_enabled():
-        return None
-    return getattr(engine.optimizer, "loss_scaler", None) or engine.optimizer.loss_scale_config
-
-
-def learning_rate(engine: Any) -> float:
-    """The rate that the next optimizer step uses; with Muon that of its first group."""
-    return float(engine.optimizer.param_groups[0]["lr"])

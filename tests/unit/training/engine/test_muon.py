@@ -8,7 +8,7 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
-from training.muon import COEFFICIENTS, chosen, orthogonalize, update
+from training.engine.muon import COEFFICIENTS, chosen, orthogonalize, update
 
 LOWEST, ERROR = 0.01, 0.27  # where the coefficients begin, and how far from 1 they end
 DEEPSPEEDS_IMPORT = "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"

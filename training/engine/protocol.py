@@ -1,0 +1,81 @@
+"""What this project uses of a DeepSpeed engine, as types: `deepspeed.initialize` returns something that fits them.
+
+Everything here is called by users of DeepSpeed, too. What is private to it is read in training/engine/internals.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from model import CausalLM
+from model.transformer import Losses
+
+
+class Optimizer(Protocol):
+    """DeepSpeed's optimizer, or PyTorch's where DeepSpeed does not wrap it."""
+
+    param_groups: list[dict[str, Any]]
+
+
+class Scheduler(Protocol):
+    """A learning rate schedule; it counts optimizer steps."""
+
+    last_batch_iteration: int
+
+    def step(self, last_batch_iteration: int | None = None) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, sd: dict[str, Any]) -> None: ...
+
+
+class Monitor(Protocol):
+    """DeepSpeed's monitor: TensorBoard, CSV files and others, as the DeepSpeed JSON asks for them."""
+
+    enabled: bool
+
+    def write_events(self, event_list: list[tuple[str, float, int]]) -> None: ...
+
+
+class Engine(Protocol):
+    """One rank's DeepSpeed engine around a CausalLM."""
+
+    module: CausalLM
+    optimizer: Optimizer
+    lr_scheduler: Scheduler | None
+    monitor: Monitor
+    device: torch.device
+    global_rank: int
+    world_size: int
+    global_steps: int
+    global_samples: int
+    skipped_steps: int
+    micro_steps: int
+
+    def __call__(self, ids: Tensor, targets: Tensor) -> Losses: ...
+
+    def backward(self, loss: Tensor) -> Any: ...
+
+    def step(self) -> None:
+        """Count a micro-batch; after the last of an accumulation, step the weights."""
+
+    def train(self) -> Any: ...
+
+    def eval(self) -> Any: ...
+
+    def was_step_applied(self) -> bool:
+        """Return whether the latest step changed the weights: fp16 skips a step whose gradients overflow."""
+        ...
+
+    def get_global_grad_norm(self) -> float | None: ...
+
+    def fp16_enabled(self) -> bool: ...
+
+    def zero_optimization_stage(self) -> int: ...
+
+    def gradient_accumulation_steps(self) -> int: ...
+
+    def destroy(self) -> None: ...
