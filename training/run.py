@@ -362,7 +362,7 @@ def _nothing_left(state: RunState, context: RunContext) -> str | None:
     """Why a run need not be continued."""
     if state.step >= context.resolved.total_steps and state.finished:
         return f"has finished its {state.step:,} steps already: --output starts another run"
-    if why := state.lost_patience(context.options.patience):
+    if why := state.early_stopping(context.options.patience):
         return f"has stopped already: {why}; a larger --patience continues it"
     return None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +168,7 @@ class Trainer:
         """Why not to go on; collective, and the same on every rank. None if all has been done that was to be done."""
         if self.state.step == self.total_steps and not self._pending():
             return None
-        if why := self.state.lost_patience(self.options.patience):
+        if why := self.state.early_stopping(self.options.patience):
             return why
         if self._asked_to_stop():
             return self.context.stop.reason or self.context.watchdog.asked() or "another process was asked to stop"
@@ -335,8 +334,8 @@ class Trainer:
         if result is None:
             return False
         self.last_evaluation = result
-        before = replace(self.state)
-        best = self.state.judge(result.loss)
+        before = self.state.best_loss, self.state.best_step
+        best = self.state.update_best(result.loss)
         started = time.perf_counter()
         self.progress.evaluated(result.loss, result.bits_per_byte, self.context.corpus.ladder, best)
         figures = self._repetition()
@@ -355,7 +354,7 @@ class Trainer:
             self._say(self.alarms.observe(row))
         if best and not self._export():
             # not kept, so not the one that later ones have to beat
-            self.state.best_loss, self.state.best_step = before.best_loss, before.best_step
+            self.state.best_loss, self.state.best_step = before
         self.slowest = max(self.slowest, time.perf_counter() - started)
         return True
 
@@ -489,16 +488,12 @@ class Trainer:
             self.engine.step()  # DeepSpeed lets go of the gradients; the weights are replaced in a moment
         then = checkpoint.read_state(found)
         first = then.batch_number(then.step)
-        again = any(first <= number <= batch for number in before.left_out)
-        self.state = replace(
-            then,
-            left_out=sorted({*before.left_out, *(range(first, batch + 1) if again else (batch,))}),
-            rollbacks=before.rollbacks + 1,
-            wall_seconds=before.wall_seconds,
-            total_steps=before.total_steps,
-            identity=before.identity,
-            ds_config=before.ds_config,
-        )
+        again = any(first <= number <= batch for number in before.skipped_batches)
+        then.skipped_batches = sorted({*before.skipped_batches, *(range(first, batch + 1) if again else (batch,))})
+        then.rollbacks = before.rollbacks + 1
+        for name in ("wall_seconds", "total_steps", "identity", "ds_config"):
+            setattr(then, name, getattr(before, name))
+        self.state = then
         self.nonfinite.bad_losses = 0
         self.resume(found)
         if self.metrics:

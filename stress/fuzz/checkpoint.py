@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,8 @@ class CheckpointCase:
         for warning in warnings:
             assert len(warning) < 3000 and "\ud800" not in warning
         state = checkpoint.read_state(found)
-        state.judge(1.0)
-        state.lost_patience(3)
+        state.update_best(1.0)
+        state.early_stopping(3)
         state.batch_number(state.step)
         _restore_weights(found)
         return f"restored, step {found.name}, {len(warnings)} passed over"
@@ -83,7 +82,7 @@ class CheckpointCase:
         }
         content: Any = {
             "format": checkpoint.FORMAT,
-            **asdict(RunState(step=step, total_steps=100)),
+            **RunState(step=step, total_steps=100).model_dump(),
             "engine": self._numbers,
             "files": files,
         }
@@ -106,7 +105,7 @@ def _restore_weights(found: Path) -> None:
     """What `engine_state.restore` does with the files, into one weight and without an engine."""
     content = checkpoint._read(found)
     with ExitStack() as stack:
-        files = [stack.enter_context(engine_state._open(found / name)) for name in sorted(content["files"])]
+        files = [stack.enter_context(engine_state._open(found / name)) for name in sorted(content.files)]
         index = engine_state._index(files)
         for kind in (MASTER, "exp_avg"):
             engine_state._fill(Shard(kind, "w", 0, torch.zeros(12)), index, optimizer_steps=6)

@@ -83,7 +83,7 @@ def test_a_rollback_leaves_the_batch_out_and_goes_on(rolled_back):
     assert "DIVERGED: the gradient norm is not a finite number at step 7, on batch 6" in done.output
     assert "back at runs/rolled-back/checkpoints/step-00000004 (rollback 1, at most 3)" in done.output
     assert "; left out: batch 6\n" in done.output
-    assert (state(folder, 12)["left_out"], state(folder, 12)["rollbacks"]) == ([6], 1)
+    assert (state(folder, 12)["skipped_batches"], state(folder, 12)["rollbacks"]) == ([6], 1)
     rows = records(folder / "metrics.jsonl")
     assert [row["step"] for row in rows if row["split"] == "train"] == [*range(1, 13)]
     assert [row["step"] for row in rows if row["split"] == "val"] == [0, 6, 12]
@@ -110,7 +110,7 @@ def test_weights_that_went_wrong_are_found_before_they_are_saved(run):
     assert done.status == 0, done.output
     assert "the weights are not finite at step 8, on batch 7" in done.output
     assert "1 weight tensor not finite, model." in done.output
-    assert state(folder, 12)["left_out"] == [4, 5, 6, 7, 8]
+    assert state(folder, 12)["skipped_batches"] == [4, 5, 6, 7, 8]
 
 
 def test_it_does_not_go_back_for_ever(run):

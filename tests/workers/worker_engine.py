@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -298,7 +298,7 @@ def continued(here: Here, *, name: str, config: ModelConfig) -> dict[str, Any]:
         "files": sorted(file.name for file in path.parent.iterdir()),
         "lines": whole.lines[4:],
         "again": again.lines,
-        "state": asdict(checkpoint.read_state(path)),
+        "state": checkpoint.read_state(path).model_dump(),
         "restored": moved(at_save, restored),
         "apart": moved(whole.weights(), again.weights()),
     }

@@ -19,7 +19,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.files import printable, read_text, replace_bytes, sync
-from common.shape import COUNT, EACH, FLAG, NUMBER, TEXT, Maybe, fits
+from common.records import Count, Record, parse_record
 from corpus.fingerprint import sha256_file
 from training.checkpointing import engine_state
 from training.checkpointing.disk import DiskFull
+from training.checkpointing.engine_state import EngineNumbers
 from training.checkpointing.run_state import RunState
 from training.engine.protocol import Engine
 
@@ -41,30 +42,21 @@ STATE_FILE, LATEST_FILE, PARTIAL, DISCARDED = "run_state.json", "latest", ".part
 _NAME = re.compile(r"step-(\d{8})")
 _RANK_FILE = re.compile(r"rank-(\d{5})\.safetensors")
 _MOST_BYTES = 16 * 2**20  # of run_state.json, which has some kilobytes
-_KINDS = {
-    "int": COUNT,
-    "int | None": Maybe(COUNT),
-    "float": NUMBER,
-    "float | None": Maybe(NUMBER),
-    "bool": FLAG,
-    "list[str]": [TEXT],
-    "list[int]": [COUNT],
-    "dict[str, int]": {EACH: COUNT},
-    "dict[str, Any]": {},
-}
-_SHAPE = {
-    **{field.name: _KINDS[field.type] for field in fields(RunState)},
-    "engine": {
-        "split": {},
-        "global_steps": COUNT,
-        "global_samples": COUNT,
-        "skipped_steps": COUNT,
-        "optimizer_steps": Maybe(NUMBER),
-        "scheduler": Maybe({}),
-        "loss_scaler": {},
-    },
-    "files": {EACH: {"bytes": COUNT, "sha256": TEXT}},
-}
+
+
+class ShareInfo(Record):
+    """The size and hash of one rank's file."""
+
+    bytes: Count
+    sha256: str
+
+
+class Content(RunState):
+    """run_state.json: the run's state, the engine's, and the files beside it."""
+
+    format: int
+    engine: EngineNumbers
+    files: dict[str, ShareInfo]
 
 
 class NotFinite(Exception):
@@ -109,7 +101,7 @@ def save(
         raise
     if dist.get_rank() == 0:
         _prune(folder, name, keep_last)
-    return Saved(folder / name, sum(info["bytes"] for _, info in written), time.perf_counter() - started)
+    return Saved(folder / name, sum(info.bytes for _, info in written), time.perf_counter() - started)
 
 
 def _together(work: Callable[[], Any], path: Path) -> list[Any]:
@@ -139,7 +131,7 @@ def _empty(partial: Path, keep_last: int, known_whole: Path | None) -> None:
     partial.mkdir(parents=True)
 
 
-def _write_share(engine: Engine, partial: Path, local: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
+def _write_share(engine: Engine, partial: Path, local: dict[str, Tensor]) -> tuple[str, ShareInfo]:
     if not engine_state.master_weights_finite(engine):
         raise NotFinite
     data = to_bytes(engine_state.tensors(engine, local))
@@ -148,13 +140,14 @@ def _write_share(engine: Engine, partial: Path, local: dict[str, Tensor]) -> tup
     digest = hashlib.sha256(data).hexdigest()
     if sha256_file(path) != digest:
         raise OSError(f"{path} does not read back as it was written")
-    return path.name, {"bytes": len(data), "sha256": digest}
+    return path.name, ShareInfo(bytes=len(data), sha256=digest)
 
 
-def _commit(folder: Path, name: str, state: RunState, engine: Engine, files: dict[str, Any]) -> None:
-    """From a folder of shares to the newest checkpoint; rank 0."""
+def _commit(folder: Path, name: str, state: RunState, engine: Engine, files: dict[str, ShareInfo]) -> None:
+    """Turn a folder of shares into the newest checkpoint; rank 0."""
     partial, place = folder / (name + PARTIAL), folder / name
-    content = {"format": FORMAT, **asdict(state), "engine": engine_state.numbers(engine), "files": files}
+    record = Content(format=FORMAT, **state.model_dump(), engine=engine_state.numbers(engine), files=files)
+    content = record.model_dump()
     text = json.dumps(content | {"sha256": _digest(content)}, indent=2, ensure_ascii=False)
     _write(partial / STATE_FILE, text.encode() + b"\n")
     sync(partial)
@@ -204,7 +197,7 @@ def damage(checkpoint: Path) -> str | None:
     except UserError as error:
         return str(error)
     try:
-        found = (_damage_of(checkpoint / name, info) for name, info in content["files"].items())
+        found = (_damage_of(checkpoint / name, info) for name, info in content.files.items())
         return next(filter(None, found), None)
     except OSError as error:
         return f"{error.filename} cannot be read ({error.strerror or error})"
@@ -212,12 +205,12 @@ def damage(checkpoint: Path) -> str | None:
         return str(error)
 
 
-def _damage_of(path: Path, info: dict[str, Any]) -> str | None:
+def _damage_of(path: Path, info: ShareInfo) -> str | None:
     if not path.is_file():
         return f"{path} is missing"
-    if path.stat().st_size != info["bytes"]:
-        return f"{path} has {path.stat().st_size:,} bytes instead of {info['bytes']:,}"
-    if sha256_file(path) != info["sha256"]:
+    if path.stat().st_size != info.bytes:
+        return f"{path} has {path.stat().st_size:,} bytes instead of {info.bytes:,}"
+    if sha256_file(path) != info.sha256:
         return f"{path} has changed since it was written (SHA-256 differs)"
     return None
 
@@ -272,16 +265,16 @@ def find(output: Path, resume: str) -> list[Path]:
     return found
 
 
-def _read(checkpoint: Path) -> dict[str, Any]:
-    """run_state.json, checked against its own hash and for its shape; UserError if it is not whole."""
+def _read(checkpoint: Path) -> Content:
+    """Return run_state.json, checked against its own hash and for its types; UserError if it is not whole."""
     path = checkpoint / STATE_FILE
     try:
         content = json.loads(read_text(path, _MOST_BYTES))
         version = content.get("format", 1)
         if version != FORMAT:
-            found = printable(repr(version), 20)
             raise UserError(
-                f"{path} was written by another version of train.py (format {found}, here {FORMAT}): "
+                f"{path} was written by another version of train.py "
+                f"(format {printable(repr(version), 20)}, here {FORMAT}): "
                 "give another --output; its model/ can still be used"
             )
         if content.pop("sha256") != _digest(content):
@@ -290,22 +283,23 @@ def _read(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {printable(error)})") from None
-    if not fits(content, _SHAPE):
-        raise UserError(f"{path} is not what train.py writes there")
-    if wrong := [name for name in content["files"] if not _RANK_FILE.fullmatch(name)]:
+    try:
+        found = parse_record(Content, content)
+    except ValueError as error:
+        raise UserError(f"{path} is not what train.py writes there ({error})") from None
+    if wrong := [name for name in found.files if not _RANK_FILE.fullmatch(name)]:
         raise UserError(f"{path} names a file that belongs to no checkpoint: {printable(wrong[0])!r}")
-    return content
+    return found
 
 
 def read_state(checkpoint: Path) -> RunState:
-    """The readable part of a checkpoint; UserError if it is damaged."""
-    content = _read(checkpoint)
-    return RunState(**{field.name: content[field.name] for field in fields(RunState)})
+    """Return the run's state in a checkpoint; UserError if it is damaged."""
+    return RunState.model_validate(_read(checkpoint).model_dump())
 
 
 @dataclass(frozen=True)
 class Local:
-    """What ranks gave to `save` as their own: this rank's, or on rank 0 everybody's if the ranks are not the same."""
+    """What ranks gave to `save` as their own: this rank's, or on rank 0 every rank's if the split has changed."""
 
     states: list[dict[str, Tensor]]
     same_ranks: bool
@@ -314,8 +308,8 @@ class Local:
 def load(engine: Engine, checkpoint: Path) -> Local:
     """Restore weights, optimizer, loss scaler and schedule from a whole checkpoint; a collective call."""
     content = _read(checkpoint)
-    files = [checkpoint / name for name in sorted(content["files"])]
-    same, rank = engine_state.split(engine) == content["engine"]["split"], dist.get_rank()
+    files = [checkpoint / name for name in sorted(content.files)]
+    same, rank = engine_state.split(engine) == content.engine.split, dist.get_rank()
     wanted = files[rank : rank + 1] if same else files if rank == 0 else []
-    states = engine_state.restore(engine, files, content["engine"], step=content["step"], local_files=wanted)
+    states = engine_state.restore(engine, files, content.engine, step=content.step, local_files=wanted)
     return Local(states, same)

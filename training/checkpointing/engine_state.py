@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.errors import UserError
+from common.records import Count, Record
 from training.engine.internals import (
     STEP,
     Shard,
@@ -34,6 +35,18 @@ _LOCAL = "local"  # of this rank alone, of use only to the same rank of as many
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
+class EngineNumbers(Record):
+    """What an engine counts, its schedule and its loss scale; the same on every rank."""
+
+    split: dict[str, Any]
+    global_steps: Count
+    global_samples: Count
+    skipped_steps: Count
+    optimizer_steps: Count | None
+    scheduler: dict[str, Any] | None
+    loss_scaler: dict[str, Any]
+
+
 def tensors(engine: Engine, local: dict[str, Tensor]) -> dict[str, Tensor]:
     """What this rank has to write, by key; `local` are its own affairs. The values are copies on the CPU."""
     owned = {_key(shard.kind, shard.name, shard.start): shard.values for shard in shards(engine) if shard.owned}
@@ -47,18 +60,18 @@ def master_weights_finite(engine: Engine) -> bool:
     return bool(torch.stack(checks).all()) if checks else True
 
 
-def numbers(engine: Engine) -> dict[str, Any]:
-    """The engine's counts, its schedule and its loss scale, for JSON; the same on every rank."""
+def numbers(engine: Engine) -> EngineNumbers:
+    """Return the engine's counts, its schedule and its loss scale."""
     scheduler, scaler = engine.lr_scheduler, loss_scaler(engine)
-    return {
-        "split": split(engine),
-        "global_steps": engine.global_steps,
-        "global_samples": engine.global_samples,
-        "skipped_steps": engine.skipped_steps,
-        "optimizer_steps": _optimizer_steps(engine),
-        "scheduler": None if scheduler is None else scheduler.state_dict(),
-        "loss_scaler": {name: getattr(scaler, name) for name in _SCALER if hasattr(scaler, name)},
-    }
+    return EngineNumbers(
+        split=split(engine),
+        global_steps=engine.global_steps,
+        global_samples=engine.global_samples,
+        skipped_steps=engine.skipped_steps,
+        optimizer_steps=_optimizer_steps(engine),
+        scheduler=None if scheduler is None else scheduler.state_dict(),
+        loss_scaler={name: getattr(scaler, name) for name in _SCALER if hasattr(scaler, name)},
+    )
 
 
 def _optimizer_steps(engine: Engine) -> int | None:
@@ -78,7 +91,7 @@ def split(engine: Engine) -> dict[str, Any]:
 
 
 def restore(
-    engine: Engine, files: list[Path], saved: dict[str, Any], *, step: int, local_files: list[Path]
+    engine: Engine, files: list[Path], saved: EngineNumbers, *, step: int, local_files: list[Path]
 ) -> list[dict[str, Tensor]]:
     """Put `tensors` and `numbers` back into an engine; a collective call. Returns the `local` of some of the files.
 
@@ -91,7 +104,7 @@ def restore(
         own = shards(engine)
         with torch.no_grad():
             for shard in own:
-                _fill(shard, index, saved["optimizer_steps"] or 0)
+                _fill(shard, index, saved.optimizer_steps or 0)
         _check_all_read({kind for kind, _ in index}, {shard.kind for shard in own})
         local = [dict(_local(opened[path])) for path in local_files]
     _restore_numbers(engine, saved, step)
@@ -99,17 +112,17 @@ def restore(
     return local
 
 
-def _restore_numbers(engine: Engine, saved: dict[str, Any], step: int) -> None:
+def _restore_numbers(engine: Engine, saved: EngineNumbers, step: int) -> None:
     for place in step_counters(engine):
-        place[STEP] = saved["optimizer_steps"] or 0
-    engine.global_steps, engine.global_samples = saved["global_steps"], saved["global_samples"]
-    engine.skipped_steps = saved["skipped_steps"]
+        place[STEP] = saved.optimizer_steps or 0
+    engine.global_steps, engine.global_samples = saved.global_steps, saved.global_samples
+    engine.skipped_steps = saved.skipped_steps
     engine.micro_steps = step * engine.gradient_accumulation_steps()
     scheduler, scaler = engine.lr_scheduler, loss_scaler(engine)
-    if scheduler is not None and saved["scheduler"] is not None:
-        scheduler.load_state_dict(saved["scheduler"])
+    if scheduler is not None and saved.scheduler is not None:
+        scheduler.load_state_dict(saved.scheduler)
         scheduler.step(scheduler.last_batch_iteration)  # the same place again, which sets the rate
-    for name, value in saved["loss_scaler"].items():
+    for name, value in saved.loss_scaler.items():
         if hasattr(scaler, name):
             setattr(scaler, name, value)
 

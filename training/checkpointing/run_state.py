@@ -1,13 +1,15 @@
-"""Where a run stands, and what a continued run must share with the interrupted one."""
+"""How far a run has come, and what a continued run must share with the interrupted one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import AliasChoices, ConfigDict, Field
+
 from common.errors import UserError
+from common.records import Count, Number, Record
 
 # Of the DeepSpeed JSON: what changes how a step is computed or shown, but not what it computes
 _HARMLESS = (
@@ -33,76 +35,84 @@ _HARMLESS = (
 )
 # Another optimizer has other states, which no checkpoint of this one holds
 _NEVER = ("optimizer.type",)
-# Told when it differs: a run may be made longer, and the balancing loss is that of a micro-batch
-_TOLD = ("scheduler.params.total_num_steps", "scheduler.params.warmup_num_steps", "train_micro_batch_size_per_gpu")
+# Reported when it differs: a run may be made longer, and the balancing loss is that of a micro-batch
+_REPORTED = ("scheduler.params.total_num_steps", "scheduler.params.warmup_num_steps", "train_micro_batch_size_per_gpu")
 
 
-@dataclass
-class RunState:
-    """Where a run stands; all of it goes through JSON.
+class RunState(Record):
+    """How far a run has come; saved as JSON in every checkpoint.
 
-    `identity` and `ds_config` (resolved) are what it is trained with. `stale_evaluations` counts those since the best
-    one; `alarms` names those that have been raised. `seconds` is time spent in steps, `wall_seconds` all time of all
-    sessions, set-up included; `pace` is that of a step in the last session, evaluations and saves included. `done`
-    holds the step at which the evaluation and the sample were last made, so that what an interruption left undone is
-    made up for; `finished` says that nothing is left. `left_out` are numbers of global batches that a rollback has
-    taken out of the order of the data.
+    `identity` and `ds_config` (resolved) are what it is trained with. `evals_since_best` counts evaluations since the
+    best one; `alarms` names those that have been raised. `seconds` is time spent in steps, `wall_seconds` all time of
+    all sessions, set-up included; `pace` is the seconds a step took in the last session, evaluations and saves
+    included. `done` holds the step at which the evaluation and the sample were last made, so that what an interruption
+    left undone is made up for; `finished` says that nothing is left. `skipped_batches` are numbers of global batches
+    that a rollback has taken out of the order of the data.
+
+    An alias is the key in checkpoints of earlier versions.
     """
 
-    step: int = 0
-    total_steps: int | None = None
-    best_loss: float | None = None
-    best_step: int | None = None
-    stale_evaluations: int = 0
-    seconds: float = 0.0
-    wall_seconds: float = 0.0
-    save_seconds: float = 0.0
-    pace: float | None = None
-    alarms: list[str] = field(default_factory=list)
-    done: dict[str, int] = field(default_factory=dict)
-    left_out: list[int] = field(default_factory=list)
-    rollbacks: int = 0
-    finished: bool = False
-    identity: dict[str, Any] = field(default_factory=dict)
-    ds_config: dict[str, Any] = field(default_factory=dict)
+    model_config = ConfigDict(frozen=False)
 
-    def judge(self, loss: float) -> bool:
-        """Take note of a validation loss; whether it is the best of the run. One from before the first step is none."""
+    step: Count = 0
+    total_steps: Count | None = None
+    best_loss: Number | None = None
+    best_step: Count | None = None
+    evals_since_best: Count = Field(0, validation_alias=AliasChoices("evals_since_best", "stale_evaluations"))
+    seconds: Number = 0.0
+    wall_seconds: Number = 0.0
+    save_seconds: Number = 0.0
+    pace: Number | None = None
+    alarms: list[str] = Field(default_factory=list)
+    done: dict[str, Count] = Field(default_factory=dict)
+    skipped_batches: list[Count] = Field(
+        default_factory=list, validation_alias=AliasChoices("skipped_batches", "left_out")
+    )
+    rollbacks: Count = 0
+    finished: bool = False
+    identity: dict[str, Any] = Field(default_factory=dict)
+    ds_config: dict[str, Any] = Field(default_factory=dict)
+
+    def update_best(self, loss: float) -> bool:
+        """Take note of a validation loss; return whether it is the best of the run.
+
+        An evaluation before the first step does not count.
+        """
         if self.step == 0:
             return False
         best = math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss)
         if best:
-            self.best_loss, self.best_step, self.stale_evaluations = loss, self.step, 0
+            self.best_loss, self.best_step, self.evals_since_best = loss, self.step, 0
         else:
-            self.stale_evaluations += 1
+            self.evals_since_best += 1
         return best
 
-    def lost_patience(self, patience: int | None) -> str | None:
-        """Why to stop if --patience is used up."""
-        if patience is None or self.stale_evaluations < patience:
+    def early_stopping(self, patience: int | None) -> str | None:
+        """Return why to stop if --patience is used up."""
+        if patience is None or self.evals_since_best < patience:
             return None
         best = "" if self.best_loss is None else f" than {self.best_loss:.3f} at step {self.best_step:,}"
-        return f"no better validation loss{best} in {self.stale_evaluations} evaluations (--patience {patience})"
+        return f"no better validation loss{best} in {self.evals_since_best} evaluations (--patience {patience})"
 
     def batch_number(self, step: int) -> int:
-        """Which global batch of the order of the data step `step` (from 0) trains on."""
+        """Return which global batch of the order of the data step `step` (from 0) trains on."""
         number = step
-        for left_out in sorted(self.left_out):
-            number += left_out <= number
+        for skipped in sorted(self.skipped_batches):
+            number += skipped <= number
         return number
 
 
 def check_identity(state: RunState, identity: dict[str, Any], source: object, *, at_once: int) -> None:
-    """Refuse to continue a run with another corpus, model or batch; the message lists what differs.
+    """Raise UserError for a run of another corpus, model or batch; the message lists what differs.
 
-    `at_once`: rows that all processes take in one micro-batch, to say how the batch can be kept.
+    `at_once`: sequences that all processes take in one micro-batch, to say how the global batch can be kept.
     """
     different = [f"{name}: {then} then, {now} now" for name, then, now in _differences(state.identity, identity)]
     if different:
         batch = state.identity.get("train_batch_size")
         keep = ""
         if batch and batch != identity.get("train_batch_size") and batch % at_once == 0:
-            keep = f" and with --set gradient_accumulation_steps={batch // at_once}, which keeps its batch"
+            keep = f" and with --set gradient_accumulation_steps={batch // at_once}, which keeps its global batch"
         raise UserError(
             f"{source} belongs to another run ({'; '.join(different)}): start with the same data and "
             f"flags{keep}, or give another --output"
@@ -110,27 +120,27 @@ def check_identity(state: RunState, identity: dict[str, Any], source: object, *,
 
 
 def check_config(state: RunState, ds_config: dict[str, Any], source: object, *, accept: bool) -> list[str]:
-    """Judge a JSON that differs from the one the run was trained with; returns a line for each harmless difference.
+    """Compare the DeepSpeed JSON with the one the run was trained with; return a line for each reported difference.
 
     UserError lists what would change the training, unless it is accepted (--accept_changes). The number of processes,
     of micro-batches and the ZeRO stage may change: the global batch and the order of the data stay.
     """
-    said, refused, mend = [], [], ", or --accept_changes to go on with the new ones"
+    reported, refused, hint = [], [], ", or --accept_changes to go on with the new ones"
     for key, then, now in _differences(dict(_flat(state.ds_config)), dict(_flat(ds_config))):
         line = f"{key}: {then} then, {now} now"
         if key in _NEVER:
             refused.append(line)
-            mend = ""
-        elif key in _TOLD or (accept and not key.startswith(_HARMLESS)):
-            said.append(line)
+            hint = ""
+        elif key in _REPORTED or (accept and not key.startswith(_HARMLESS)):
+            reported.append(line)
         elif not key.startswith(_HARMLESS):
             refused.append(line)
     if refused:
         raise UserError(
             f"{source} was trained with another configuration ({'; '.join(refused)}): give the old values "
-            f"or another --output{mend}"
+            f"or another --output{hint}"
         )
-    return said
+    return reported
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -140,7 +150,7 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[st
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys of the innermost values."""
+    """Yield the innermost values with their dotted keys."""
     for key, value in config.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")

@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +218,7 @@ def forged(place: Path, evil: bytes) -> Path:
     (folder / "rank-00000.safetensors").write_bytes(evil)
     content = {
         "format": checkpoint.FORMAT,
-        **asdict(RunState(step=6)),
+        **RunState(step=6).model_dump(),
         "engine": {
             "split": {},
             "global_steps": 6,

@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -34,7 +33,7 @@ def make(folder, step, **state):
         share = path / f"rank-{rank:05d}.safetensors"
         share.write_bytes(save({"master|embed|0": torch.arange(100.0) + rank}))
         files[share.name] = {"bytes": share.stat().st_size, "sha256": sha256_file(share)}
-    write_state(path, {"format": 2, **asdict(RunState(step=step, **state)), "engine": ENGINE, "files": files})
+    write_state(path, {"format": 2, **RunState(step=step, **state).model_dump(), "engine": ENGINE, "files": files})
     return path
 
 
@@ -232,11 +231,41 @@ def test_the_state_is_read_as_it_was_written(tmp_path):
         "best_step": 3,
         "alarms": ["flat_loss"],
         "done": {"evaluation": 5},
-        "left_out": [1, 2],
+        "skipped_batches": [1, 2],
         "identity": {"seed": 1},
         "ds_config": {"a": {"b": [1, None]}},
     }
     assert read_state(make(tmp_path, 5, **state)) == RunState(step=5, **state)
+
+
+OLD_STATE = """{
+  "format": 2, "step": 4, "total_steps": 12, "best_loss": 5.25, "best_step": 3, "stale_evaluations": 2,
+  "seconds": 1.5, "wall_seconds": 9.0, "save_seconds": 0.1, "pace": 0.4, "alarms": ["flat_loss"],
+  "done": {"evaluation": 3, "sample": 0}, "left_out": [1, 2], "rollbacks": 1, "finished": false,
+  "identity": {"model.hidden_size": 64, "seed": 42}, "ds_config": {"train_batch_size": 8},
+  "engine": {
+    "split": {"processes": 2, "ep_size": 1, "zero_stage": 2}, "global_steps": 4, "global_samples": 32,
+    "skipped_steps": 0, "optimizer_steps": 4, "scheduler": {"last_batch_iteration": 4},
+    "loss_scaler": {"cur_scale": 65536.0, "cur_iter": 4, "last_overflow_iter": -1, "cur_hysteresis": 2}
+  },
+  "files": {"rank-00000.safetensors": {
+    "bytes": 5, "sha256": "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+  }},
+  "sha256": "5f57c0471615eaf16fd05db665fb27d0da72ace68e6822bf11432dfcf5475cf7"
+}"""
+
+
+def test_a_state_with_the_keys_of_earlier_versions_is_read(tmp_path):
+    """Word for word what version 513393a wrote."""
+    path = tmp_path / "step-00000004"
+    path.mkdir()
+    (path / "rank-00000.safetensors").write_bytes(b"hello")
+    (path / "run_state.json").write_text(OLD_STATE)
+    assert damage(path) is None
+    state = read_state(path)
+    assert (state.step, state.evals_since_best, state.skipped_batches, state.rollbacks) == (4, 2, [1, 2], 1)
+    assert (state.best_loss, state.pace, state.alarms, state.done["evaluation"]) == (5.25, 0.4, ["flat_loss"], 3)
+    assert state.identity == {"model.hidden_size": 64, "seed": 42}
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [12]), (2, [6, 12]), (5, [6, 12])])
@@ -269,7 +298,7 @@ PLACES = [
     ("seconds",),
     ("alarms",),
     ("done",),
-    ("left_out",),
+    ("skipped_batches",),
     ("files",),
     ("finished",),
     ("identity",),
@@ -298,8 +327,8 @@ def test_junk_in_the_state_is_damage_or_harmless(output, place):
         wrong = damage(path)
         if wrong is None:
             state = read_state(path)
-            state.judge(1.0)
-            state.lost_patience(3)
+            state.update_best(1.0)
+            state.early_stopping(3)
             state.batch_number(5)
         else:
             assert len(wrong) < 500 and wrong.isprintable()

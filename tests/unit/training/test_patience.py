@@ -16,29 +16,29 @@ def judged(*losses):
     state = RunState()
     for step, loss in enumerate(losses, 1):
         state.step = step
-        state.judge(loss)
+        state.update_best(loss)
     return state
 
 
 def test_a_better_loss_starts_the_count_anew():
     state = judged(5.0, 5.1, 4.9, 4.95, 4.91)
-    assert (state.best_loss, state.best_step, state.stale_evaluations) == (4.9, 3, 2)
+    assert (state.best_loss, state.best_step, state.evals_since_best) == (4.9, 3, 2)
 
 
 def test_an_equal_loss_is_not_better():
-    assert judged(5.0, 5.0).stale_evaluations == 1
+    assert judged(5.0, 5.0).evals_since_best == 1
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_never_the_best(loss):
     state = judged(loss, 5.0, loss)
-    assert (state.best_loss, state.best_step, state.stale_evaluations) == (5.0, 2, 1)
+    assert (state.best_loss, state.best_step, state.evals_since_best) == (5.0, 2, 1)
 
 
 def test_the_evaluation_before_the_first_step_does_not_count():
     state = RunState(step=0)
-    assert not state.judge(1.0)
-    assert (state.best_loss, state.stale_evaluations) == (None, 0)
+    assert not state.update_best(1.0)
+    assert (state.best_loss, state.evals_since_best) == (None, 0)
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,11 @@ def test_the_evaluation_before_the_first_step_does_not_count():
     ],
 )
 def test_patience(patience, losses, lost):
-    assert (judged(*losses).lost_patience(patience) is not None) == lost
+    assert (judged(*losses).early_stopping(patience) is not None) == lost
 
 
 def test_the_reason_names_the_best():
-    assert judged(5.0, 4.5, 4.6, 4.7).lost_patience(2) == (
+    assert judged(5.0, 4.5, 4.6, 4.7).early_stopping(2) == (
         "no better validation loss than 4.500 at step 2 in 2 evaluations (--patience 2)"
     )
 

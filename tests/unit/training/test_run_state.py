@@ -20,10 +20,10 @@ CONFIG = {
 
 
 @given(st.sets(st.integers(0, 60)))
-def test_a_batch_that_is_left_out_is_never_trained_on_and_no_other_is_lost(left_out):
-    state = RunState(left_out=sorted(left_out))
+def test_a_batch_that_is_left_out_is_never_trained_on_and_no_other_is_lost(skipped):
+    state = RunState(skipped_batches=sorted(skipped))
     numbers = [state.batch_number(step) for step in range(80)]
-    assert numbers == [number for number in range(200) if number not in left_out][:80]
+    assert numbers == [number for number in range(200) if number not in skipped][:80]
 
 
 def test_another_identity_is_refused_with_all_that_differs(tmp_path):
@@ -46,8 +46,8 @@ def test_fewer_processes_are_told_how_to_keep_the_batch(tmp_path, at_once, accum
     state = RunState(identity={"train_batch_size": 8})
     with pytest.raises(UserError, match="train_batch_size: 8 then, 4 now") as error:
         check_identity(state, {"train_batch_size": 4}, tmp_path, at_once=at_once)
-    mend = f"--set gradient_accumulation_steps={accumulation}, which keeps its batch"
-    assert (mend if accumulation else "same data and flags, or give another --output") in str(error.value)
+    hint = f"--set gradient_accumulation_steps={accumulation}, which keeps its global batch"
+    assert (hint if accumulation else "same data and flags, or give another --output") in str(error.value)
 
 
 def changed(path, value):
