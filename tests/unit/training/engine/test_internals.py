@@ -64,11 +64,12 @@ def test_deepspeed_still_has(where, name, used):
     module, _, kind = where.partition(":")
     place = importlib.import_module(f"deepspeed.{module}".rstrip("."))
     place = getattr(place, kind) if kind else place
-    assigned = re.compile(rf"\.{re.escape(name)}\b\s*(=|:)[^=]")  # in a constructor, where `hasattr` does not see it
+    # an instance's attributes are only assigned in its constructor, or with setattr, where `hasattr` does not see them
+    assigned = re.compile(rf"\.{re.escape(name)}\b\s*(=|:)[^=]|[\"']{re.escape(name)}[\"']")
     sources = (inspect.getsource(part) for part in getattr(place, "__mro__", [place]) if part is not object)
     found = hasattr(place, name) or name in getattr(place, "__dataclass_fields__", ())
     assert found or any(assigned.search(source) for source in sources), (
-        f"deepspeed.{where.replace(':', '.')} has no `{name}` any more, which {used} reads in training/engine"
+        f"this version of DeepSpeed has no `{name}` in deepspeed.{where.replace(':', '.')}: training/engine needs it for {used}"
     )
 
 
