@@ -1,4 +1,4 @@
-"""DeepSpeed's private attributes are where training/engine expects them: an upgrade that moves one fails here by name."""
+"""DeepSpeed's private attributes are where training/engine expects them; an upgrade that moves one fails here."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_deepspeed_still_has(where, name, used):
     sources = (inspect.getsource(part) for part in getattr(place, "__mro__", [place]) if part is not object)
     found = hasattr(place, name) or name in getattr(place, "__dataclass_fields__", ())
     assert found or any(assigned.search(source) for source in sources), (
-        f"this version of DeepSpeed has no `{name}` in deepspeed.{where.replace(':', '.')}: training/engine needs it for {used}"
+        f"this DeepSpeed has no `{name}` in deepspeed.{where.replace(':', '.')}: training/engine needs it for {used}"
     )
 
 
