@@ -9,6 +9,9 @@ from worker_checkpoint import CASES
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).resolve().parents[1] / "workers" / "worker_checkpoint.py"
 FP32 = [name for name in CASES if "fp32" in name]
+# Muon's iteration runs in bf16 where the processor has it: a sum in another order, a last bit of fp32, may round its
+# update by one bit of bf16, on some processors more often than on others
+EXACT = [name for name in FP32 if "muon" not in name]
 ELSEWHERE = [(processes, name) for processes in (1, 4) for name in CASES]
 
 
@@ -55,7 +58,7 @@ def test_on_another_number_the_curve_goes_on_within_rounding(found, processes, n
         for figure, exact, rounded in figures:
             expected = [line[figure] for line in uninterrupted]
             assert [line[figure] for line in result["lines"]] == (
-                expected if None in expected else pytest.approx(expected, rel=exact if name in FP32 else rounded)
+                expected if None in expected else pytest.approx(expected, rel=exact if name in EXACT else rounded)
             )
         assert [set(line["lr"]) for line in result["lines"]] == [set(line["lr"]) for line in uninterrupted]
         assert [line["scale"] for line in result["lines"]] == [line["scale"] for line in uninterrupted]
@@ -64,7 +67,7 @@ def test_on_another_number_the_curve_goes_on_within_rounding(found, processes, n
 @pytest.mark.parametrize(("processes", "name"), [(processes, name) for processes in (1, 4) for name in FP32])
 def test_in_fp32_it_ends_with_the_same_weights(found, processes, name):
     for result in case(found, processes, name).values():
-        assert max(result["apart"].values()) < 1e-6
+        assert max(result["apart"].values()) < (1e-6 if name in EXACT else 5e-4)
 
 
 def test_experts_were_split_and_brought_together(found):
