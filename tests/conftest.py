@@ -52,6 +52,7 @@ FP32 = [
     "optimizer.params.lr=2e-3",
 ]
 ON_CPU = {"DS_ACCELERATOR": "cpu"}  # the same tests with and without a GPU
+COSTLY_FIXTURES = ("launched", "engine_results")  # made once a session: one worker of pytest-xdist gets all their tests
 LAUNCHER_VARIABLES = (
     "RANK",
     "WORLD_SIZE",
@@ -63,6 +64,13 @@ LAUNCHER_VARIABLES = (
     "CROSS_RANK",
     "CROSS_SIZE",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a costly fixture together on one worker of pytest-xdist, and else those of a file."""
+    for item in items:
+        costly = [name for name in COSTLY_FIXTURES if name in getattr(item, "fixturenames", ())]
+        item.add_marker(pytest.mark.xdist_group(costly[0] if costly else item.path.name))
 
 
 def _free_port() -> int:
