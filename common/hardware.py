@@ -116,7 +116,7 @@ def _detect_cpu() -> Device:
     info = _read("/proc/cpuinfo")
     return Device(
         kind="cpu",
-        count=_usable_cores(),
+        count=usable_cores(),
         name=_cpu_name(info),
         memory_bytes=_memory_bytes(),
         compute_capability=None,
@@ -154,7 +154,7 @@ def _has_compiler() -> bool:
     return any(shutil.which(command) for command in [*words[:1], "g++"])
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -25,18 +25,11 @@ from training.monitoring.announce import announce, room_on_disk, sum_up
 from training.planning import budget as budgets
 from training.preflight.cost_checks import Cost
 from training.preflight.runner import preflight
+from training.processes.cpu_tuning import keep_freed_memory, share_cores, use_huge_pages
 from training.processes.exit import guarded
 from training.processes.lock import RunLock
-from training.processes.process_group import (
-    World,
-    ask_for_large_pages,
-    broadcast_from_rank0,
-    check_shared,
-    check_visible,
-    join,
-    keep_freed_memory,
-    set_threads,
-)
+from training.processes.process_group import World, broadcast_from_rank0
+from training.processes.rendezvous import check_corpus_visible, check_output_shared, form_process_group
 from training.processes.stopping import StopRequest
 from training.processes.watchdog import Watchdog
 
@@ -57,14 +50,8 @@ def main(argv: Sequence[str], description: str) -> int:
     stop = StopRequest(console)
     watchdog = Watchdog(world.rank, world.size, console, stop)
     with stop.listening():
-        watchdog.begin()
-        return guarded(
-            lambda: _run(command_line.parse(argv, description), world, console, stop, watchdog),
-            rank=world.rank,
-            console=console,
-            stop=stop,
-            watchdog=watchdog,
-        )
+        watchdog.watch_launcher()
+        return guarded(lambda: _run(command_line.parse(argv, description), world, console, stop, watchdog), watchdog)
 
 
 def _run(given: dict[str, Any], world: World, console: Console, stop: StopRequest, watchdog: Watchdog) -> int:
@@ -82,26 +69,26 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
     why = "" if "deepspeed_config" in given else _why(device, world)
     console.say(f"configuration: {os.path.relpath(path)}{why}")
     console.say(f"run: {output} (log: {output}/logs/rank0.log)")
-    stop.limit(options.time_limit)
-    set_threads(world, device.kind)
+    stop.set_time_limit(options.time_limit)
     if device.kind == "cpu":
-        ask_for_large_pages()
+        share_cores(world.local_size)
+        use_huge_pages()
     console.take_over(output / "logs" / f"rank{world.rank}.log")
     lock = RunLock(output)  # held until this process ends
-    stop.when_asked.append(lock.ending)
+    stop.callbacks.append(lock.mark_ending)
     folder = Path(
-        join(
+        form_process_group(
             world,
             device.kind,
             lambda: str(_prepare(options, device, console)),
-            enter=lambda: lock.acquire(console.say),
+            before_listening=lambda: lock.acquire(console.say),
             watchdog=watchdog,
         )
     )
     if device.kind == "cpu":
         keep_freed_memory()
-    check_visible(str(folder), folder.is_dir())
-    check_shared(output, lock.path.is_file())
+    check_corpus_visible(folder)
+    check_output_shared(output, lock.path.is_file())
     corpus = Corpus.open(folder, verify="hash" if world.rank == 0 else "size")
     config = _model_config(options, corpus)
     rows = corpus.split("train").num_rows(options.max_seq_len)
@@ -336,13 +323,13 @@ def _fill_budget(context: RunContext, of_length: Callable[[int], Resolved]) -> t
     """The same run with as many steps as fit --budget, if that is given; collective."""
     if context.options.budget is None:
         return context, None
-    length = budgets.work_out(context, context.options.budget, lambda: context.stop.running)
+    length = budgets.work_out(context, context.options.budget, lambda: context.stop.elapsed)
     return replace(context, resolved=of_length(length.steps)), length
 
 
 def _outlook(state: RunState, context: RunContext) -> str:
     """Where a run that continues will end; its length stays."""
-    spent, steps_left = state.wall_seconds + context.stop.running, (state.total_steps or 0) - state.step
+    spent, steps_left = state.wall_seconds + context.stop.elapsed, (state.total_steps or 0) - state.step
     return budgets.outlook(context.options.budget or 0.0, spent, steps_left, state.pace)
 
 

@@ -171,7 +171,9 @@ class Trainer:
         if why := self.state.early_stopping(self.options.patience):
             return why
         if self._asked_to_stop():
-            return self.context.stop.reason or self.context.watchdog.asked() or "another process was asked to stop"
+            return (
+                self.context.stop.reason or self.context.watchdog.stop_reason() or "another process was asked to stop"
+            )
         return None
 
     def _asked_to_stop(self) -> bool:
@@ -410,7 +412,7 @@ class Trainer:
         `last`: the run ends, and this is not tried again. NotFinite if the weights are not fit to be kept.
         """
         self._now("saving", _SAVE_SECONDS)
-        self.state.wall_seconds = self.earlier_seconds + self.context.stop.running
+        self.state.wall_seconds = self.earlier_seconds + self.context.stop.elapsed
         if (steps := self.state.step - self.began[0]) > 0:
             self.state.pace = (time.monotonic() - self.began[1]) / steps
         if self.metrics:

@@ -24,7 +24,8 @@ from evaluation.repetition import measure_repetition
 from model import load_model
 from sample_stories import generate_stories
 from training.config.schedule import warmup_cosine_lr
-from training.processes.process_group import World, join
+from training.processes.process_group import World
+from training.processes.rendezvous import form_process_group
 from training.run import main
 from training.sampler import tensors
 
@@ -607,10 +608,10 @@ def train(monkeypatch, workplace, capsys):
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setattr(Console, "take_over", lambda self, log_file: None)
-    monkeypatch.setattr("training.run.join", lambda world, device_kind, prepare, **more: prepare())
+    monkeypatch.setattr("training.run.form_process_group", lambda world, device_kind, prepare, **more: prepare())
     monkeypatch.setattr("training.run.broadcast_from_rank0", lambda world, find_out: find_out())
-    monkeypatch.setattr("training.run.check_shared", lambda output, exists: None)
-    monkeypatch.setattr("training.run.set_threads", lambda world, device_kind: 1)
+    monkeypatch.setattr("training.run.check_output_shared", lambda output, visible: None)
+    monkeypatch.setattr("training.run.share_cores", lambda processes: None)
     monkeypatch.setattr("training.run.keep_freed_memory", lambda: None)
 
     def run(argv, processes=2):
@@ -737,8 +738,8 @@ def test_a_port_that_is_taken(monkeypatch):
             ("MASTER_PORT", port),
         ):
             monkeypatch.setenv(name, str(value))
-        with pytest.raises(UserError, match=f"port {port} is taken.*deepspeed --master_port"):
-            join(World(0, 2, 0, 2), "cpu", lambda: "")
+        with pytest.raises(UserError, match=f"port {port} is in use.*deepspeed --master_port"):
+            form_process_group(World(0, 2, 0, 2), "cpu", lambda: "")
 
 
 @slow

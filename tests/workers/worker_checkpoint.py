@@ -20,7 +20,8 @@ from worker_engine import DENSE, MOE, SPLIT, Here, Training, moved, resolved
 from model import ModelConfig
 from training.checkpointing import checkpoint
 from training.checkpointing.run_state import RunState
-from training.processes.process_group import World, join
+from training.processes.process_group import World
+from training.processes.rendezvous import form_process_group
 
 COMMON = (
     "train_batch_size=8",
@@ -104,7 +105,7 @@ def main(folder: Path) -> None:
     """Every case."""
     torch.set_num_threads(1)
     world = World.from_environment()
-    join(world, "cpu", lambda: "")
+    form_process_group(world, "cpu", lambda: "")
     here, results = Here(world, folder), {}
     for name in CASES:
         try:

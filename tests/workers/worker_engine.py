@@ -29,7 +29,8 @@ from training.config.resolve import Resolved, RunFacts, load, resolve, run_defau
 from training.engine.build import build_engine
 from training.engine.internals import loss_scale
 from training.evaluation.validation import evaluate
-from training.processes.process_group import World, join, sum_over_ranks
+from training.processes.process_group import World, sum_over_ranks
+from training.processes.rendezvous import form_process_group
 from training.sampler import SampleStream, tensors
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -387,7 +388,7 @@ def main(folder: Path) -> None:
     """Every scenario of this number of processes."""
     torch.set_num_threads(1)
     world = World.from_environment()
-    join(world, "cpu", lambda: "")
+    form_process_group(world, "cpu", lambda: "")
     here, results = Here(world, folder), {}
     for name, scenario in (ONE if world.size == 1 else TWO).items():
         try:

@@ -35,7 +35,8 @@ from training.context import RunContext
 from training.engine import build
 from training.engine.build import build_engine
 from training.preflight.runner import preflight
-from training.processes.process_group import World, join
+from training.processes.process_group import World
+from training.processes.rendezvous import form_process_group
 from training.processes.stopping import StopRequest
 from training.processes.watchdog import Watchdog
 from training.sampler import SampleStream
@@ -298,7 +299,7 @@ SCENARIOS: dict[str, Scenario] = {
 def main(folder: Path, names: list[str]) -> None:
     """All scenarios in one process group."""
     world = World.from_environment()
-    join(world, "cpu", lambda: "")
+    form_process_group(world, "cpu", lambda: "")
     for name in names:
         try:
             result = SCENARIOS[name].run(folder, world)

@@ -16,7 +16,8 @@ from common.console import Console
 from common.errors import UserError
 from training.processes.exit import guarded
 from training.processes.lock import RunLock
-from training.processes.process_group import World, any_rank, join
+from training.processes.process_group import World, any_rank
+from training.processes.rendezvous import form_process_group
 from training.processes.stopping import StopRequest
 from training.processes.watchdog import Watchdog
 
@@ -52,9 +53,9 @@ def fault(rank: int) -> None:
 
 def run(world: World, console: Console, stop: StopRequest, watchdog: Watchdog) -> int:
     lock = RunLock(FOLDER)
-    stop.when_asked.append(lock.ending)
+    stop.callbacks.append(lock.mark_ending)
     console.take_over(FOLDER / "logs" / f"rank{world.rank}.log")
-    join(world, "cpu", prepare, enter=lambda: lock.acquire(console.say), watchdog=watchdog)
+    form_process_group(world, "cpu", prepare, before_listening=lambda: lock.acquire(console.say), watchdog=watchdog)
     if FAULT == "set_up":
         hold(world.rank)
     stop.enter_loop()
@@ -73,7 +74,7 @@ def run(world: World, console: Console, stop: StopRequest, watchdog: Watchdog) -
     (FOLDER / f"saving{world.rank}").touch()
     time.sleep(float(os.environ.get("SAVE_SECONDS", "0")))
     dist.barrier()
-    console.say(f"saved {step}: {stop.reason or watchdog.asked() or 'finished'}")
+    console.say(f"saved {step}: {stop.reason or watchdog.stop_reason() or 'finished'}")
     stop.leave_loop()
     return 0
 
@@ -84,10 +85,8 @@ def main() -> int:
     stop = StopRequest(console)
     watchdog = Watchdog(world.rank, world.size, console, stop)
     with stop.listening():
-        watchdog.begin()
-        return guarded(
-            lambda: run(world, console, stop, watchdog), rank=world.rank, console=console, stop=stop, watchdog=watchdog
-        )
+        watchdog.watch_launcher()
+        return guarded(lambda: run(world, console, stop, watchdog), watchdog)
 
 
 if __name__ == "__main__":

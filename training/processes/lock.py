@@ -14,25 +14,25 @@ from typing import Any
 
 from common.errors import UserError
 
-WAIT = 60.0  # seconds for a holder that is ending: it finishes a step and saves
-GRACE = 5.0  # seconds in which a holder may show that it is ending: one whose launcher has just been killed, say
+# Seconds
+ENDING_TIMEOUT = 60.0  # for a holder that is ending: it finishes a step and saves
+GRACE = 5.0  # in which a holder may show that it is ending: one whose launcher has just been killed, say
 POLL = 0.2
 
 
 class RunLock:
-    """The kernel frees it with the process that holds it, however that dies.
+    """A record lock, which the kernel frees with the process that holds it, however that dies.
 
-    A record lock (lockf), not flock: a forked child does not inherit it, so no orphan can keep a run shut.
+    It is taken with lockf and not flock: a forked child does not inherit it, so no orphan can keep a run locked.
     """
 
-    def __init__(self, output: Path, *, wait: float = WAIT, grace: float = GRACE) -> None:
+    def __init__(self, output: Path) -> None:
         self.path = output / "lock"
-        self.wait, self.grace = wait, grace
         self._descriptor: int | None = None
         self._since = ""
 
     def acquire(self, say: Callable[[str], None]) -> None:
-        """Take the folder; waits while its holder is ending, and says so; UserError if another run has it."""
+        """Take the folder. Wait while its holder is ending, and say so; raise UserError if another run has it."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -46,30 +46,25 @@ class RunLock:
         self._descriptor, self._since = descriptor, time.strftime("%Y-%m-%d %H:%M:%S")
         self._write(ending=False)
 
-    def _wait_for(self, descriptor: int, say: Callable[[str], None]) -> None:
-        started, told = time.monotonic(), False
-        while not _lock(descriptor, say):
-            holder, waited = _read(descriptor), time.monotonic() - started
-            if waited >= (self.wait if holder.get("ending") else min(self.grace, self.wait)):
-                raise UserError(_refusal(self.path.parent, holder, waited))
-            if holder.get("ending") and not told:
-                told = True
-                say(
-                    f"{self.path.parent}: {_name(holder)} is ending its run there; waiting for it, "
-                    f"{self.wait:.0f} s at most"
-                )
-            time.sleep(POLL)
-
-    def ending(self) -> None:
-        """Tell a next start that it is worth waiting; safe in a signal handler, and without the lock."""
+    def mark_ending(self) -> None:
+        """Tell a run that starts next that it is worth waiting; safe in a signal handler, and without the lock."""
         with suppress(OSError):
             self._write(ending=True)
 
-    def release(self) -> None:
-        """Let the next run in; the file stays, for deleting it would open a gap between two others."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
+    def _wait_for(self, descriptor: int, say: Callable[[str], None]) -> None:
+        started, said = time.monotonic(), False
+        while not _try_lock(descriptor, say):
+            holder, waited = _read_holder(descriptor), time.monotonic() - started
+            ending = bool(holder.get("ending"))
+            if waited >= (ENDING_TIMEOUT if ending else GRACE):
+                raise UserError(f"{self.path.parent}: {_refusal(holder, waited)}")
+            if ending and not said:
+                said = True
+                say(
+                    f"{self.path.parent}: {_name(holder)} is ending its run there; waiting for it, "
+                    f"{ENDING_TIMEOUT:.0f} s at most"
+                )
+            time.sleep(POLL)
 
     def _write(self, *, ending: bool) -> None:
         if self._descriptor is None:
@@ -79,8 +74,8 @@ class RunLock:
         os.pwrite(self._descriptor, text.ljust(os.fstat(self._descriptor).st_size), 0)
 
 
-def _lock(descriptor: int, say: Callable[[str], None]) -> bool:
-    """Whether it is ours now. A file system without locks is no reason not to train."""
+def _try_lock(descriptor: int, say: Callable[[str], None]) -> bool:
+    """Return whether the lock is ours now. A file system without locks is no reason not to train."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -90,8 +85,8 @@ def _lock(descriptor: int, say: Callable[[str], None]) -> bool:
     return True
 
 
-def _read(descriptor: int) -> dict[str, Any]:
-    """Who holds it; nothing while that is just being written."""
+def _read_holder(descriptor: int) -> dict[str, Any]:
+    """Return who holds the lock; nothing while that is just being written."""
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
     except (OSError, ValueError):
@@ -103,11 +98,11 @@ def _name(holder: dict[str, Any]) -> str:
     return f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "another process"
 
 
-def _refusal(output: Path, holder: dict[str, Any], waited: float) -> str:
+def _refusal(holder: dict[str, Any], waited: float) -> str:
     if holder.get("ending"):
         return (
-            f"{output}: {_name(holder)} has been ending its run there for more than {waited:.0f} s: start again "
+            f"{_name(holder)} has been ending its run there for more than {waited:.0f} s: start again "
             "when it is gone, or end it with kill -9"
         )
     since = f" since {holder['since']}" if holder.get("since") else ""
-    return f"{output}: {_name(holder)} has been training there{since}: wait for it, stop it, or give another --output"
+    return f"{_name(holder)} has been training there{since}: wait for it, stop it, or give another --output"

@@ -1,7 +1,8 @@
 """Requests to stop: a signal, the end of the launcher, or the time limit.
 
 While a run is being set up nothing would be lost, so a signal ends it then and there (`StoppedEarly`). In the loop it
-is a wish: the loop finishes its step, saves, and ends with status 0 (1 if it could not). A later signal leaves at once.
+is a request: the loop finishes its step, saves, and ends with status 0 (1 if it could not save). A later signal ends
+the process at once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import psutil
 
 from common.console import Console
 
-TOGETHER = 3.0  # seconds: one Ctrl-C arrives twice, from the terminal and from the launcher
+SAME_REQUEST_SECONDS = 3.0  # one Ctrl-C arrives twice, from the terminal and from the launcher
 PLAUSIBLE_AGE = 600.0  # seconds between the start of a process and its first look at the clock, imports included
 NOTHING_LOST = "nothing was trained yet, so nothing is lost"
 _IMPORTED = time.monotonic()
@@ -29,7 +30,7 @@ class StoppedEarly(BaseException):
 
 
 def leave_on_signal() -> None:
-    """From the first moment of a program until it listens: its imports take seconds, and nothing can be lost yet."""
+    """End the program at a signal until a StopRequest listens: imports take seconds, and nothing can be lost yet."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
 
@@ -46,14 +47,15 @@ def _stopped_by(number: int) -> str:
 
 
 class StopRequest:
-    """`wanted` turns true once; each rank looks at its own and they agree in the loop."""
+    """Whether this rank has a reason to stop; `wanted` turns true once, and the loop agrees on it with other ranks."""
 
-    def __init__(self, console: Console, *, together: float = TOGETHER) -> None:
-        self.console, self.together = console, together
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.reason: str | None = None
         self.deadline: float | None = None  # of time.monotonic()
-        self.when_asked: list[Callable[[], None]] = []  # or when all is done; perhaps in a signal handler: be brief
-        self._asked_at: float | None = None
+        # called at a request or when all is saved, perhaps in a signal handler: they must be brief
+        self.callbacks: list[Callable[[], None]] = []
+        self._requested_at: float | None = None
         self._phase = "set-up"  # then "loop", then "end"
         self._raised = self._listening = self._waking = False
         self._reserve = 0.0
@@ -63,7 +65,7 @@ class StopRequest:
     def listening(self) -> Iterator[None]:
         """Take SIGTERM, SIGINT (Ctrl-C, Kaggle's interrupt) and SIGHUP (the terminal is gone) as requests.
 
-        Where the process was started with SIGHUP ignored (nohup) it stays so. What was asked once is not asked again
+        Where the process was started with SIGHUP ignored (nohup) it stays so. After a request, signals are ignored
         while the interpreter shuts down: the launcher signals its processes one after the other.
         """
         numbers = [signal.SIGTERM, signal.SIGINT]
@@ -76,20 +78,20 @@ class StopRequest:
         finally:
             self._listening = False
             for number, handler in before.items():
-                quiet = self.reason is not None or handler is _leave
-                signal.signal(number, signal.SIG_IGN if quiet else handler)
+                ignore = self.reason is not None or handler is _leave
+                signal.signal(number, signal.SIG_IGN if ignore else handler)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked child is nobody's to stop in order
+        if os.getpid() != self._process:  # a forked child has nothing to save
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif self._waking:  # our own, that a long import may have held up
+        elif self._waking:  # our own, from `request`; a long import may have held it up
             self._waking = False
             self._interrupt_set_up()
-        elif self._asked_at is not None and time.monotonic() - self._asked_at > self.together:
+        elif self._requested_at is not None and time.monotonic() - self._requested_at > SAME_REQUEST_SECONDS:
             self._leave_at_once()
         else:
-            self._note(_stopped_by(number))
+            self._record(_stopped_by(number))
             self._interrupt_set_up()
 
     def _leave_at_once(self) -> None:
@@ -101,59 +103,63 @@ class StopRequest:
             )
         os._exit(1)
 
-    def _note(self, reason: str) -> None:
+    def _record(self, reason: str) -> None:
         if self.reason is None:
-            self.reason, self._asked_at = reason, time.monotonic()
-            for call in self.when_asked:
-                call()
+            self.reason, self._requested_at = reason, time.monotonic()
+            self._call_back()
+
+    def _call_back(self) -> None:
+        for callback in self.callbacks:
+            callback()
 
     def _interrupt_set_up(self) -> None:
         if self._phase == "set-up" and not self._raised:
             self._raised = True
             raise StoppedEarly(self.reason)
 
-    def ask(self, reason: str) -> None:
-        """Stop in order for a reason found by another thread; the first reason stays. Never leaves at once."""
-        self._note(reason)
+    def request(self, reason: str) -> None:
+        """Stop in order for a reason found by another thread; the first reason stays. Never ends the process at once.
+
+        A main thread that waits for something in set-up is woken by a signal, and raises StoppedEarly there.
+        """
+        self._record(reason)
         if self._listening and self._phase == "set-up" and not self._raised:
-            # so that a main thread that waits for something is woken, and raises there
             self._waking = True
             with suppress(ValueError, OSError):
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     def enter_loop(self) -> None:
-        """The set-up is done: requests wait for the end of a step now. Raises StoppedEarly if there was one before."""
+        """End the set-up: requests wait for the end of a step now. Raise StoppedEarly if there was one before."""
         if self.reason is not None:
             self._raised = True
             raise StoppedEarly(self.reason)
         self._phase = "loop"
 
     def leave_loop(self) -> None:
-        """Everything is saved: signals change nothing any more."""
+        """Note that everything is saved: signals change nothing any more."""
         self._phase = "end"
-        for call in self.when_asked:
-            call()
+        self._call_back()
 
     @property
     def in_set_up(self) -> bool:
         """Whether nothing has been trained yet."""
         return self._phase == "set-up"
 
-    def limit(self, seconds: float | None) -> None:
+    def set_time_limit(self, seconds: float | None) -> None:
         """Set --time_limit, which counts from the start of this process; None for none."""
         self.deadline = None if seconds is None else _process_start() + seconds
 
     def reserve(self, seconds: float) -> None:
-        """What ending takes, at most: the step or evaluation under way and the save after it."""
+        """Set how long ending takes at most: the step or evaluation under way and the save after it."""
         self._reserve = max(0.0, seconds)
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the time limit; None without one."""
+        """Seconds until the time limit; None without one."""
         return None if self.deadline is None else self.deadline - time.monotonic()
 
     @property
-    def running(self) -> float:
+    def elapsed(self) -> float:
         """Seconds since this process was started."""
         return time.monotonic() - _process_start()
 
@@ -161,12 +167,12 @@ class StopRequest:
     def wanted(self) -> bool:
         """Whether this rank has a reason to stop; costs next to nothing."""
         if self.reason is None and self.deadline is not None and time.monotonic() + self._reserve >= self.deadline:
-            self._note("time limit reached")
+            self._record("time limit reached")
         return self.reason is not None
 
 
 def _process_start() -> float:
-    """On the clock of time.monotonic(). A kernel that gives no plausible time is answered with that of the import."""
+    """Return the start of this process on the clock of time.monotonic(), or of the import if the kernel's is wrong."""
     age = time.time() - psutil.Process().create_time()
     since_import = time.monotonic() - _IMPORTED
     if not since_import - 1 <= age <= since_import + PLAUSIBLE_AGE:

@@ -1,9 +1,9 @@
-"""A rank that dies, hangs or is stuck ends the run on every rank within a minute, and one line says which and why.
+"""A rank that dies, hangs or is stuck ends the run on every rank within a minute; one line says which rank and why.
 
-Every rank has a `Watchdog`: one thread tells the others about this rank, and reads what they tell, through the store
-that the process group was formed with (over a connection of its own); another judges (training/processes/failure_detector.py). They need
-neither the main thread, which may wait in a collective for ever, nor each other, for the store may not answer either.
-They also watch the launcher: when it is gone, nobody would end these processes, so they stop in order.
+Every rank has a `Watchdog` with two threads. One exchanges heartbeats with the other ranks through the store that the
+process group was formed with, over a connection of its own. The other checks what was read with a FailureDetector, and
+watches DeepSpeed's launcher: when that is gone, nobody would end these processes, so they stop in order. Neither thread
+needs the main thread, which may wait in a collective for ever, nor the other one, for the store may not answer either.
 """
 
 from __future__ import annotations
@@ -14,374 +14,312 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
 import torch.distributed as dist
 
 from common.console import Console
-from training.processes.failure_detector import FailureDetector, Heartbeat, Timing, Verdict, find_process, place
+from training.processes.failure_detector import Failure, FailureDetector
+from training.processes.heartbeat import (
+    Heartbeat,
+    ProgressClock,
+    Timing,
+    find_process,
+    main_thread_state,
+    process_state,
+)
 from training.processes.stopping import StopRequest
 
-SLOWER = 5.0  # times longer than the longest so far, something is not slow but stuck
-LEAVE_WAIT = 10.0  # seconds in which the last to leave, who has the store, waits for the others to know
-FIRST_CONNECTION, RECONNECTION = 60.0, 3.0  # seconds
-ASKED_WAIT = 1.5  # seconds; a heartbeat and some
-CLEAN_UP = 10.0  # seconds for a main thread that was asked to leave its set-up
-ROOT = Path(__file__).resolve().parents[2]
-LAUNCHED = "CROSS_RANK"  # set by the first of these for its processes, and by nothing else
-LAUNCHERS = ("deepspeed.launcher.launch", "deepspeed.launcher.runner")
+# Seconds
+LEAVE_TIMEOUT = 10.0  # in which rank 0, whose process has the store, waits for the others to know that it leaves
+CONNECT_TIMEOUT, RECONNECT_TIMEOUT = 60.0, 3.0
+STOP_REASON_TIMEOUT = 1.5  # a heartbeat and some
+SET_UP_TIMEOUT = 10.0  # for a main thread that was asked to leave its set-up
+POLL = 0.05
+
+_FAILURE_KEY = "watch/failure"
+_LAUNCHED = "CROSS_RANK"  # set by deepspeed.launcher.launch for its processes, and by nothing else
+_LAUNCHERS = ("deepspeed.launcher.launch", "deepspeed.launcher.runner")
 
 
-class ProgressClock:
-    """How the main thread gets on: what it does, since when, and how long that took before."""
-
-    def __init__(self, timing: Timing) -> None:
-        self.timing = timing
-        self.count, self.doing, self.patience = 0, "starting", timing.first
-        self._since = time.monotonic()
-        self._first: dict[str, float] = {}
-        self._longest: dict[str, float] = {}
-
-    def tick(self, doing: str, at_least: float) -> None:
-        """The main thread begins another piece of `doing`; `at_least`: seconds that it may take."""
-        now = time.monotonic()
-        self._learn(self.doing, now - self._since)
-        self._since, self.doing = now, doing
-        self.patience = max(self._usual(doing), at_least)
-        self.count += 1
-
-    def _learn(self, doing: str, seconds: float) -> None:
-        """The first time is kept apart: it compiles, allocates, or reads from a cold disk."""
-        if doing not in self._first:
-            self._first[doing] = seconds
-        else:
-            self._longest[doing] = max(seconds, self._longest.get(doing, 0.0))
-
-    def _usual(self, doing: str) -> float:
-        longest = self._longest.get(doing, self._first.get(doing))
-        return self.timing.first if longest is None else max(self.timing.stuck, SLOWER * longest)
-
-
-@dataclass
-class _Mail:
-    """What the store said last; replaced whole, so that no lock is needed."""
+@dataclass(frozen=True)
+class _Inbox:
+    """What the store said last; replaced as a whole, so that no lock is needed."""
 
     exchanges: int = 0
-    reports: dict[int, Heartbeat] = field(default_factory=dict)
-    verdict: dict[str, Any] | None = None
+    heartbeats: dict[int, Heartbeat] = field(default_factory=dict)
+    failure: dict[str, Any] | None = None
 
 
 class Watchdog:
-    """Of this process. `begin` at the start of the program, `meet` once there is a store, `leave` at the end."""
+    """The watchdog of this process.
 
-    def __init__(self, rank: int, size: int, console: Console, stop: StopRequest, timing: Timing | None = None) -> None:
+    Call `watch_launcher` when the program starts, `watch_ranks` once there is a store, `tick` at each piece of work,
+    and `leave` at the end.
+    """
+
+    def __init__(self, rank: int, size: int, console: Console, stop: StopRequest) -> None:
         self.rank, self.size, self.console, self.stop = rank, size, console, stop
-        self.timing = timing or Timing.from_environment()
-        self.verdict: Verdict | None = None
-        self._ticks = ProgressClock(self.timing)
-        self._report = Heartbeat.of_this_process(rank)
-        self._judge = FailureDetector(rank, size, self.timing)
-        self._farewell: dict[str, Any] = {}
-        self._mail, self._broken = _Mail(), False
-        self._found, self._left, self._closed = threading.Event(), threading.Event(), threading.Event()
-        self._speak = threading.Event()  # do not wait for the next beat
-        self._outgoing: str | None = None  # a verdict to publish
-        self._store: Any = None
+        self.timing = Timing.from_environment()
+        self.failure: Failure | None = None
+        self._progress = ProgressClock(self.timing)
+        self._heartbeat = Heartbeat.of_this_process(rank)
+        self._detector = FailureDetector(rank, size, self.timing)
+        self._exit: dict[str, Any] = {}
+        self._inbox, self._disconnected = _Inbox(), False
+        self._failed, self._left, self._closed = threading.Event(), threading.Event(), threading.Event()
+        self._exchange_now = threading.Event()
+        self._claim: str | None = None  # a failure that this rank wants to announce
+        self._store: dist.Store | None = None
         self._threads: list[threading.Thread] = []
         self._launchers = list(_launchers())
-        self._orphaned = _launcher_died_early(self._launchers)
+        self._launcher_gone = _launcher_died_early(self._launchers)
 
     @property
-    def together(self) -> bool:
+    def connected(self) -> bool:
         """Whether there are other ranks, and a store that they have in common."""
         return self.size > 1 and self._store is not None
 
-    def begin(self) -> None:
-        """Watch the launcher."""
-        if self._launchers or self._orphaned or self.size > 1:
-            self._start(self._look_forever)
+    def watch_launcher(self) -> None:
+        """Stop in order when the launcher is gone."""
+        if self._launchers or self._launcher_gone or self.size > 1:
+            self._start(self._check_forever)
 
-    def meet(self, store: dist.Store, address: str, port: int) -> None:
-        """Watch the other ranks through the store at `address`; `store` is kept, for its server lives in rank 0's."""
+    def watch_ranks(self, store: dist.Store, address: str, port: int) -> None:
+        """Watch the other ranks through the store at `address`; `store` is kept, for rank 0's has the server in it."""
         self._store = store
         if self.size > 1:
             self._start(lambda: self._exchange_forever(address, port))
 
-    def tick(self, doing: str, at_least: float = 0.0) -> None:
-        """For the main thread, at each piece of work: "training", "evaluating", "saving", ...
+    def tick(self, activity: str, at_least: float = 0.0) -> None:
+        """Begin another piece of work: "training", "evaluating", "saving", ... Called by the main thread.
 
-        `at_least`: seconds that this piece may take, where more than the usual (a first step that compiles).
+        `at_least` are the seconds that it may take where they are more than usual (a first step that compiles).
         """
-        self._ticks.tick(doing, at_least)
+        self._progress.tick(activity, at_least)
 
-    def explain(self, seconds: float) -> Verdict | None:
-        """For a main thread whose collective has failed: wait for a verdict.
+    def wait_for_failure(self, seconds: float) -> Failure | None:
+        """Return what made a collective fail: a stop in order, or None if nothing is known after `seconds`.
 
-        If a rank is to blame this does not return: the judging thread says so and ends the process. Returned are a
-        stop in order, or None if nothing is known of anybody after `seconds`.
+        If a rank is to blame this does not return: the checking thread says so and ends the process.
         """
-        self._judge.impatient = True
-        if self.together and self._found.wait(seconds) and self.verdict and self.verdict.kind != "stopped":
+        self._detector.collective_failed = True
+        if self.connected and self._failed.wait(seconds) and self.failure and self.failure.kind != "stopped":
             threading.Event().wait()
-        return self.verdict
+        return self.failure
 
-    def asked(self) -> str:
-        """Why another rank was asked to stop, as far as that is known within moments; empty if it is not."""
-        reasons: list[str] = []
-        deadline = time.monotonic() + ASKED_WAIT
-        while self.together and not reasons and not self._broken and time.monotonic() < deadline:
-            self._speak.set()
-            time.sleep(min(0.05, self.timing.beat))
-            reasons = [report.asked for _, report in sorted(self._mail.reports.items()) if report.asked]
-        return reasons[0] if reasons else ""
+    def stop_reason(self) -> str:
+        """Return why another rank was asked to stop; empty if that is not known within moments."""
 
-    def leave(self, how: str, *, status: int = 0, why: str = "", said: bool = False) -> None:
-        """This rank ends: `finished`, `stopped` (asked to, in set-up) or `failed`. From here on it judges nobody.
+        def reasons() -> list[str]:
+            return [beat.stop_reason for _, beat in sorted(self._inbox.heartbeats.items()) if beat.stop_reason]
 
-        Rank 0 stays until the others have read it: the store goes with it.
+        if self.connected:
+            self._exchange_until(lambda: bool(reasons()), STOP_REASON_TIMEOUT)
+        return next(iter(reasons()), "")
+
+    def leave(self, ended: str, *, status: int = 0, reason: str = "", announced: bool = False) -> None:
+        """Tell the others that this rank ends: "finished", "stopped" (in set-up) or "failed". It checks nobody now.
+
+        Rank 0 stays until the others have read it: the store goes with its process.
         """
-        self._farewell = {"left": how, "status": status, "why": why, "said": said}
+        self._exit = {"ended": ended, "exit_status": status, "exit_reason": reason, "announced": announced}
         self._left.set()
-        if self.together:
-            self._speak.set()
-            self._wait_until(lambda mail, before: mail.exchanges >= before.exchanges + 2, LEAVE_WAIT / 2)
-            if self.rank == 0:
-                self._wait_until(self._all_know, LEAVE_WAIT)
+        if self.connected:
+            exchanges = self._inbox.exchanges
+            self._exchange_until(lambda: self._inbox.exchanges >= exchanges + 2, LEAVE_TIMEOUT / 2)
+        if self.connected and self.rank == 0:
+            before = self._inbox.heartbeats
+            self._exchange_until(lambda: self._all_know(before), LEAVE_TIMEOUT)
         self._closed.set()
-        self._speak.set()
+        self._exchange_now.set()
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join(LEAVE_WAIT / 2)
+                thread.join(LEAVE_TIMEOUT / 2)
 
-    def _wait_until(self, true: Any, seconds: float) -> None:
-        before, deadline = self._mail, time.monotonic() + seconds
-        while not self._broken and not true(self._mail, before) and time.monotonic() < deadline:
-            self._speak.set()
-            time.sleep(min(0.05, self.timing.beat))
+    def _all_know(self, before: dict[int, Heartbeat]) -> bool:
+        """Return whether every other rank has ended, is gone, or has read all once since `before`."""
 
-    def _all_know(self, mail: _Mail, before: _Mail) -> bool:
-        """Every other rank has left, is gone, or has read all once since; what it reads next it reads in vain."""
-        return all(
-            self._knows(report, before.reports.get(rank)) for rank, report in mail.reports.items() if rank != self.rank
-        )
+        def knows(rank: int, beat: Heartbeat) -> bool:
+            state = process_state(beat)
+            has_read = rank in before and beat.beat >= before[rank].beat + 2
+            return bool(beat.ended) or (state is not None and state.gone) or has_read
 
-    def _knows(self, report: Heartbeat, before: Heartbeat | None) -> bool:
-        gone = report.place == place() and find_process(report) is None
-        return bool(report.left) or gone or (before is not None and report.beat >= before.beat + 2)
+        return all(knows(rank, beat) for rank, beat in self._inbox.heartbeats.items())
 
-    # --- telling and hearing ------------------------------------------------------------------------------------------
-
-    def _start(self, target: Any) -> None:
+    def _start(self, target: Callable[[], None]) -> None:
         thread = threading.Thread(target=target, name="watchdog", daemon=True)
         self._threads.append(thread)
         thread.start()
 
+    # --- heartbeats ---------------------------------------------------------------------------------------------------
+
     def _exchange_forever(self, address: str, port: int) -> None:
-        """Over a connection of its own; a lost one is opened again, and the judge decides how long that may take."""
-        store, patience = None, FIRST_CONNECTION
+        """Exchange heartbeats; open a lost connection again, and let the detector decide how long that may take."""
+        store, timeout = None, CONNECT_TIMEOUT
         while not self._closed.is_set():
             try:
                 store = store or dist.TCPStore(
-                    address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=patience)
+                    address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout)
                 )
                 self._exchange(store)
-                self._broken = False
+                self._disconnected = False
             except Exception as error:  # of any kind that a lost connection takes
-                if not self._broken and not self._left.is_set():
+                if not self._disconnected and not self._left.is_set():
                     print(f"watchdog: rank 0's store does not answer: {error}", file=sys.stderr, flush=True)
-                store, patience, self._broken = None, RECONNECTION, True
-            self._speak.wait(self.timing.beat)
-            self._speak.clear()
+                store, timeout, self._disconnected = None, RECONNECT_TIMEOUT, True
+            self._exchange_now.wait(self.timing.beat)
+            self._exchange_now.clear()
 
     def _exchange(self, store: dist.Store) -> None:
-        """Tell, then read: what is read was there after this rank had told."""
-        self._report = self._now()
-        store.set(_key(self.rank), self._report.encode())
-        others = (rank for rank in range(self.size) if rank != self.rank)
-        reports = {rank: Heartbeat.decode(store.get(_key(rank))) for rank in others if store.check([_key(rank)])}
-        if self._outgoing is not None:
-            store.compare_set("watch/verdict", "", self._outgoing)
-        verdict = json.loads(store.get("watch/verdict")) if store.check(["watch/verdict"]) else None
-        self._mail = _Mail(self._mail.exchanges + 1, reports, verdict)
+        """Write, then read: what is read was there after this rank had written."""
+        self._heartbeat = self._next_heartbeat()
+        keys = {rank: f"watch/{rank}" for rank in range(self.size)}
+        store.set(keys.pop(self.rank), self._heartbeat.encode())
+        beats = {rank: Heartbeat.decode(store.get(key)) for rank, key in keys.items() if store.check([key])}
+        if self._claim is not None:
+            store.compare_set(_FAILURE_KEY, "", self._claim)
+        failure = json.loads(store.get(_FAILURE_KEY)) if store.check([_FAILURE_KEY]) else None
+        self._inbox = _Inbox(self._inbox.exchanges + 1, beats, failure)
 
-    def _now(self) -> Heartbeat:
-        frames = _main_thread()
+    def _next_heartbeat(self) -> Heartbeat:
         return replace(
-            self._report,
-            beat=self._report.beat + 1,
-            ticks=self._ticks.count,
-            doing=self._ticks.doing,
-            patience=self._ticks.patience,
-            where=_where(frames),
-            waiting=_in_collective(frames),
-            paused=_at_the_terminal(frames),
-            asked=self.stop.reason or "",
-            **self._farewell,
+            self._heartbeat,
+            beat=self._heartbeat.beat + 1,
+            ticks=self._progress.ticks,
+            activity=self._progress.activity,
+            timeout=self._progress.timeout,
+            stop_reason=self.stop.reason or "",
+            **main_thread_state(),
+            **self._exit,
         )
 
-    # --- judging ------------------------------------------------------------------------------------------------------
+    def _exchange_until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Exchange heartbeats without a pause until `condition` holds, the store is lost, or `seconds` have passed."""
+        deadline = time.monotonic() + seconds
+        while not condition() and not self._disconnected and time.monotonic() < deadline:
+            self._exchange_now.set()
+            time.sleep(min(POLL, self.timing.beat))
 
-    def _look_forever(self) -> None:
+    # --- checking -----------------------------------------------------------------------------------------------------
+
+    def _check_forever(self) -> None:
         before = time.monotonic()
         while not self._closed.wait(self.timing.look):
             now = time.monotonic()
-            # a process that was stopped itself has no right to call others silent
+            # a process that was stopped itself must not call others silent
             passed, before = min(now - before, 2 * self.timing.look), now
-            self._watch_launchers()
-            if self.together and not self._left.is_set():
-                self._look(passed)
+            if self._launcher_gone or not all(_is_alive(process) for process in self._launchers):
+                self._launchers, self._launcher_gone = [], False
+                self.stop.request("the launcher is gone")
+            if self.connected and not self._left.is_set():
+                self._check_ranks(passed)
 
-    def _watch_launchers(self) -> None:
-        if self._orphaned or any(not _lives(process) for process in self._launchers):
-            self._launchers, self._orphaned = [], False
-            self.stop.ask("the launcher is gone")
-
-    def _look(self, passed: float) -> None:
-        mail = self._mail
-        if mail.verdict and mail.verdict["rank"] != self.rank:
-            kind, ranks, text = (mail.verdict[name] for name in ("kind", "ranks", "text"))
-            self._carry_out(Verdict(kind, tuple(ranks), text, said=True))
+    def _check_ranks(self, passed: float) -> None:
+        inbox = self._inbox
+        if (found := inbox.failure) and found["rank"] != self.rank:
+            self._end_by(Failure(found["kind"], tuple(found["ranks"]), found["message"], announced=True))
             return
-        reports = mail.reports | {self.rank: self._report}
-        if verdict := self._judge.look(passed, reports, mail.exchanges, self._broken):
-            self._carry_out(verdict)
-        if self._judge.in_doubt:
-            self._speak.set()
+        heartbeats = inbox.heartbeats | {self.rank: self._heartbeat}
+        if failure := self._detector.check(passed, heartbeats, inbox.exchanges, self._disconnected):
+            self._end_by(failure)
+        if self._detector.in_doubt:
+            self._exchange_now.set()
 
-    def _carry_out(self, verdict: Verdict) -> None:
-        """Tell the user and the other ranks, and end this process."""
-        self.verdict = verdict
-        self._found.set()
-        if verdict.kind == "stopped":
-            self.stop.ask("another process was asked to stop")
-        patience = {"stopped": CLEAN_UP, "failed": self.timing.linger}
-        if verdict.kind in patience and self._left.wait(patience[verdict.kind]):
+    def _end_by(self, failure: Failure) -> None:
+        """Tell the user and the other ranks of a failure, and end this process."""
+        self.failure = failure
+        self._failed.set()
+        if failure.kind == "stopped":
+            self.stop.request("another process was asked to stop")
+        timeouts = {"stopped": SET_UP_TIMEOUT, "failed": self.timing.linger}
+        if failure.kind in timeouts and self._left.wait(timeouts[failure.kind]):
             return  # the main thread has met the same fault, or the end of the others, by itself
-        if verdict.kind != "stopped":
-            self._report_stacks(verdict)
-            if not verdict.said and self._is_to_say(verdict):
-                self._say(f"train.py: {verdict.text}")
+        if failure.kind != "stopped":
+            self._log_stacks(failure)
+            if not failure.announced and self._may_announce(failure):
+                self._announce(f"train.py: {failure.message}")
             if self.stop.in_set_up:
-                self.stop.ask(verdict.text)  # so that files half prepared are cleaned away
+                self.stop.request(failure.message)  # so that half-prepared files are removed
             time.sleep(self.timing.linger)
-        self._end(verdict)
+        self._exit_process(failure)
 
-    def _report_stacks(self, verdict: Verdict) -> None:
+    def _log_stacks(self, failure: Failure) -> None:
         if self.console.log_file is not None:
             with suppress(OSError, ValueError):
-                print(f"watchdog: {verdict.text}; where the threads of this process are:", file=sys.stderr, flush=True)
+                print(f"watchdog: {failure.message}; the threads of this process are at:", file=sys.stderr, flush=True)
                 faulthandler.dump_traceback(file=2)
 
-    def _is_to_say(self, verdict: Verdict) -> bool:
-        """Whether it is this rank that tells the user: the one whose verdict the store took first.
+    def _may_announce(self, failure: Failure) -> bool:
+        """Return whether it is this rank that tells the user: the one whose claim the store took first.
 
-        The lowest gets a head start; if the store does not answer it is the lowest of those not to blame.
+        The lowest rank gets a head start. If the store does not answer, it is the lowest of those not to blame.
         """
-        others = [rank for rank in range(self.size) if rank not in verdict.ranks]
-        place_in_line = others.index(self.rank) if self.rank in others else len(others)
-        time.sleep(0.2 * min(place_in_line, 5))
-        if not self._broken:
-            self._outgoing = json.dumps(
-                {"rank": self.rank, "kind": verdict.kind, "ranks": verdict.ranks, "text": verdict.text}
-            )
-            deadline = time.monotonic() + 2.0
-            while time.monotonic() < deadline and not self._broken:
-                self._speak.set()
-                if self._mail.verdict:
-                    return self._mail.verdict["rank"] == self.rank
-                time.sleep(0.05)
-        return place_in_line == 0
+        others = [rank for rank in range(self.size) if rank not in failure.ranks]
+        position = others.index(self.rank) if self.rank in others else len(others)
+        time.sleep(0.2 * min(position, 5))
+        if not self._disconnected:
+            claim = {"rank": self.rank, "kind": failure.kind, "ranks": failure.ranks, "message": failure.message}
+            self._claim = json.dumps(claim)
+        self._exchange_until(lambda: self._inbox.failure is not None, 2.0)
+        accepted = self._inbox.failure
+        return accepted["rank"] == self.rank if accepted else position == 0
 
-    def _say(self, text: str) -> None:
-        """In a thread of its own: a terminal that is held up must not hold up the end."""
+    def _announce(self, text: str) -> None:
+        """Write to the terminal in a thread of its own: a terminal that is held up must not hold up the end."""
         thread = threading.Thread(target=self.console.last_words, args=(text,), daemon=True)
         thread.start()
         thread.join(1.0)
 
-    def _end(self, verdict: Verdict) -> None:
-        """Without the interpreter's own way out, which waits for threads and for the other ranks' goodbye."""
-        if verdict.kind in ("hung", "stuck"):
-            self._kill(verdict)
+    def _exit_process(self, failure: Failure) -> None:
+        """End without the interpreter's own shutdown, which waits for threads and for the other ranks."""
+        if failure.kind in ("hung", "stuck"):
+            self._kill_blamed(failure)
         with suppress(psutil.Error):
-            for child in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error):
-                    child.kill()
-        os._exit(verdict.status)
+            _kill(psutil.Process().children(recursive=True))
+        os._exit(failure.exit_status)
 
-    def _kill(self, verdict: Verdict) -> None:
-        """Those to blame on this machine; one that is merely stuck has a watchdog of its own, and its turn first."""
-        reports = (self._mail.reports.get(rank) for rank in verdict.ranks)
-        blamed = [
-            process for report in reports if report and report.place == place() and (process := find_process(report))
-        ]
+    def _kill_blamed(self, failure: Failure) -> None:
+        """Kill the processes to blame on this machine; one that is stuck has a watchdog, which gets its turn first."""
+        beats = [self._inbox.heartbeats[rank] for rank in failure.ranks if rank in self._inbox.heartbeats]
+        processes = [process for beat in beats if (process := find_process(beat))]
         with suppress(psutil.Error):
-            _, alive = psutil.wait_procs(blamed, timeout=2 * self.timing.linger if verdict.kind == "stuck" else 0)
-            for process in alive:
-                with suppress(psutil.Error):
-                    process.kill()
+            timeout = 2 * self.timing.linger if failure.kind == "stuck" else 0
+            _kill(psutil.wait_procs(processes, timeout=timeout)[1])
 
 
-def _key(rank: int) -> str:
-    return f"watch/{rank}"
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def _launchers() -> Iterator[psutil.Process]:
-    """DeepSpeed's launcher, whose child this process is, and the `deepspeed` command above it."""
+    """Yield DeepSpeed's launcher, whose child this process is, and the `deepspeed` command above it."""
     with suppress(psutil.Error):
         for process in psutil.Process().parents()[:2]:
             command = process.cmdline()
-            if not any(word in LAUNCHERS or Path(word).name == "deepspeed" for word in command[:4]):
+            if not any(word in _LAUNCHERS or Path(word).name == "deepspeed" for word in command[:4]):
                 return
             yield process
 
 
 def _launcher_died_early(found: list[psutil.Process]) -> bool:
-    """Whether a part of it was killed while this process imported its libraries; only `deepspeed` sets LAUNCHED."""
-    if LAUNCHED not in os.environ:
+    """Return whether a part of the launcher was killed while this process imported its libraries."""
+    if _LAUNCHED not in os.environ:
         return False
     with suppress(psutil.Error):
         return not found or (len(found) == 1 and os.environ.get("CROSS_SIZE") == "1" and found[0].ppid() == 1)
     return True
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
-
-
-def _main_thread() -> list[FrameType]:
-    """Its frames, the innermost first."""
-    frames, frame = [], sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame is not None:
-        frames.append(frame)
-        frame = frame.f_back
-    return frames
-
-
-def _where(frames: list[FrameType]) -> str:
-    """The innermost line of this project's own code."""
-    for frame in frames:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and "site-packages" not in path.parts:
-            return f"{path.relative_to(ROOT)}:{frame.f_lineno} ({frame.f_code.co_name})"
-    return ""
-
-
-def _in_collective(frames: list[FrameType]) -> bool:
-    return any("torch/distributed/distributed_c10d" in frame.f_code.co_filename for frame in frames)
-
-
-def _at_the_terminal(frames: list[FrameType]) -> bool:
-    """A terminal that is held up (Ctrl-S, a pager) holds up whoever writes to it; that is no fault."""
-    return any(
-        Path(frame.f_code.co_filename).name == "console.py" or "/tqdm/" in frame.f_code.co_filename
-        for frame in frames[:8]
-    )

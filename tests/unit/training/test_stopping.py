@@ -52,7 +52,7 @@ def test_the_same_request_again_does_not_disturb_the_clean_up(stop):
 
 def test_in_the_loop_a_signal_is_a_wish(stop):
     calls = []
-    stop.when_asked.append(lambda: calls.append("asked"))
+    stop.callbacks.append(lambda: calls.append("asked"))
     stop.enter_loop()
     assert not stop.wanted
     signal.raise_signal(signal.SIGTERM)
@@ -70,7 +70,7 @@ def test_a_request_that_was_swallowed_in_set_up_stops_before_the_loop(stop):
 
 
 def test_another_thread_that_asks_wakes_the_main_thread_in_set_up(stop):
-    threading.Timer(0.2, lambda: stop.ask("the launcher is gone")).start()
+    threading.Timer(0.2, lambda: stop.request("the launcher is gone")).start()
     started = time.monotonic()
     with pytest.raises(StoppedEarly, match="the launcher is gone"):
         time.sleep(30)
@@ -79,16 +79,17 @@ def test_another_thread_that_asks_wakes_the_main_thread_in_set_up(stop):
 
 def test_another_thread_that_asks_in_the_loop_disturbs_nothing(stop):
     stop.enter_loop()
-    stop.ask("the launcher is gone")
-    stop.ask("something else")
+    stop.request("the launcher is gone")
+    stop.request("something else")
     assert (stop.wanted, stop.reason) == (True, "the launcher is gone")
 
 
 LAST = """
 import os, signal, time
 from common.console import Console
-from training.processes.stopping import StopRequest
-stop = StopRequest(Console(0), together=0.0)
+from training.processes import stopping
+stopping.SAME_REQUEST_SECONDS = 0.0
+stop = stopping.StopRequest(Console(0))
 with stop.listening():
     stop.enter_loop()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -164,10 +165,10 @@ def test_the_limit_counts_from_the_start_of_the_process(monkeypatch):
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: born)
     monkeypatch.setattr("training.processes.stopping._IMPORTED", time.monotonic() - 90)
     request = StopRequest(Console(0))
-    request.limit(130)
+    request.set_time_limit(130)
     assert request.seconds_left == pytest.approx(30, abs=1)
     assert not request.wanted
-    request.limit(99)
+    request.set_time_limit(99)
     assert request.wanted
     assert request.reason == "time limit reached"
 
@@ -178,13 +179,13 @@ def test_a_start_that_cannot_be_is_not_believed(monkeypatch, wrong):
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: born)
     monkeypatch.setattr("training.processes.stopping._IMPORTED", time.monotonic() - 90)
     request = StopRequest(Console(0))
-    request.limit(120)
+    request.set_time_limit(120)
     assert request.seconds_left == pytest.approx(30, abs=1)
 
 
 def test_a_margin_is_kept_for_what_ending_takes():
     request = StopRequest(Console(0))
-    request.limit(time.monotonic() - request_start() + 60)
+    request.set_time_limit(time.monotonic() - request_start() + 60)
     assert not request.wanted
     request.reserve(50)
     assert not request.wanted
@@ -195,5 +196,5 @@ def test_a_margin_is_kept_for_what_ending_takes():
 
 def request_start():
     probe = StopRequest(Console(0))
-    probe.limit(0)
+    probe.set_time_limit(0)
     return probe.deadline

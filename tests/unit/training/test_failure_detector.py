@@ -1,4 +1,4 @@
-"""The judgement of one rank on the others, with invented reports and an invented clock."""
+"""What one rank finds of the others, with invented heartbeats and an invented clock."""
 
 import os
 import subprocess
@@ -8,44 +8,42 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from training.processes.failure_detector import (
-    FailureDetector,
+from training.processes.failure_detector import FailureDetector
+from training.processes.heartbeat import (
     Heartbeat,
     ProcessState,
+    ProgressClock,
     Timing,
     find_process,
     process_state,
 )
-from training.processes.watchdog import ProgressClock
 
 LOCAL = ProcessState()
 
 
 class Others:
-    """Three ranks on one machine, as rank `me` sees them; a look a second, each after an exchange unless `deaf`."""
+    """Three ranks on one machine, as rank `me` sees them; a check a second, each after an exchange unless the store is `deaf`."""
 
-    def __init__(self, me=0, size=3, timing=None):
+    def __init__(self, me=0, size=3):
         self.me, self.states, self.exchanges = me, dict.fromkeys(range(size), LOCAL), 0
-        self.reports = {
-            rank: Heartbeat(rank, "host", "place", 100 + rank, 0.0, ticks=1, doing="training", patience=45.0)
+        self.heartbeats = {
+            rank: Heartbeat(rank, "host", "namespace", 100 + rank, 0.0, ticks=1, activity="training", timeout=45.0)
             for rank in range(size)
         }
-        self.silent, self.still = set(), set(self.reports)
-        self.judge = FailureDetector(me, size, timing or Timing(), lambda report: self.states[report.rank])
+        self.silent, self.still = set(), set(self.heartbeats)
+        self.detector = FailureDetector(me, size, Timing(), lambda beat: self.states[beat.rank])
 
     def change(self, rank, **values):
-        self.reports[rank] = replace(self.reports[rank], **values)
+        self.heartbeats[rank] = replace(self.heartbeats[rank], **values)
 
     def pass_seconds(self, seconds, deaf=False, broken=False):
-        """The first verdict, and the seconds until then."""
+        """The first failure, and the seconds until then."""
         for second in range(seconds):
-            for rank, report in self.reports.items():
-                self.change(
-                    rank, beat=report.beat + (rank not in self.silent), ticks=report.ticks + (rank not in self.still)
-                )
+            for rank, old in self.heartbeats.items():
+                self.change(rank, beat=old.beat + (rank not in self.silent), ticks=old.ticks + (rank not in self.still))
             self.exchanges += not deaf
-            if verdict := self.judge.look(1.0, self.reports, self.exchanges, broken):
-                return verdict, second + 1
+            if failure := self.detector.check(1.0, self.heartbeats, self.exchanges, broken):
+                return failure, second + 1
         return None, seconds
 
 
@@ -63,16 +61,16 @@ def test_a_process_that_is_gone_has_died_though_it_was_just_heard_of(others):
     others.pass_seconds(5)
     others.silent.add(2)
     others.states[2] = ProcessState(gone=True)
-    verdict, seconds = others.pass_seconds(60)
-    assert (verdict.kind, verdict.ranks, seconds) == ("died", (2,), 3)
-    assert verdict.text.startswith("rank 2 (process 102 on host) has died while training")
+    failure, seconds = others.pass_seconds(60)
+    assert (failure.kind, failure.ranks, seconds) == ("died", (2,), 3)
+    assert failure.message.startswith("rank 2 (process 102 on host) has died while training")
 
 
 def test_a_process_that_said_goodbye_before_it_was_gone_has_not_died(others):
     others.pass_seconds(5)
     others.states[2] = ProcessState(gone=True)
     assert others.pass_seconds(1) == (None, 1)
-    others.change(2, left="finished")
+    others.change(2, ended="finished")
     assert others.pass_seconds(1000) == (None, 1000)
 
 
@@ -80,9 +78,9 @@ def test_two_that_die_together_are_named_together(others):
     others.pass_seconds(5)
     others.silent = {1, 2}
     others.states |= {1: ProcessState(gone=True), 2: ProcessState(gone=True)}
-    verdict, _ = others.pass_seconds(5)
-    assert verdict.ranks == (1, 2)
-    assert "rank 1 (process 101 on host) and rank 2 (process 102 on host) have died" in verdict.text
+    failure, _ = others.pass_seconds(5)
+    assert failure.ranks == (1, 2)
+    assert "rank 1 (process 101 on host) and rank 2 (process 102 on host) have died" in failure.message
 
 
 @pytest.mark.parametrize("state", [None, ProcessState(stopped=True)], ids=["another machine", "stopped"])
@@ -91,9 +89,9 @@ def test_silence_is_judged_after_40_seconds_and_not_before(others, state):
     others.pass_seconds(5)
     others.silent.add(1)
     assert others.pass_seconds(39) == (None, 39)
-    verdict, _ = others.pass_seconds(1)
-    assert (verdict.kind, verdict.ranks) == ("hung", (1,))
-    assert ("its process is stopped" in verdict.text) == (state is not None)
+    failure, _ = others.pass_seconds(1)
+    assert (failure.kind, failure.ranks) == ("hung", (1,))
+    assert ("its process is stopped" in failure.message) == (state is not None)
 
 
 def test_twenty_seconds_of_silence_are_waited_for_again_and_again(others):
@@ -109,7 +107,7 @@ def test_silence_on_another_machine_is_believed_sooner_once_a_collective_has_fai
     others.states[1] = None
     others.pass_seconds(5)
     others.silent.add(1)
-    others.judge.impatient = True
+    others.detector.collective_failed = True
     assert others.pass_seconds(60)[1] < 10
 
 
@@ -119,8 +117,8 @@ def test_a_process_at_work_that_does_not_speak_is_given_more_time(others):
     for second in range(200):
         others.states[1] = ProcessState(cpu=second * 0.9)
         assert others.pass_seconds(1) == (None, 1)
-    verdict, _ = others.pass_seconds(100)
-    assert verdict.ranks == (1,)
+    failure, _ = others.pass_seconds(100)
+    assert failure.ranks == (1,)
 
 
 def test_a_store_that_does_not_answer_makes_nobody_but_its_host_suspect():
@@ -128,23 +126,23 @@ def test_a_store_that_does_not_answer_makes_nobody_but_its_host_suspect():
     others.pass_seconds(5)
     assert others.pass_seconds(39, deaf=True) == (None, 39)
     assert others.pass_seconds(20) == (None, 20)
-    verdict, seconds = others.pass_seconds(60, deaf=True)
-    assert (verdict.kind, verdict.ranks, seconds) == ("hung", (0,), 40)
-    assert "no answer" in verdict.text
+    failure, seconds = others.pass_seconds(60, deaf=True)
+    assert (failure.kind, failure.ranks, seconds) == ("hung", (0,), 40)
+    assert "no answer" in failure.message
 
 
 def test_a_lost_connection_is_rank_0_within_seconds():
     others = Others(me=1)
     others.states[0] = None
     others.pass_seconds(5)
-    verdict, seconds = others.pass_seconds(60, deaf=True, broken=True)
-    assert (verdict.kind, verdict.ranks) == ("died", (0,))
+    failure, seconds = others.pass_seconds(60, deaf=True, broken=True)
+    assert (failure.kind, failure.ranks) == ("died", (0,))
     assert seconds < 10
 
 
 def test_a_lost_connection_after_rank_0_has_left_is_the_end():
     others = Others(me=1)
-    others.change(0, left="finished")
+    others.change(0, ended="finished")
     others.pass_seconds(5)
     others.states[0] = ProcessState(gone=True)
     others.states[2] = ProcessState(gone=True)
@@ -152,24 +150,24 @@ def test_a_lost_connection_after_rank_0_has_left_is_the_end():
 
 
 def test_nothing_moves(others):
-    others.change(1, waiting=True)
-    others.change(2, waiting=True, doing="saving")
-    others.change(0, where="loop.py:1 (f)")
-    verdict, seconds = others.pass_seconds(100)
-    assert (verdict.kind, verdict.ranks, seconds) == ("stuck", (0,), 46)
-    assert "rank 0 (process 100 on host) while training, in loop.py:1 (f)" in verdict.text
+    others.change(1, in_collective=True)
+    others.change(2, in_collective=True, activity="saving")
+    others.change(0, location="loop.py:1 (f)")
+    failure, seconds = others.pass_seconds(100)
+    assert (failure.kind, failure.ranks, seconds) == ("stuck", (0,), 46)
+    assert "rank 0 (process 100 on host) while training, in loop.py:1 (f)" in failure.message
 
 
 def test_the_rank_with_the_fewest_ticks_is_named_where_all_seem_to_wait(others):
     others.change(0, ticks=7)
     others.change(2, ticks=6)
-    verdict, _ = others.pass_seconds(100)
-    assert verdict.ranks == (1,)
+    failure, _ = others.pass_seconds(100)
+    assert failure.ranks == (1,)
 
 
 @pytest.mark.parametrize(
     "values",
-    [{"patience": 500.0}, {"paused": True}, {"ticks": 0}, {"left": "finished"}],
+    [{"timeout": 500.0}, {"at_terminal": True}, {"ticks": 0}, {"ended": "finished"}],
     ids=lambda values: next(iter(values)),
 )
 def test_standing_still_for_a_reason(others, values):
@@ -195,33 +193,33 @@ def test_a_rank_that_was_stopped_for_long_is_not_called_stuck_when_it_returns(ot
 
 
 def test_a_rank_that_never_comes(others):
-    del others.reports[2]
-    verdict, seconds = others.pass_seconds(3000)
-    assert (verdict.ranks, seconds) == ((2,), 1800)
-    assert "rank 2 has not appeared" in verdict.text
+    del others.heartbeats[2]
+    failure, seconds = others.pass_seconds(3000)
+    assert (failure.ranks, seconds) == ((2,), 1800)
+    assert "rank 2 did not appear" in failure.message
 
 
-@pytest.mark.parametrize(("left", "kind", "status"), [("failed", "failed", 2), ("stopped", "stopped", 0)])
-def test_what_a_rank_says_when_it_leaves_is_taken_up(others, left, kind, status):
-    others.change(2, left=left, status=2, why="no such file", said=False)
-    verdict, _ = others.pass_seconds(1)
-    assert (verdict.kind, verdict.ranks, verdict.status) == (kind, (2,), status)
-    assert "no such file" in verdict.text
+@pytest.mark.parametrize(("ended", "kind", "status"), [("failed", "failed", 2), ("stopped", "stopped", 0)])
+def test_what_a_rank_says_when_it_leaves_is_taken_up(others, ended, kind, status):
+    others.change(2, ended=ended, exit_status=2, exit_reason="no such file", announced=False)
+    failure, _ = others.pass_seconds(1)
+    assert (failure.kind, failure.ranks, failure.exit_status) == (kind, (2,), status)
+    assert "no such file" in failure.message
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-def test_a_report_survives_the_store():
-    report = Heartbeat.of_this_process(3)
-    assert Heartbeat.decode(replace(report, why="“引号”").encode().encode()) == replace(report, why="“引号”")
+def test_a_heartbeat_survives_the_store():
+    heartbeat = replace(Heartbeat.of_this_process(3), exit_reason="“引号”")
+    assert Heartbeat.decode(heartbeat.encode().encode()) == heartbeat
 
 
 def test_a_process_that_lives_dies_and_is_another():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         mine = Heartbeat.of_this_process(0)
         assert find_process(mine).pid == os.getpid()
-        assert process_state(replace(mine, place="another")) is None
+        assert process_state(replace(mine, namespace="another")) is None
         assert find_process(replace(mine, pid=child.pid)) is None  # the number is in use, by a younger process
         child.kill()
         while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
@@ -241,7 +239,7 @@ def test_timing_from_the_environment(monkeypatch):
 def clock(monkeypatch):
     """Seconds that the test lets pass."""
     now = [0.0]
-    monkeypatch.setattr("training.processes.watchdog.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("training.processes.heartbeat.time.monotonic", lambda: now[0])
 
     def wait(seconds):
         now[0] += seconds
@@ -250,21 +248,21 @@ def clock(monkeypatch):
 
 
 def test_what_is_done_for_the_first_time_may_take_long(clock):
-    ticks = ProgressClock(Timing())
-    ticks.tick("training", 0.0)
-    assert ticks.patience == 1800
+    progress = ProgressClock(Timing())
+    progress.tick("training", 0.0)
+    assert progress.timeout == 1800
     clock(100)
-    ticks.tick("training", 0.0)
-    assert ticks.patience == 500  # as long as the first was all that is known
+    progress.tick("training", 0.0)
+    assert progress.timeout == 500  # as long as the first was all that is known
     for _ in range(3):
         clock(2)
-        ticks.tick("training", 0.0)
-    assert ticks.patience == 40
+        progress.tick("training", 0.0)
+    assert progress.timeout == 40
     clock(20)
-    ticks.tick("saving", 0.0)
-    assert ticks.patience == 1800
+    progress.tick("saving", 0.0)
+    assert progress.timeout == 1800
     clock(1)
-    ticks.tick("training", 0.0)
-    assert ticks.patience == 100
-    ticks.tick("training", 700.0)
-    assert ticks.patience == 700
+    progress.tick("training", 0.0)
+    assert progress.timeout == 100
+    progress.tick("training", 700.0)
+    assert progress.timeout == 700

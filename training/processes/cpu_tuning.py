@@ -1,0 +1,37 @@
+"""Threads and memory of a process that trains on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import torch
+
+from common.hardware import usable_cores
+
+
+def share_cores(processes: int) -> None:
+    """Use this process's share of the machine's cores, unless OMP_NUM_THREADS says how many."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, usable_cores() // processes))
+
+
+def use_huge_pages() -> None:
+    """Have PyTorch ask the kernel for pages of 2 MB; call this before its first allocation."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse the large blocks that a step frees instead of returning them to the kernel.
+
+    A step on CPU allocates and frees hundreds of MB (the logits above all), and each return costs page faults at the
+    next step: about a sixth of the CPU time of a small model (docs/dev/LOG.md, also for what it costs in memory). Call this
+    when what needs memory only once, such as the preparation of text, is over. Without glibc nothing happens.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4  # names of malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(m_mmap_max, 0)  # no threshold can be above 32 MB, and larger blocks would be mapped anew each time
+    mallopt(m_trim_threshold, 2**30)

@@ -1,0 +1,200 @@
+"""What a rank tells the others of itself, and what they can see of its process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+SLOW_FACTOR = 5.0  # an activity that takes so many times longer than the longest so far is not slow but stuck
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds between heartbeats (`beat`) and between checks (`look`), and until a rank counts as hung or stuck.
+
+    `first` is the timeout of anything done for the first time; `linger` is how long a failure stays readable.
+    """
+
+    beat: float = 1.0
+    look: float = 0.5
+    hung: float = 40.0
+    stuck: float = 40.0
+    first: float = 1800.0
+    linger: float = 2.0
+
+    @classmethod
+    def from_environment(cls) -> Timing:
+        """Read BUFUDU_WATCHDOG, such as `hung=120 stuck=300`; what it leaves out keeps its default."""
+        names = {field.name for field in fields(cls)}
+        given = {}
+        for name, _, value in (word.partition("=") for word in os.environ.get("BUFUDU_WATCHDOG", "").split()):
+            with suppress(ValueError):
+                given |= {name: float(value)} if name in names else {}
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The state of a rank, sent every second."""
+
+    rank: int
+    host: str
+    namespace: str
+    pid: int
+    started: float
+    beat: int = 0
+    ticks: int = 0
+    """Pieces of work that the main thread has begun."""
+    activity: str = "starting"
+    timeout: float = 0.0
+    """Seconds that the main thread may go without a tick."""
+    location: str = ""
+    in_collective: bool = False
+    at_terminal: bool = False
+    stop_reason: str = ""
+    """Why it was asked to stop."""
+    ended: str = ""
+    """Empty while it runs, then "finished", "stopped" (before anything was trained) or "failed"."""
+    exit_status: int = 0
+    exit_reason: str = ""
+    announced: bool = False
+    """Whether the user has been told the reason."""
+
+    @classmethod
+    def of_this_process(cls, rank: int) -> Heartbeat:
+        """Return the first heartbeat of this process."""
+        return cls(rank, socket.gethostname(), pid_namespace(), os.getpid(), _start_time(os.getpid()))
+
+    def encode(self) -> str:
+        """Return the heartbeat as it goes through the store."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def decode(cls, text: bytes) -> Heartbeat:
+        """Return what `encode` made into text."""
+        return cls(**json.loads(text))
+
+    @property
+    def name(self) -> str:
+        """Return how messages call the rank."""
+        return f"rank {self.rank} (process {self.pid} on {self.host})"
+
+
+# --- processes of this machine ----------------------------------------------------------------------------------------
+
+
+@cache
+def pid_namespace() -> str:
+    """Return an identity of where process numbers are valid: this machine since its boot, and this container."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _start_time(pid: int) -> float:
+    """Return when a process was started, by a clock that nobody sets: with the number this identifies the process."""
+    with suppress(OSError, IndexError, ValueError):
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return float(stat.rpartition(")")[2].split()[19])
+    return psutil.Process(pid).create_time()
+
+
+def find_process(heartbeat: Heartbeat) -> psutil.Process | None:
+    """Return the process that sent a heartbeat; None if it is on another machine or has ended."""
+    with suppress(psutil.Error):
+        if heartbeat.namespace == pid_namespace() and abs(_start_time(heartbeat.pid) - heartbeat.started) < 1:
+            return psutil.Process(heartbeat.pid)
+    return None
+
+
+@dataclass(frozen=True)
+class ProcessState:
+    """The state of a process of this machine; `cpu` is its CPU time in seconds."""
+
+    gone: bool = False
+    stopped: bool = False
+    cpu: float = 0.0
+
+
+def process_state(heartbeat: Heartbeat) -> ProcessState | None:
+    """Return the state of the process that sent a heartbeat; None if it is on another machine."""
+    if heartbeat.namespace != pid_namespace():
+        return None
+    process = find_process(heartbeat)
+    if process is None:
+        return ProcessState(gone=True)
+    try:
+        status, times = process.status(), process.cpu_times()
+    except psutil.NoSuchProcess:
+        return ProcessState(gone=True)
+    except psutil.Error:
+        return ProcessState()
+    gone = status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return ProcessState(gone, status == psutil.STATUS_STOPPED, times.user + times.system)
+
+
+# --- the main thread of this process ----------------------------------------------------------------------------------
+
+
+class ProgressClock:
+    """Counts the pieces of work that the main thread begins, and derives the timeout of each from earlier ones."""
+
+    def __init__(self, timing: Timing) -> None:
+        self.timing = timing
+        self.ticks, self.activity, self.timeout = 0, "starting", timing.first
+        self._since = time.monotonic()
+        self._first: dict[str, float] = {}  # kept apart: it compiles, allocates, or reads from a cold disk
+        self._longest: dict[str, float] = {}
+
+    def tick(self, activity: str, at_least: float) -> None:
+        """Begin another piece of work, whose timeout is `at_least` so many seconds."""
+        now = time.monotonic()
+        seconds = now - self._since
+        if self.activity in self._first:
+            self._longest[self.activity] = max(seconds, self._longest.get(self.activity, 0.0))
+        else:
+            self._first[self.activity] = seconds
+        longest = self._longest.get(activity, self._first.get(activity))
+        usual = self.timing.first if longest is None else max(self.timing.stuck, SLOW_FACTOR * longest)
+        self._since, self.activity, self.timeout = now, activity, max(usual, at_least)
+        self.ticks += 1
+
+
+def main_thread_state() -> dict[str, Any]:
+    """Return the fields of a Heartbeat that tell where the main thread is."""
+    frames, frame = [], sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    files = [frame.f_code.co_filename for frame in frames]
+    return {
+        "location": _innermost_own_line(frames),
+        "in_collective": any("torch/distributed/distributed_c10d" in file for file in files),
+        # a terminal that is held up (Ctrl-S, a pager) holds up whoever writes to it; that is no fault
+        "at_terminal": any(Path(file).name == "console.py" or "/tqdm/" in file for file in files[:8]),
+    }
+
+
+def _innermost_own_line(frames: list[FrameType]) -> str:
+    """Return the innermost line of this project's own code, as "file:line (function)"."""
+    for frame in frames:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(_ROOT) and "site-packages" not in path.parts:
+            return f"{path.relative_to(_ROOT)}:{frame.f_lineno} ({frame.f_code.co_name})"
+    return ""
