@@ -359,7 +359,7 @@ def _check_first(context: RunContext, cost: Cost | None) -> None:
     if failed := preflight(context, cost):
         raise UserError(
             f"preflight failed in {', '.join(failed)} (above, and in {context.output}/preflight.json): "
-            "mend that, or go on anyway with --skip_preflight"
+            "fix that, or go on anyway with --skip_preflight"
         )
 
 

@@ -392,7 +392,7 @@ def checks(rows: object, words: Words) -> list[Section]:
                 "level": level,
                 "label": words[level],
                 "text": row.get("text") or row.get("id") or "",
-                "mend": row.get("mend") if level != "pass" else None,
+                "mend": row.get("hint", row.get("mend")) if level != "pass" else None,
             }
         )
     return found

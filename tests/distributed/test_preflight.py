@@ -11,18 +11,24 @@ from pathlib import Path
 import pytest
 
 from training.monitoring.weight_updates import Change
-from training.preflight.cost_checks import Cost, Pace, judge_speed, smaller_batch
-from training.preflight.data_checks import Overlap, RowFigures, judge_overlap, judge_padding, judge_row_targets
-from training.preflight.model_checks import LossFigures, judge_evaluation, judge_leak, judge_loss, judge_start
-from training.preflight.report import Check
+from training.preflight.cost_checks import Cost, Workload, check_speed, smaller_batch
+from training.preflight.data_checks import Overlap, RowFigures, check_overlap, check_padding, check_row_targets
+from training.preflight.model_checks import (
+    LossFigures,
+    check_causality,
+    check_evaluation_repeats,
+    check_loss,
+    check_loss_at_start,
+)
+from training.preflight.report import Result
 from training.preflight.step_checks import (
     GradientFigures,
     UpdateFigures,
-    judge_cleared,
-    judge_gradients,
-    judge_overfit,
-    judge_updates,
-    judge_warmup,
+    check_gradients,
+    check_gradients_cleared,
+    check_overfit,
+    check_updates,
+    check_warm_up,
 )
 
 slow = pytest.mark.slow
@@ -45,8 +51,8 @@ IDS = {
 STARTS = [
     (1, ["moe", "dense", "bf16", "muon", "fp16", "accumulated", "one document", "identity"]),
     (1, ["shifted by two", "not shifted", "shifted in the loss", "padding", "future", "dropout", "embedding"]),
-    (1, ["no gradient", "kept", "kept muon", "pure bf16", "rate too high", "rate too low"]),
-    (1, ["overlap", "memory", "time", "no rate"]),
+    (1, ["no gradient", "kept", "kept muon", "pure bf16", "learning rate too high", "learning rate too low"]),
+    (1, ["overlap", "memory", "time", "no learning rate"]),
     (2, ["split", "split fp16", "identity split"]),
 ]
 ROWS = RowFigures({0: 0.01, 1: 1.0, 2: 0.01, 3: 0.01}, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -96,7 +102,7 @@ def test_nothing_fails_in_a_healthy_run(found, scenario):
     result = found(scenario)
     assert result["failed"] == []
     assert set(checks(result)) == IDS
-    assert all((check["mend"] == "") == (check["level"] == "pass") for check in checks(result).values())
+    assert all((check["hint"] == "") == (check["level"] == "pass") for check in checks(result).values())
 
 
 @slow
@@ -109,14 +115,14 @@ def test_nothing_fails_in_a_healthy_run(found, scenario):
         ("padding", "padding", "count in the loss"),
         ("future", "causality", "later tokens"),
         ("dropout", "evaluation_repeats", "two evaluations of one batch give"),
-        ("embedding", "loss_at_start", "sure of itself, and wrong"),
+        ("embedding", "loss_at_start", "confident, and wrong"),
         ("no gradient", "gradients", "norm.weight"),
         ("kept", "gradients_cleared", "grows to"),
         ("kept muon", "gradients_cleared", "grows to"),
         ("pure bf16", "updates", "bfloat16"),
-        ("rate too high", "overfit", "too high"),
-        ("rate too low", "overfit", "too low"),
-        ("no rate", "warm_up", "0 in all"),
+        ("learning rate too high", "overfit", "too high"),
+        ("learning rate too low", "overfit", "too low"),
+        ("no learning rate", "warm_up", "0 in all"),
         ("overlap", "overlap", "100.0%"),
         ("memory", "memory", "gradient_accumulation_steps=2"),
     ],
@@ -125,8 +131,8 @@ def test_a_planted_fault_fails_on_its_line(found, scenario, line, words):
     check = checks(found(scenario))[line]
     assert check["level"] == "fail"
     assert not check["ok"]
-    assert words in check["text"] + check["mend"]
-    assert check["mend"]
+    assert words in check["text"] + check["hint"]
+    assert check["hint"]
     assert line in found(scenario)["failed"]
 
 
@@ -140,9 +146,9 @@ def test_a_planted_fault_fails_on_its_line(found, scenario, line, words):
         "embedding",
         "no gradient",
         "pure bf16",
-        "rate too high",
-        "rate too low",
-        "no rate",
+        "learning rate too high",
+        "learning rate too low",
+        "no learning rate",
         "overlap",
         "memory",
     ],
@@ -152,8 +158,8 @@ def test_a_planted_fault_fails_on_no_other_line(found, scenario):
 
 
 @slow
-def test_a_high_rate_without_warm_up_is_told(found):
-    assert checks(found("rate too high"))["warm_up"]["level"] == "warn"
+def test_a_high_learning_rate_without_warm_up_is_told(found):
+    assert checks(found("learning rate too high"))["warm_up"]["level"] == "warn"
 
 
 @slow
@@ -161,7 +167,7 @@ def test_a_time_limit_that_is_too_short_is_told_with_what_would_fit(found):
     check = checks(found("time"))["speed"]
     assert check["level"] == "warn"
     assert re.search(r"--time_limit leaves [01] s", check["text"])
-    assert "--max_steps" in check["mend"]
+    assert "--max_steps" in check["hint"]
 
 
 @slow
@@ -174,7 +180,7 @@ def test_every_check_has_its_line_and_the_time_is_told(found):
 
 
 @slow
-def test_the_copy_leaves_no_files(found):
+def test_the_trial_engine_leaves_no_files(found):
     assert found("moe")["files"] == ["preflight.json"]
 
 
@@ -218,7 +224,7 @@ def test_the_flag_and_what_a_failure_does_to_a_run(processes, flags, train_py, w
     ("loss", "level"), [(8.76, "pass"), (8.9, "pass"), (8.2, "fail"), (12.0, "fail"), (math.nan, "fail")]
 )
 def test_the_loss_at_the_start(loss, level):
-    assert judge_start(loss, 6400).level == level
+    assert check_loss_at_start(loss, 6400).level == level
 
 
 @pytest.mark.parametrize(
@@ -232,39 +238,39 @@ def test_the_loss_at_the_start(loss, level):
     ],
 )
 def test_wrong_targets(changes, words):
-    check = judge_row_targets(RowFigures(**(vars(ROWS) | changes)))
+    check = check_row_targets(RowFigures(**(vars(ROWS) | changes)))
     assert check.level == "fail"
     assert words in check.text
 
 
 def test_right_targets_and_full_rows():
-    assert judge_row_targets(ROWS) is None
-    assert judge_padding(ROWS).level == "pass"
+    assert check_row_targets(ROWS) is None
+    assert check_padding(ROWS).level == "pass"
 
 
 def test_padding_that_does_not_count_only_wastes_time():
-    assert judge_padding(RowFigures(**(vars(ROWS) | {"padded_inputs": 0.35, "ignored_targets": 0.35}))).level == "warn"
-    assert judge_padding(RowFigures(**(vars(ROWS) | {"padded_targets": 0.35}))).level == "fail"
+    assert check_padding(RowFigures(**(vars(ROWS) | {"padded_inputs": 0.35, "ignored_targets": 0.35}))).level == "warn"
+    assert check_padding(RowFigures(**(vars(ROWS) | {"padded_targets": 0.35}))).level == "fail"
 
 
 @pytest.mark.parametrize(("leak", "level"), [(0.0, "pass"), (1e-3, "fail"), (math.nan, "fail")])
 def test_leaks(leak, level):
-    assert judge_leak(leak).level == level
+    assert check_causality(leak).level == level
 
 
 @pytest.mark.parametrize(("share", "level"), [(0.0, "pass"), (0.04, "pass"), (0.2, "warn"), (0.9, "fail")])
 def test_overlaps(share, level):
-    assert judge_overlap(Overlap(share, 1000, 1.0)).level == level
+    assert check_overlap(Overlap(share, 1000, 1.0)).level == level
 
 
 def test_without_validation_text_nothing_is_compared():
-    assert judge_overlap(None).level == "warn"
+    assert check_overlap(None).level == "warn"
 
 
 def test_a_reported_loss_that_is_another_token_s():
     figures = LossFigures(4.0, (4.0, 4.0), {0: 9.0, 1: 8.0, 2: 4.01, 3: 9.0})
-    assert "the token 2 places on" in judge_loss(figures, "fp32").text
-    assert judge_loss(LossFigures(4.0, (4.0, 4.0), {0: 9.0, 1: 4.001, 2: 8.0, 3: 9.0}), "fp32").level == "pass"
+    assert "the token 2 places on" in check_loss(figures, "fp32").text
+    assert check_loss(LossFigures(4.0, (4.0, 4.0), {0: 9.0, 1: 4.001, 2: 8.0, 3: 9.0}), "fp32").level == "pass"
 
 
 @pytest.mark.parametrize(
@@ -278,7 +284,7 @@ def test_a_reported_loss_that_is_another_token_s():
     ],
 )
 def test_evaluations(train, twice, drops, level):
-    assert judge_evaluation(LossFigures(train, twice, {1: train}), "fp32", drops_tokens=drops).level == level
+    assert check_evaluation_repeats(LossFigures(train, twice, {1: train}), "fp32", drops_tokens=drops).level == level
 
 
 ROUTER, EXPERTS = "model.layers.0.mlp.gate.weight", [f"model.layers.0.mlp.experts.{i}.up_proj.weight" for i in (0, 1)]
@@ -296,9 +302,9 @@ ROUTER, EXPERTS = "model.layers.0.mlp.gate.weight", [f"model.layers.0.mlp.expert
     ],
 )
 def test_gradients(squares, routes, level, words):
-    check = judge_gradients(GradientFigures(dict(zip([ROUTER, *EXPERTS], squares, strict=True)), [routes]))
+    check = check_gradients(GradientFigures(dict(zip([ROUTER, *EXPERTS], squares, strict=True)), [routes]))
     assert check.level == level
-    assert words in check.text + check.mend
+    assert words in check.text + check.hint
 
 
 @pytest.mark.parametrize(
@@ -312,21 +318,21 @@ def test_gradients(squares, routes, level, words):
     ],
 )
 def test_gradients_that_are_kept(norms, level):
-    assert judge_cleared(norms).level == level
+    assert check_gradients_cleared(norms).level == level
 
 
 def test_updates_that_round_away():
     whole, none, some = Change(0, 100, 0.01), Change(100, 100, 0.0), Change(10, 100, 0.01)
 
-    def judged(peak, reduced, dtype="bfloat16", still=()):
-        return judge_updates(UpdateFigures({"a": whole, "b": peak}, {"a": whole, "b": reduced}, dtype), set(still))
+    def checked(peak, reduced, dtype="bfloat16", still=()):
+        return check_updates(UpdateFigures({"a": whole, "b": peak}, {"a": whole, "b": reduced}, dtype), set(still))
 
-    assert judged(whole, whole, "float32").level == "pass"
-    assert judged(none, whole).level == "fail"
-    assert judged(none, whole, still={"b"}).level == "pass"
-    assert judged(whole, none).level == "fail"
-    assert judged(whole, some).level == "warn"
-    assert "fp32 master copies" in judged(whole, none).mend
+    assert checked(whole, whole, "float32").level == "pass"
+    assert checked(none, whole).level == "fail"
+    assert checked(none, whole, still={"b"}).level == "pass"
+    assert checked(whole, none).level == "fail"
+    assert checked(whole, some).level == "warn"
+    assert "fp32 master copies" in checked(whole, none).hint
 
 
 @pytest.mark.parametrize(
@@ -345,9 +351,9 @@ def test_updates_that_round_away():
     ],
 )
 def test_one_batch_learned_by_heart(losses, ratio, level, words):
-    check = judge_overfit(7.6, losses, ratio, 2000)
+    check = check_overfit(7.6, losses, ratio, 2000)
     assert check.level == level
-    assert words in check.mend
+    assert words in check.hint
 
 
 @pytest.mark.parametrize(
@@ -359,16 +365,15 @@ def test_one_batch_learned_by_heart(losses, ratio, level, words):
     ],
 )
 def test_warm_up(rates, ratio, level):
-    assert judge_warmup(rates, 1000, ratio, rise=0.0).level == level
+    assert check_warm_up(rates, 1000, ratio, rise=0.0).level == level
 
 
 def test_hours_and_what_would_fit():
-    cost, pace = Cost(0.9, 0.1, 0.5, 2**30, True), Pace(1000, 10_000, 5.0, 10, 4)
-    text = judge_speed(cost, 1, pace, None)
-    assert text.text.startswith("10,000 tokens/s, 17 min 00 s for 1,000 steps")
-    assert judge_speed(cost, 1, pace, 1100).level == "pass"
-    assert "--epochs 2.5" in judge_speed(cost, 1, pace, 510).mend
-    assert "would fit" not in judge_speed(cost, 1, pace, 0.5).mend  # not even a step does
+    cost, workload = Cost(0.9, 0.1, 0.5, 2**30, True), Workload(1000, 10_000, 1, 5.0, 40)
+    assert check_speed(cost, workload, None).text.startswith("10,000 tokens/s, 17 min 00 s for 1,000 steps")
+    assert check_speed(cost, workload, 1100).level == "pass"
+    assert "--epochs 2.5" in check_speed(cost, workload, 510).hint
+    assert "would fit" not in check_speed(cost, workload, 0.5).hint  # not even a step does
 
 
 def test_a_smaller_batch_keeps_the_global_one():
@@ -381,4 +386,4 @@ def test_a_smaller_batch_keeps_the_global_one():
 
 
 def test_a_line_of_the_terminal():
-    assert Check("overlap", "warn", "5 of 9", "look").line() == "  warn  overlap             5 of 9; look"
+    assert Result("warn", "5 of 9", "look").line("overlap") == "  warn  overlap             5 of 9; look"

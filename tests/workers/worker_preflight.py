@@ -144,7 +144,7 @@ def too_large(self: CausalLM, ids: torch.Tensor, targets: torch.Tensor) -> Any:
 
 
 class Scenario:
-    """A run and what is wrong with it; `checks` is what preflight says."""
+    """A run and what is wrong with it; `run` returns what preflight says."""
 
     def __init__(
         self,
@@ -283,9 +283,9 @@ SCENARIOS: dict[str, Scenario] = {
     "kept": Scenario(lambda: mock.patch.object(build, "build_engine", kept_gradients)),
     "kept muon": Scenario(lambda: mock.patch.object(build, "build_engine", kept_gradients), recipe=("cpu_x2", *SMALL)),
     "pure bf16": Scenario(recipe=(*BF16, *PURE, "optimizer.params.lr=2e-4")),
-    "rate too high": Scenario(recipe=(*FP32, "optimizer.params.lr=0.2", "scheduler=null")),
-    "rate too low": Scenario(recipe=(*FP32, "optimizer.params.lr=2e-5")),
-    "no rate": Scenario(steps=2),
+    "learning rate too high": Scenario(recipe=(*FP32, "optimizer.params.lr=0.2", "scheduler=null")),
+    "learning rate too low": Scenario(recipe=(*FP32, "optimizer.params.lr=2e-5")),
+    "no learning rate": Scenario(steps=2),
     "overlap": Scenario(val_is_train=True),
     "memory": Scenario(
         lambda: mock.patch.object(CausalLM, "forward", too_large), recipe=(*FP32, "train_micro_batch_size_per_gpu=32")

@@ -1,7 +1,7 @@
 """`--budget 25h`: a schedule that ends when a total of time over all sessions is used up.
 
 The learning rate falls with the length of the run, so that length must be known before the first step. It is worked out
-from what the parts of the run take on this machine, measured on a throw-away copy, and kept from then on.
+from what the parts of the run take on this machine, measured on a trial engine, and kept from then on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from training.preflight import cost_checks
 from training.preflight.runner import SECONDS as PREFLIGHT_SECONDS
 from training.preflight.runner import checked_rows
 from training.preflight.step_checks import OVERFIT_STEPS
-from training.preflight.trial_engine import MOST_ACCUMULATED, OVERFLOWS, Step, TrialEngine, untouched_randomness
+from training.preflight.trial_engine import MAX_ACCUMULATION, MAX_OVERFLOWS, Step, TrialEngine, preserved_rng_state
 from training.processes.process_group import broadcast_from_rank0
 
 PROVISIONAL_STEPS = 10_000  # of the run whose copy is measured: the length has no influence on the speed
@@ -127,7 +127,7 @@ def work_out(run: RunContext, budget: float, now: Callable[[], float]) -> Length
 
     UserError if it does not fit into memory or on the disk, or no step fits the budget.
     """
-    run.console.say("budget: measuring what a step, an evaluation and a save take, on a throw-away copy of the run")
+    run.console.say("budget: measuring what a step, an evaluation and a save take, on a trial engine")
     costs, cost = _measure(run, now)
     ahead = costs.build + (0.0 if run.options.skip_preflight else preflight_seconds(run, costs, cost))
     spent = broadcast_from_rank0(run.world, now) + ahead
@@ -144,16 +144,16 @@ def work_out(run: RunContext, budget: float, now: Callable[[], float]) -> Length
 def preflight_seconds(run: RunContext, costs: Costs, cost: cost_checks.Cost) -> float:
     """What the checks will take at most, about: an engine, and steps on a few rows."""
     rows = checked_rows(run.resolved.micro_batch, run.options.max_seq_len) / run.resolved.micro_batch
-    step = min(run.resolved.accumulation, MOST_ACCUMULATED) * cost.micro * rows + cost.step
-    other = OVERFLOWS if run.resolved.precision == "fp16" else _OTHER_STEPS
+    step = min(run.resolved.accumulation, MAX_ACCUMULATION) * cost.micro * rows + cost.step
+    other = MAX_OVERFLOWS if run.resolved.precision == "fp16" else _OTHER_STEPS
     return min(PREFLIGHT_SECONDS, costs.build + costs.evaluation + (OVERFIT_STEPS + other) * step)
 
 
 def _measure(run: RunContext, now: Callable[[], float]) -> tuple[Costs, cost_checks.Cost]:
-    """On a copy that takes some steps at a rate of 0, evaluates, writes texts and is saved."""
+    """Measure with a trial engine that takes some steps at learning rate 0, evaluates, writes texts and is saved."""
     started = now()
-    with untouched_randomness():
-        bench = TrialEngine(
+    with preserved_rng_state():
+        trial = TrialEngine(
             run.config,
             run.resolved,
             seed=run.options.seed,
@@ -162,44 +162,44 @@ def _measure(run: RunContext, now: Callable[[], float]) -> tuple[Costs, cost_che
             seq_len=run.options.max_seq_len,
         )
         try:
-            return _measure_parts(run, bench, min(started, _START_SECONDS), now() - started)
+            return _measure_parts(run, trial, min(started, _START_SECONDS), now() - started)
         except (cost_checks.OutOfMemory, RuntimeError, MemoryError) as error:
             if not (isinstance(error, cost_checks.OutOfMemory) or cost_checks.is_out_of_memory(error)):
                 raise
-            check = cost_checks.judge_out_of_memory(str(error), run.resolved)
-            raise UserError(f"{check.text}: {check.mend}") from None
+            result = cost_checks.check_out_of_memory(str(error), run.resolved)
+            raise UserError(f"{result.text}: {result.hint}") from None
         except DiskFull as error:
             raise UserError(f"{error}: make room, or give another --output") from None
         finally:
-            bench.close()
+            trial.close()
 
 
-def _measure_parts(run: RunContext, bench: TrialEngine, start: float, build: float) -> tuple[Costs, cost_checks.Cost]:
-    cost = cost_checks.measure(bench, bench.rows(run.resolved.micro_batch), full=True, steps=1)
-    micro, step = _step_parts(bench, run.resolved.micro_batch)
+def _measure_parts(run: RunContext, trial: TrialEngine, start: float, build: float) -> tuple[Costs, cost_checks.Cost]:
+    cost = cost_checks.measure_cost(trial, trial.rows(run.resolved.micro_batch), full_size=True, steps=1)
+    micro, step = _step_parts(trial, run.resolved.micro_batch)
     cost = replace(cost, micro=micro, step=step)
-    evaluation, sample = _looks(run, bench)
-    export, save = _writes(run, bench)
+    evaluation, sample = _looks(run, trial)
+    export, save = _writes(run, trial)
     parts = (evaluation + export, sample, save, build, start + build)
-    evaluation, sample, save, build, setup = _slowest(bench, parts)
+    evaluation, sample, save, build, setup = _slowest(trial, parts)
     return Costs(micro * run.resolved.accumulation + step, evaluation, sample, save, build, setup), cost
 
 
-def _slowest(bench: TrialEngine, seconds: Iterable[float]) -> list[float]:
+def _slowest(trial: TrialEngine, seconds: Iterable[float]) -> list[float]:
     """Of all ranks; collective."""
-    return [max(values) for values in zip(*bench.gather(tuple(seconds)), strict=True)]
+    return [max(values) for values in zip(*trial.gather(tuple(seconds)), strict=True)]
 
 
-def _step_parts(bench: TrialEngine, micro_batch: int) -> list[float]:
+def _step_parts(trial: TrialEngine, micro_batch: int) -> list[float]:
     """Seconds of a micro-batch, and of what comes after the last of them: medians, on the slowest rank."""
     taken: list[Step] = []
-    started = bench.clock()
+    started = trial.clock()
     while len(taken) < _MOST:
-        taken.append(bench.step(bench.rows(micro_batch, batch=len(taken)), [0.0] * len(bench.peak)))
-        if bench.agree(len(taken) >= _FEWEST and bench.clock() - started > MEASURED_SECONDS):
+        taken.append(trial.step(trial.rows(micro_batch, batch=len(taken))))
+        if trial.any_rank(len(taken) >= _FEWEST and trial.clock() - started > MEASURED_SECONDS):
             break
     return _slowest(
-        bench,
+        trial,
         (
             statistics.median(step.micro_seconds for step in taken),
             statistics.median(step.step_seconds for step in taken),
@@ -207,7 +207,7 @@ def _step_parts(bench: TrialEngine, micro_batch: int) -> list[float]:
     )
 
 
-def _looks(run: RunContext, bench: TrialEngine) -> tuple[float, float]:
+def _looks(run: RunContext, trial: TrialEngine) -> tuple[float, float]:
     """Seconds of an evaluation with the texts that repetition is counted in, and of a sample."""
     options, val, micro_batch = run.options, run.corpus.split("val"), run.resolved.micro_batch
     if not len(val):
@@ -216,9 +216,9 @@ def _looks(run: RunContext, bench: TrialEngine) -> tuple[float, float]:
     if rows:
         few = rows[: _PASSES * run.world.size * micro_batch]
         loss = _second_time(
-            bench,
+            trial,
             lambda: evaluate(
-                bench.engine,
+                trial.engine,
                 val,
                 few,
                 seq_len=options.max_seq_len,
@@ -228,34 +228,34 @@ def _looks(run: RunContext, bench: TrialEngine) -> tuple[float, float]:
             ),
         )
         probing = RepetitionEvaluator(val, run.config, seq_len=options.max_seq_len, seed=options.seed, world=run.world)
-        evaluation = loss * len(rows) / len(few) + _second_time(bench, lambda: probing.figures(bench.engine))
+        evaluation = loss * len(rows) / len(few) + _second_time(trial, lambda: probing.figures(trial.engine))
     tokenizer = load_tokenizer(run.corpus.tokenizer_path)
     prompts = samples.fixed_prompts(val, tokenizer, run.config)
 
     def sample() -> None:
-        model = inference_model(bench.engine, run.config)
+        model = inference_model(trial.engine, run.config)
         if prompts and run.world.rank == 0:
             samples.continue_prompts(model, tokenizer, prompts, options.seed)
 
-    return evaluation, _second_time(bench, sample)
+    return evaluation, _second_time(trial, sample)
 
 
-def _second_time(bench: TrialEngine, work: Callable[[], object]) -> float:
+def _second_time(trial: TrialEngine, work: Callable[[], object]) -> float:
     """Seconds that `work` takes when it is not new."""
     work()
-    started = bench.clock()
+    started = trial.clock()
     work()
-    return bench.clock() - started
+    return trial.clock() - started
 
 
-def _writes(run: RunContext, bench: TrialEngine) -> tuple[float, float]:
+def _writes(run: RunContext, trial: TrialEngine) -> tuple[float, float]:
     """Seconds of keeping a model and of a checkpoint, where the run will write them."""
     folder = run.output / "measuring"
     try:
-        started = bench.clock()
-        export_model(bench.engine, run.config, run.corpus.tokenizer_path, folder / "model")
-        export = bench.clock() - started
-        return export, checkpoint.save(bench.engine, folder, RunState(), 1, {}).seconds
+        started = trial.clock()
+        export_model(trial.engine, run.config, run.corpus.tokenizer_path, folder / "model")
+        export = trial.clock() - started
+        return export, checkpoint.save(trial.engine, folder, RunState(), 1, {}).seconds
     finally:
         if run.world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)

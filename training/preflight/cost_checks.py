@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,11 +13,10 @@ from common.hardware import Device
 from training import sampler
 from training.config.resolve import Resolved
 from training.monitoring.progress import human_time
-from training.preflight.report import Check, failed, passed, warned
+from training.preflight.report import Result, failed, passed, warned
 from training.preflight.trial_engine import TrialEngine
-from training.processes.process_group import any_rank
 
-_FULL = 0.92  # of the memory; the rest is for what fragments and what others take
+_NEARLY_FULL = 0.92  # of the memory; the rest is for fragmentation and for what others take
 _STATUS = Path("/proc/self/status")
 
 
@@ -26,66 +25,67 @@ class OutOfMemory(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on the host."""
+    """Return whether an allocation failed, on a GPU or on the host."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one optimizer step's parts on the slowest rank, in seconds, and the fullest process' or host's memory."""
+    """Seconds of the parts of an optimizer step on the slowest rank, and the most memory in use."""
 
     micro: float
+    """Of one micro-batch of the run, forward and backward."""
     step: float
     evaluation: float
-    """Of one micro-batch."""
+    """Of one micro-batch of the run."""
     peak_bytes: int
-    """Of a GPU, or of all processes of the fullest host."""
+    """Of the fullest GPU, or of all processes of the fullest host."""
     full_size: bool
-    """Whether the batch was the run's own, and not a smaller one for want of time."""
-
-    def for_rows(self, factor: float) -> Cost:
-        """The same with `factor` times the rows a micro-batch."""
-        return replace(self, micro=self.micro * factor, evaluation=self.evaluation * factor)
+    """Whether the batch was the run's own; the seconds are scaled up from a smaller one otherwise."""
 
 
-def measure(bench: TrialEngine, rows: list[int], *, full: bool, steps: int) -> Cost:
-    """Some steps of one micro-batch at rate 0, the first of a size being slow, and its evaluation; collective.
+def measure_cost(trial: TrialEngine, rows: list[int], *, full_size: bool, steps: int) -> Cost:
+    """Take some steps on `rows` at learning rate 0, the first of a size being slow, and evaluate them; collective.
 
-    OutOfMemory where the forward pass does not fit; an allocation that fails later is left to the caller.
+    Raise OutOfMemory where the forward pass does not fit; an allocation that fails later is left to the caller.
     """
-    _reset_peak(bench.device)
-    _rehearse(bench, rows)
-    taken = [bench.step(rows, [0.0] * len(bench.peak)) for _ in range(steps)]
-    evaluation = _evaluate(bench, rows)
-    mine = (min(step.micro_seconds for step in taken), min(step.step_seconds for step in taken), evaluation)
-    slowest = [max(parts) for parts in zip(*bench.gather(mine), strict=True)]
-    return Cost(*slowest, peak_bytes=_peak(bench), full_size=full)
+    _reset_peak(trial.device)
+    _try_forward(trial, rows)
+    taken = [trial.step(rows) for _ in range(steps)]
+    mine = (
+        min(step.micro_seconds for step in taken),
+        min(step.step_seconds for step in taken),
+        _evaluation_seconds(trial, rows),
+    )
+    micro, step, evaluation = (max(seconds) for seconds in zip(*trial.gather(mine), strict=True))
+    scale = trial.micro_batch / len(rows)
+    return Cost(micro * scale, step, evaluation * scale, _peak_bytes(trial), full_size)
 
 
-def _rehearse(bench: TrialEngine, rows: list[int]) -> None:
-    """A forward pass alone: it holds all activations, and a rank that fails in it leaves no other one waiting.
+def _try_forward(trial: TrialEngine, rows: list[int]) -> None:
+    """Run a forward pass alone: it holds all activations, and a rank that fails in it leaves no other one waiting.
 
     (With experts on several ranks the others do wait; the launcher then ends them.)
     """
     failure, losses = "", None
     try:
-        losses = bench.engine.module(*sampler.tensors(bench.stream, rows, bench.seq_len, bench.device))
+        losses = trial.engine.module(*sampler.tensors(trial.stream, rows, trial.seq_len, trial.device))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         failure = str(error).splitlines()[0]
     del losses
-    if any_rank(bool(failure), bench.device):
+    if trial.any_rank(bool(failure)):
         raise OutOfMemory(failure or "on another process")
 
 
 @torch.no_grad()
-def _evaluate(bench: TrialEngine, rows: list[int]) -> float:
-    bench.engine.eval()
-    started = bench.clock()
-    bench.engine.module.loss_sum(*sampler.tensors(bench.stream, rows, bench.seq_len, bench.device)).item()
-    bench.engine.train()
-    return bench.clock() - started
+def _evaluation_seconds(trial: TrialEngine, rows: list[int]) -> float:
+    trial.engine.eval()
+    started = trial.clock()
+    trial.engine.module.loss_sum(*sampler.tensors(trial.stream, rows, trial.seq_len, trial.device)).item()
+    trial.engine.train()
+    return trial.clock() - started
 
 
 def _reset_peak(device: torch.device) -> None:
@@ -98,19 +98,19 @@ def _reset_peak(device: torch.device) -> None:
         return
 
 
-def _peak(bench: TrialEngine) -> int:
-    if bench.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(bench.device)
-        outside = total - free - torch.cuda.memory_reserved(bench.device)  # the CUDA context, and other programs
-        return max(bench.gather(torch.cuda.max_memory_reserved(bench.device) + outside))
+def _peak_bytes(trial: TrialEngine) -> int:
+    if trial.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(trial.device)
+        outside = total - free - torch.cuda.memory_reserved(trial.device)  # the CUDA context, and other programs
+        return max(trial.gather(torch.cuda.max_memory_reserved(trial.device) + outside))
     hosts: dict[str, int] = {}
-    for host, peak in bench.gather((socket.gethostname(), _host_peak())):
+    for host, peak in trial.gather((socket.gethostname(), _process_peak_bytes())):
         hosts[host] = hosts.get(host, 0) + peak
     return max(hosts.values())
 
 
-def _host_peak() -> int:
-    """Bytes that this process held at most since `_reset_peak`."""
+def _process_peak_bytes() -> int:
+    """Return the most that this process held since `_reset_peak`."""
     if _STATUS.is_file():
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -118,28 +118,27 @@ def _host_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def judge_memory(cost: Cost, device: Device, resolved: Resolved) -> Check:
-    """The largest batch, forward, backward, step and evaluation, beside what there is."""
-    what = f"of {device.memory_bytes / 2**30:.1f} GiB at most, " + (
-        "by all processes" if device.kind == "cpu" else "on the fullest GPU"
-    )
-    text = f"{cost.peak_bytes / 2**30:.2f} GiB {what}, with {resolved.micro_batch} rows a micro-batch"
+def check_memory(cost: Cost, device: Device, resolved: Resolved) -> Result:
+    """Check that the largest batch (forward, backward, step and evaluation) fits into the memory there is."""
     if not cost.full_size:
-        return warned("memory", "not tried: the run's own batch would take too long here", "--plan estimates it")
-    if cost.peak_bytes > _FULL * device.memory_bytes:
-        return warned("memory", f"{text}: nearly full", smaller_batch(resolved))
-    return passed("memory", text)
-
-
-def judge_out_of_memory(reason: str, resolved: Resolved) -> Check:
-    """The largest batch does not fit."""
-    return failed(
-        "memory", f"{resolved.micro_batch} rows a micro-batch do not fit ({reason[:120]})", smaller_batch(resolved)
+        return warned("not tried: the run's own batch would take too long here", "--plan estimates it")
+    where = "by all processes" if device.kind == "cpu" else "on the fullest GPU"
+    text = (
+        f"{cost.peak_bytes / 2**30:.2f} GiB of {device.memory_bytes / 2**30:.1f} GiB at most, {where}, "
+        f"with {resolved.micro_batch} rows a micro-batch"
     )
+    if cost.peak_bytes > _NEARLY_FULL * device.memory_bytes:
+        return warned(f"{text}: nearly full", smaller_batch(resolved))
+    return passed(text)
+
+
+def check_out_of_memory(reason: str, resolved: Resolved) -> Result:
+    """Report that the largest batch does not fit."""
+    return failed(f"{resolved.micro_batch} rows a micro-batch do not fit ({reason[:120]})", smaller_batch(resolved))
 
 
 def smaller_batch(resolved: Resolved) -> str:
-    """The flags of half the micro-batch, or the next smaller divisor, and the same global batch."""
+    """Return the flags of half the micro-batch, or the next smaller divisor, and the same global batch."""
     micro, accumulation = resolved.micro_batch, resolved.accumulation
     if micro == 1:
         return "a micro-batch is one row already: lower --max_seq_len, the model's sizes, or raise the ZeRO stage"
@@ -151,40 +150,37 @@ def smaller_batch(resolved: Resolved) -> str:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """What a run's length follows from."""
+class Workload:
+    """What a run will compute."""
 
-    total_steps: int
+    steps: int
     tokens_per_step: int
+    accumulation: int
     epochs: float | None
     """None where --max_steps decides."""
-    evaluations: int
-    micro_batches_an_evaluation: int
+    evaluation_micro_batches: int
+    """Of all evaluations together."""
 
 
-def judge_speed(cost: Cost, accumulation: int, pace: Pace, seconds_left: float | None) -> Check:
-    """Tokens a second, the time to the end, and whether `seconds_left` of --time_limit are enough."""
-    step = cost.micro * accumulation + cost.step
-    training = step * pace.total_steps
-    total = training + pace.evaluations * pace.micro_batches_an_evaluation * cost.evaluation
+def check_speed(cost: Cost, workload: Workload, seconds_left: float | None) -> Result:
+    """Check that `seconds_left` of --time_limit are enough for the run, and report tokens a second."""
+    step = cost.micro * workload.accumulation + cost.step
+    total = step * workload.steps + workload.evaluation_micro_batches * cost.evaluation
     text = (
-        f"{pace.tokens_per_step / step:,.0f} tokens/s, {human_time(total)} for {pace.total_steps:,} steps with "
+        f"{workload.tokens_per_step / step:,.0f} tokens/s, {human_time(total)} for {workload.steps:,} steps with "
         "their evaluations"
     )
     if not cost.full_size:
         text += " (from a smaller batch)"
-    if seconds_left is None or total <= seconds_left:
-        limit = "" if seconds_left is None else f"; --time_limit leaves {human_time(seconds_left)}"
-        return passed("speed", text + limit)
-    share = max(0.0, seconds_left) / total
-    shorter = (
-        f"--epochs {pace.epochs * share:.2g}"
-        if pace.epochs is not None
-        else f"--max_steps {max(1, int(pace.total_steps * share)):,}"
-    )
-    would_fit = f"; {shorter} would fit" if pace.total_steps * share >= 1 else ""
-    return warned(
-        "speed",
-        f"{text}, but --time_limit leaves {human_time(max(0.0, seconds_left))}",
-        f"the run will save in time and the same command continues it{would_fit}",
-    )
+    if seconds_left is None:
+        return passed(text)
+    left = max(0.0, seconds_left)
+    if total <= left:
+        return passed(f"{text}; --time_limit leaves {human_time(left)}")
+    share = left / total
+    shorter = f"--max_steps {max(1, int(workload.steps * share)):,}"
+    if workload.epochs is not None:
+        shorter = f"--epochs {workload.epochs * share:.2g}"
+    would_fit = f"; {shorter} would fit" if workload.steps * share >= 1 else ""
+    hint = f"the run will save in time and the same command continues it{would_fit}"
+    return warned(f"{text}, but --time_limit leaves {human_time(left)}", hint)

@@ -1,9 +1,8 @@
-"""Checks of the data as the run will read it, against the files themselves; rank 0 alone does them, without a model."""
+"""Checks of the data as the run will read it, against the files themselves; rank 0 does them alone, without a model."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,32 +11,15 @@ import torch
 from corpus.shards import ID_TYPE, Corpus
 from training import sampler
 from training.evaluation.validation import IGNORED
-from training.preflight.report import Check, failed, passed, warned
+from training.preflight.report import Result, failed, passed, warned
 
 OFFSETS = (0, 1, 2, 3)
-ROWS_LOOKED_AT = 64
-_WINDOW = 32  # tokens: about 50 characters, more than stock phrases have
-_DOUBLINGS = 5  # 2**5 tokens
-_SAMPLED = 16  # one window in so many, chosen by its content and so alike in both splits
-_CHUNK = 2**20
-_MOST_VALIDATION = 2**21
+_COMPARED_ROWS = 64
+_PASSAGE = 32  # tokens: about 50 characters, more than stock phrases have
+_SAMPLED = 16  # one passage in so many, chosen by its content and so alike in both splits
+_CHUNK = 2**20  # tokens read at once
+_MAX_VALIDATION = 2**21  # tokens
 _OVERLAP_WARNS, _OVERLAP_FAILS = 0.05, 0.5
-
-
-@dataclass(frozen=True)
-class RowFigures:
-    """Shares of 0 to 1 over the rows that were looked at."""
-
-    matches: dict[int, float]
-    """offset -> targets that are the input so many places on; 1 is right."""
-    last_match: float
-    """Rows whose last target is the token that follows the row in the corpus."""
-    padded_inputs: float
-    padded_targets: float
-    """Targets that are padding and count in the loss."""
-    ignored_targets: float
-    from_corpus: float
-    """Rows that are the corpus' own, token for token."""
 
 
 class RawTokens:
@@ -52,29 +34,44 @@ class RawTokens:
         return int(self.starts[-1])
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """`count` ids from `start`, fewer at the end."""
-        pieces = [
+        """Return `count` ids from `start`, fewer at the end."""
+        parts = [
             part[max(0, start - first) : max(0, start + count - first)]
             for part, first in zip(self.parts, self.starts[:-1], strict=True)
         ]
-        return np.concatenate(pieces) if pieces else np.empty(0, ID_TYPE)
-
-    def row(self, row: int, seq_len: int) -> np.ndarray:
-        """The `seq_len` + 1 ids of a row, int64."""
-        return self.read(row * seq_len, seq_len + 1).astype(np.int64)
+        return np.concatenate(parts) if parts else np.empty(0, ID_TYPE)
 
 
-def spread(total: int, wanted: int) -> list[int]:
-    """Up to `wanted` of 0 .. total - 1, evenly spaced."""
+def _evenly_spaced(total: int, wanted: int) -> list[int]:
+    """Return up to `wanted` of 0 .. total - 1."""
     return np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(int)).tolist()
 
 
-def look_at_rows(corpus: Corpus, seq_len: int, pad_id: int) -> RowFigures:
-    """Read rows through `training.sampler.tensors`, as every step does, and compare."""
+# --- targets and padding ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RowFigures:
+    """Shares of 0 to 1 over the rows that were compared."""
+
+    matches: dict[int, float]
+    """offset -> targets that are the input so many places on; 1 is right."""
+    last_match: float
+    """Rows whose last target is the token that follows the row in the corpus."""
+    padded_inputs: float
+    padded_targets: float
+    """Targets that are padding and count in the loss."""
+    ignored_targets: float
+    from_corpus: float
+    """Rows that are the corpus' own, token for token."""
+
+
+def compare_rows(corpus: Corpus, seq_len: int, pad_id: int) -> RowFigures:
+    """Read rows through `training.sampler.tensors`, as every step does, and compare them with the files."""
     stream, raw = corpus.split("train"), RawTokens(corpus, "train")
-    rows = spread(stream.num_rows(seq_len), ROWS_LOOKED_AT)
+    rows = _evenly_spaced(stream.num_rows(seq_len), _COMPARED_ROWS)
     inputs, targets = (part.numpy() for part in sampler.tensors(stream, rows, seq_len, torch.device("cpu")))
-    truth = np.stack([raw.row(row, seq_len) for row in rows])
+    truth = np.stack([raw.read(row * seq_len, seq_len + 1).astype(np.int64) for row in rows])
     counts = (targets != IGNORED) & (targets != pad_id)
     same_shape = inputs.shape == truth[:, :-1].shape
     return RowFigures(
@@ -89,113 +86,103 @@ def look_at_rows(corpus: Corpus, seq_len: int, pad_id: int) -> RowFigures:
 
 def _match(inputs: np.ndarray, targets: np.ndarray, counts: np.ndarray, offset: int) -> float:
     length = inputs.shape[1] - offset
-    if length < 1:
+    if length < 1 or not (counted := counts[:, :length]).any():
         return 0.0
-    counted = counts[:, :length]
-    return float((targets[:, :length] == inputs[:, offset:])[counted].mean()) if counted.any() else 0.0
+    return float((targets[:, :length] == inputs[:, offset:])[counted].mean())
 
 
-def judge_padding(found: RowFigures) -> Check:
-    """Rows are full, and no padding is predicted."""
-    if found.padded_targets:
-        return failed(
-            "padding",
-            f"{found.padded_targets:.1%} of the targets are padding and count in the loss, which looks low for it",
-            f"pack documents into full rows, as prepare.py does, or mark those targets with {IGNORED}",
-        )
-    if found.padded_inputs or found.ignored_targets:
-        lost = max(found.padded_inputs, found.ignored_targets)
-        return warned(
-            "padding",
-            f"{lost:.1%} of every row is padding: computed, and not learned from",
-            "pack documents into full rows, as prepare.py does",
-        )
-    return passed("padding", "none: every row is full of text and every target counts")
-
-
-def judge_row_targets(found: RowFigures) -> Check | None:
-    """The part of the targets' check that needs no model; None if nothing is wrong."""
-    where = "look at training/sampler.py: targets are the inputs shifted by one, ids[:, 1:]"
-    if found.matches[1] < 1:
-        best = max(found.matches, key=lambda offset: found.matches[offset])
-        if found.matches[best] < 0.9:
-            return failed("targets", f"only {found.matches[1]:.1%} of the targets are the token that follows", where)
-        meaning = {0: "the input itself: the model sees its answer and learns to copy"}.get(
-            best, f"{best} places on: the model learns to leave out {best - 1} of {best} tokens"
-        )
-        return failed("targets", f"{found.matches[best]:.1%} of the targets are {meaning}", where)
-    if found.last_match < 1:
-        return failed("targets", f"the last target is wrong in {1 - found.last_match:.1%} of the rows", where)
-    if found.from_corpus < 1 and not found.padded_inputs:
-        return failed(
-            "targets",
-            f"{1 - found.from_corpus:.1%} of the rows are not those of the corpus",
-            "look at training/sampler.py and at what reads the shards",
-        )
+def check_row_targets(rows: RowFigures) -> Result | None:
+    """Check that targets are the next tokens; None if they are, for the loss has yet to show that it uses them."""
+    hint = "look at training/sampler.py: targets are the inputs shifted by one, ids[:, 1:]"
+    if rows.matches[1] < 1:
+        offset = max(rows.matches, key=lambda offset: rows.matches[offset])
+        if rows.matches[offset] < 0.9:
+            return failed(f"only {rows.matches[1]:.1%} of the targets are the token that follows", hint)
+        meaning = f"{offset} places on: the model learns to leave out {offset - 1} of {offset} tokens"
+        if offset == 0:
+            meaning = "the input itself: the model sees its answer and learns to copy"
+        return failed(f"{rows.matches[offset]:.1%} of the targets are {meaning}", hint)
+    if rows.last_match < 1:
+        return failed(f"the last target is wrong in {1 - rows.last_match:.1%} of the rows", hint)
+    if rows.from_corpus < 1 and not rows.padded_inputs:
+        text = f"{1 - rows.from_corpus:.1%} of the rows are not those of the corpus"
+        return failed(text, "look at training/sampler.py and at what reads the shards")
     return None
+
+
+def check_padding(rows: RowFigures) -> Result:
+    """Check that rows are full, and that no padding is predicted."""
+    hint = "pack documents into full rows, as prepare.py does"
+    if rows.padded_targets:
+        text = f"{rows.padded_targets:.1%} of the targets are padding and count in the loss, which looks low for it"
+        return failed(text, f"{hint}, or mark those targets with {IGNORED}")
+    if lost := max(rows.padded_inputs, rows.ignored_targets):
+        return warned(f"{lost:.1%} of every row is padding: computed, and not learned from", hint)
+    return passed("none: every row is full of text and every target counts")
+
+
+# --- overlap ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """`share` of the sampled validation windows that stand in the part of the training text that was `read`, 0..1."""
+    """How much of the validation text is in the training text."""
 
     share: float
-    windows: int
+    """Of the sampled validation passages, 0 to 1."""
+    passages: int
     read: float
+    """The part of the training text that was read, 0 to 1."""
 
 
-def find_overlap(corpus: Corpus, seconds: float) -> Overlap | None:
-    """Passages of validation text within the training text; None where there is no text to compare.
+def measure_overlap(corpus: Corpus, seconds: float) -> Overlap | None:
+    """Look for passages of validation text in the training text; None where there is no text to compare.
 
-    Windows of 32 tokens, sampled by their content, so that one that is sampled here is sampled there. Exact for the
-    part of the training text that fits into `seconds`, which is spread over the whole of it.
+    Passages of 32 tokens are sampled by their content, so that one that is sampled here is sampled there. The result is
+    exact for the part of the training text that can be read in `seconds`, which is spread over the whole of it.
     """
     train, val = RawTokens(corpus, "train"), RawTokens(corpus, "val")
-    held_out = [_windows(val.read(start, _CHUNK)) for start in _starts(len(val), _MOST_VALIDATION)]
+    val_starts = list(range(0, len(val), _CHUNK))
+    chosen = _evenly_spaced(len(val_starts), _MAX_VALIDATION // _CHUNK)
+    held_out = [_passage_hashes(val.read(val_starts[index], _CHUNK)) for index in chosen]
     known = np.unique(np.concatenate(held_out)) if held_out else np.empty(0, np.uint64)
-    if not len(known) or len(train) < _WINDOW:
+    if not len(known) or len(train) < _PASSAGE:
         return None
     found, read, deadline = np.zeros(len(known), bool), 0, time.monotonic() + seconds
-    order = np.random.Generator(np.random.PCG64(0)).permutation(len(starts := list(range(0, len(train), _CHUNK))))
-    for place in order:
-        ids = train.read(starts[place], _CHUNK + _WINDOW - 1)  # a window may begin in one chunk and end in the next
-        found |= np.isin(known, _windows(ids))
+    for start in np.random.Generator(np.random.PCG64(0)).permutation(range(0, len(train), _CHUNK)):
+        ids = train.read(int(start), _CHUNK + _PASSAGE - 1)  # a passage may begin in one chunk and end in the next
+        found |= np.isin(known, _passage_hashes(ids))
         read += min(len(ids), _CHUNK)
         if time.monotonic() > deadline:
             break
     return Overlap(float(found.mean()), len(known), min(1.0, read / len(train)))
 
 
-def _starts(length: int, most: int) -> Iterator[int]:
-    chunks = list(range(0, length, _CHUNK))
-    yield from (chunks[i] for i in spread(len(chunks), max(1, most // _CHUNK)))
-
-
-def _windows(ids: np.ndarray) -> np.ndarray:
-    """Hashes of the sampled windows, uint64: a polynomial, doubled in length five times."""
+def _passage_hashes(ids: np.ndarray) -> np.ndarray:
+    """Return hashes (uint64) of the sampled passages: a polynomial, doubled in length until it covers a passage."""
     with np.errstate(over="ignore"):
         value, length = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15), 1
-        for step in range(_DOUBLINGS):
-            factor = np.uint64(0xBF58476D1CE4E5B9 + 2 * step)
+        while length < _PASSAGE:
+            factor = np.uint64(0xBF58476D1CE4E5B9 + 2 * length)
             value = value[: len(value) - length] * factor + value[length:]
             value ^= value >> np.uint64(29)
             length *= 2
     return value[value % np.uint64(_SAMPLED) == 0]
 
 
-def judge_overlap(found: Overlap | None) -> Check:
-    """A validation loss means something only on text that was not trained on."""
-    if found is None:
-        return warned(
-            "overlap",
-            "there is too little validation text to compare",
-            "prepare with a --val_fraction: without it nobody sees overfitting",
-        )
-    part = "" if found.read == 1 else f" (in the {found.read:.0%} of it that was read)"
-    text = f"{found.share:.1%} of {found.windows:,} validation passages of {_WINDOW} tokens stand in the training text"
-    mend = "prepare again with --dedup near, or give validation text of another source"
-    if found.share > _OVERLAP_FAILS:
-        return failed("overlap", f"{text}{part}: the validation loss would be that of the training text", mend)
-    if found.share > _OVERLAP_WARNS:
-        return warned("overlap", f"{text}{part}", mend)
-    return passed("overlap", f"{text}{part}")
+def check_overlap(overlap: Overlap | None) -> Result:
+    """Check that the validation loss is that of text that is not trained on."""
+    if overlap is None:
+        hint = "prepare with a --val_fraction: without it nobody sees overfitting"
+        return warned("there is too little validation text to compare", hint)
+    part = "" if overlap.read == 1 else f" (in the {overlap.read:.0%} of it that was read)"
+    text = (
+        f"{overlap.share:.1%} of {overlap.passages:,} validation passages of {_PASSAGE} tokens are in the training "
+        f"text{part}"
+    )
+    hint = "prepare again with --dedup near, or give validation text of another source"
+    if overlap.share > _OVERLAP_FAILS:
+        return failed(f"{text}: the validation loss would be that of the training text", hint)
+    if overlap.share > _OVERLAP_WARNS:
+        return warned(text, hint)
+    return passed(text)

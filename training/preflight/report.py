@@ -1,76 +1,68 @@
-"""What a check found, and how it is told: a line on the terminal and an entry of preflight.json."""
+"""What a check found: a line on the terminal and an entry of preflight.json."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from common.console import Console
 from training.checkpointing.disk import write_text
 
-_SHOWN = {"pass": "pass", "warn": "warn", "fail": "FAIL"}
-
 
 @dataclass(frozen=True)
-class Check:
-    """`level` is "pass", "warn" or "fail"; `text` holds the figure, `mend` what to do where it is not a pass."""
+class Result:
+    """The result of a check: `text` has the figure, and `hint` says what to do unless it passed."""
 
-    id: str
     level: str
+    """"pass", "warn" or "fail"."""
     text: str
-    mend: str = ""
+    hint: str = ""
 
-    @property
-    def ok(self) -> bool:
-        """Whether the run may start."""
-        return self.level != "fail"
-
-    def line(self) -> str:
-        """For the terminal."""
-        mend = f"; {self.mend}" if self.mend else ""
-        return f"  {_SHOWN[self.level]}  {self.id:<18}  {self.text}{mend}"
-
-    def record(self) -> dict[str, Any]:
-        """For preflight.json."""
-        return asdict(self) | {"ok": self.ok}
+    def line(self, check_id: str) -> str:
+        """Return the line for the terminal."""
+        level = "FAIL" if self.level == "fail" else self.level
+        return f"  {level}  {check_id:<18}  {self.text}" + (f"; {self.hint}" if self.hint else "")
 
 
-def passed(check_id: str, text: str) -> Check:
-    """As it should be."""
-    return Check(check_id, "pass", text)
+def passed(text: str) -> Result:
+    """Return the result of a check that found everything as it should be."""
+    return Result("pass", text)
 
 
-def warned(check_id: str, text: str, mend: str) -> Check:
-    """Worth knowing; the run goes on."""
-    return Check(check_id, "warn", text, mend)
+def warned(text: str, hint: str) -> Result:
+    """Return a result that is worth knowing; the run goes on."""
+    return Result("warn", text, hint)
 
 
-def failed(check_id: str, text: str, mend: str) -> Check:
-    """The run would waste its hours."""
-    return Check(check_id, "fail", text, mend)
+def failed(text: str, hint: str) -> Result:
+    """Return a result that stops the run, which would waste its hours."""
+    return Result("fail", text, hint)
 
 
 class Report:
-    """The checks so far, each told as soon as it is known."""
+    """The results so far by the id of their check; each is printed as soon as it is known."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.checks: list[Check] = []
+        self.results: list[tuple[str, Result]] = []
 
-    def add(self, check: Check) -> Check:
-        """Keep a check and print its line (rank 0)."""
-        self.checks.append(check)
-        self.console.say(check.line())
-        return check
+    def add(self, check_id: str, result: Result) -> None:
+        """Keep a result and print its line (rank 0)."""
+        self.results.append((check_id, result))
+        self.console.say(result.line(check_id))
 
     @property
     def failed(self) -> list[str]:
-        """Ids of what must be mended."""
-        return [check.id for check in self.checks if not check.ok]
+        """The ids of the checks that failed."""
+        return [check_id for check_id, result in self.results if result.level == "fail"]
+
+    def count(self, level: str) -> int:
+        """Return how many checks ended with `level`."""
+        return [result.level for _, result in self.results].count(level)
 
     def write(self, path: Path, seconds: float) -> None:
-        """preflight.json, if the disk has room for it."""
-        content = {"checks": [check.record() for check in self.checks], "seconds": round(seconds, 1)}
+        """Write preflight.json, if the disk has room for it."""
+        checks = [{"id": check_id, **vars(result), "ok": result.level != "fail"} for check_id, result in self.results]
+        content = {"checks": checks, "seconds": round(seconds, 1)}
         write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", self.console.say)

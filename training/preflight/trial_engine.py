@@ -1,4 +1,4 @@
-"""The throw-away copy of a run that the checks train: the same build, the same step, rates set by hand."""
+"""A second engine, built and stepped as the run's is, that checks and measurements train and then throw away."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from corpus.shards import TokenStream
 from model import ModelConfig
 from training import sampler
 from training.config.resolve import Resolved
@@ -22,15 +23,16 @@ from training.engine.protocol import Engine
 from training.processes.process_group import World, any_rank, sum_over_ranks
 from training.sampler import SampleStream
 
-_MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
-_SILENCED = ("flops_profiler", "comms_logger")
-MOST_ACCUMULATED = 2  # enough to see that micro-batches are added up; more would only take longer
-OVERFLOWS = 24  # a loss scale of 2**16 falls to 1 in 16 skipped steps, two to each with DeepSpeed's hysteresis
+T = TypeVar("T")
+
+_SILENCED = ("tensorboard", "csv_monitor", "wandb", "comet", "flops_profiler", "comms_logger")
+MAX_ACCUMULATION = 2  # enough to see that micro-batches are added up; more would only take longer
+MAX_OVERFLOWS = 24  # a loss scale of 2**16 falls to 1 in 16 skipped steps, two to each with DeepSpeed's hysteresis
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: mean loss of its micro-batches over all ranks, and how long its parts took on this one."""
+    """One optimizer step: mean loss of its micro-batches over all ranks, and the seconds of its parts on this one."""
 
     loss: float
     norm: float
@@ -40,57 +42,53 @@ class Step:
 
 
 class TrialEngine:
-    """An engine of its own, built as the run's is; every rank has one and all methods are collective."""
+    """An engine with its own weights, whose learning rates are set by hand; all methods but `clock` are collective."""
 
     def __init__(
-        self, config: ModelConfig, resolved: Resolved, *, seed: int, world: World, stream: Any, seq_len: int
+        self, config: ModelConfig, resolved: Resolved, *, seed: int, world: World, stream: TokenStream, seq_len: int
     ) -> None:
         self.config, self.world, self.stream, self.seq_len = config, world, stream, seq_len
-        self.micro_batch = resolved.micro_batch
-        self.accumulation = min(MOST_ACCUMULATED, resolved.accumulation)
-        self.engine = build.build_engine(config, self._silent(resolved), seed=seed, rank=world.rank)
-        self.rates = schedule(self.engine, resolved.total_steps)
-        self.engine.lr_scheduler = None  # from here on the rates are set by hand
+        self.micro_batch, self.total_steps = resolved.micro_batch, resolved.total_steps
+        self.accumulation = min(MAX_ACCUMULATION, resolved.accumulation)
+        self.engine = build.build_engine(config, self._trial_config(resolved), seed=seed, rank=world.rank)
+        self.learning_rates = scheduled_learning_rates(self.engine, self.total_steps)
+        self.peak_learning_rates = max(self.learning_rates, key=sum)
+        self.engine.lr_scheduler = None
         self.order = SampleStream(stream.num_rows(seq_len), seed)
 
-    def _silent(self, resolved: Resolved) -> dict[str, Any]:
-        """The run's JSON without what writes files or prints, and with few accumulated micro-batches."""
+    def _trial_config(self, resolved: Resolved) -> dict[str, Any]:
+        """Return the run's JSON without what writes files or prints, and with few accumulated micro-batches."""
         config = copy.deepcopy(resolved.config)
-        for name in (*_MONITORS, *_SILENCED):
+        for name in _SILENCED:
             if name in config:
                 config[name] = config[name] | {"enabled": False}
-        config |= {
+        return config | {
             "gradient_accumulation_steps": self.accumulation,
             "train_batch_size": self.micro_batch * self.accumulation * self.world.size,
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
             "dump_state": False,
         }
-        return config
 
     @property
     def device(self) -> torch.device:
+        """The device of this rank."""
         return self.engine.device
 
-    @property
-    def peak(self) -> list[float]:
-        """The highest rates of the schedule, one a parameter group."""
-        return max(self.rates, key=sum)
-
     def rows(self, count: int, batch: int = 0) -> list[int]:
-        """`count` rows of this rank from the run's own order."""
+        """Return `count` rows of this rank in the run's own order."""
         first = (batch * self.world.size + self.world.rank) * count
         return [self.order[sample] for sample in range(first, first + count)]
 
-    def step(self, rows: list[int], rates: list[float], *, before: Callable[[], None] | None = None) -> Step:
-        """An optimizer step on `rows` (in every micro-batch); `before` is called when all gradients are there.
+    def step(self, rows: list[int], lr_factor: float = 0.0, before_step: Callable[[], None] | None = None) -> Step:
+        """Take an optimizer step on `rows` (in every micro-batch) at `lr_factor` times the peak learning rates.
 
-        With fp16 the loss scale is still falling in the first steps; skipped steps are taken again. The loss is nan if
-        it falls to its minimum.
+        `before_step` is called when all gradients are there. With fp16 the loss scale still falls in the first steps;
+        skipped steps are taken again. The loss is nan if the scale falls to its minimum.
         """
-        for _ in range(OVERFLOWS):
+        for _ in range(MAX_OVERFLOWS):
             try:
-                step = self._try_step(rows, rates, before)
+                step = self._try_step(rows, lr_factor, before_step)
             except Exception as error:  # DeepSpeed's own type, raised on all ranks together
                 if "loss scale" not in str(error):
                     raise
@@ -99,9 +97,9 @@ class TrialEngine:
                 break
         return step
 
-    def _try_step(self, rows: list[int], rates: list[float], before: Callable[[], None] | None) -> Step:
-        for group, rate in zip(self.engine.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+    def _try_step(self, rows: list[int], lr_factor: float, before_step: Callable[[], None] | None) -> Step:
+        for group, learning_rate in zip(self.engine.optimizer.param_groups, self.peak_learning_rates, strict=True):
+            group["lr"] = learning_rate * lr_factor
         loss, micro_seconds = torch.zeros((), dtype=torch.float64, device=self.device), 0.0
         for micro_step in range(self.accumulation):
             started = self.clock()
@@ -109,8 +107,8 @@ class TrialEngine:
             self.engine.backward(losses.total)
             loss += losses.lm.detach().double()
             micro_seconds += self.clock() - started
-            if before and micro_step == self.accumulation - 1:
-                before()
+            if before_step and micro_step == self.accumulation - 1:
+                before_step()
             started = self.clock()
             self.engine.step()
         step_seconds = self.clock() - started
@@ -119,17 +117,17 @@ class TrialEngine:
         return Step(mean, math.nan if norm is None else float(norm), micro_seconds / self.accumulation, step_seconds)
 
     def clock(self) -> float:
-        """Seconds, after the device has done what it was asked to."""
+        """Return seconds, after the device has done what it was asked to."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def agree(self, flag: bool) -> bool:
-        """True everywhere if it is true anywhere."""
+    def any_rank(self, flag: bool) -> bool:
+        """Return True everywhere if `flag` is true anywhere."""
         return any_rank(flag, self.device)
 
-    def gather(self, value: Any) -> list[Any]:
-        """`value` of every rank, in their order."""
+    def gather(self, value: T) -> list[T]:
+        """Return the `value` of every rank, in their order."""
         values: list[Any] = [None] * self.world.size
         dist.all_gather_object(values, value)
         return values
@@ -143,29 +141,29 @@ class TrialEngine:
             torch.cuda.empty_cache()
 
 
-def schedule(engine: Engine, total_steps: int, samples: int = 2000) -> list[list[float]]:
-    """Rates of the optimizer's groups at up to `samples` steps of the run, the first half of them at its start.
+def scheduled_learning_rates(engine: Engine, total_steps: int, samples: int = 2000) -> list[list[float]]:
+    """Return the learning rates of the optimizer's groups at up to `samples` steps, half of them the run's first.
 
-    Asked of DeepSpeed's own schedule object, which is spent afterwards.
+    They come from DeepSpeed's own schedule object, which cannot be used afterwards.
     """
 
-    def now() -> list[float]:
+    def current() -> list[float]:
         return [float(group["lr"]) for group in engine.optimizer.param_groups]
 
-    rates, scheduler = [now()], engine.lr_scheduler
+    learning_rates, scheduler = [current()], engine.lr_scheduler
     if scheduler is None:
-        return rates * min(samples, max(1, total_steps))
+        return learning_rates * min(samples, max(1, total_steps))
     near = range(total_steps - 1)[: samples // 2]
     far = range(len(near), total_steps - 1, max(1, (total_steps - len(near)) // (samples // 2)))
-    for index in (*near, *far):  # the step after `index` uses this rate
+    for index in (*near, *far):  # the step after `index` uses this learning rate
         scheduler.step(index)
-        rates.append(now())
-    return rates
+        learning_rates.append(current())
+    return learning_rates
 
 
 @contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """The run that follows draws what it would have drawn without the checks."""
+def preserved_rng_state() -> Iterator[None]:
+    """Let the run that follows draw the random numbers that it would have drawn without the trial engine."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         yield

@@ -25,8 +25,8 @@ def keep_freed_memory() -> None:
     """Let glibc reuse the large blocks that a step frees instead of returning them to the kernel.
 
     A step on CPU allocates and frees hundreds of MB (the logits above all), and each return costs page faults at the
-    next step: about a sixth of the CPU time of a small model (docs/dev/log.md, also for what it costs in memory). Call this
-    when what needs memory only once, such as the preparation of text, is over. Without glibc nothing happens.
+    next step: about a sixth of the CPU time of a small model (docs/dev/log.md, also for what it costs in memory). Call
+    this when what needs memory only once, such as the preparation of text, is over. Without glibc nothing happens.
     """
     m_trim_threshold, m_mmap_max = -1, -4  # names of malloc.h
     try:

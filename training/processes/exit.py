@@ -61,7 +61,7 @@ def _stopped(order: StoppedEarly, watchdog: Watchdog) -> int:
 
 
 def _refused(error: UserError, watchdog: Watchdog) -> int:
-    """End with wrong input. All ranks meet most of it, so only rank 0 speaks; watchdogs tell it what only others met."""
+    """End with wrong input. Most of it is met by all ranks, so only rank 0 speaks; watchdogs tell it of the rest."""
     stop = watchdog.stop
     if stop.reason is not None and stop.in_set_up:  # a library has wrapped the order to stop
         return _stopped(StoppedEarly(stop.reason), watchdog)
