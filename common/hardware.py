@@ -1,4 +1,4 @@
-"""What the machine can do: the accelerator DeepSpeed will run on, its memory, its precisions, its datasheet speed."""
+"""What the machine can do: the accelerator that DeepSpeed will use, its memory, precisions and datasheet speed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 # Dense datasheet peaks in TFLOP/s: (fp32, fp16 with fp32 accumulation, bf16). Consumer cards halve their tensor cores
 # when they accumulate in fp32, which is what training does; some datasheets advertise the other figure.
@@ -52,7 +55,7 @@ FP16_ON_CPU_VARIABLE = "BUFUDU_TEST_CPU_FP16"
 
 @dataclass(frozen=True)
 class Device:
-    """The accelerator of this machine; with GPUs of several kinds, the weakest of each figure."""
+    """The accelerator of this machine; with GPUs of several kinds, the least of each figure."""
 
     kind: str
     """"cuda" or "cpu"."""
@@ -60,19 +63,19 @@ class Device:
     """GPUs, or the CPU cores this process may use."""
     name: str
     memory_bytes: int
-    """Of one GPU; on CPU all the memory the processes share."""
+    """Of one GPU; on a CPU all the memory, which the processes share."""
     compute_capability: tuple[int, int] | None
     bf16_fast: bool
-    """bf16 in hardware: PyTorch also emulates it, slowly, and calls that supported."""
+    """Whether the hardware computes in bf16; PyTorch also emulates it, slowly, and calls that supported."""
     fp16_supported: bool
     has_compiler: bool
-    """A C++ compiler is at hand, which DeepSpeed's own optimizers and its CPU collectives are built with."""
+    """Whether there is a C++ compiler, to build DeepSpeed's own optimizers and CPU collectives with."""
     peak_flops: dict[str, float] | None
     """Datasheet peak by "fp32", "fp16", "bf16"; None where the table has no such card."""
 
     @property
     def summary(self) -> str:
-        """One line for a person, e.g. "2 x Tesla T4 (14.7 GiB, compute capability 7.5)"."""
+        """One line for the user, e.g. "2 x Tesla T4 (14.7 GiB, compute capability 7.5)"."""
         memory = f"{self.memory_bytes / 2**30:.1f} GiB"
         if self.compute_capability is None:
             return f"{self.name} ({self.count} cores, {memory})"
@@ -80,7 +83,7 @@ class Device:
 
 
 def detect() -> Device:
-    """Looks at this machine, and chooses as DeepSpeed does: CUDA where there is one, unless DS_ACCELERATOR=cpu."""
+    """Return the accelerator that DeepSpeed chooses: CUDA where there is one, unless DS_ACCELERATOR=cpu."""
     import torch
 
     if os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available():
@@ -88,7 +91,7 @@ def detect() -> Device:
     return _detect_cpu()
 
 
-def _detect_cuda(cuda) -> Device:
+def _detect_cuda(cuda: Any) -> Device:
     gpus = [cuda.get_device_properties(index) for index in range(cuda.device_count())]
     weakest = min(gpus, key=lambda gpu: (gpu.major, gpu.minor, gpu.total_memory))
     capability = (weakest.major, weakest.minor)
@@ -106,7 +109,7 @@ def _detect_cuda(cuda) -> Device:
 
 
 def _fp16_on_gpu(capability: tuple[int, int], environment: Mapping[str, str]) -> bool:
-    """DeepSpeed's own rule: Volta or later; Pascal (a P100) only for who insists."""
+    """Follow DeepSpeed's own rule: Volta or later; Pascal (a P100) only for a user who insists."""
     if capability[0] == 6:
         return environment.get("DS_ALLOW_DEPRECATED_FP16") == "1"
     return capability[0] >= 7
@@ -130,7 +133,7 @@ def _detect_cpu() -> Device:
 
 
 def peak_flops(name: str) -> dict[str, float] | None:
-    """Datasheet peak FLOP/s of the GPU that calls itself `name`; None if the table has not exactly this card.
+    """Return the datasheet peak FLOP/s of the GPU called `name`; None if the table does not have exactly this card.
 
     Laptop, SUPER and MIG variants are other cards: better no figure than a wrong one.
     """
@@ -144,7 +147,7 @@ def peak_flops(name: str) -> dict[str, float] | None:
 
 
 def dotted(capability: tuple[int, int]) -> str:
-    """(7, 5) as "7.5"."""
+    """Return (7, 5) as "7.5"."""
     return f"{capability[0]}.{capability[1]}"
 
 
@@ -155,6 +158,7 @@ def _has_compiler() -> bool:
 
 
 def usable_cores() -> int:
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -166,16 +170,15 @@ def _cpu_name(info: str) -> str:
 
 
 def _bf16_instructions(info: str) -> bool:
-    """x86 lists its instructions under "flags", Arm under "Features"."""
+    """Return whether /proc/cpuinfo lists bf16 instructions; x86 has them under "flags", Arm under "Features"."""
     found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", info, re.MULTILINE)
     words = set(found.group(1).split()) if found else set()
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def _memory_bytes() -> int:
-    """The machine's memory, or the container's share of it where that is less."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    """Return the machine's memory, or the container's share of it where that is less."""
+    total, limit = psutil.virtual_memory().total, _read("/sys/fs/cgroup/memory.max").strip()
     return min(total, int(limit)) if limit.isdigit() else total
 
 

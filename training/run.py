@@ -73,7 +73,7 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
     if device.kind == "cpu":
         share_cores(world.local_size)
         use_huge_pages()
-    console.take_over(output / "logs" / f"rank{world.rank}.log")
+    console.redirect_libraries(output / "logs" / f"rank{world.rank}.log")
     lock = RunLock(output)  # held until this process ends
     stop.callbacks.append(lock.mark_ending)
     folder = Path(

@@ -607,7 +607,7 @@ def train(monkeypatch, workplace, capsys):
     """train.py in this process, as rank 0 of `processes` that never meet: for what ends before an engine is built."""
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setattr(Console, "take_over", lambda self, log_file: None)
+    monkeypatch.setattr(Console, "redirect_libraries", lambda self, log_file: None)
     monkeypatch.setattr("training.run.form_process_group", lambda world, device_kind, prepare, **more: prepare())
     monkeypatch.setattr("training.run.broadcast_from_rank0", lambda world, find_out: find_out())
     monkeypatch.setattr("training.run.check_output_shared", lambda output, visible: None)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from common.errors import UserError
 from training.processes.heartbeat import pid_namespace
@@ -61,7 +62,7 @@ def form_process_group(
         torch.cuda.set_device(world.local_rank)
     dist.init_process_group(
         "nccl" if device_kind == "cuda" else "gloo",
-        store=dist.PrefixStore("group", store),
+        store=PrefixStore("group", store),
         rank=world.rank,
         world_size=world.size,
         timeout=COLLECTIVE_TIMEOUT,
@@ -95,7 +96,7 @@ def _prepare_and_serve(
     prepare: Callable[[], str],
     before_listening: Callable[[], None],
     watchdog: Watchdog | None,
-) -> dist.TCPStore:
+) -> TCPStore:
     """Open the store, run `prepare`, and publish its result; the waiting ranks hear of an error too."""
     store = None
     try:
@@ -113,9 +114,9 @@ def _prepare_and_serve(
     return store
 
 
-def _open_store(world: World, address: str, port: int) -> dist.TCPStore:
+def _open_store(world: World, address: str, port: int) -> TCPStore:
     try:
-        return dist.TCPStore(address, port, world.size, is_master=True, timeout=PREPARE_TIMEOUT, wait_for_workers=False)
+        return TCPStore(address, port, world.size, is_master=True, timeout=PREPARE_TIMEOUT, wait_for_workers=False)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
@@ -125,7 +126,7 @@ def _open_store(world: World, address: str, port: int) -> dist.TCPStore:
         ) from None
 
 
-def _release_waiting_ranks(store: dist.Store, world: World, outcome: str) -> None:
+def _release_waiting_ranks(store: Store, world: World, outcome: str) -> None:
     """Publish that there will be no run, and stay until the others know: the store goes with this process."""
     store.set(_OUTCOME, outcome)
     deadline = time.monotonic() + FAILURE_SECONDS
@@ -136,7 +137,7 @@ def _release_waiting_ranks(store: dist.Store, world: World, outcome: str) -> Non
 # --- the other ranks --------------------------------------------------------------------------------------------------
 
 
-def _connect_to_store(address: str, port: int, rank: int) -> dist.TCPStore:
+def _connect_to_store(address: str, port: int, rank: int) -> TCPStore:
     """Connect to rank 0's store, and only to that of this very run.
 
     An earlier run that is still ending may have the port; the store then has that run's rank of the same number.
@@ -146,7 +147,7 @@ def _connect_to_store(address: str, port: int, rank: int) -> dist.TCPStore:
     while deadline is None or time.monotonic() < deadline:
         _wait_until_reachable(address, port)
         try:
-            store = dist.TCPStore(address, port, is_master=False, timeout=CONNECT_TIMEOUT, wait_for_workers=False)
+            store = TCPStore(address, port, is_master=False, timeout=CONNECT_TIMEOUT, wait_for_workers=False)
             if store.compare_set(f"rank/{rank}", "", identity).decode() == identity:
                 store.set_timeout(PREPARE_TIMEOUT)
                 return store
@@ -175,7 +176,7 @@ def _wait_until_reachable(address: str, port: int) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _wait_for_rank0(store: dist.Store) -> str:
+def _wait_for_rank0(store: Store) -> str:
     """Return what rank 0 prepared. Wait in steps, because no signal is noticed inside the store."""
     while not store.check([_OUTCOME]):
         time.sleep(POLL_SECONDS)

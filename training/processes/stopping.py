@@ -98,7 +98,7 @@ class StopRequest:
         if self._phase == "end":
             return  # all is saved; this is the launcher, which comes to this process last
         if self.console.rank == 0:
-            self.console.last_words(
+            self.console.say_unbuffered(
                 "stopped at once, by a second signal: the same command continues from the last checkpoint"
             )
         os._exit(1)

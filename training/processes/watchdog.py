@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch.distributed as dist
+from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from common.console import Console
 from training.processes.failure_detector import Failure, FailureDetector
@@ -76,7 +76,7 @@ class Watchdog:
         self._failed, self._left, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._exchange_now = threading.Event()
         self._claim: str | None = None  # a failure that this rank wants to announce
-        self._store: dist.Store | None = None
+        self._store: Store | None = None
         self._threads: list[threading.Thread] = []
         self._launchers = list(_launchers())
         self._launcher_gone = _launcher_died_early(self._launchers)
@@ -91,7 +91,7 @@ class Watchdog:
         if self._launchers or self._launcher_gone or self.size > 1:
             self._start(self._check_forever)
 
-    def watch_ranks(self, store: dist.Store, address: str, port: int) -> None:
+    def watch_ranks(self, store: Store, address: str, port: int) -> None:
         """Watch the other ranks through the store at `address`; `store` is kept, for rank 0's has the server in it."""
         self._store = store
         if self.size > 1:
@@ -165,7 +165,7 @@ class Watchdog:
         store, timeout = None, CONNECT_TIMEOUT
         while not self._closed.is_set():
             try:
-                store = store or dist.TCPStore(
+                store = store or TCPStore(
                     address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout)
                 )
                 self._exchange(store)
@@ -177,7 +177,7 @@ class Watchdog:
             self._exchange_now.wait(self.timing.beat)
             self._exchange_now.clear()
 
-    def _exchange(self, store: dist.Store) -> None:
+    def _exchange(self, store: Store) -> None:
         """Write, then read: what is read was there after this rank had written."""
         self._heartbeat = self._next_heartbeat()
         keys = {rank: f"watch/{rank}" for rank in range(self.size)}
@@ -273,7 +273,7 @@ class Watchdog:
 
     def _announce(self, text: str) -> None:
         """Write to the terminal in a thread of its own: a terminal that is held up must not hold up the end."""
-        thread = threading.Thread(target=self.console.last_words, args=(text,), daemon=True)
+        thread = threading.Thread(target=self.console.say_unbuffered, args=(text,), daemon=True)
         thread.start()
         thread.join(1.0)
 

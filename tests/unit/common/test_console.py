@@ -17,7 +17,7 @@ from pathlib import Path
 from common.console import Console
 console = Console(0)
 console.say("before")
-console.take_over(Path(sys.argv[1]))
+console.redirect_libraries(Path(sys.argv[1]))
 for _ in range(1000):
     print("printed " * 20)
 logging.error("logged")
@@ -70,4 +70,4 @@ def test_a_terminal_that_goes_away_ends_nothing(tmp_path):
 def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "run").write_text("a file where a folder should be")
     with pytest.raises(UserError, match=r"run/logs/rank0\.log cannot be written \(Not a directory\).*another --output"):
-        Console(0).take_over(tmp_path / "run" / "logs" / "rank0.log")
+        Console(0).redirect_libraries(tmp_path / "run" / "logs" / "rank0.log")

@@ -22,7 +22,7 @@ LOCAL = ProcessState()
 
 
 class Others:
-    """Three ranks on one machine, as rank `me` sees them; a check a second, each after an exchange unless the store is `deaf`."""
+    """Three ranks on one machine, as rank `me` sees them: a check a second, each after an exchange unless `deaf`."""
 
     def __init__(self, me=0, size=3):
         self.me, self.states, self.exchanges = me, dict.fromkeys(range(size), LOCAL), 0
