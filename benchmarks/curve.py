@@ -1,4 +1,4 @@
-"""Draw a run's validation loss as an SVG, beside the rungs of its corpus's ladder.
+"""Draw a run's validation loss as an SVG, beside the n-gram baselines of its corpus.
 
 python -m benchmarks.curve runs/demo docs/demo.svg
 """
@@ -16,7 +16,7 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 320, 50, 40, 20, 190
 
 
 def main(run: Path, output: Path) -> None:
-    """Read the run's metrics and its corpus's ladder, write the picture; UserError without them."""
+    """Read the run's metrics and its corpus's baselines, write the picture; UserError without them."""
     for name in ("metrics.jsonl", "run.json"):
         if not (run / name).is_file():
             raise UserError(f"{run} holds no {name}: give the folder of a run, such as runs/NAME")

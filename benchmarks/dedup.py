@@ -5,8 +5,8 @@
     python -m benchmarks.dedup scale --texts zh_docs.jsonl.gz zh_poems.jsonl.gz --documents 1400000 --work DIR
 
 `quality` plants edits in real texts and pairs the editions of poems by author and title; `choice` shows the Jaccard
-similarities behind the constants of corpus/cleaning/near_duplicates.py; `scale` makes a corpus of the size of the origin document's out of
-real sentences and measures prepare.py on it (Linux).
+similarities behind the constants of corpus/cleaning/near_duplicates.py; `scale` makes a corpus of the
+reference run's size out of real sentences and measures prepare.py on it (Linux).
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Which mistake gives the figures of the origin document (8.92 -> 7.42 nats, text that repeats), and what mends it?
+"""Which mistake gives the reference run's figures (8.92 -> 7.42 nats, text that repeats), and what fixes it?
 
-    python benchmarks/reference_run.py --data documents.jsonl.gz --output runs/origin
+    python -m benchmarks.reference_run --data documents.jsonl.gz --output runs/reference
 
-The origin's recipe at a size for one CPU core: its 6,400 entries, experts, AdamW, linear warm-up, cosine to a tenth,
-clipping at 1, and one mistake a run, all for the same number of steps on the same text. The rate is higher than the
-origin's 2e-4, since some hundred steps stand for its 11,040. Plain PyTorch on our network, without DeepSpeed, so that
-every mistake is a line of this file. Results: the table on the terminal, and origin.json.
+The reference run's recipe (docs/dev/reference-run.md) at a size for one CPU core: its 6,400 entries, experts, AdamW,
+linear warm-up, cosine to a tenth, clipping at 1, and one mistake a run, all for the same number of steps on the same
+text. The learning rate is higher than its 2e-4, since some hundred steps stand for its 11,040. Plain PyTorch on our
+network, without DeepSpeed, so that every mistake is a line of this file. Results: the table on the terminal, and
+reference_run.json.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from training.sampler import SampleStream, tensors
 
 VOCABULARY, SEQ_LEN, ROWS = 6_400, 96, 8
 HELD_OUT_TOKENS, PROMPTS, NEW_TOKENS = 6_000, 24, 48
-LOSS_SCALE, ORIGIN_WEIGHTS = 2**16, 45e6
+LOSS_SCALE, REFERENCE_WEIGHTS = 2**16, 45e6
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,11 @@ def torch_start(model: CausalLM) -> None:
 def clipped_scaled(model: CausalLM) -> None:
     """Clipping at 1 before the loss scale was divided out: the norm becomes 1 / 65,536, near AdamW's eps for a weight.
 
-    What eps does depends on the size of one weight's gradient, so the norm is that of as many weights as the origin's.
+    What eps does depends on the size of one weight's gradient, so the norm is that of as many weights
+    as the reference run's.
     """
     weights = sum(p.numel() for p in model.parameters())
-    _rescale(model, (weights / ORIGIN_WEIGHTS) ** 0.5 / LOSS_SCALE)
+    _rescale(model, (weights / REFERENCE_WEIGHTS) ** 0.5 / LOSS_SCALE)
 
 
 def unscaled_twice(model: CausalLM) -> None:
@@ -118,8 +120,8 @@ MISTAKES = (
 )
 
 
-def mends(recipe: Recipe) -> tuple[Recipe, ...]:
-    """What the origin document proposes for training, each by itself."""
+def fixes(recipe: Recipe) -> tuple[Recipe, ...]:
+    """Return what the reference run's author proposes, one change a recipe."""
     return (
         replace(recipe, name=f"{recipe.name}; epochs x 2.5", steps=recipe.steps * 5 // 2),
         replace(recipe, name=f"{recipe.name}; warm-up x 4", warmup=recipe.warmup * 4),
@@ -330,27 +332,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="recipes whose name begins so")
     parser.add_argument(
-        "--mend",
+        "--fix",
         nargs="+",
         default=["healthy", "PyTorch's own start, rate / 15"],
         metavar="NAME",
-        help="recipes to mend",
+        help="recipes to try the proposed fixes on",
     )
     options = parser.parse_args(argv)
     prepare(options.data, options.output / "corpus", vocab_size=VOCABULARY, val_fraction=0.01, workers=1, progress=None)
     corpus = Corpus.open(options.output / "corpus")
     lab = Lab(corpus, options.hidden, options.layers, options.seed)
     recipes = [replace(recipe, steps=options.steps) for recipe in (HEALTHY, *MISTAKES)]
-    recipes += [mend for recipe in recipes if recipe.name in options.mend for mend in mends(recipe)]
+    recipes += [fix for recipe in recipes if recipe.name in options.fix for fix in fixes(recipe)]
     recipes = [r for r in recipes if not options.only or r.name.startswith(tuple(options.only))]
-    print(
-        f"ladder: {corpus.manifest.ladder}\ntrue text: {measure_repetition(lab.held_out.prompts, lab.held_out.continuations)}\n{HEADER}"
-    )
+    print(f"n-gram baselines: {corpus.manifest.ladder}")
+    print(f"true text: {measure_repetition(lab.held_out.prompts, lab.held_out.continuations)}\n{HEADER}")
     results = []
     for recipe in recipes:
         results.append(lab.run(recipe)[0])
         print(line(results[-1]), flush=True)
-        (options.output / "origin.json").write_text(json.dumps([asdict(r) for r in results], indent=1), "utf-8")
+        (options.output / "reference_run.json").write_text(json.dumps([asdict(r) for r in results], indent=1), "utf-8")
     return 0
 
 

@@ -83,7 +83,7 @@ AIMS = [
     ),
     Aim("generation, batch 1, over transformers.generate (worst case)", "generation", 3, _generation),
     Aim(
-        "one epoch of the origin's data on two T4s, cost model",
+        "one epoch of the reference run's data on two T4s, cost model",
         "t4",
         40,
         lambda result: result["epochs"]["mid"]["minutes"],

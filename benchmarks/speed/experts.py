@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import Skip, inputs
+from benchmarks import inputs
+from benchmarks.inputs import Skip
 from benchmarks.speed.scaling import corpus
 from stress.chaos.session import ROOT, Session, free_port
 from training.config.command_line import positive

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.speed import Skip
+from benchmarks.inputs import Skip
 from model import CausalLM, ModelConfig, load_model, save_model
 from model.init import init_weights
 from training.config.command_line import positive

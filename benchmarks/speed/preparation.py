@@ -2,7 +2,8 @@
 
 Both on as many cores: our workers are processes, the library's are threads (RAYON_NUM_THREADS), so it runs in a process
 of its own. Two bare figures: encoding texts that are in memory, and reading the JSON lines and encoding. A preparation
-also hashes, scores, counts scripts, packs, writes, measures the ladder, and parses every line twice. MB of UTF-8 text.
+also hashes, scores, counts scripts, packs, writes, measures the n-gram baselines, and parses every line twice. MB of
+UTF-8 text.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import inputs
+from benchmarks import inputs
 from common.errors import UserError
 from corpus.pipeline import prepare
 from corpus.tokenizer import train_tokenizer
@@ -68,7 +69,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """The median seconds of each side with 1 and 2 cores, taking turns, and their MB/s. UserError for a missing file."""
+    """Return the median seconds of each side with 1 and 2 cores, taking turns, and their MB/s."""
     folder = work / "preparation"
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import Skip, inputs
+from benchmarks import inputs
+from benchmarks.inputs import Skip
 from benchmarks.speed.scaling_child import FOLDER
 from corpus.pipeline import prepare
 from corpus.tokenizer import load_tokenizer

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed import Skip, inputs
-from benchmarks.speed.machine import copy_bandwidth, matrix_rate
+from benchmarks import inputs
+from benchmarks.inputs import Skip
+from benchmarks.machine import copy_bandwidth, matrix_rate
 from benchmarks.speed.scaling import corpus
 from benchmarks.speed.step_child import FOLDER
 from corpus.tokenizer import load_tokenizer

@@ -1,1 +1,1 @@
-"""Small trainings with one planted fault each, judged blind by preflight and by diagnose.py (docs/dev/planted-faults.md)."""
+"""Small runs with one planted fault each, examined blind by preflight and diagnose.py (docs/dev/planted-faults.md)."""

@@ -147,7 +147,7 @@ TOKENS = (
 
 
 def mutated_json(value: Any, choices: Choices, most: int = 4) -> Any:
-    """A copy with one to `most` places changed: replaced, deleted, added to, renamed, or swapped for another's value."""
+    """Return a copy with up to `most` places changed: replaced, deleted, added to, renamed, or swapped for another."""
     root = [_copied(value)]
     for _ in range(choices.integer(1, most)):
         container, key = choices.pick(_places(root))
@@ -206,7 +206,7 @@ def _places(root: list[Any]) -> list[tuple[Any, Any]]:
 
 
 def mutated_bytes(data: bytes, choices: Choices, most: int = 4) -> bytes:
-    """A copy with one to `most` places changed: a bit, a byte, a span cut, doubled or zeroed, a token put in, an end."""
+    """Return a copy with up to `most` places changed: a bit, a byte, a span cut, doubled or zeroed, a token put in."""
     result = bytearray(data)
     for _ in range(choices.integer(1, most)):
         start = choices.integer(0, len(result))

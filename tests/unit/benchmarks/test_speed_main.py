@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.speed import Skip, __main__
+from benchmarks.inputs import Skip
+from benchmarks.speed import __main__
 from common.errors import UserError
 
 

@@ -307,7 +307,7 @@ def test_nothing_here_reads_a_pickle_from_a_file():
         "shelve": {"open"},
     }
     root = Path(__file__).resolve().parents[3]
-    judge = root / "benchmarks" / "speed" / "peers" / "score.py"
+    judge = root / "benchmarks" / "race" / "peers" / "score.py"
     for path in root.rglob("*.py"):
         if path.relative_to(root).parts[0] in (".venv", "runs", "tests") or path == root / "corpus" / "workers.py":
             continue

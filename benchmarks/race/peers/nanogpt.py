@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.peers import Course, Point, Settings, Size, fingerprint, kept_steps
-from benchmarks.speed.peers.packed import stream, tokenizer_for
-from benchmarks.speed.peers.process import Clock, follow
+from benchmarks.race.peers import Course, Point, Settings, Size, fingerprint, kept_steps
+from benchmarks.race.peers.packed import stream, tokenizer_for
+from benchmarks.race.peers.process import Clock, follow
 from common.errors import UserError
 
 CLONE = "git clone https://github.com/karpathy/nanoGPT"

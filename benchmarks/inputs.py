@@ -1,4 +1,4 @@
-"""What the flags of the parts take, judged before anything runs: `type=` of argparse, whose error names the flag."""
+"""Converters for the flags of the benchmarks (`type=` of argparse, whose error names the flag), and `Skip`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import argparse
 from pathlib import Path
 
 from corpus.manifest import MANIFEST_NAME
+
+
+class Skip(Exception):
+    """Raised by a part that cannot run here; the message says what is missing and how to get it."""
 
 
 def file(text: str) -> Path:

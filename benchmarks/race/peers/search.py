@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.speed.peers import Settings
+from benchmarks.race.peers import Settings
 
 _EDGE = 2.0  # factor between neighbouring rates
 

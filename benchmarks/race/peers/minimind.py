@@ -13,9 +13,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from benchmarks.speed.heldout import read_texts
-from benchmarks.speed.peers import Course, Point, Settings, Size, fingerprint, kept_steps
-from benchmarks.speed.peers.process import Clock, follow
+from benchmarks.race.heldout import read_texts
+from benchmarks.race.peers import Course, Point, Settings, Size, fingerprint, kept_steps
+from benchmarks.race.peers.process import Clock, follow
 from common.errors import UserError
 
 CLONE = "git clone https://github.com/jingyaogong/minimind"

@@ -24,19 +24,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import Skip, heldout, inputs, ours, race_table
-from benchmarks.speed.peers import Course, Driver, Settings, Size, fingerprint, hf_trainer, minimind, nanogpt
-from benchmarks.speed.peers.search import Found, Memory, Trial, search
-from benchmarks.speed.race_table import WORDS, compare, verdict
+from benchmarks.inputs import Skip
+from benchmarks.race import heldout, ours
+from benchmarks.race import table as race_table
+from benchmarks.race.flags import RUNS, add_flags
+from benchmarks.race.peers import Course, Driver, Settings, Size, fingerprint, hf_trainer, minimind, nanogpt
+from benchmarks.race.peers.search import Found, Memory, Trial, search
+from benchmarks.race.table import WORDS, compare, verdict
 from common.errors import UserError
 from corpus.manifest import TOKENIZER_NAME, Manifest
 from corpus.tokenizer import load_tokenizer, vocab_size
 from sample_stories import write_sample_corpus
-from training.config.command_line import positive
 
 NAME = "race"
 table = race_table.table
-RUNS = tuple(WORDS)
+__all__ = ["NAME", "add_flags", "measure", "table"]
 Say = Callable[[str], None]
 _PEERS = (
     f"give a checkout of MiniMind ({minimind.CLONE}) or of nanoGPT ({nanogpt.CLONE}), or the word "
@@ -44,80 +46,6 @@ _PEERS = (
 )
 _NO_PEER = f"no peer to race against: with --peer, {_PEERS}"
 _STORIES, _HELD_OUT_STORIES, _HELD_OUT_SEED = 4000, 200, 1
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of this part."""
-    add = parser.add_argument_group("race (time to loss against a peer)").add_argument
-    add("--peer", metavar="PATH", help=f"a checkout of MiniMind or nanoGPT, or the word {hf_trainer.WORD}")
-    add("--race_train", type=inputs.file, metavar="FILE", help=".jsonl[.gz|.zst]; the sample stories if not given")
-    add("--race_val", type=inputs.file, metavar="FILE", help="held-out documents, needed with --race_train")
-    add("--race_documents", type=positive, metavar="N", help="only the first N training documents, to try it out")
-    add("--race_width", type=positive, default=256, metavar="N", help="hidden size (%(default)s)")
-    add("--race_layers", type=positive, default=4, metavar="N", help="(%(default)s)")
-    add("--race_max_seq_len", type=positive, default=512, metavar="N", help="(%(default)s)")
-    add("--race_points", type=positive, default=10, metavar="N", help="places of the peer's curve (%(default)s)")
-    add("--race_our_points", type=positive, default=16, metavar="N", help="of ours, at most (%(default)s)")
-    add(
-        "--race_tokenizer",
-        type=inputs.file,
-        metavar="FILE",
-        help="tokenizer.json for a peer that brings none; trained on the text if not given",
-    )
-    add("--race_peer_settings", type=peer_settings, metavar="lr=X,batch=N", help="instead of a search for them")
-    add(
-        "--race_peer_from",
-        type=inputs.file,
-        metavar="RESULT.json",
-        help="take the peer's side from an earlier race over the same text on as many cores: to try settings of ours; "
-        "not for figures to publish",
-    )
-    add(
-        "--race_search_rates",
-        type=float,
-        nargs="+",
-        default=[5e-4, 1e-3, 2e-3, 4e-3],
-        metavar="X",
-        help="(%(default)s)",
-    )
-    add("--race_search_batches", type=positive, nargs="+", default=[2, 8, 32], metavar="N", help="(%(default)s)")
-    add("--race_search_documents", type=positive, default=480, metavar="N", help="of a trial (%(default)s)")
-    add("--race_search_budget", type=float, default=1200, metavar="SECONDS", help="for the search (%(default)s)")
-    add(
-        "--race_config",
-        type=inputs.file,
-        default=heldout.ROOT / "ds_configs" / "cpu_x2.json",
-        metavar="FILE",
-        help="our DeepSpeed JSON (cpu_x2.json)",
-    )
-    add("--race_set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to our JSON")
-    add("--race_train_flags", default="", metavar="TEXT", help='more flags of train.py, "--seed 1" say')
-    add("--race_processes", type=positive, default=2, metavar="N", help="ranks of ours (%(default)s)")
-    add("--race_epochs", type=float, default=1.0, metavar="N", help="of ours; the schedule ends with it (%(default)s)")
-    add(
-        "--race_steps",
-        type=positive,
-        metavar="N",
-        help="of ours, instead of epochs; with the peer's tokenizer "
-        "as many times more or fewer as it makes tokens of the text",
-    )
-    add(
-        "--race_runs",
-        nargs="+",
-        choices=RUNS,
-        metavar="NAME",
-        help=f"runs of ours: in its best precision, in the peer's, with the peer's tokenizer ({' '.join(RUNS)}; the "
-        "last one only if the peer has a tokenizer that was not made of the text)",
-    )
-
-
-def peer_settings(text: str) -> Settings:
-    """Of "lr=2e-3,batch=8"."""
-    try:
-        parts = dict(part.split("=") for part in text.split(","))
-        return Settings(float(parts.pop("lr")), int(parts.pop("batch")))
-    except (KeyError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form lr=2e-3,batch=8") from None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from benchmarks.speed.heldout import read_texts
+from benchmarks.race.heldout import read_texts
 from corpus.tokenizer import special_ids, train_tokenizer
 
 VOCABULARY = 6400

@@ -18,7 +18,9 @@ from unittest import mock
 
 import torch
 
-from benchmarks.speed.operations import (
+from benchmarks.t4.check import check_on_cpu, price
+from benchmarks.t4.figures import FIGURES, FLASH_FORWARD, LEVELS, Level, Machine, t4
+from benchmarks.t4.operations import (
     ELEMENTWISE,
     MOVING,
     Operation,
@@ -27,8 +29,6 @@ from benchmarks.speed.operations import (
     fused,
     totals,
 )
-from benchmarks.speed.t4_check import check_on_cpu, price
-from benchmarks.speed.t4_figures import FIGURES, FLASH_FORWARD, LEVELS, Level, Machine, t4
 from model import ModelConfig, count_parameters
 from stress.chaos.session import ROOT
 from training.checkpointing.disk import checkpoint_bytes
@@ -40,8 +40,8 @@ from training.planning.plan import PLANNED_T4X2
 NAME = "t4"
 GPUS, SEQ_LEN = 2, 512
 SAMPLES, TOKENS = 1_413_103, 470e6
-"""The origin document's data: samples, and tokens without padding."""
-AIM, ORIGIN = 40.0, 300.0  # minutes an epoch
+"""The data of the reference run (docs/dev/reference-run.md): samples, and tokens without padding."""
+AIM, REFERENCE = 40.0, 300.0  # minutes an epoch
 EVALUATIONS, EVALUATION_TOKENS, SAVE_EVERY = 20, 200_000, 1_000  # train.py's defaults, of a run of one epoch
 ADAMW_BYTES = 54
 """Moved for each parameter of a rank's own part in an optimizer step under ZeRO: the norm reads the gradient (2), it is
@@ -360,7 +360,7 @@ def _epoch_lines(result: dict[str, Any]) -> list[str]:
         f"({epochs['fast']['minutes']:.0f} fast, {epochs['slow']['minutes']:.0f} slow) at "
         f"{mid['tokens_per_second']:,.0f} tokens/s ({epochs['slow']['tokens_per_second']:,.0f} to "
         f"{epochs['fast']['tokens_per_second']:,.0f}); of it evaluations {mid['evaluating']:.1f} and checkpoints "
-        f"{mid['saving']:.1f} minutes. The origin took {ORIGIN:.0f}, the aim is {result['aim']:.0f}.",
+        f"{mid['saving']:.1f} minutes. The reference run took {REFERENCE:.0f}, the aim is {result['aim']:.0f}.",
         "A rank sends in a step, hidden or not: "
         + ", ".join(
             f"{sizes['reduced'] / 1e6:,.0f} MB of gradients with {stage}"

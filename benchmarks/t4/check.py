@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.speed.machine import copy_bandwidth, matrix_rate
-from benchmarks.speed.operations import ATTENTION, Operation, OperationCounter, expert_layer, kind_of
-from benchmarks.speed.t4_figures import Machine
+from benchmarks.machine import copy_bandwidth, matrix_rate
+from benchmarks.t4.figures import Machine
+from benchmarks.t4.operations import ATTENTION, Operation, OperationCounter, expert_layer, kind_of
 from model import CausalLM, ModelConfig
 from model.init import init_weights
 

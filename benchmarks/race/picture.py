@@ -1,6 +1,6 @@
 """Draw a race as SVG: bits per byte on held-out text against training seconds, tokens, and text read.
 
-    python -m benchmarks.speed.race_picture runs/speed/race.json docs/race.svg
+    python -m benchmarks.race.picture runs/speed/race.json docs/race.svg
 
 The file is the result of the race alone, or one that holds it under "race".
 """
@@ -119,5 +119,5 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python -m benchmarks.speed.race_picture RESULT.json OUTPUT.svg")
+        sys.exit("usage: python -m benchmarks.race.picture RESULT.json OUTPUT.svg")
     main(Path(sys.argv[1]), Path(sys.argv[2]))

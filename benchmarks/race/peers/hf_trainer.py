@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.peers import Course, Point, Settings, Size, kept_steps
-from benchmarks.speed.peers.packed import feed_forward_width, stream, tokenizer_for
-from benchmarks.speed.peers.process import Clock, follow
+from benchmarks.race.peers import Course, Point, Settings, Size, kept_steps
+from benchmarks.race.peers.packed import feed_forward_width, stream, tokenizer_for
+from benchmarks.race.peers.process import Clock, follow
 from common.errors import UserError
 from common.hardware import detect
 

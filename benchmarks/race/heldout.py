@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from benchmarks.speed.peers import score
-from benchmarks.speed.peers.process import follow
+from benchmarks.race.peers import score
+from benchmarks.race.peers.process import follow
 from common.errors import UserError
 from corpus.reader import parse_chunk, read_chunks
 

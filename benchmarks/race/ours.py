@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.heldout import ROOT
-from benchmarks.speed.peers import Course, Point, denser_early
-from benchmarks.speed.peers.process import Clock, follow
+from benchmarks.race.heldout import ROOT
+from benchmarks.race.peers import Course, Point, denser_early
+from benchmarks.race.peers.process import Clock, follow
 from common.errors import UserError
 from corpus.manifest import Manifest
 from corpus.shards import Corpus as Tokens

@@ -1,4 +1,4 @@
-"""The counting and the arithmetic of benchmarks/speed/t4."""
+"""The counting and the arithmetic of benchmarks/t4."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed import t4
-from benchmarks.speed.operations import (
+from benchmarks.t4 import cost_model as t4
+from benchmarks.t4.figures import FIGURES, LEVELS, Machine
+from benchmarks.t4.figures import t4 as machine
+from benchmarks.t4.operations import (
     ATTENTION,
     ELEMENTWISE,
     MATRIX,
@@ -20,8 +22,6 @@ from benchmarks.speed.operations import (
     fused,
     totals,
 )
-from benchmarks.speed.t4_figures import FIGURES, LEVELS, Machine
-from benchmarks.speed.t4_figures import t4 as machine
 from model import CausalLM, ModelConfig
 from training.planning.flops import training_flops_per_token
 

@@ -15,12 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.speed import Skip, heldout, race, race_picture, race_table
-from benchmarks.speed.peers import Course, Point, Settings, kept_steps, minimind, nanogpt, score
-from benchmarks.speed.peers.minimind import MiniMind, _Run
-from benchmarks.speed.peers.nanogpt import NanoGPT
-from benchmarks.speed.peers.process import Clock, follow
-from benchmarks.speed.peers.search import Memory, Trial, search
+from benchmarks.inputs import Skip
+from benchmarks.race import flags as race_flags
+from benchmarks.race import heldout, race
+from benchmarks.race import picture as race_picture
+from benchmarks.race import table as race_table
+from benchmarks.race.peers import Course, Point, Settings, kept_steps, minimind, nanogpt, score
+from benchmarks.race.peers.minimind import MiniMind, _Run
+from benchmarks.race.peers.nanogpt import NanoGPT
+from benchmarks.race.peers.process import Clock, follow
+from benchmarks.race.peers.search import Memory, Trial, search
 from common.errors import UserError
 
 
@@ -297,10 +301,10 @@ def test_the_peers_tokenizer_is_run_only_where_it_is_another():
 
 
 def test_settings_are_read_or_refused():
-    assert race.peer_settings("lr=2e-3,batch=8") == Settings(2e-3, 8)
+    assert race_flags.peer_settings("lr=2e-3,batch=8") == Settings(2e-3, 8)
     for wrong in ("2e-3", "lr=x,batch=8", "lr=1"):
         with pytest.raises(argparse.ArgumentTypeError, match="not of the form"):
-            race.peer_settings(wrong)
+            race_flags.peer_settings(wrong)
 
 
 def test_a_command_that_fails_shows_its_last_lines(tmp_path):

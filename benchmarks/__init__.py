@@ -1,0 +1,1 @@
+"""How fast training, preparation and generation are, and beside whom."""
