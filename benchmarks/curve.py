@@ -25,8 +25,10 @@ def main(run: Path, output: Path) -> None:
     if not points:
         raise UserError(f"{run} was never evaluated: there is nothing to draw")
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    ladder = Corpus.open(Path(record["corpus"]), verify="size").ladder
-    levels = [(nats, name) for name, nats in (ladder.rungs() if ladder else [])] + [(points[-1][1], "this run")]
+    baselines = Corpus.open(Path(record["corpus"]), verify="size").manifest.ngram_baselines
+    levels = [(nats, name) for name, nats in (baselines.losses().items() if baselines else ())] + [
+        (points[-1][1], "this run")
+    ]
     try:
         output.write_text(svg(points, levels), encoding="utf-8")
     except OSError as error:

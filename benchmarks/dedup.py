@@ -28,8 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
-from corpus.cleaning.near_duplicates import NGRAM, THRESHOLD, NearIndex, signatures, simplified_letters
-from corpus.cleaning.normalization import letters_and_digits, ngram_hashes
+from corpus.cleaning.near_duplicates import NGRAM, THRESHOLD, NearIndex, signatures, simplified_characters
+from corpus.cleaning.normalization import ngram_hashes, normalized_characters
 from corpus.reader import parse_chunk, read_chunks
 from corpus.split import document_digest
 
@@ -86,15 +86,15 @@ def near_pairs(texts: list[str]) -> list[tuple[int, int]]:
     index = NearIndex()
     for start in range(0, len(texts), 500):
         part = texts[start : start + 500]
-        digests = b"".join(document_digest(text.encode()) for text in part)
-        index.add(signatures(letters_and_digits(part)), digests, range(start, start + len(part)), preferred=False)
+        digests = [document_digest(text.encode()) for text in part]
+        index.add(signatures(normalized_characters(part)), digests, range(start, start + len(part)), preferred=False)
     found = index.resolve()
     return list(zip(found.kept.tolist(), found.dropped.tolist(), strict=True))
 
 
 def alikeness(first: str, second: str) -> float:
     """Share of two texts' letters that stand in common blocks, in order (difflib's ratio): no n-grams, no hashes."""
-    parts = (simplified_letters(letters_and_digits([text])).tolist() for text in (first, second))
+    parts = (simplified_characters(normalized_characters([text])).tolist() for text in (first, second))
     return difflib.SequenceMatcher(None, *parts, autojunk=False).ratio()
 
 
@@ -134,7 +134,7 @@ def edition_pairs(poems: list[str]) -> list[tuple[int, int, float]]:
     for place, poem in enumerate(poems):
         title, _, body = poem.partition("\n")
         if body.strip():
-            key = simplified_letters(letters_and_digits([title])).tobytes()
+            key = simplified_characters(normalized_characters([title])).tobytes()
             by_title[key].append((place, body))
     return [
         (first, second, alikeness(one, other))
@@ -201,7 +201,7 @@ def choice(texts: list[str], count: int = 400) -> None:
 def jaccard(first: str, second: str, n: int) -> float:
     """Exact similarity of the sets of n-grams of two texts."""
     one, other = (
-        np.unique(ngram_hashes(simplified_letters(letters_and_digits([text])), n)) for text in (first, second)
+        np.unique(ngram_hashes(simplified_characters(normalized_characters([text])), n)) for text in (first, second)
     )
     common = len(np.intersect1d(one, other, assume_unique=True))
     return common / max(1, len(one) + len(other) - common)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from corpus.pipeline import prepare
+from corpus.settings import PreparationSettings
 from corpus.shards import Corpus
 from evaluation.held_out_prompts import HeldOutPrompts, select_prompts
 from evaluation.repetition import measure_repetition
@@ -163,14 +164,14 @@ class Lab:
             num_attention_heads=4,
             num_key_value_heads=2,
             moe_intermediate_size=hidden * 11 // 8,
-            bos_token_id=manifest.begin_id,
-            eos_token_id=manifest.end_id,
+            bos_token_id=manifest.bos_id,
+            eos_token_id=manifest.eos_id,
             pad_token_id=manifest.pad_id,
         )
         self.train, self.val = corpus.split("train"), corpus.split("val")
         self.val_rows = evaluation_rows(self.val.num_rows(SEQ_LEN), HELD_OUT_TOKENS, SEQ_LEN)
         self.held_out = select_prompts(
-            self.val, bos_id=manifest.begin_id, eos_id=manifest.end_id, count=PROMPTS, new_tokens=NEW_TOKENS
+            self.val, bos_id=manifest.bos_id, eos_id=manifest.eos_id, count=PROMPTS, new_tokens=NEW_TOKENS
         )
 
     def run(self, recipe: Recipe) -> tuple[Result, CausalLM]:
@@ -339,13 +340,19 @@ def main(argv: list[str] | None = None) -> int:
         help="recipes to try the proposed fixes on",
     )
     options = parser.parse_args(argv)
-    prepare(options.data, options.output / "corpus", vocab_size=VOCABULARY, val_fraction=0.01, workers=1, progress=None)
+    prepare(
+        options.data,
+        options.output / "corpus",
+        PreparationSettings(vocab_size=VOCABULARY, val_fraction=0.01),
+        workers=1,
+        progress=None,
+    )
     corpus = Corpus.open(options.output / "corpus")
     lab = Lab(corpus, options.hidden, options.layers, options.seed)
     recipes = [replace(recipe, steps=options.steps) for recipe in (HEALTHY, *MISTAKES)]
     recipes += [fix for recipe in recipes if recipe.name in options.fix for fix in fixes(recipe)]
     recipes = [r for r in recipes if not options.only or r.name.startswith(tuple(options.only))]
-    print(f"n-gram baselines: {corpus.manifest.ladder}")
+    print(f"n-gram baselines: {corpus.manifest.ngram_baselines}")
     print(f"true text: {measure_repetition(lab.held_out.prompts, lab.held_out.continuations)}\n{HEADER}")
     results = []
     for recipe in recipes:

@@ -7,6 +7,7 @@ half of one. What goes wrong is an OSError, so that the caller words it with its
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from common.errors import UserError
 
 # Without it, opening a named pipe waits for somebody to write into it.
 _DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -51,6 +54,18 @@ def read_json(path: Path, most_bytes: int) -> Any:
         return json.loads(read_text(path, most_bytes))
     except RecursionError:
         raise ValueError("blocks within blocks without end") from None
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal; UserError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open_regular(path) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -1,42 +1,46 @@
-"""Prepared folders, opened: a split is one long stream of token ids, memory-mapped over its shards."""
+"""The shards of a prepared folder: written once, and opened as one long memory-mapped stream of token ids a split."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from common.errors import UserError
-from common.files import check_regular, open_regular
-from corpus.fingerprint import sha256_file
-from corpus.manifest import BYTES_PER_TOKEN, MOST_TOKENIZER_BYTES, TOKENIZER_NAME, Manifest, ShardInfo, SplitInfo
-from corpus.ngram_baselines import NGramBaselines
+from common.files import check_regular, open_regular, sha256_file
+from corpus.manifest import BYTES_PER_TOKEN, TOKENIZER_NAME, Manifest, ShardInfo, SplitInfo, shard_name
+from corpus.packing import ID_TYPE, Packed
+from corpus.tokenizer import MOST_TOKENIZER_BYTES
 
-ID_TYPE = np.dtype("<u2")
 READ_BYTES = 2**20
 AGAIN = "prepare the corpus again"
 CHANGED = "changed since it was prepared (SHA-256 differs)"
 
 
 class TokenStream:
-    """The packed ids of one split: begin mark, document, end mark, and so on without gaps."""
+    """The packed ids of one split: BOS, document, EOS, BOS, and so on without gaps."""
 
     def __init__(self, shards: Sequence[np.ndarray]) -> None:
         self._shards = list(shards)
         self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
 
     def __len__(self) -> int:
-        """Tokens in the stream."""
+        """Return the number of tokens."""
         return int(self._starts[-1])
 
     def num_rows(self, seq_len: int) -> int:
-        """Whole rows of `seq_len` + 1 ids; neighbours share one id, so that every id but the first is a target once."""
+        """Return the number of whole rows of `seq_len` + 1 ids.
+
+        Neighbours share one id, so that every id but the first is a target once.
+        """
         return max(0, (len(self) - 1) // seq_len)
 
     def batch(self, rows: Sequence[int], seq_len: int) -> np.ndarray:
-        """Rows by number as int64 (len(rows), seq_len + 1); inputs are [:, :-1], targets [:, 1:].
+        """Return rows by number as int64 (len(rows), seq_len + 1); inputs are [:, :-1], targets [:, 1:].
 
         IndexError for a row outside 0 .. num_rows(seq_len) - 1.
         """
@@ -49,7 +53,7 @@ class TokenStream:
         return result
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """The ids from `start` on, int64: `length` of them, or fewer where the stream ends."""
+        """Return `length` ids from `start` on as int64, or fewer where the stream ends."""
         ids = np.empty(max(0, min(length, len(self) - start)), dtype=np.int64)
         self._read_into(ids, start)
         return ids
@@ -94,19 +98,13 @@ class Corpus:
             raise UserError(f"{corpus.tokenizer_path}: {CHANGED}; {AGAIN}")
         return corpus
 
-    @property
-    def ladder(self) -> NGramBaselines | None:
-        """What models of no understanding lose on the validation text; None where there is no such text."""
-        figures = self.manifest.ladder
-        return None if figures is None else NGramBaselines(**figures)
-
     def split(self, name: str) -> TokenStream:
-        """The stream of "train" or "val"; the latter may be empty."""
+        """Return the stream of "train" or "val"; the latter may be empty."""
         return open_stream(self.folder, self.manifest.splits[name])
 
 
 def open_stream(folder: Path, split: SplitInfo) -> TokenStream:
-    """The shards of a split, memory-mapped; UserError if one cannot be."""
+    """Map the shards of a split into memory; UserError if one cannot be."""
     shards = []
     for shard in split.shards:
         try:
@@ -117,7 +115,7 @@ def open_stream(folder: Path, split: SplitInfo) -> TokenStream:
 
 
 def _check_shard(folder: Path, shard: ShardInfo, vocab_size: int, whole: bool) -> None:
-    """The size; with `whole` also the hash, and that no id is beyond the vocabulary."""
+    """Check the size; with `whole` also the hash, and that no id is beyond the vocabulary."""
     path = folder / shard.file
     size, expected = _check_place(folder, path), shard.tokens * BYTES_PER_TOKEN
     if size != expected:
@@ -141,7 +139,7 @@ def _check_shard(folder: Path, shard: ShardInfo, vocab_size: int, whole: bool) -
 
 
 def _check_place(folder: Path, path: Path) -> int:
-    """The size in bytes of a plain file that is in the folder, and not only a link from there to somewhere else."""
+    """Return the size of a plain file that is in the folder, and not only a link from there to somewhere else."""
     try:
         size = check_regular(path).st_size
         real = path.resolve(strict=True)
@@ -153,3 +151,58 @@ def _check_place(folder: Path, path: Path) -> int:
             "(cp -L), or give the folder that holds it"
         )
     return size
+
+
+class SplitWriter:
+    """Writes the stream of one split into shards of `shard_tokens` ids, hashing and counting on the way."""
+
+    def __init__(self, folder: Path, name: str, shard_tokens: int) -> None:
+        self.folder = folder
+        self.name = name
+        self.shard_tokens = shard_tokens
+        self.frequencies = np.zeros(2**16, dtype=np.int64)
+        self._totals: Counter[str] = Counter(documents=0, bytes=0, characters=0, tokens=0)
+        self._shards: list[ShardInfo] = []
+        self._file: BinaryIO | None = None
+        self._digest = hashlib.sha256()
+        self._free = 0  # ids that go into the open shard
+
+    def add(self, packed: Packed) -> None:
+        """Append the documents of a chunk."""
+        ids = np.frombuffer(packed.ids, dtype=ID_TYPE)
+        self.frequencies += np.bincount(ids, minlength=2**16)
+        self._totals.update(documents=packed.documents, bytes=packed.bytes)
+        self._totals.update(characters=packed.characters, tokens=len(ids))
+        rest = memoryview(packed.ids)
+        while rest:
+            if self._file is None:
+                path = self.folder / shard_name(self.name, len(self._shards))
+                self._file = open(path, "wb")  # noqa: SIM115 (closed when the shard is full)
+                self._digest, self._free = hashlib.sha256(), self.shard_tokens
+            piece = rest[: self._free * BYTES_PER_TOKEN]
+            self._file.write(piece)
+            self._digest.update(piece)
+            self._free -= len(piece) // BYTES_PER_TOKEN
+            rest = rest[len(piece) :]
+            if self._free == 0:
+                self._end_shard()
+
+    def finish(self) -> SplitInfo:
+        """Close the last shard and return what was written."""
+        self._end_shard()
+        tokens, characters = self._totals["tokens"], self._totals["characters"]
+        per_token = round(characters / tokens, 4) if tokens else 0.0
+        return SplitInfo(**self._totals, characters_per_token=per_token, shards=self._shards)
+
+    def entropy_nats(self) -> float:
+        """Return the entropy of the frequencies of the ids."""
+        counts = self.frequencies[self.frequencies > 0]
+        shares = counts / counts.sum()
+        return float(-(shares * np.log(shares)).sum())
+
+    def _end_shard(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            name, tokens = shard_name(self.name, len(self._shards)), self.shard_tokens - self._free
+            self._shards.append(ShardInfo(file=name, tokens=tokens, sha256=self._digest.hexdigest()))
+            self._file = None

@@ -1,4 +1,4 @@
-"""Which side a document is on: decided by its text alone, so by no order, no run and no file name."""
+"""Which split a document is assigned to: decided by its text alone, so by no order, no run and no file name."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from hashlib import blake2b
 DIGEST_BYTES = 16
 _CUT_BYTES = 8
 
-# What becomes of a document; one byte each.
+# The assignment of a document; one byte each.
 DROP, TRAIN, VAL = 0, 1, 2
 
 
 def document_digest(encoded: bytes) -> bytes:
-    """The 16 bytes that stand for a document, given as UTF-8; no two different documents share them in practice."""
+    """Return the 16 bytes that stand for a document, given as UTF-8; in practice no two different ones share them."""
     return blake2b(encoded, digest_size=DIGEST_BYTES).digest()
 
 
 def val_cut(val_fraction: float) -> bytes:
-    """Digests that sort below this are validation documents; 0 <= val_fraction < 1."""
+    """Return what the digests of validation documents sort below; 0 <= val_fraction < 1."""
     return int(val_fraction * 2 ** (8 * _CUT_BYTES)).to_bytes(_CUT_BYTES, "big")
 
 
 def is_val(digest: bytes, cut: bytes) -> bool:
-    """Whether the document belongs to the validation side."""
+    """Return whether the document is one of validation."""
     return digest[:_CUT_BYTES] < cut
 
 
@@ -60,15 +60,13 @@ class HashSubset:
 
     def discard(self, digests: Iterable[bytes]) -> None:
         """Take documents out, as far as they are in. Others that were offered before do not come back."""
-        found = [digest for digest in digests if digest in self._texts]
-        for digest in found:
-            self.size -= self._texts.pop(digest)[1]
-        if found:
-            self._heap = [-int.from_bytes(digest, "big") for digest in self._texts]
-            heapq.heapify(self._heap)
+        for digest in digests:
+            self.size -= self._texts.pop(digest, ("", 0))[1]
+        self._heap = [-int.from_bytes(digest, "big") for digest in self._texts]
+        heapq.heapify(self._heap)
 
     def texts(self) -> list[str]:
-        """The documents in the order of their digests."""
+        """Return the documents in the order of their digests."""
         return [self._texts[digest][0] for digest in sorted(self._texts)]
 
     def _largest(self) -> bytes:

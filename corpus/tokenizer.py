@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from common.errors import UserError
 from common.files import printable, read_text
-from corpus.manifest import MOST_TOKENIZER_BYTES
+from corpus.workers import PARALLELISM
 
-PAD, BEGIN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-SPECIAL_TOKENS = (PAD, BEGIN, END)  # ids 0, 1, 2; each begins with "<|"
-_MARKS = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+PAD, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SPECIAL_TOKENS = (PAD, BOS, EOS)  # ids 0, 1, 2; each begins with "<|"
+_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+MOST_TOKENIZER_BYTES = 64 * 2**20  # 65,536 entries and their merges take a tenth of it
 MAX_ENTRIES = 65_536  # ids are stored as uint16
 MIN_ENTRIES = 256 + len(SPECIAL_TOKENS)
 
@@ -37,9 +39,9 @@ PROBES = {
     "control and combining characters": "a\u0301\u200b\ufeffe\x00\x7f",
 }
 
-# Marks of other tokenizers around a document, in the order they are looked for.
-FOREIGN_MARKS = (
-    (BEGIN, END),
+# BOS and EOS by name, those of other tokenizers too, in the order they are looked for.
+BOS_EOS_NAMES = (
+    (BOS, EOS),
     ("<|begin_of_text|>", "<|end_of_text|>"),
     ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
     ("<s>", "</s>"),
@@ -48,10 +50,10 @@ FOREIGN_MARKS = (
     ("[CLS]", "[SEP]"),
     (PAD, PAD),
 )
-FOREIGN_PADS = (PAD, "<pad>", "<|pad|>", "[PAD]")
+PAD_NAMES = (PAD, "<pad>", "<|pad|>", "[PAD]")
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE with at most `vocab_size` entries; ids 0, 1, 2 are the special tokens.
 
     A small text may not have enough repeated pairs for that many entries: then there are fewer. UserError if
@@ -71,19 +73,24 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
         max_token_length=MAX_TOKEN_BYTES,
         show_progress=False,
     )
-    # Marks left in would spend entries on "im", "start", "|>".
-    tokenizer.train_from_iterator((piece for text in texts for piece in between_marks(text)), trainer)
+    # Special tokens that are written in a text would spend entries on "im", "start", "|>".
+    tokenizer.train_from_iterator((part for text in texts for part in _SPECIAL.split(text)), trainer)
     return tokenizer
 
 
-def between_marks(text: str) -> list[str]:
-    """What stands between the marks written in a text: those are special ids later, no letters of its language."""
-    return _MARKS.split(text)
+def train_tokenizer_json(texts: list[str], vocab_size: int, parallel: bool) -> str:
+    """Return the JSON of a tokenizer trained on `texts`. Runs in a worker, with all cores if `parallel`."""
+    if parallel:
+        os.environ[PARALLELISM] = "true"
+    try:
+        return train_tokenizer(texts, vocab_size).to_str(pretty=True)
+    finally:
+        os.environ[PARALLELISM] = "false"
 
 
-def without_marks(text: str) -> str:
-    """A text without the marks written in it."""
-    return "".join(between_marks(text)) if "<|" in text else text
+def without_special_tokens(text: str) -> str:
+    """Return a text without the special tokens written in it."""
+    return _SPECIAL.sub("", text) if "<|" in text else text
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -110,8 +117,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 @contextmanager
 def library_errors(message: str) -> Iterator[None]:
-    """Whatever the tokenizers library raises inside becomes a UserError: bare Exceptions, and the panics of its Rust
-    code, which are no Exceptions at all.
+    """Turn what the tokenizers library raises into a UserError: bare Exceptions, and the panics of its Rust code, which
+    are no Exceptions at all.
     """
     try:
         yield
@@ -146,7 +153,7 @@ def _check_parts(path: Path, text: str) -> None:
 
 
 def _blocks(part: object) -> Iterator[dict[str, Any]]:
-    """A part and those that it is a sequence of. Not deeper than the JSON: the library reads 128 levels."""
+    """Yield a part and those that it is a sequence of. Without recursion: the library reads 128 levels."""
     waiting = [part]
     while waiting:
         block = waiting.pop()
@@ -188,41 +195,39 @@ def _round_trip(tokenizer: Tokenizer, text: str) -> str:
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:
-    """The number of ids a model needs: the highest id plus one (a foreign vocabulary may have holes)."""
+    """Return the number of ids a model needs: the highest id plus one (a foreign vocabulary may have holes)."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
 def special_ids(tokenizer: Tokenizer) -> tuple[int, int, int]:
-    """(begin, end, pad) of a document; UserError if the tokenizer has no marks that could serve."""
-    for begin, end in FOREIGN_MARKS:
-        begin_id, end_id = tokenizer.token_to_id(begin), tokenizer.token_to_id(end)
-        if begin_id is not None and end_id is not None:
-            pads = (tokenizer.token_to_id(pad) for pad in FOREIGN_PADS)
-            return begin_id, end_id, next((pad for pad in pads if pad is not None), end_id)
-    known = ", ".join(f"{begin} {end}" for begin, end in FOREIGN_MARKS)
-    raise UserError(f"the tokenizer has no marks for the begin and end of a document; add a pair of these: {known}")
+    """Return the ids of BOS, EOS and padding; UserError if the tokenizer has no BOS and EOS."""
+    for bos, eos in BOS_EOS_NAMES:
+        bos_id, eos_id = tokenizer.token_to_id(bos), tokenizer.token_to_id(eos)
+        if bos_id is not None and eos_id is not None:
+            pads = (tokenizer.token_to_id(pad) for pad in PAD_NAMES)
+            return bos_id, eos_id, next((pad for pad in pads if pad is not None), eos_id)
+    known = ", ".join(f"{bos} {eos}" for bos, eos in BOS_EOS_NAMES)
+    raise UserError(f"the tokenizer has no BOS and EOS tokens; add a pair of these: {known}")
 
 
 def write_hf_tokenizer(tokenizer_json: Path, out_folder: Path) -> None:
     """Write the three files from which transformers.AutoTokenizer makes the same ids as the packed corpus has."""
     tokenizer = load_tokenizer(tokenizer_json)
-    begin, end, pad = (tokenizer.id_to_token(i) for i in special_ids(tokenizer))
-    # A post-processor would put marks around every text that a user encodes, which the packer does by itself.
-    content = json.loads(tokenizer.to_str())
-    content["post_processor"] = None
-    marks = {"bos_token": begin, "eos_token": end, "pad_token": pad}
-    config = {
-        "add_bos_token": False,
-        "add_eos_token": False,
-        "add_prefix_space": False,
-        **marks,
-        "clean_up_tokenization_spaces": False,
-        "tokenizer_class": "PreTrainedTokenizerFast",
+    bos, eos, pad = (tokenizer.id_to_token(i) for i in special_ids(tokenizer))
+    special = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
+    files = {
+        # A post-processor would put BOS and EOS around every text that a user encodes; the packer does that by itself.
+        "tokenizer.json": json.loads(tokenizer.to_str()) | {"post_processor": None},
+        "tokenizer_config.json": {
+            "add_bos_token": False,
+            "add_eos_token": False,
+            "add_prefix_space": False,
+            **special,
+            "clean_up_tokenization_spaces": False,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+        "special_tokens_map.json": special,
     }
     out_folder.mkdir(parents=True, exist_ok=True)
-    for name, data in (
-        ("tokenizer.json", content),
-        ("tokenizer_config.json", config),
-        ("special_tokens_map.json", marks),
-    ):
+    for name, data in files.items():
         (out_folder / name).write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

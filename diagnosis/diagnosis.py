@@ -325,10 +325,10 @@ def _ladder(case: Case) -> dict[str, Any]:
     def place(nats: float | None) -> dict[str, Any] | None:
         return None if nats is None else {"nats": nats, "bits_per_byte": ladder.bits_per_byte(nats) if ladder else None}
 
-    stands = ladder.stands(loss) if ladder and loss is not None else None
+    stands = ladder.compare(loss) if ladder and loss is not None else None
     rungs = [
         {"name": name, "label": words(f"rung_{name}"), **(place(nats) or {})}
-        for name, nats in (ladder.rungs() if ladder else [])
+        for name, nats in (ladder.losses().items() if ladder else ())
     ]
     return {
         "rungs": rungs,

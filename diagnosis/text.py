@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,9 +12,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from common.errors import UserError
-from corpus import ngram_baselines as ladders
-from corpus.ngram_baselines import NGramBaselines
+from corpus.ngram_baselines import NGramBaselines, measure
 from corpus.reader import parse_chunk, read_chunks
+from corpus.report import CorpusReport
 from corpus.shards import Corpus, TokenStream
 from corpus.split import document_digest, is_val, val_cut
 from corpus.tokenizer import PROBES, load_tokenizer
@@ -95,9 +94,9 @@ def _prepared(corpus: Corpus, own: bool) -> Text:
     train, held_out = corpus.split("train"), corpus.split("val")
     info = corpus.manifest.splits["val" if len(held_out) else "train"]
     bytes_per_token = info.bytes / info.tokens if info.tokens else 1.0
-    ladder = corpus.ladder
+    ladder = corpus.manifest.ngram_baselines
     if ladder is None and len(train) and len(held_out):
-        ladder = ladders.measure(train, held_out, corpus.manifest.vocab_size, bytes_per_token)
+        ladder = measure(train, held_out, corpus.manifest.vocab_size, bytes_per_token)
     return Text(
         str(corpus.folder),
         train,
@@ -119,7 +118,7 @@ def _encoded(
         )
     streams = [_stream(part, subject) for part in (train, held_out)]
     bytes_per_token = sum(len(text.encode()) for text in held_out) / max(1, len(streams[1]))
-    ladder = ladders.measure(streams[0], streams[1], subject.vocab_size, bytes_per_token)
+    ladder = measure(streams[0], streams[1], subject.vocab_size, bytes_per_token)
     return Text(str(path), streams[0], streams[1], bytes_per_token, ladder, report, is_own=False)
 
 
@@ -166,7 +165,7 @@ def _texts_in(path: Path) -> Iterator[str]:
 def _texts_of(corpus: Corpus, split: str) -> Iterator[str]:
     """Documents of a prepared folder, back as text."""
     tokenizer, manifest = load_tokenizer(corpus.tokenizer_path), corpus.manifest
-    for ids in documents(corpus.split(split), manifest.begin_id, manifest.end_id, TRAIN_BYTES // 2, pieces=8):
+    for ids in documents(corpus.split(split), manifest.bos_id, manifest.eos_id, TRAIN_BYTES // 2, pieces=8):
         yield tokenizer.decode(ids.tolist())
 
 
@@ -175,7 +174,7 @@ def _same_tokenizer(corpus: Corpus, subject: Subject) -> bool:
     tokenizer: Tokenizer = load_tokenizer(corpus.tokenizer_path)
     probes = [*PROBES.values(), *islice(_texts_of(corpus, "train"), PROBED_DOCUMENTS)]
     theirs = [encoding.ids for encoding in tokenizer.encode_batch(probes, add_special_tokens=False)]
-    return theirs == subject.encode(probes) and (corpus.manifest.begin_id, corpus.manifest.end_id) == (
+    return theirs == subject.encode(probes) and (corpus.manifest.bos_id, corpus.manifest.eos_id) == (
         subject.begin_id,
         subject.end_id,
     )
@@ -183,7 +182,6 @@ def _same_tokenizer(corpus: Corpus, subject: Subject) -> bool:
 
 def _report(folder: Path) -> dict[str, Any] | None:
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return CorpusReport.read(folder).model_dump()
+    except UserError:
         return None
-    return report if isinstance(report, dict) else None

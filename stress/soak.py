@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from corpus.pipeline import prepare
+from corpus.settings import PreparationSettings
 from sample_stories import write_sample_corpus
 from stress.chaos.compare import rows
 from stress.chaos.session import ROOT, Process, Session, free_port
@@ -238,7 +239,7 @@ def _corpus(work: Path) -> Path:
     if not (folder / "manifest.json").is_file():
         work.mkdir(parents=True, exist_ok=True)
         write_sample_corpus(work / "stories.jsonl", STORIES, hamlet=True)
-        prepare([work / "stories.jsonl"], folder, vocab_size=2_000, progress=None)
+        prepare([work / "stories.jsonl"], folder, PreparationSettings(vocab_size=2_000), progress=None)
     return folder
 
 

@@ -45,8 +45,8 @@ class RunContext:
     @property
     def unigram(self) -> float:
         """The loss of a model that knows only how frequent each token is, in nats a token."""
-        ladder = self.corpus.ladder
-        return ladder.unigram if ladder else self.corpus.manifest.entropy_nats
+        manifest = self.corpus.manifest
+        return manifest.ngram_baselines.unigram if manifest.ngram_baselines else manifest.entropy_nats
 
     def bytes_per_token(self, split: str) -> float:
         """To turn nats a token into bits a byte, which do not depend on the tokenizer."""

@@ -11,7 +11,8 @@ from typing import Any
 from common.console import Console
 from common.errors import UserError
 from common.hardware import Device, detect
-from corpus.pipeline import fingerprint, prepare
+from corpus.pipeline import prepare
+from corpus.settings import PreparationSettings, fingerprint
 from corpus.shards import Corpus
 from model import ModelConfig
 from sample_stories import write_sample_corpus
@@ -178,12 +179,12 @@ def _prepare(options: Options, device: Device, console: Console) -> Path:
     if not inputs:
         inputs = [sample_corpus(device, console)]
     cleaning = {name: getattr(options, name) for name in CLEANING if getattr(options, name)}
-    settings = {"tokenizer": options.tokenizer, "vocab_size": _vocab_size(options), **cleaning}
-    key = fingerprint(inputs, **settings)[:12]
+    settings = PreparationSettings(tokenizer=options.tokenizer, vocab_size=_vocab_size(options), **cleaning)
+    key = fingerprint(inputs, settings)[:12]
     folder = DATA_FOLDER / f"{_data_name(options)}-{key}"
     if not (folder / "manifest.json").is_file():
         console.say(f"preparing {', '.join(str(path) for path in inputs)} -> {folder}")
-    manifest = prepare(inputs, folder, progress=console.stream, **settings)
+    manifest = prepare(inputs, folder, settings, progress=console.stream)
     train, val = manifest.splits["train"], manifest.splits["val"]
     console.say(
         f"corpus: {folder}: {train.documents:,} documents, {train.tokens:,} tokens to train on; "
@@ -213,8 +214,8 @@ def _model_config(options: Options, corpus: Corpus) -> ModelConfig:
     return command_line.model_config(
         options,
         vocab_size=manifest.vocab_size,
-        begin_id=manifest.begin_id,
-        end_id=manifest.end_id,
+        begin_id=manifest.bos_id,
+        end_id=manifest.eos_id,
         pad_id=manifest.pad_id,
     )
 

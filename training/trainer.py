@@ -339,7 +339,7 @@ class Trainer:
         before = self.state.best_loss, self.state.best_step
         best = self.state.update_best(result.loss)
         started = time.perf_counter()
-        self.progress.evaluated(result.loss, result.bits_per_byte, self.context.corpus.ladder, best)
+        self.progress.evaluated(result.loss, result.bits_per_byte, self.context.corpus.manifest.ngram_baselines, best)
         figures = self._repetition()
         if self.metrics:
             row = self.metrics.write(

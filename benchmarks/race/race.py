@@ -332,8 +332,8 @@ def _trained(track: _Track, peer: Driver) -> _Text:
         track.work / "rows_trained.npz",
         heldout.read_texts(track.held_out_documents),
         corpus.folder / TOKENIZER_NAME,
-        begin_id=manifest.begin_id,
-        end_id=manifest.end_id,
+        begin_id=manifest.bos_id,
+        end_id=manifest.eos_id,
         max_seq_len=track.size.max_seq_len,
     )
     return _Text(corpus, rows)

@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks import inputs
 from common.errors import UserError
 from corpus.pipeline import prepare
+from corpus.settings import PreparationSettings
 from corpus.tokenizer import train_tokenizer
 from sample_stories import generate_stories
 from training.config.command_line import positive
@@ -85,7 +86,9 @@ def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -
             bare = _bare(tokenizer, text, cores)
             start = time.perf_counter()
             shutil.rmtree(folder / "prepared", ignore_errors=True)
-            manifest = prepare([text], folder / "prepared", tokenizer=tokenizer, workers=cores, progress=None)
+            manifest = prepare(
+                [text], folder / "prepared", PreparationSettings(tokenizer=tokenizer), workers=cores, progress=None
+            )
             rounds.append({**bare, "prepare": time.perf_counter() - start})
         tokens = sum(split.tokens - 2 * split.documents for split in manifest.splits.values())
         rows.append(

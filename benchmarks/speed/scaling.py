@@ -22,6 +22,7 @@ from benchmarks import inputs
 from benchmarks.inputs import Skip
 from benchmarks.speed.scaling_child import FOLDER
 from corpus.pipeline import prepare
+from corpus.settings import PreparationSettings
 from corpus.tokenizer import load_tokenizer
 from model import ModelConfig, count_parameters
 from sample_stories import write_sample_corpus
@@ -224,7 +225,7 @@ def corpus(work: Path) -> Path:
     if not (folder / "manifest.json").is_file():
         work.mkdir(parents=True, exist_ok=True)
         write_sample_corpus(work / "stories.jsonl", STORIES, hamlet=True)
-        prepare([work / "stories.jsonl"], folder, vocab_size=VOCABULARY, progress=None)
+        prepare([work / "stories.jsonl"], folder, PreparationSettings(vocab_size=VOCABULARY), progress=None)
     return folder
 
 

@@ -1,13 +1,12 @@
 """Near duplicates: texts that differ in a few characters, in script (traditional or simplified), in layout or case.
 
-A text counts as the set of its letters' 3-grams. Two texts are near if the Jaccard similarity of their sets, estimated
-by MinHash (Broder 1997), is at least 0.5: about one letter in eight replaced. Candidates are found by banding (locality
+A text counts as the set of the 3-grams of its normalized characters. Two texts are near if the Jaccard similarity of their sets, estimated
+by MinHash (Broder 1997), is at least 0.5: about one character in eight replaced. Candidates are found by banding (locality
 sensitive hashing), so that nothing is compared with everything.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from rensa import RMinHash
 
-from corpus.cleaning.normalization import Letters, mix, ngram_hashes
+from corpus.cleaning.normalization import NormalizedTexts, mix, ngram_hashes
 from corpus.split import DIGEST_BYTES
 
 # Measured by benchmarks/dedup.py. Longer n-grams lose edited texts, shorter ones take two texts of a subject for one.
@@ -30,45 +29,42 @@ SIGNATURE_TYPE = np.dtype("<u2")
 _NO_BUCKET = -1
 
 
-def signatures(letters: Letters) -> np.ndarray:
-    """The lower halves of every text's MinHash values, (texts, HASHES) of SIGNATURE_TYPE; zeros if it has no letters.
+def signatures(normalized: NormalizedTexts) -> np.ndarray:
+    """Return the lower halves of every text's MinHash values, (texts, HASHES) of SIGNATURE_TYPE.
 
-    A text shorter than an n-gram is near to those alone that have the same letters.
+    They are zeros for a text without characters. A text shorter than an n-gram is near to those alone that have the
+    same characters.
     """
-    points, owner = _padded(letters)
+    points, owner = _padded(normalized)
     hashes = ngram_hashes(points, NGRAM)
     owner_of_hash = owner[: len(hashes)]
     whole = owner_of_hash == owner[len(owner) - len(hashes) :]
-    counts = np.bincount(owner_of_hash[whole], minlength=letters.texts)
+    counts = np.bincount(owner_of_hash[whole], minlength=normalized.texts)
     offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.uint64)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(mix(hashes[whole]), offsets, HASHES, SEED)
-    rows = np.array(matrix.to_rows(), dtype=np.uint32).reshape(letters.texts, HASHES)
+    rows = np.array(matrix.to_rows(), dtype=np.uint32).reshape(normalized.texts, HASHES)
     rows[counts == 0] = 0
     return rows.astype(SIGNATURE_TYPE)
 
 
-def simplified_letters(letters: Letters) -> np.ndarray:
-    """The code points of texts with every Han character in its simplified form, uint32 (n,)."""
-    return _simplified()[letters.points]
+def simplified_characters(normalized: NormalizedTexts) -> np.ndarray:
+    """Return the code points of texts with every Han character in its simplified form, uint32 (n,)."""
+    return _simplified()[normalized.points]
 
 
-def _padded(letters: Letters) -> tuple[np.ndarray, np.ndarray]:
-    """Simplified code points and their owners, short texts filled up to the length of an n-gram."""
-    counts = letters.counts()
+def _padded(normalized: NormalizedTexts) -> tuple[np.ndarray, np.ndarray]:
+    """Return simplified code points and their owners, short texts filled up to the length of an n-gram."""
+    counts = normalized.counts()
     sizes = np.where(counts > 0, np.maximum(counts, NGRAM), 0)
-    places = np.arange(len(letters.points)) + (_starts(sizes) - _starts(counts))[letters.owner]
+    inserted = np.cumsum(sizes - counts) - (sizes - counts)  # before each text
     points = np.zeros(sizes.sum(), dtype=np.uint32)
-    points[places] = simplified_letters(letters)
-    return points, np.repeat(np.arange(letters.texts), sizes)
-
-
-def _starts(sizes: np.ndarray) -> np.ndarray:
-    return np.cumsum(sizes) - sizes
+    points[np.arange(len(normalized.points)) + inserted[normalized.owner]] = simplified_characters(normalized)
+    return points, np.repeat(np.arange(normalized.texts), sizes)
 
 
 @lru_cache(maxsize=1)
 def _simplified() -> np.ndarray:
-    """By code point: the simplified form of a Han character, anything else as it is."""
+    """Map code points: Han characters to their simplified forms, anything else to itself."""
     from opencc import OpenCC  # only --dedup near pays for loading it
 
     table = np.arange(0x110000, dtype=np.uint32)
@@ -81,10 +77,10 @@ def _simplified() -> np.ndarray:
 
 @dataclass(frozen=True)
 class NearPairs:
-    """Texts left out and those kept in their stead, by their places in the corpus, with their estimated similarity.
+    """Dropped texts and those kept in their stead, by their places in the corpus, with their estimated similarity.
 
     Arrays of one length: `kept` and `dropped` int64, `similarity` float64 from THRESHOLD to 1; `digests` are those of
-    the texts left out.
+    the dropped texts.
     """
 
     kept: np.ndarray
@@ -97,7 +93,7 @@ class NearIndex:
     """The signatures of a corpus: 281 bytes a text, and 380 to 720 more while `resolve` runs, by how alike they are.
 
     Texts are taken in the order of their digests and kept unless a text that was kept before is near. So the choice
-    depends on no order of files, every text left out is near to one that is kept, and what is kept has no near pair
+    depends on no order of files, every dropped text is near to one that is kept, and what is kept has no near pair
     that banding finds: a second pass drops nothing.
     """
 
@@ -107,33 +103,28 @@ class NearIndex:
         self._places: list[np.ndarray] = []
         self._preferred: list[np.ndarray] = []
 
-    def add(self, rows: np.ndarray, digests: bytes, places: Sequence[int], preferred: bool) -> None:
+    def add(self, rows: np.ndarray, digests: Sequence[bytes], places: Sequence[int], preferred: bool) -> None:
         """Take in texts by their signatures, digests (of DIGEST_BYTES each) and places in the corpus.
 
-        `preferred` ones are kept before all others. Texts without letters are near to none.
+        `preferred` ones are kept before all others. Texts without characters are near to none.
         """
         some = np.flatnonzero(rows.any(axis=1))
         self._rows.append(rows[some])
-        for i in some.tolist():
-            self._digests += digests[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES]
+        self._digests += b"".join(digests[i] for i in some.tolist())
         self._places.append(np.asarray(places, dtype=np.int64)[some])
         self._preferred.append(np.full(len(some), preferred))
 
     def resolve(self) -> NearPairs:
-        """Choose what is left out. The index is empty afterwards."""
+        """Choose what is dropped. The index is empty afterwards."""
         rows, places, order = self._take_all()
         digests, self._digests = self._digests, bytearray()
-        dropped, kept, similarity = array("q"), array("q"), array("d")
-        for text, other, found in _near_earlier(rows, order):
-            dropped.append(text)
-            kept.append(other)
-            similarity.append(found)
-        cut = [bytes(digests[text * DIGEST_BYTES : (text + 1) * DIGEST_BYTES]) for text in dropped]
-        texts, others = (np.array(found, dtype=np.int64) for found in (dropped, kept))
-        return NearPairs(places[others], places[texts], np.array(similarity), cut)
+        pair = np.dtype([("dropped", np.int64), ("kept", np.int64), ("similarity", np.float64)])
+        found = np.fromiter(_near_earlier(rows, order), dtype=pair)
+        cut = [bytes(digests[text * DIGEST_BYTES : (text + 1) * DIGEST_BYTES]) for text in found["dropped"].tolist()]
+        return NearPairs(places[found["kept"]], places[found["dropped"]], found["similarity"], cut)
 
     def _take_all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All signatures in one array, the places of the texts, and the order in which they are to be taken."""
+        """Return all signatures in one array, the places of the texts, and the order in which they are to be taken."""
         rows = np.empty((sum(map(len, self._rows)), HASHES), dtype=SIGNATURE_TYPE)
         end = len(rows)
         while self._rows:  # each part is freed as soon as it is copied
@@ -149,7 +140,7 @@ class NearIndex:
 
 
 def _near_earlier(rows: np.ndarray, order: np.ndarray) -> Iterator[tuple[int, int, float]]:
-    """Texts that are near to one kept before, in `order`: (text, the most similar one kept, their similarity)."""
+    """Yield texts that are near to one kept before, in `order`: (text, the most similar one kept, their similarity)."""
     buckets = _buckets(rows)
     shared = (buckets != _NO_BUCKET).any(axis=1)
     kept: dict[int, list[int]] = {}  # by bucket, as ranks in `order`
@@ -171,7 +162,7 @@ def _near_earlier(rows: np.ndarray, order: np.ndarray) -> Iterator[tuple[int, in
 
 
 def _buckets(rows: np.ndarray) -> np.ndarray:
-    """By text and band the number of the bucket, or _NO_BUCKET where no other text is in it: int32 (texts, BANDS)."""
+    """Return bucket numbers by text and band, _NO_BUCKET where no other text is in it: int32 (texts, BANDS)."""
     keys = rows.view("<u8")  # the four values of a band as one number
     assert keys.shape[1] == BANDS
     result = np.full(keys.shape, _NO_BUCKET, dtype=np.int32)

@@ -1,4 +1,7 @@
-"""The letters and digits of many texts in one array, and hashes of their n-grams: what cleaning compares texts by."""
+"""The normalized characters of many texts in one array, and hashes of their n-grams: what cleaning compares texts by.
+
+Normalized characters are letters, combining marks and digits after NFKC, in lower case.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,20 @@ from functools import lru_cache
 
 import numpy as np
 
-from corpus.tokenizer import without_marks
+from corpus.tokenizer import without_special_tokens
 
-_NOTHING = 0  # in the tables of letters: a character that is left out
+_NOTHING = 0  # in the tables: a character that is left out
 _TABLED = 0x32000  # the last Han characters lie below; what lies above (variation selectors, private use) is left out
-# In the table of normalised letters: not looked up yet, and what no table can tell.
+# In the table: not looked up yet, and what no table can tell.
 _UNKNOWN, _DEPENDS = 0xFFFFFFFF, 0xFFFFFFFE
 _HAN = ((0x3400, 0x4DB5), (0x4E00, 0x9FEF))  # all that were assigned in Unicode 11
 _ODD = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
-class Letters:
-    """Code points of the letters, marks and digits of texts: `points` uint32 (n,), `owner` int64 (n,), ascending.
-
-    `owner` is the text that a code point is of, `texts` the number of texts; a text may have none.
+class NormalizedTexts:
+    """The normalized characters of `texts` texts: `points` uint32 (n,), code points, and `owner` int64 (n,), ascending,
+    the text that each is of; a text may have none.
     """
 
     points: np.ndarray
@@ -31,39 +33,39 @@ class Letters:
     texts: int
 
     def counts(self) -> np.ndarray:
-        """Letters by text, int64 (texts,)."""
+        """Return the number of characters of each text, int64 (texts,)."""
         return np.bincount(self.owner, minlength=self.texts)
 
 
-def letters_and_digits(texts: Sequence[str]) -> Letters:
-    """Letters and digits of every text after NFKC, in lower case, without the marks of chats ("<|im_start|>")."""
-    plain = [without_marks(text) for text in texts]
+def normalized_characters(texts: Sequence[str]) -> NormalizedTexts:
+    """Normalize texts; special tokens written in them ("<|im_start|>") are left out."""
+    plain = [without_special_tokens(text) for text in texts]
     points, owner = code_points(plain), owners(plain)
-    letters = _normalised_letters(points)
-    depends = letters == _DEPENDS
+    found = look_up(_table(), points, _UNKNOWN, _normalize)
+    depends = found == _DEPENDS
     if depends.any():
         for text in np.unique(owner[depends]).tolist():
             plain[text] = unicodedata.normalize("NFKC", plain[text])
         points, owner = code_points(plain), owners(plain)
-        letters = _normalised_letters(points)
-        depends = letters == _DEPENDS  # these stand in normalised texts now
-        letters[depends] = list(map(_lower_letter, points[depends].tolist()))
-    kept = letters != _NOTHING
-    return Letters(letters[kept], owner[kept], len(plain))
+        found = look_up(_table(), points, _UNKNOWN, _normalize)
+        depends = found == _DEPENDS  # these stand in normalized texts now
+        found[depends] = list(map(_lower, points[depends].tolist()))
+    kept = found != _NOTHING
+    return NormalizedTexts(found[kept], owner[kept], len(plain))
 
 
 def code_points(texts: Sequence[str]) -> np.ndarray:
-    """Of all texts, one after the other: uint32 (characters,)."""
+    """Return the code points of all texts, one after the other: uint32 (characters,)."""
     return np.frombuffer("".join(texts).encode("utf-32-le"), dtype="<u4")
 
 
 def owners(texts: Sequence[str]) -> np.ndarray:
-    """By character of `code_points`, the number of its text: int64 (characters,)."""
+    """Return the number of the text for each of its `code_points`: int64 (characters,)."""
     return np.repeat(np.arange(len(texts)), list(map(len, texts)))
 
 
 def ngram_hashes(points: np.ndarray, n: int) -> np.ndarray:
-    """64-bit hashes of all n-grams of neighbouring code points, uint64 (max(0, len(points) - n + 1),)."""
+    """Return 64-bit hashes of all n-grams of neighbouring code points, uint64 (max(0, len(points) - n + 1),)."""
     windows = len(points) - n + 1
     if windows < 1:
         return np.zeros(0, dtype=np.uint64)
@@ -86,15 +88,8 @@ def mix(hashes: np.ndarray) -> np.ndarray:
     return hashes ^ (hashes >> np.uint64(31))
 
 
-def _normalised_letters(points: np.ndarray) -> np.ndarray:
-    """By place in `points`: the letter that NFKC and lower case make of the code point, _NOTHING where it is left out,
-    _DEPENDS where its neighbours have a say or where it becomes several letters.
-    """
-    return look_up(_normalised_table(), points, _UNKNOWN, _normalised_letter)
-
-
 def look_up(table: np.ndarray, points: np.ndarray, unknown: int, find: Callable[[int], int]) -> np.ndarray:
-    """What the table holds of each code point; where that is `unknown`, what `find` says, which the table keeps."""
+    """Return what the table holds of each code point; where that is `unknown`, what `find` says, which the table keeps."""
     found = table.take(points)
     missing = points[found == unknown]
     if len(missing):
@@ -105,9 +100,9 @@ def look_up(table: np.ndarray, points: np.ndarray, unknown: int, find: Callable[
 
 
 @lru_cache(maxsize=1)
-def _normalised_table() -> np.ndarray:
-    """Filled as characters are met: a corpus has a few thousand different ones, and each worker its own table. Most
-    are Han characters of these blocks, letters that nothing changes.
+def _table() -> np.ndarray:
+    """Map code points to normalized ones, to be filled as characters are met: a corpus has a few thousand different
+    ones, and each worker its own table. Most are Han characters of these blocks, which nothing changes.
     """
     table = np.full(0x110000, _UNKNOWN, dtype=np.uint32)
     for first, last in _HAN:
@@ -115,18 +110,21 @@ def _normalised_table() -> np.ndarray:
     return table
 
 
-def _normalised_letter(point: int) -> int:
+def _normalize(point: int) -> int:
+    """Return what NFKC and lower case make of a code point: _NOTHING where it is left out, _DEPENDS where its
+    neighbours have a say or where it becomes several characters.
+    """
     character = chr(point)
     first = unicodedata.normalize("NFKD", character)[0]
     if unicodedata.combining(first) or _may_compose(first):
         return _DEPENDS
     # What comes before a character that starts anew, and does not compose, has no part in what becomes of it.
-    letters = [letter for letter in map(_lower_letter, map(ord, unicodedata.normalize("NFKC", character))) if letter]
-    return _DEPENDS if len(letters) > 1 else letters[0] if letters else _NOTHING
+    found = [lower for lower in map(_lower, map(ord, unicodedata.normalize("NFKC", character))) if lower]
+    return _DEPENDS if len(found) > 1 else found[0] if found else _NOTHING
 
 
 def _may_compose(character: str) -> bool:
-    """Whether normalisation might join a character to the one before it; true of a few that it never joins, too.
+    """Return whether normalization might join a character to the one before it; also true of a few that it never joins.
 
     Those are marks, but for the selectors of variants, which follow many an emoji, and the letters that Korean
     syllables are made of. Unicode 16 has vowel signs that are letters (Kirat Rai, U+16D67), so the rare planes are not
@@ -139,8 +137,8 @@ def _may_compose(character: str) -> bool:
 
 
 @lru_cache(maxsize=_TABLED)
-def _lower_letter(point: int) -> int:
-    """The small letter of a code point, or _NOTHING for all but letters, combining marks and digits."""
+def _lower(point: int) -> int:
+    """Return a code point in lower case, or _NOTHING for all but letters, combining marks and digits."""
     character = chr(point)
     if point >= _TABLED or unicodedata.category(character)[0] not in "LMN":
         return _NOTHING

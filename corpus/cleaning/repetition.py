@@ -3,13 +3,13 @@
 Four measures of a document, each the larger the more it repeats, after the quality rules of Gopher (Rae et al. 2021,
 table A1) and the repeating-instance filter of OLMo 2 (OLMo Team 2024), with characters in the place of words:
 
-    lines       share of the letters that stand in lines which occurred before in the document
-    ngrams      share of the letters that stand in 12-grams which occurred before in the document
+    lines       share of the characters that stand in lines which occurred before in the document
+    ngrams      share of the characters that stand in 12-grams which occurred before in the document
     redundancy  share of the bytes that zlib takes away
-    runs        how often one n-gram of up to 16 letters stands in a row
+    runs        how often one n-gram of up to 16 characters stands in a row
 
-Letters are letters and digits. Space, punctuation and symbols count for redundancy alone: rulers, indentation and the
-borders of tables are no repetition.
+Characters are letters and digits. Space, punctuation and symbols count for redundancy alone: rulers, indentation and
+the borders of tables are no repetition.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from corpus.cleaning.normalization import Letters, mix, ngram_hashes
+from corpus.cleaning.normalization import NormalizedTexts, mix, ngram_hashes
 
 RULES = ("lines", "ngrams", "redundancy", "runs")
 # A document above any of these is dropped. Fitted on text that should stay: 62,000 classical poems, refrains included,
@@ -34,55 +34,59 @@ RULES = ("lines", "ngrams", "redundancy", "runs")
 LIMITS = {"lines": 0.5, "ngrams": 0.8, "redundancy": 0.85, "runs": 32.0}
 NGRAM = 12  # Gopher's longest are 10 words
 LONGEST_PERIOD = 16
-MIN_LETTERS = 50  # a shorter text has no room for anything but runs
-MIN_LINE = 2  # letters; a shorter line is a bracket or the number of an item
+MIN_CHARACTERS = 50  # a shorter text is too short for anything but runs
+MIN_LINE = 2  # characters; a shorter line is a bracket or the number of an item
 EXAMPLES = 10
 EXAMPLE_CHARACTERS = 120
 
 _PERCENTILES = {"p50": 50, "p90": 90, "p99": 99}
-_NO_LETTERS = re.compile(r"[\W_]+")
+_OTHERS = re.compile(r"[\W_]+")
 _SLOTS = 2**19  # to find n-grams that are repeated, three times as many as a chunk of Chinese has
 _STEPS = 1000  # shares are counted to a thousandth, runs up to a thousand
 
 
-def scores(texts: Sequence[str], encoded: Sequence[bytes], letters: Letters) -> np.ndarray:
-    """The four measures of every text, in the order of RULES: float32 (texts, 4)."""
+def scores(texts: Sequence[str], encoded: Sequence[bytes], normalized: NormalizedTexts) -> np.ndarray:
+    """Return the four measures of every text, in the order of RULES: float32 (texts, 4)."""
     result = np.zeros((len(texts), len(RULES)), dtype=np.float32)
-    counts = letters.counts()
-    result[:, 1] = _repeated_ngrams(letters) / np.maximum(counts, 1)
-    long = np.flatnonzero(counts >= MIN_LETTERS).tolist()
+    counts = normalized.counts()
+    result[:, 1] = _repeated_ngrams(normalized) / np.maximum(counts, 1)
+    long = np.flatnonzero(counts >= MIN_CHARACTERS).tolist()
     result[long, 0] = [_repeated_lines(texts[place]) for place in long]
     sizes = np.array([(len(zlib.compress(encoded[place])), len(encoded[place])) for place in long]).reshape(-1, 2)
     result[long, 2] = np.maximum(0, 1 - sizes[:, 0] / sizes[:, 1])
-    result[counts < MIN_LETTERS, 1] = 0
-    result[:, 3] = _longest_runs(letters, counts)
+    result[counts < MIN_CHARACTERS, 1] = 0
+    result[:, 3] = _longest_runs(normalized, counts)
     return result
 
 
 def _repeated_lines(text: str) -> float:
-    """Share of the letters of a text that stand in lines which occurred before in it."""
+    """Return the share of the characters of a text that stand in lines which occurred before in it."""
     lines = text.split("\n")
     if len(set(lines)) == len(lines):
         return 0.0
-    again = [(count - 1, _count_letters(line)) for line, count in Counter(lines).items() if count > 1]
+    again = [(count - 1, _count_characters(line)) for line, count in Counter(lines).items() if count > 1]
     repeated = sum(count * size for count, size in again if size >= MIN_LINE)
-    return repeated / _count_letters(text) if repeated else 0.0
+    return repeated / _count_characters(text) if repeated else 0.0
 
 
-def _count_letters(text: str) -> int:
-    """Letters and digits, as `str.isalnum` tells them."""
-    return len(_NO_LETTERS.sub("", text))
+def _count_characters(text: str) -> int:
+    """Count letters and digits, as `str.isalnum` tells them."""
+    return len(_OTHERS.sub("", text))
 
 
-def _repeated_ngrams(letters: Letters) -> np.ndarray:
-    """Letters by text that stand in n-grams which occurred before in the text, int64 (texts,)."""
-    points, owner = letters.points, letters.owner
-    hashes = ngram_hashes(points, NGRAM)
+def _repeated_ngrams(normalized: NormalizedTexts) -> np.ndarray:
+    """Count the characters that stand in n-grams which occurred before in their text, int64 (texts,)."""
+    owner = normalized.owner
+    hashes = ngram_hashes(normalized.points, NGRAM)
     if not len(hashes):
-        return np.zeros(letters.texts, dtype=np.int64)
+        return np.zeros(normalized.texts, dtype=np.int64)
     # the same n-gram of two texts must not look repeated
     places = _repeated(mix(hashes + owner[: len(hashes)].astype(np.uint64)))
-    return _covered(places[owner[places] == owner[places + NGRAM - 1]], letters)
+    places = places[owner[places] == owner[places + NGRAM - 1]]
+    covered = np.zeros(len(owner), dtype=bool)
+    for place in range(NGRAM):
+        covered[places + place] = True
+    return np.bincount(owner[covered], minlength=normalized.texts)
 
 
 def _repeated(keys: np.ndarray) -> np.ndarray:
@@ -105,17 +109,9 @@ def _repeated(keys: np.ndarray) -> np.ndarray:
     return np.flatnonzero(again)
 
 
-def _covered(places: np.ndarray, letters: Letters) -> np.ndarray:
-    """Letters by text under the n-grams that begin at `places`, int64 (texts,)."""
-    covered = np.zeros(len(letters.points), dtype=bool)
-    for place in range(NGRAM):
-        covered[places + place] = True
-    return np.bincount(letters.owner[covered], minlength=letters.texts)
-
-
-def _longest_runs(letters: Letters, counts: np.ndarray) -> np.ndarray:
-    """How often the n-gram that is repeated most often in a row stands there, by text, int64 (texts,)."""
-    points, owner = letters.points, letters.owner
+def _longest_runs(normalized: NormalizedTexts, counts: np.ndarray) -> np.ndarray:
+    """Return how often the n-gram that is repeated most often in a row stands there, by text, int64 (texts,)."""
+    points, owner = normalized.points, normalized.owner
     longest = np.minimum(counts, 1)
     for period in range(1, LONGEST_PERIOD + 1):
         same = np.flatnonzero(points[period:] == points[:-period])
@@ -129,7 +125,7 @@ def _longest_runs(letters: Letters, counts: np.ndarray) -> np.ndarray:
 
 
 def breaks_a_rule(values: np.ndarray) -> np.ndarray:
-    """Which rows of `scores` exceed a limit, bool (texts,)."""
+    """Return which rows of `scores` exceed a limit, bool (texts,)."""
     return _over(values).any(axis=1)
 
 
@@ -142,6 +138,7 @@ class Repetition:
     """What the scores of a corpus add up to; its size does not grow with the corpus."""
 
     drops: bool
+    """Whether documents over a limit are dropped."""
     scored: int = 0
     dropped: int = 0
     by_rule: Counter[str] = field(default_factory=Counter)
@@ -159,7 +156,8 @@ class Repetition:
             self.by_rule[rule] += count
 
     def add_example(self, digest: bytes, values: np.ndarray, text: str) -> None:
-        """Offer a document that breaks a rule as an example."""
+        """Count a document that breaks a rule, and offer it as an example."""
+        self.dropped += self.drops
         rule = RULES[int(np.argmax(values / [LIMITS[rule] for rule in RULES]))]
         entry = (-int.from_bytes(digest, "big"), rule, float(values[RULES.index(rule)]), text[:EXAMPLE_CHARACTERS])
         if entry in self._examples:
@@ -169,7 +167,7 @@ class Repetition:
             heapq.heappop(self._examples)
 
     def report(self) -> dict[str, Any]:
-        """The key "repetition" of the corpus report."""
+        """Return the key "repetition" of the corpus report."""
         return {
             "scored": self.scored,
             "dropped": self.dropped,
@@ -183,7 +181,7 @@ class Repetition:
         }
 
     def _percentiles(self, place: int) -> dict[str, float]:
-        """The smallest value that so many of a hundred documents do not exceed."""
+        """Return the smallest values that so many of a hundred documents do not exceed."""
         upto = np.cumsum(self._histograms[place])
         unit = 1 if RULES[place] == "runs" else 1 / _STEPS
         return {

@@ -376,7 +376,7 @@ def corpus(report: dict[str, Any] | None, words: Words, language: str) -> Sectio
         "languages": _shares(report.get("languages"), words),
         "duplicates": {"counts": found, "pairs": pairs} if found or pairs else None,
         "rules": _rules(report.get("repetition") or {}, words),
-        "ladder": ladder(report.get("ladder"), words),
+        "ladder": ladder(report.get("ngram_baselines"), words),
     }
 
 

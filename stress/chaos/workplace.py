@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from corpus.pipeline import prepare
+from corpus.settings import PreparationSettings
 from sample_stories import write_sample_corpus
 from stress.chaos import compare
 from stress.chaos.session import ROOT, Session, free_port
@@ -77,7 +78,7 @@ class Workplace:
         if not (folder / "manifest.json").is_file():
             stories = self.folder / "stories.jsonl"
             write_sample_corpus(stories, STORIES, hamlet=True)
-            prepare([stories], folder, vocab_size=VOCABULARY, workers=1, progress=None)
+            prepare([stories], folder, PreparationSettings(vocab_size=VOCABULARY), workers=1, progress=None)
         return folder
 
     def flags(self, run: Path, *more: object, pace: Pace | None = None) -> list[object]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from corpus.pipeline import prepare
+from corpus.settings import PreparationSettings
 from sample_stories import write_sample_corpus
 
 STORIES, HELD_OUT_STORIES = 8_000, 0.05  # the second a share of the first
@@ -51,17 +52,10 @@ def prepared(name: str, folder: Path, texts: Texts) -> Path:
     tokenizer = prepared(base, folder, texts) / "tokenizer.json" if form else None
     files = _write(folder / f"{name}.jsonl", train), _write(folder / f"{name}.val.jsonl", held_out)
     vocabulary = {} if tokenizer else {"vocab_size": VOCABULARY if base in ("stories", "village") else TEXT_VOCABULARY}
-    prepare(
-        [files[0]],
-        output,
-        val_inputs=[files[1]],
-        tokenizer=tokenizer,
-        dedup="none",
-        repetition="keep",
-        workers=1,
-        progress=None,
-        **vocabulary,
+    settings = PreparationSettings(
+        val_inputs=[files[1]], tokenizer=tokenizer, dedup="none", repetition="keep", **vocabulary
     )
+    prepare([files[0]], output, settings, workers=1, progress=None)
     return output
 
 

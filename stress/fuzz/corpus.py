@@ -10,8 +10,9 @@ from pathlib import Path
 import zstandard
 
 from common.errors import UserError
-from corpus import report
 from corpus.pipeline import prepare
+from corpus.report import CorpusReport, lines
+from corpus.settings import PreparationSettings
 from corpus.shards import Corpus
 from corpus.tokenizer import train_tokenizer
 from stress.fuzz.choices import JUNK, NOWHERE, TOKENS, Choices, json_text, mutated_bytes, mutated_json, put
@@ -83,7 +84,7 @@ class CorpusCase:
         output = folder / "out"
         before = set(os.listdir(folder))
         try:
-            manifest = prepare(inputs, output, workers=1, progress=None, **settings)
+            manifest = prepare(inputs, output, PreparationSettings(**settings), workers=1, progress=None)
         except UserError:
             assert set(os.listdir(folder)) == before, "a failed preparation left something behind"
             raise
@@ -92,7 +93,7 @@ class CorpusCase:
             stream = corpus.split(name)
             assert len(stream) == manifest.splits[name].tokens
             assert (stream.read(0, len(stream)) < manifest.vocab_size).all()
-        "\n".join(report.lines(corpus.manifest, report.read(output))).encode()
+        "\n".join(lines(corpus.manifest, CorpusReport.read(output))).encode()
         assert set(os.listdir(folder)) == before | {"out"}
         return f"prepared, {settings['dedup']}, {'with' if len(corpus.split('val')) else 'no'} val"
 

@@ -14,6 +14,7 @@ import torch
 from common.errors import UserError
 from corpus import report
 from corpus.pipeline import prepare
+from corpus.settings import PreparationSettings
 from corpus.shards import Corpus
 from corpus.tokenizer import load_tokenizer, special_ids, vocab_size
 from model import CausalLM, GenerationError, ModelConfig, ModelConfigError, load_model, save_model
@@ -100,15 +101,8 @@ def _prepared(place: Path) -> Path:
     texts = (f"第{number}篇：从前有座山，山里有座庙，the cat sat {number}。" for number in range(60))
     lines = (json.dumps({"text": text}, ensure_ascii=False) for text in texts)
     (place / "texts.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    prepare(
-        [place / "texts.jsonl"],
-        place / "corpus",
-        vocab_size=ENTRIES,
-        val_fraction=0.2,
-        shard_tokens=300,
-        workers=1,
-        progress=None,
-    )
+    settings = PreparationSettings(vocab_size=ENTRIES, val_fraction=0.2, shard_tokens=300)
+    prepare([place / "texts.jsonl"], place / "corpus", settings, workers=1, progress=None)
     return place / "corpus"
 
 
@@ -175,8 +169,8 @@ def _use_corpus(folder: Path, verify: str) -> str:
     command_line.model_config(
         command_line.options({}, {}),
         vocab_size=manifest.vocab_size,
-        begin_id=manifest.begin_id,
-        end_id=manifest.end_id,
+        begin_id=manifest.bos_id,
+        end_id=manifest.eos_id,
         pad_id=manifest.pad_id,
     )
     for name in ("train", "val"):
@@ -185,10 +179,10 @@ def _use_corpus(folder: Path, verify: str) -> str:
             stream.batch([0, rows - 1], 16)
         ids = stream.read(0, len(stream))
         assert verify != "hash" or (ids < manifest.vocab_size).all(), "an id beyond the vocabulary"
-    if corpus.ladder is not None:
-        [f"{nats:.3f} {corpus.ladder.bits_per_byte(nats):.3f}" for _, nats in corpus.ladder.rungs()]
+    if (baselines := manifest.ngram_baselines) is not None:
+        [f"{nats:.3f} {baselines.bits_per_byte(nats):.3f}" for nats in baselines.losses().values()]
     report.loss_to_beat(manifest).encode()
-    "\n".join(report.lines(manifest, report.read(folder))).encode()
+    "\n".join(report.lines(manifest, report.CorpusReport.read(folder))).encode()
     tokenizer = load_tokenizer(corpus.tokenizer_path)
     special_ids(tokenizer)
     tokenizer.encode_batch(["从前有座山" * 100, "a" * 200, ""], add_special_tokens=False)

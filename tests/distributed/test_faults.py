@@ -165,7 +165,7 @@ def test_the_expected_causes_are_ones_that_diagnosis_can_tell():
 
 
 def _documents(corpus: Corpus) -> list[bytes]:
-    stream, begin = corpus.split("train"), corpus.manifest.begin_id
+    stream, begin = corpus.split("train"), corpus.manifest.bos_id
     ids = stream.read(0, len(stream))
     return [part.tobytes() for part in np.split(ids, np.flatnonzero(ids == begin)[1:])]
 

@@ -62,6 +62,7 @@ ROWS = RowFigures({0: 0.01, 1: 1.0, 2: 0.01, 3: 0.01}, 1.0, 0.0, 0.0, 0.0, 1.0)
 def found(processes, workplace, tmp_path_factory):
     """`found(scenario)`: what worker_preflight.py found; a start does several."""
     from corpus.pipeline import prepare
+    from corpus.settings import PreparationSettings
 
     folder, worker, started = (
         tmp_path_factory.mktemp("preflight"),
@@ -69,7 +70,9 @@ def found(processes, workplace, tmp_path_factory):
         {},
     )
     with (folder / "progress").open("w") as progress:
-        prepare([workplace / "stories.jsonl"], folder / "corpus", progress=progress, tokenizer=None, vocab_size=512)
+        prepare(
+            [workplace / "stories.jsonl"], folder / "corpus", PreparationSettings(vocab_size=512), progress=progress
+        )
 
     def result(scenario):
         place = next(place for place, (_, names) in enumerate(STARTS) if scenario in names)

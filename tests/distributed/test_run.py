@@ -143,8 +143,8 @@ def test_metrics_of_evaluation_have_repetition_beside_the_true_texts(finished_ru
     rows = metrics(finished_run, "val")
     held_out = select_prompts(
         corpus.split("val"),
-        bos_id=corpus.manifest.begin_id,
-        eos_id=corpus.manifest.end_id,
+        bos_id=corpus.manifest.bos_id,
+        eos_id=corpus.manifest.eos_id,
         prompt_tokens=16,
         new_tokens=40,
     )
@@ -177,7 +177,7 @@ def test_metrics_of_evaluation_have_repetition_beside_the_true_texts(finished_ru
         )
     # the weights kept are those of the last evaluation, so what they write now is what was measured then
     model = load_model(finished_run / "model")
-    eos_id = corpus.manifest.end_id
+    eos_id = corpus.manifest.eos_id
     sampled, greedy = (
         measure_repetition(
             held_out.prompts,
@@ -222,7 +222,7 @@ def test_the_summary_agrees_with_the_metrics(finished_run, corpus):
     assert (found["val_loss"], found["val_bits_per_byte"]) == (last["loss"], last["bits_per_byte"])
     assert (found["best_val_loss"], found["best_step"]) == (last["loss"], 12)
     assert found["token_entropy"] == corpus.manifest.entropy_nats
-    assert found["unigram_loss"] == corpus.ladder.unigram
+    assert found["unigram_loss"] == corpus.manifest.ngram_baselines.unigram
     assert found["skipped_steps"] == 0
 
 
@@ -266,8 +266,8 @@ def test_transformers_loads_the_tokenizer(finished_run, corpus):
     assert tokenizer.decode(tokenizer("小红在河边。")["input_ids"], skip_special_tokens=True) == "小红在河边。"
     manifest = corpus.manifest
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (
-        manifest.begin_id,
-        manifest.end_id,
+        manifest.bos_id,
+        manifest.eos_id,
         manifest.pad_id,
     )
 

@@ -28,9 +28,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import printable, read_text, replace_bytes, sync
+from common.files import printable, read_text, replace_bytes, sha256_file, sync
 from common.records import Count, Record, parse_record
-from corpus.fingerprint import sha256_file
 from training.checkpointing import engine_state
 from training.checkpointing.disk import DiskFull
 from training.checkpointing.engine_state import EngineNumbers

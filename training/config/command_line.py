@@ -10,7 +10,7 @@ from typing import Any
 
 from common.command_line import Parser, amount, at_least_zero, boolean, duration, one_of, positive, whole
 from common.errors import UserError
-from corpus.fingerprint import DEDUP_CHOICES, REPETITION_CHOICES
+from corpus.settings import DEDUP_CHOICES, REPETITION_CHOICES
 from model.config import ModelConfig, ModelConfigError
 
 

@@ -71,9 +71,9 @@ class Progress:
         """Explain a pause on the bar."""
         self.bar.set_postfix_str(what)
 
-    def evaluated(self, loss: float, bits_per_byte: float, ladder: NGramBaselines | None, best: bool) -> None:
-        """The result of an evaluation, beside the two rungs of the ladder that it stands between."""
-        place = f" ({on_ladder(loss, ladder)})" if ladder else ""
+    def evaluated(self, loss: float, bits_per_byte: float, baselines: NGramBaselines | None, best: bool) -> None:
+        """Show the result of an evaluation, beside the two n-gram baselines that it lies between."""
+        place = f" ({beside_baselines(loss, baselines)})" if baselines else ""
         kept = "  best so far, kept" if best else ""
         self.console.say(
             f"  validation at step {self.step:,}: loss {loss:.3f} nats a token{place}, "
@@ -98,7 +98,7 @@ class Progress:
         self.bar.close()
 
 
-STANDINGS = {
+MEANINGS = {
     "above_uniform": "no better than guessing",
     "below_uniform": "it does not know yet how frequent each token is",
     "below_unigram": "it knows frequencies and a little of what came before",
@@ -107,12 +107,12 @@ STANDINGS = {
 }
 
 
-def on_ladder(loss: float, ladder: NGramBaselines) -> str:
-    """ "bigram 4.10, trigram 3.66: it uses context": the rung above the loss, the rung below it, and what that means."""
-    stands = ladder.stands(loss)
-    place = list(STANDINGS).index(stands)
-    rungs = ladder.rungs()[max(0, min(place - 1, 2)) :][: 2 if place else 1]
-    return ", ".join(f"{name} {nats:.2f}" for name, nats in rungs) + f": {STANDINGS[stands]}"
+def beside_baselines(loss: float, baselines: NGramBaselines) -> str:
+    """Return the baselines above and below the loss and what that means: "bigram 4.10, trigram 3.66: it uses context"."""
+    result = baselines.compare(loss)
+    place = list(MEANINGS).index(result)
+    nearest = list(baselines.losses().items())[max(0, min(place - 1, 2)) :][: 2 if place else 1]
+    return ", ".join(f"{name} {nats:.2f}" for name, nats in nearest) + f": {MEANINGS[result]}"
 
 
 def _share(value: float | None) -> str:

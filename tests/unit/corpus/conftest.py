@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from corpus_data import make_texts, write_jsonl
+from corpus_data import make_texts, prepare, write_jsonl
 
-from corpus.pipeline import prepare
 from corpus.tokenizer import train_tokenizer
 
 
@@ -31,5 +30,5 @@ def prepared(tmp_path: Path, jsonl: Callable[..., Path], tokenizer_json: Path) -
     """A prepared folder with several shards on both sides."""
     folder = tmp_path / "prepared"
     source = jsonl(make_texts(400))
-    prepare([source], folder, tokenizer=tokenizer_json, val_fraction=0.2, shard_tokens=1000, progress=None)
+    prepare([source], folder, tokenizer=tokenizer_json, val_fraction=0.2, shard_tokens=1000)
     return folder

@@ -6,6 +6,11 @@ import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from corpus import pipeline
+from corpus.manifest import Manifest
+from corpus.settings import PreparationSettings
 
 WORDS = ["春眠不觉晓", "处处闻啼鸟", "夜来风雨声", "花落知多少", "疑是地上霜", "the", "cat", "sat", "12345"]
 
@@ -20,3 +25,10 @@ def write_jsonl(path: Path, texts: Iterable[str]) -> Path:
     """One {"text": ...} a line."""
     path.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts), encoding="utf-8")
     return path
+
+
+def prepare(
+    inputs: list[Path], output: Path, *, workers: int | None = None, progress: Any = None, **settings: Any
+) -> Manifest:
+    """Prepare in silence, with settings by name."""
+    return pipeline.prepare(inputs, output, PreparationSettings(**settings), workers=workers, progress=progress)

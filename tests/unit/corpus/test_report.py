@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus_data import make_texts
+from corpus_data import make_texts, prepare
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from common.errors import UserError
-from corpus import ngram_baselines, report
+from corpus import report
 from corpus.cleaning.language import FORMS, SCRIPTS, count_scripts, languages
 from corpus.manifest import Manifest
-from corpus.pipeline import prepare
+from corpus.ngram_baselines import measure
+from corpus.report import CorpusReport
 from corpus.shards import Corpus
 
 ROOT = Path(__file__).parents[3]
@@ -40,8 +41,13 @@ KEYS = {
     "traditional_share",
     "languages",
     "characters_per_token",
-    "ladder",
+    "ngram_baselines",
 }
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    """What report.json holds."""
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def scripts_of(text: str) -> dict[str, int]:
@@ -124,8 +130,8 @@ def test_languages_of_many_are_those_of_each(rows: list[list[int]]) -> None:
 def test_figures_are_those_of_a_recount(jsonl, tmp_path: Path) -> None:
     texts = [*make_texts(120), "春眠不覺曉，處處聞啼鳥。", "<|im_start|>花<|im_end|>"]
     out = tmp_path / "out"
-    manifest = prepare([jsonl([*texts, texts[0]])], out, val_fraction=0.2, vocab_size=350, progress=None)
-    found = report.read(out)
+    manifest = prepare([jsonl([*texts, texts[0]])], out, val_fraction=0.2, vocab_size=350)
+    found = saved(out)
     assert set(found) == KEYS
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     plain = [text.removeprefix("<|im_start|>").removesuffix("<|im_end|>") for text in texts]
@@ -153,37 +159,34 @@ def test_figures_are_those_of_a_recount(jsonl, tmp_path: Path) -> None:
     assert found["characters_per_token"]["val"] == manifest.splits["val"].characters_per_token
 
 
-def test_ladder_of_a_folder_is_that_of_its_streams(prepared: Path) -> None:
+def test_baselines_of_a_folder_are_those_of_its_streams(prepared: Path) -> None:
     corpus = Corpus.open(prepared)
-    val = corpus.manifest.splits["val"]
-    expected = ngram_baselines.measure(
-        corpus.split("train"), corpus.split("val"), corpus.manifest.vocab_size, val.bytes / val.tokens
-    )
-    assert corpus.ladder is not None and corpus.ladder.tokens == val.tokens - 1
-    assert dict(corpus.ladder.rungs()) == pytest.approx(dict(expected.rungs()), abs=1e-6)
-    rungs = report.read(prepared)["ladder"]
-    assert list(rungs) == ["uniform", "unigram", "bigram", "trigram"]
-    assert rungs["bigram"]["nats"] == corpus.ladder.bigram
-    assert rungs["uniform"]["bits_per_byte"] == pytest.approx(
+    val, baselines = corpus.manifest.splits["val"], corpus.manifest.ngram_baselines
+    expected = measure(corpus.split("train"), corpus.split("val"), corpus.manifest.vocab_size, val.bytes / val.tokens)
+    assert baselines is not None and baselines.tokens == val.tokens - 1
+    assert baselines.losses() == pytest.approx(expected.losses(), abs=1e-6)
+    found = saved(prepared)["ngram_baselines"]
+    assert list(found) == ["uniform", "unigram", "bigram", "trigram"]
+    assert found["bigram"]["nats"] == baselines.bigram
+    assert found["uniform"]["bits_per_byte"] == pytest.approx(
         math.log2(corpus.manifest.vocab_size) * val.tokens / val.bytes, abs=1e-6
     )
 
 
-def test_the_ladder_descends_on_text(jsonl, tmp_path: Path) -> None:
-    prepare([jsonl(make_texts(3000))], tmp_path / "out", val_fraction=0.1, vocab_size=300, progress=None)
-    found = Corpus.open(tmp_path / "out").ladder
+def test_baselines_descend_on_text(jsonl, tmp_path: Path) -> None:
+    prepare([jsonl(make_texts(3000))], tmp_path / "out", val_fraction=0.1, vocab_size=300)
+    found = Corpus.open(tmp_path / "out").manifest.ngram_baselines
     assert found is not None
-    heights = [nats for _, nats in found.rungs()]
-    assert heights == sorted(heights, reverse=True) and heights[-1] > 0.05
+    losses = list(found.losses().values())
+    assert losses == sorted(losses, reverse=True) and losses[-1] > 0.05
 
 
-def test_without_validation_text_there_is_no_ladder(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
+def test_without_validation_text_there_are_no_baselines(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
     out = tmp_path / "out"
-    manifest = prepare([jsonl(make_texts(3))], out, tokenizer=tokenizer_json, val_fraction=0, progress=None)
-    assert manifest.ladder is None and Corpus.open(out).ladder is None
-    found = report.read(out)
-    assert found["ladder"] is None
-    assert "ladder       none: there is no validation text" in "\n".join(report.lines(manifest, found))
+    manifest = prepare([jsonl(make_texts(3))], out, tokenizer=tokenizer_json, val_fraction=0)
+    found = CorpusReport.read(out)
+    assert manifest.ngram_baselines is None and found.ngram_baselines is None
+    assert "baselines    none: there is no validation text" in "\n".join(report.lines(manifest, found))
     assert f"{manifest.entropy_nats:.3f}" in report.loss_to_beat(manifest)
 
 
@@ -198,7 +201,6 @@ def test_a_folder_of_an_earlier_version_is_prepared_again(jsonl, tmp_path: Path,
     run()
     data = json.loads((out / "manifest.json").read_text())
     data["format"] = 1
-    del data["ladder"]
     (out / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(
         UserError,
@@ -210,7 +212,7 @@ def test_a_folder_of_an_earlier_version_is_prepared_again(jsonl, tmp_path: Path,
     assert "already prepared" in run()
     (out / "report.json").unlink()
     assert "no report.json" in run()
-    assert report.read(out)["documents"] == 30
+    assert CorpusReport.read(out).documents == 30
 
 
 @pytest.mark.parametrize(
@@ -226,12 +228,12 @@ def test_a_report_that_cannot_be_read_has_its_sentence(tmp_path: Path, content: 
     if content is not None:
         (tmp_path / "report.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        report.read(tmp_path)
+        CorpusReport.read(tmp_path)
 
 
-def full_report(prepared: Path) -> dict[str, Any]:
+def full_report(prepared: Path) -> CorpusReport:
     """A report with something in every part."""
-    return report.read(prepared) | {
+    more: dict[str, Any] = {
         "scripts": {"han": 0.9997, "kana": 0.0002, "greek": 0.0001},
         "duplicates": {
             "exact": 3,
@@ -251,6 +253,7 @@ def full_report(prepared: Path) -> dict[str, Any]:
             "examples": [{"rule": "lines", "value": 0.75, "text": "啊\r啊"}],
         },
     }
+    return CorpusReport.model_validate(saved(prepared) | more)
 
 
 def test_lines_are_short_and_say_what_the_report_holds(prepared: Path) -> None:
@@ -269,7 +272,7 @@ def test_lines_are_short_and_say_what_the_report_holds(prepared: Path) -> None:
         assert fact in text
     assert text.index(" 90% 春眠") < text.index("100% 花") and "like 花" not in text
     assert not any(ord(c) < 32 and c != "\n" for c in text)
-    for name, nats in ngram_baselines.NGramBaselines(**manifest.ladder).rungs():
+    for name, nats in manifest.ngram_baselines.losses().items():
         assert any(line.split()[:2] == [name, f"{nats:.3f}"] for line in text.splitlines())
 
 
@@ -280,7 +283,7 @@ def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_report_of_a_folder_made_before(prepared: Path, tmp_path: Path) -> None:
     done = run_script("--report", prepared)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "\n".join(report.lines(Manifest.read(prepared), report.read(prepared))) + "\n"
+    assert done.stdout == "\n".join(report.lines(Manifest.read(prepared), CorpusReport.read(prepared))) + "\n"
     missing = run_script("--report", tmp_path / "none")
     assert (missing.returncode, missing.stdout) == (2, "")
     assert missing.stderr == f"{tmp_path / 'none'}: no manifest.json here; make the folder with prepare.py\n"
@@ -314,9 +317,11 @@ def test_junk_at_any_place_of_the_file_is_refused_or_shown(prepared: Path) -> No
             target[path[-1]] = junk
             (prepared / "report.json").write_text(json.dumps(data), encoding="utf-8")
             try:
-                found = report.read(prepared)
+                found = CorpusReport.read(prepared)
             except UserError as error:
-                assert str(error).endswith("not a report of this version; prepare the corpus again")
+                assert "not a report of this version (" in str(error) and str(error).endswith(
+                    "); prepare the corpus again"
+                )
                 refused += 1
             else:
                 assert "\x1b" not in "\n".join(report.lines(manifest, found))
@@ -327,4 +332,4 @@ def test_junk_at_any_place_of_the_file_is_refused_or_shown(prepared: Path) -> No
 def test_a_report_that_chokes_python_is_refused(prepared: Path, text: str) -> None:
     (prepared / "report.json").write_text(text)
     with pytest.raises(UserError, match=r"report\.json: .{1,300}; prepare the corpus again$"):
-        report.read(prepared)
+        CorpusReport.read(prepared)

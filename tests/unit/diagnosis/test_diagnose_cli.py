@@ -11,6 +11,7 @@ import torch
 
 import diagnose
 from corpus.pipeline import prepare
+from corpus.settings import PreparationSettings
 from corpus.shards import Corpus
 from corpus.tokenizer import write_hf_tokenizer
 from model import CausalLM, ModelConfig, save_model
@@ -56,7 +57,13 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("diagnosis")
     lines = (json.dumps({"text": story}, ensure_ascii=False) for story in generate_stories(500, seed=3))
     (folder / "stories.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    prepare([folder / "stories.jsonl"], folder / "corpus", vocab_size=400, val_fraction=0.05, workers=1, progress=None)
+    prepare(
+        [folder / "stories.jsonl"],
+        folder / "corpus",
+        PreparationSettings(vocab_size=400, val_fraction=0.05),
+        workers=1,
+        progress=None,
+    )
     train(folder / "run", Corpus.open(folder / "corpus"))
     return folder
 
@@ -71,8 +78,8 @@ def train(folder: Path, corpus: Corpus) -> None:
         num_attention_heads=2,
         num_key_value_heads=1,
         moe_intermediate_size=32,
-        bos_token_id=manifest.begin_id,
-        eos_token_id=manifest.end_id,
+        bos_token_id=manifest.bos_id,
+        eos_token_id=manifest.eos_id,
         pad_token_id=manifest.pad_id,
         max_position_embeddings=128,
     )
@@ -126,7 +133,7 @@ def stranger(place):
     """A transformers model of another family, random weights, with a tokenizer of its own."""
     transformers = pytest.importorskip("transformers")
     folder = place / "stranger"
-    prepare([place / "stories.jsonl"], place / "other", vocab_size=300, workers=1, progress=None)
+    prepare([place / "stories.jsonl"], place / "other", PreparationSettings(vocab_size=300), workers=1, progress=None)
     write_hf_tokenizer(place / "other" / "tokenizer.json", folder)
     torch.manual_seed(0)
     shape = transformers.LlamaConfig(
@@ -331,7 +338,9 @@ def change_config(folder: Path, **changes: object) -> None:
 )
 def test_a_damaged_model_folder_is_refused(place, stranger, tmp_path, capsys, damage, says):
     shutil.copytree(stranger, tmp_path / "damaged")
-    prepare([place / "stories.jsonl"], tmp_path / "large", vocab_size=420, workers=1, progress=None)
+    prepare(
+        [place / "stories.jsonl"], tmp_path / "large", PreparationSettings(vocab_size=420), workers=1, progress=None
+    )
     damage(tmp_path / "damaged")
     assert diagnose.main(["--checkpoint", str(tmp_path / "damaged"), "--data", str(place / "stories.jsonl")]) == 2
     error = capsys.readouterr().err.splitlines()
@@ -352,13 +361,8 @@ def test_a_corpus_prepared_anew_is_not_the_runs_own(place, tmp_path, settings, i
         tmp_path / "run" / "run.json",
         json.dumps(json.loads((place / "run" / "run.json").read_text()) | {"corpus": str(tmp_path / "corpus")}),
     )
-    prepare(
-        [place / "stories.jsonl"],
-        tmp_path / "corpus",
-        workers=1,
-        progress=None,
-        **{"vocab_size": 400, "val_fraction": 0.05} | settings,
-    )
+    wanted = PreparationSettings(**{"vocab_size": 400, "val_fraction": 0.05} | settings)
+    prepare([place / "stories.jsonl"], tmp_path / "corpus", wanted, workers=1, progress=None)
     found = result(tmp_path, "--checkpoint", tmp_path / "run", "--quick")
     assert "evaluation_differs" not in [cause["id"] for cause in found["causes"]]
     assert any("not the run's own" in note for note in found["notes"]) is not is_same_text

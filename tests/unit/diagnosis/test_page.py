@@ -99,7 +99,7 @@ def corpus_report() -> dict:
         "traditional_share": 0.083,
         "languages": {"zh-Hans": 0.98, "latin": 0.02},
         "characters_per_token": {"train": 0.786, "val": 0.781},
-        "ladder": ladder_report(),
+        "ngram_baselines": ladder_report(),
     }
 
 
@@ -492,4 +492,4 @@ def test_prepare_writes_the_page_of_its_report(tmp_path):
     text = text_of((tmp_path / "page.html").read_text("utf-8"))
     report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
     assert str(tmp_path / "out") in text
-    assert f"{report['ladder']['bigram']['nats']:.2f}" in text and f"{report['documents']:,}" in text
+    assert f"{report['ngram_baselines']['bigram']['nats']:.2f}" in text and f"{report['documents']:,}" in text

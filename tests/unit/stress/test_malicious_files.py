@@ -21,6 +21,7 @@ import generate
 import prepare
 from common.errors import UserError
 from corpus.pipeline import prepare as make_corpus
+from corpus.settings import PreparationSettings
 from corpus.tokenizer import write_hf_tokenizer
 from model import CausalLM, ModelConfig, save_model
 from model.init import init_weights
@@ -72,7 +73,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = (f"第{number}篇：从前有座山，山里有座庙，the cat sat {number}。" for number in range(60))
     lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
     (place / "text.jsonl").write_text(lines, encoding="utf-8")
-    make_corpus([place / "text.jsonl"], place / "corpus", vocab_size=300, workers=1, progress=None)
+    make_corpus([place / "text.jsonl"], place / "corpus", PreparationSettings(vocab_size=300), workers=1, progress=None)
     config = ModelConfig(
         vocab_size=300,
         hidden_size=16,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save
 
 from common.errors import UserError
-from corpus.fingerprint import sha256_file
+from common.files import sha256_file
 from training.checkpointing import checkpoint, engine_state
 from training.checkpointing.checkpoint import choose, damage, find, read_state
 from training.checkpointing.run_state import RunState

@@ -18,16 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus_data import make_texts, write_jsonl
+from corpus_data import make_texts, prepare, write_jsonl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from common.errors import UserError
+from common.files import printable
 from corpus import pipeline
-from corpus.fingerprint import fingerprint
 from corpus.manifest import Manifest
-from corpus.pipeline import prepare
+from corpus.settings import PreparationSettings, fingerprint
 from corpus.shards import Corpus
 from corpus.split import HashSubset, document_digest
 
@@ -41,7 +41,7 @@ def ids_of(folder: Path, split: str) -> np.ndarray:
 
 
 def documents_of(folder: Path, split: str) -> list[str]:
-    """The documents of a split, cut at the marks; texts with marks inside would come in pieces."""
+    """The documents of a split, cut at BOS and EOS; texts with those inside would be cut too."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     ids = ids_of(folder, split).tolist()
     text = tokenizer.decode(ids, skip_special_tokens=False)
@@ -56,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_stream_gives_back_every_document_once(jsonl, tmp_path: Path) -> None:
     texts = make_texts(300)
     sources = [jsonl(texts[:100], "a.jsonl"), jsonl(texts[100:], "b.jsonl")]
-    prepare(sources, tmp_path / "out", progress=None, val_fraction=0)
+    prepare(sources, tmp_path / "out", val_fraction=0)
     assert documents_of(tmp_path / "out", "train") == texts
     assert documents_of(tmp_path / "out", "val") == []
 
@@ -78,7 +78,6 @@ def test_packing_loses_nothing(
             tokenizer=tokenizer_json,
             val_fraction=fraction,
             shard_tokens=shard_tokens,
-            progress=None,
         )
     except UserError as error:
         assert "no document is left to train on" in str(error) and fraction
@@ -93,7 +92,7 @@ def test_split_is_by_content_in_any_order_and_company(jsonl, tmp_path: Path, tok
     shuffled = random.Random(1).sample(texts, 400)
     for name, order in {"a": texts, "b": shuffled, "c": shuffled[:200]}.items():
         source = jsonl(order, f"{name}.jsonl")
-        prepare([source], tmp_path / name, tokenizer=tokenizer_json, val_fraction=0.2, progress=None)
+        prepare([source], tmp_path / name, tokenizer=tokenizer_json, val_fraction=0.2)
     val = {name: set(documents_of(tmp_path / name, "val")) for name in "abc"}
     assert val["a"] == val["b"]
     assert val["c"] == val["a"] & set(shuffled[:200])
@@ -107,13 +106,13 @@ def test_small_corpus_gets_its_smallest_hash_as_validation(jsonl, tmp_path: Path
         for order in (texts, texts[::-1]):
             out = tmp_path / f"{dedup}{order[0]}"
             source = jsonl(order, "in.jsonl")
-            prepare([source], out, tokenizer=tokenizer_json, val_fraction=1e-9, dedup=dedup, progress=None)
+            prepare([source], out, tokenizer=tokenizer_json, val_fraction=1e-9, dedup=dedup)
             assert set(documents_of(out, "val")) == {smallest}
             assert set(documents_of(out, "train")) == set(texts) - {smallest}
 
 
 def test_one_document_stays_in_train(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
-    prepare([jsonl(["孤"])], tmp_path / "out", tokenizer=tokenizer_json, val_fraction=1e-9, progress=None)
+    prepare([jsonl(["孤"])], tmp_path / "out", tokenizer=tokenizer_json, val_fraction=1e-9)
     assert (documents_of(tmp_path / "out", "train"), documents_of(tmp_path / "out", "val")) == (["孤"], [])
 
 
@@ -121,14 +120,14 @@ def test_tokenizer_never_sees_validation_documents(jsonl, tmp_path: Path) -> Non
     common = make_texts(50)
     held_out = [text.replace("第", "垚焱") for text in make_texts(50)]
     out = tmp_path / "out"
-    prepare([jsonl(common + held_out)], out, val_inputs=[jsonl(held_out, "val.jsonl")], vocab_size=500, progress=None)
+    prepare([jsonl(common + held_out)], out, val_inputs=[jsonl(held_out, "val.jsonl")], vocab_size=500)
     vocabulary = Tokenizer.from_file(str(out / "tokenizer.json"))
     assert len(vocabulary.encode("第").ids) == 1
     assert len(vocabulary.encode("垚焱").ids) == 6
 
 
 def test_tokenizer_does_not_see_the_document_moved_to_validation(jsonl, tmp_path: Path) -> None:
-    manifest = prepare([jsonl(make_texts(8))], tmp_path / "out", vocab_size=300, val_fraction=1e-9, progress=None)
+    manifest = prepare([jsonl(make_texts(8))], tmp_path / "out", vocab_size=300, val_fraction=1e-9)
     train = manifest.splits["train"]
     assert manifest.splits["val"].documents == 1
     assert f"trained on the 7 training documents ({train.bytes:,} bytes)" in manifest.tokenizer_source
@@ -139,26 +138,26 @@ def test_val_files_take_their_documents_from_train(jsonl, tmp_path: Path, tokeni
     source, held_out = jsonl(texts), jsonl(val, "val.jsonl")
     for dedup in ("exact", "none"):
         out = tmp_path / dedup
-        manifest = prepare([source], out, tokenizer=tokenizer_json, val_inputs=[held_out], dedup=dedup, progress=None)
+        manifest = prepare([source], out, tokenizer=tokenizer_json, val_inputs=[held_out], dedup=dedup)
         assert documents_of(out, "train") == [text for text in texts if text not in val]
         assert documents_of(out, "val") == (val if dedup == "none" else val[:-1])
         assert (manifest.dropped_in_val, manifest.exact_duplicates) == (10, 1)
 
 
-def test_marks_in_the_text_are_not_doubled(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
+def test_bos_and_eos_in_the_text_are_not_doubled(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
     texts = ["<|im_start|>甲<|im_end|> <|im_start|>乙<|im_end|>", "丙<|im_end|>", "<|im_start|>丁", "<|im_end|>"]
     out = tmp_path / "out"
-    prepare([jsonl(texts)], out, tokenizer=tokenizer_json, val_fraction=0, progress=None)
+    prepare([jsonl(texts)], out, tokenizer=tokenizer_json, val_fraction=0)
     text = Tokenizer.from_file(str(tokenizer_json)).decode(ids_of(out, "train").tolist(), skip_special_tokens=False)
-    begin, end = "<|im_start|>", "<|im_end|>"
-    assert text == texts[0] + f"{begin}丙{end}" + f"{begin}丁{end}" + f"{begin}{end}"
+    bos, eos = "<|im_start|>", "<|im_end|>"
+    assert text == texts[0] + f"{bos}丙{eos}" + f"{bos}丁{eos}" + f"{bos}{eos}"
 
 
 def test_manifest_numbers_are_true(jsonl, tmp_path: Path) -> None:
     texts = make_texts(200)
     source = jsonl([*texts, texts[3], texts[5], texts[3], ""])
     out = tmp_path / "out"
-    returned = prepare([source], out, val_fraction=0.1, vocab_size=350, shard_tokens=500, progress=None)
+    returned = prepare([source], out, val_fraction=0.1, vocab_size=350, shard_tokens=500)
     manifest = Manifest.read(out)
     assert manifest == returned
     assert manifest.exact_duplicates == 3
@@ -189,7 +188,7 @@ def test_any_number_of_workers_gives_the_same_bytes(jsonl, tmp_path: Path, monke
     assert sum(s.stat().st_size for s in sources) > 3 * 512 * 1024  # several chunks
     for workers in (1, 2, 3):
         out = tmp_path / str(workers)
-        prepare(sources, out, vocab_size=300, workers=workers, shard_tokens=100_000, val_fraction=0.1, progress=None)
+        prepare(sources, out, vocab_size=300, workers=workers, shard_tokens=100_000, val_fraction=0.1)
     assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "3")
 
 
@@ -202,10 +201,10 @@ def test_worker_error_reaches_the_caller(jsonl, tmp_path: Path, monkeypatch: pyt
             file.write('{"text": "late"}\n')
         return make_tokenizer(*_)
 
-    make_tokenizer = pipeline._make_tokenizer
-    monkeypatch.setattr(pipeline, "_make_tokenizer", grow)
+    make_tokenizer = pipeline._Preparation._make_tokenizer
+    monkeypatch.setattr(pipeline._Preparation, "_make_tokenizer", grow)
     with pytest.raises(UserError, match=r"input\.jsonl: changed while it was read"):
-        prepare([source], tmp_path / "out", workers=2, progress=None)
+        prepare([source], tmp_path / "out", workers=2)
     assert not (tmp_path / "out").exists()
 
 
@@ -226,7 +225,7 @@ def test_too_many_bad_lines_name_the_first_ten(jsonl, tmp_path: Path, tokenizer_
     source = jsonl(make_texts(97))
     source.write_bytes(b'{"text": 1}\n' * 2 + source.read_bytes() + b"{\n" * 12)
     for share, passes in ((0.12, False), (0.13, True)):
-        arguments = {"tokenizer": tokenizer_json, "max_bad_share": share, "progress": None}
+        arguments = {"tokenizer": tokenizer_json, "max_bad_share": share}
         if passes:
             assert sum(prepare([source], tmp_path / "out", **arguments).skipped.values()) == 14
             continue
@@ -252,7 +251,7 @@ def test_too_many_bad_lines_name_the_first_ten(jsonl, tmp_path: Path, tokenizer_
         ({"inputs": ["empty"]}, "empty.jsonl; each line should be"),
         ({"val_inputs": ["empty"]}, "empty.jsonl; each line should be"),
         ({"val_fraction": 0.999999}, "no document is left to train on"),
-        ({"val_inputs": ["good"]}, "3 stand in --val_input too"),
+        ({"val_inputs": ["good"]}, "3 are in --val_input too"),
         ({"val_inputs": ["alike"], "dedup": "near"}, "3 are near to validation documents"),
     ],
 )
@@ -267,14 +266,14 @@ def test_each_bad_setting_has_its_sentence(jsonl, tmp_path: Path, change: dict, 
     for key in ("inputs", "val_inputs"):
         arguments[key] = [files.get(path, path) for path in arguments.get(key, [])]
     with pytest.raises(UserError) as caught:
-        prepare(output=tmp_path / "out", progress=None, **arguments)
+        prepare(output=tmp_path / "out", **arguments)
     assert message in str(caught.value)
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_all_bad_settings_are_told_at_once(tmp_path: Path) -> None:
+def test_all_bad_settings_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        prepare([tmp_path / "none"], tmp_path / "out", dedup="x", workers=0, progress=None)
+        prepare([tmp_path / "none"], tmp_path / "out", dedup="x", workers=0)
     assert len(str(caught.value).splitlines()) == 3
 
 
@@ -288,7 +287,7 @@ def test_second_run_reuses_and_a_changed_one_does_not(jsonl, tmp_path: Path, tok
         arguments.pop("progress")
         arguments.pop("workers", None)
         assert manifest == Manifest.read(out)
-        assert manifest.fingerprint == fingerprint([source], **arguments)
+        assert manifest.fingerprint == fingerprint([source], PreparationSettings(**arguments))
         return "reused" if "reused" in said.getvalue() else "made"
 
     assert run() == "made"
@@ -313,10 +312,10 @@ def test_failed_run_leaves_the_old_folder_as_it_was(jsonl, prepared: Path, token
     bad = jsonl(["好"] * 3, "bad.jsonl")
     bad.write_text(bad.read_text() + "{")
     with pytest.raises(UserError):
-        prepare([bad], prepared, tokenizer=tokenizer_json, progress=None)
+        prepare([bad], prepared, tokenizer=tokenizer_json)
     monkeypatch.setattr(Manifest, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
-        prepare([jsonl(make_texts(5))], prepared, tokenizer=tokenizer_json, progress=None)
+        prepare([jsonl(make_texts(5))], prepared, tokenizer=tokenizer_json)
     assert contents(prepared) == before
     assert {path.name for path in prepared.parent.iterdir()} == {"prepared", "input.jsonl", "bad.jsonl"}
 
@@ -325,9 +324,9 @@ def test_folder_with_other_files_is_not_replaced(jsonl, prepared: Path, tokenize
     (prepared / "notes.txt").write_text("mine")
     source = jsonl(make_texts(5))
     with pytest.raises(UserError, match=r"prepared: holds other files \(notes\.txt\)"):
-        prepare([source], prepared, tokenizer=tokenizer_json, progress=None)
+        prepare([source], prepared, tokenizer=tokenizer_json)
     with pytest.raises(UserError, match="is a file"):
-        prepare([source], source, tokenizer=tokenizer_json, progress=None)
+        prepare([source], source, tokenizer=tokenizer_json)
 
 
 @given(st.lists(st.integers(0, 60), max_size=40), st.integers(0, 300), st.randoms())
@@ -364,8 +363,13 @@ def test_command_line(jsonl, tmp_path: Path) -> None:
     assert (failed.returncode, failed.stderr) == (2, "nowhere.jsonl: no such file\n")
 
 
-def test_neither_script_nor_workers_import_torch() -> None:
-    check = "import sys, prepare, corpus.workers; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [("prepare", "torch transformers"), ("corpus.workers corpus.scan corpus.packing", "torch transformers pydantic")],
+)
+def test_neither_script_nor_workers_import_what_is_slow(modules: str, unwanted: str) -> None:
+    check = f"import sys, {', '.join(modules.split())}; sys.exit(bool({unwanted.split()} & sys.modules.keys()))"
+    check = check.replace("['", "{'").replace("']", "'}")
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
 
 
@@ -409,18 +413,19 @@ def test_a_name_that_is_not_utf8_is_prepared(tmp_path: Path) -> None:
     write_jsonl(source, [*make_texts(40), ""])
     with open(source, "ab") as file:
         file.write(b"broken\n")
-    manifest = prepare([source], tmp_path / "out", vocab_size=300, workers=1, max_bad_share=0.5, progress=None)
+    manifest = prepare([source], tmp_path / "out", vocab_size=300, workers=1, max_bad_share=0.5)
     assert Manifest.read(tmp_path / "out") == manifest
-    assert manifest.inputs[0]["file"] == source.name and manifest.bad_lines[0].startswith(str(source))
+    assert manifest.inputs[0].file == printable(source.name)
+    assert manifest.bad_lines[0].startswith(printable(source))
 
 
 def test_a_folder_by_the_name_of_a_shard_is_not_deleted(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", make_texts(40))
-    prepare([source], tmp_path / "out", vocab_size=300, workers=1, progress=None)
+    prepare([source], tmp_path / "out", vocab_size=300, workers=1)
     (tmp_path / "out" / "train-00001.bin").mkdir()
     (tmp_path / "out" / "train-00001.bin" / "thesis.tex").write_text("three years")
     with pytest.raises(UserError, match=r"holds other files \(train-00001\.bin\)"):
-        prepare([source], tmp_path / "out", vocab_size=400, workers=1, progress=None)
+        prepare([source], tmp_path / "out", vocab_size=400, workers=1)
     assert (tmp_path / "out" / "train-00001.bin" / "thesis.tex").exists()
 
 
@@ -428,7 +433,7 @@ def test_a_folder_by_the_name_of_a_shard_is_not_deleted(tmp_path: Path) -> None:
 def test_an_impossible_output_is_refused(tmp_path: Path, name: str) -> None:
     write_jsonl(tmp_path / "file", make_texts(40))
     with pytest.raises(UserError, match=r"cannot be the output|is a file"):
-        prepare([tmp_path / "file"], tmp_path / name, vocab_size=300, workers=1, progress=None)
+        prepare([tmp_path / "file"], tmp_path / name, vocab_size=300, workers=1)
 
 
 def test_a_tokenizer_that_panics_on_a_long_text_is_a_sentence(tmp_path: Path, tokenizer_json: Path) -> None:
@@ -439,10 +444,10 @@ def test_a_tokenizer_that_panics_on_a_long_text_is_a_sentence(tmp_path: Path, to
     (tmp_path / "t.json").write_text(json.dumps(content), encoding="utf-8")
     source = write_jsonl(tmp_path / "a.jsonl", [*make_texts(40), "天" * 3000 + "地" + "a" * 3000])
     with pytest.raises(UserError, match=r"the tokenizer cannot encode the text; take another"):
-        prepare([source], tmp_path / "out", tokenizer=tmp_path / "t.json", workers=1, repetition="keep", progress=None)
+        prepare([source], tmp_path / "out", tokenizer=tmp_path / "t.json", workers=1, repetition="keep")
 
 
 def test_a_pipe_has_no_fingerprint(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match=r"pipe: cannot be read \(a pipe or a device, not a file\)"):
-        fingerprint([tmp_path / "pipe"])
+        fingerprint([tmp_path / "pipe"], PreparationSettings())

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from corpus.cleaning.normalization import _may_compose, letters_and_digits, mix, ngram_hashes
-from corpus.tokenizer import SPECIAL_TOKENS, between_marks
+from corpus.cleaning.normalization import _may_compose, mix, ngram_hashes, normalized_characters
+from corpus.tokenizer import SPECIAL_TOKENS, without_special_tokens
 
 # Joined by normalisation with what stands before them, reordered, taken apart, or made another letter.
 ODD = [
@@ -42,14 +42,14 @@ ODD = [
 
 
 def by_definition(text: str) -> list[int]:
-    plain = unicodedata.normalize("NFKC", "".join(between_marks(text)))
+    plain = unicodedata.normalize("NFKC", without_special_tokens(text))
     letters = [c for c in plain if unicodedata.category(c)[0] in "LMN" and ord(c) < 0x32000]
     return [ord(c.lower()) if len(c.lower()) == 1 else ord(c) for c in letters]
 
 
 @given(st.lists(st.lists(st.sampled_from([*ODD, *SPECIAL_TOKENS, "<|", "e", "a", "中"])).map("".join), max_size=5))
 def test_letters_are_those_of_the_normalised_text(texts: list[str]) -> None:
-    letters = letters_and_digits(texts)
+    letters = normalized_characters(texts)
     assert letters.texts == len(texts)
     for place, text in enumerate(texts):
         assert letters.points[letters.owner == place].tolist() == by_definition(text)
@@ -58,13 +58,13 @@ def test_letters_are_those_of_the_normalised_text(texts: list[str]) -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 @example("e\u0301")
 def test_letters_of_any_text(text: str) -> None:
-    assert letters_and_digits([text]).points.tolist() == by_definition(text)
+    assert normalized_characters([text]).points.tolist() == by_definition(text)
 
 
 def test_letters_of_every_character_between_two_others() -> None:
     characters = [chr(point) for point in range(sys.maxunicode + 1) if not 0xD800 <= point < 0xE000]
     texts = [f"e{c}a" for c in characters]
-    letters = letters_and_digits(texts)
+    letters = normalized_characters(texts)
     counts = letters.counts()
     expected = [by_definition(text) for text in texts]
     assert counts.tolist() == list(map(len, expected))
@@ -94,5 +94,5 @@ def test_hashes_of_ngrams_are_those_of_a_polynomial(points: list[int], n: int) -
 
 @pytest.mark.parametrize("texts", [[], [""], ["", "，", ""]])
 def test_no_letters(texts: list[str]) -> None:
-    letters = letters_and_digits(texts)
+    letters = normalized_characters(texts)
     assert letters.counts().tolist() == [0] * len(texts)

@@ -53,7 +53,7 @@ def test_every_string_round_trips(ours: Tokenizer, text: str) -> None:
     assert ours.decode(ours.encode(text).ids, skip_special_tokens=False) == text
 
 
-def test_marks_are_ids_0_1_2_and_found_in_text(ours: Tokenizer) -> None:
+def test_special_tokens_are_ids_0_1_2_and_found_in_text(ours: Tokenizer) -> None:
     assert special_ids(ours) == (1, 2, 0)
     assert ours.encode("<|im_start|><|im_end|><|endoftext|>").ids == [1, 2, 0]
 
@@ -124,12 +124,12 @@ def test_lossy_tokenizer_is_refused_with_what_it_loses(tmp_path: Path, parts: di
         (["<|endoftext|>"], (0, 0, 0)),
     ],
 )
-def test_marks_of_foreign_tokenizers(tmp_path: Path, specials: list[str], expected: tuple[int, int, int]) -> None:
+def test_bos_and_eos_of_foreign_tokenizers(tmp_path: Path, specials: list[str], expected: tuple[int, int, int]) -> None:
     assert special_ids(load_tokenizer(foreign(tmp_path / "t.json", specials))) == expected
 
 
-def test_tokenizer_without_marks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no marks"):
+def test_tokenizer_without_bos_and_eos_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no BOS and EOS tokens"):
         special_ids(load_tokenizer(foreign(tmp_path / "t.json", ["<unk>"])))
 
 
@@ -153,19 +153,19 @@ def test_truncation_padding_and_dropout_are_switched_off(tmp_path: Path) -> None
 def test_auto_tokenizer_gives_the_same_ids(
     tmp_path: Path, tokenizer_json: Path, own: bool, model_type: str | None
 ) -> None:
-    marks = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
-    source = tokenizer_json if own else foreign(tmp_path / "t.json", ["<s>", "</s>"], post_processor=marks)
+    template = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    source = tokenizer_json if own else foreign(tmp_path / "t.json", ["<s>", "</s>"], post_processor=template)
     folder = tmp_path / "hf"
     write_hf_tokenizer(source, folder)
     if model_type:  # as in the folder of a model, where transformers may choose a class by the model
         (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     theirs, ours = AutoTokenizer.from_pretrained(folder), load_tokenizer(source)
-    begin, end, pad = special_ids(ours)
+    special = special_ids(ours)
     for text in [*PROBES.values(), *make_texts(20), "<|im_start|>a<|im_end|> <|im_start|>", " lead", "a ,b . 'll"]:
         ids = ours.encode(text, add_special_tokens=False).ids
         assert theirs(text)["input_ids"] == ids
         assert theirs.decode(ids) == text
-    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (begin, end, pad)
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == special
     assert len(theirs) == vocab_size(ours)
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from corpus import report
+from corpus.report import CorpusReport, lines, loss_to_beat
 from corpus.shards import Corpus, TokenStream
 
 
@@ -109,11 +109,10 @@ def test_shard_outside_the_folder_is_refused(prepared: Path, name: object) -> No
         lambda data: data.update(vocab_size="many"),
         lambda data: data.update(splits=[]),
         lambda data: data["splits"].pop("val"),
-        lambda data: data.pop("ladder"),
-        lambda data: data["ladder"].pop("bigram"),
-        lambda data: data["ladder"].update(rung=1.0),
-        lambda data: data["ladder"].update(bytes_per_token=0),
-        lambda data: data["ladder"].update(unigram="low"),
+        lambda data: data.pop("ngram_baselines"),
+        lambda data: data["ngram_baselines"].pop("bigram"),
+        lambda data: data["ngram_baselines"].update(bytes_per_token=0),
+        lambda data: data["ngram_baselines"].update(unigram="low"),
         lambda data: data["splits"]["train"].update(tokens=3),
         lambda data: data["splits"]["train"]["shards"][0].update(tokens=-1),
         lambda data: data["splits"]["train"]["shards"][0].pop("sha256"),
@@ -136,9 +135,15 @@ def test_broken_and_missing_manifest_are_refused(prepared: Path, tmp_path: Path)
 
 JUNK = [None, True, -1, 1.5, 10**400, float("inf"), float("nan"), "many", "\ud800", "\x1b[31m", [], {}, [1], {"a": 1}]
 PLACES = [
-    *(("vocab_size",), ("begin_id",), ("end_id",), ("pad_id",), ("entropy_nats",), ("exact_duplicates",)),
+    *(("vocab_size",), ("bos_id",), ("eos_id",), ("pad_id",), ("entropy_nats",), ("exact_duplicates",)),
     *(("dropped_in_val",), ("skipped",), ("settings",), ("settings", "dedup"), ("fingerprint",), ("format",)),
-    *(("tokenizer_sha256",), ("tokenizer_source",), ("ladder",), ("ladder", "bigram"), ("ladder", "tokens")),
+    *(
+        ("tokenizer_sha256",),
+        ("tokenizer_source",),
+        ("ngram_baselines",),
+        ("ngram_baselines", "bigram"),
+        ("ngram_baselines", "tokens"),
+    ),
     *(("splits",), ("splits", "val"), ("splits", "train", "shards"), ("splits", "train", "tokens")),
     *(("splits", "train", "bytes"), ("splits", "val", "characters_per_token"), ("splits", "train", "shards", 0)),
     *(("splits", "train", "shards", 0, "file"), ("splits", "train", "shards", 0, "tokens")),
@@ -150,7 +155,7 @@ PLACES = [
 def test_junk_at_any_place_is_refused_or_shown(prepared: Path, place: tuple[str | int, ...]) -> None:
     """What is let through must be usable; the report formats all of it."""
     original = (prepared / "manifest.json").read_text()
-    found = report.read(prepared)
+    found = CorpusReport.read(prepared)
     for junk in JUNK:
         data = json.loads(original)
         target = data
@@ -164,8 +169,8 @@ def test_junk_at_any_place_is_refused_or_shown(prepared: Path, place: tuple[str 
             assert "manifest.json: " in str(error) and len(str(error)) < 500
             assert str(error).replace(str(prepared), "").isprintable()
         else:
-            report.lines(corpus.manifest, found)
-            report.loss_to_beat(corpus.manifest)
+            lines(corpus.manifest, found)
+            loss_to_beat(corpus.manifest)
             assert [len(corpus.split(name)) for name in ("train", "val")]
 
 
@@ -200,7 +205,9 @@ def test_an_id_beyond_the_vocabulary_is_found(prepared: Path) -> None:
 def test_a_shard_of_nothing_is_refused(prepared: Path) -> None:
     (prepared / "train-00001.bin").write_bytes(b"")
     agree(prepared, "train-00001.bin")
-    with pytest.raises(UserError, match=r"manifest\.json: .*tokens of train-00001\.bin is 0"):
+    with pytest.raises(
+        UserError, match=r"manifest\.json: .*splits\.train\.shards\.1\.tokens: input should be greater than 0"
+    ):
         Corpus.open(prepared)
 
 

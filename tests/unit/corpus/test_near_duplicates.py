@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus_data import write_jsonl
+from corpus_data import prepare, write_jsonl
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from opencc import OpenCC
@@ -16,8 +16,7 @@ from opencc import OpenCC
 from corpus import pipeline
 from corpus.cleaning import near_duplicates
 from corpus.cleaning.near_duplicates import HASHES, THRESHOLD, NearIndex, signatures
-from corpus.cleaning.normalization import letters_and_digits
-from corpus.pipeline import prepare
+from corpus.cleaning.normalization import normalized_characters
 from corpus.split import DIGEST_BYTES, document_digest
 
 SYLLABLES = "天地玄黃宇宙洪荒日月盈昃辰宿列張寒來暑往秋收冬藏閏餘成歲律呂調陽雲騰致雨露結為霜金生麗水玉出崑岡"
@@ -38,17 +37,17 @@ def edited(text: str, share: float, seed: int = 0) -> str:
 
 def similarity(first: str, second: str) -> float:
     """Of the signatures."""
-    rows = signatures(letters_and_digits([first, second]))
+    rows = signatures(normalized_characters([first, second]))
     return float((rows[0] == rows[1]).mean()) if rows.any(axis=1).all() else 0.0
 
 
 def found(texts: list[str], preferred: int = 0) -> list[tuple[str, str]]:
     """(kept, dropped) of an index of `texts`, the first of them `preferred`."""
     index = NearIndex()
-    rows = signatures(letters_and_digits(texts))
-    digests = b"".join(document_digest(text.encode()) for text in texts)
-    index.add(rows[:preferred], digests[: preferred * DIGEST_BYTES], range(preferred), preferred=True)
-    index.add(rows[preferred:], digests[preferred * DIGEST_BYTES :], range(preferred, len(texts)), preferred=False)
+    rows = signatures(normalized_characters(texts))
+    digests = [document_digest(text.encode()) for text in texts]
+    index.add(rows[:preferred], digests[:preferred], range(preferred), preferred=True)
+    index.add(rows[preferred:], digests[preferred:], range(preferred, len(texts)), preferred=False)
     pairs = index.resolve()
     assert pairs.digests == [document_digest(texts[place].encode()) for place in pairs.dropped]
     return [(texts[kept], texts[dropped]) for kept, dropped in zip(pairs.kept, pairs.dropped, strict=True)]
@@ -92,12 +91,12 @@ def test_a_text_is_near_to_its_simplified_form(text: str) -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"])))
 @settings(deadline=None)
 def test_any_text_has_a_signature_and_short_ones_match_only_the_same_letters(first: str, second: str) -> None:
-    letters = letters_and_digits([first, second])
+    letters = normalized_characters([first, second])
     rows = signatures(letters)
     assert rows.shape == (2, HASHES)
     assert rows.any(axis=1).tolist() == (letters.counts() > 0).tolist()
     if letters.counts().min() > 0 and letters.counts().max() <= near_duplicates.NGRAM:
-        same = near_duplicates.simplified_letters(letters)
+        same = near_duplicates.simplified_characters(letters)
         equal = same[letters.owner == 0].tolist() == same[letters.owner == 1].tolist()
         assert ((rows[0] == rows[1]).mean() >= THRESHOLD) == equal
 
@@ -108,8 +107,8 @@ def test_texts_without_letters_are_left_alone() -> None:
 
 def test_signature_does_not_depend_on_the_company() -> None:
     texts = [made_text(seed, length) for seed, length in enumerate((1, 2, 3, 50, 200))] + ["", "。"]
-    together = signatures(letters_and_digits(texts))
-    alone = np.concatenate([signatures(letters_and_digits([text])) for text in texts])
+    together = signatures(normalized_characters(texts))
+    alone = np.concatenate([signatures(normalized_characters([text])) for text in texts])
     assert np.array_equal(together, alone)
 
 
@@ -158,7 +157,7 @@ def test_a_bucket_that_everything_shares_is_not_compared_in_full(monkeypatch: py
     rows[:, :4] = 7  # one band in common, no similarity
     rows[501] = rows[500]
     index = NearIndex()
-    index.add(rows, np.arange(2000, dtype=">u8").tobytes(), range(1000), preferred=False)
+    index.add(rows, [number.to_bytes(DIGEST_BYTES, "big") for number in range(1000)], range(1000), preferred=False)
     pairs = index.resolve()
     assert (pairs.kept.tolist(), pairs.dropped.tolist(), pairs.similarity.tolist()) == ([500], [501], [1.0])
 
@@ -181,9 +180,7 @@ def test_prepare_drops_near_duplicates_with_any_workers(
     source = jsonl([*texts, texts[0]])
     for workers in (1, 2):
         out = tmp_path / str(workers)
-        manifest = prepare(
-            [source], out, tokenizer=tokenizer_json, dedup="near", val_fraction=0.2, workers=workers, progress=None
-        )
+        manifest = prepare([source], out, tokenizer=tokenizer_json, dedup="near", val_fraction=0.2, workers=workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
     assert sum(split.documents for split in manifest.splits.values()) == 60
     report = json.loads((out / "report.json").read_text())["duplicates"]
@@ -199,9 +196,7 @@ def test_prepare_drops_near_duplicates_with_any_workers(
 def test_no_training_document_stays_that_is_near_to_a_validation_file(jsonl, tmp_path: Path, tokenizer_json) -> None:
     texts, others = near_corpus(), [made_text(seed) for seed in range(100, 105)]
     source, val = jsonl([*texts[60:], *others]), jsonl(texts[:60], "val.jsonl")
-    manifest = prepare(
-        [source], tmp_path / "out", tokenizer=tokenizer_json, dedup="near", val_inputs=[val], progress=None
-    )
+    manifest = prepare([source], tmp_path / "out", tokenizer=tokenizer_json, dedup="near", val_inputs=[val])
     assert {name: split.documents for name, split in manifest.splits.items()} == {"train": 5, "val": 60}
     report = json.loads((tmp_path / "out" / "report.json").read_text())["duplicates"]
     assert (report["near"], report["near_in_val"]) == (120, 120)
@@ -209,9 +204,7 @@ def test_no_training_document_stays_that_is_near_to_a_validation_file(jsonl, tmp
 
 def test_of_a_near_pair_the_validation_document_stays(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
     texts = near_corpus()
-    both = prepare(
-        [jsonl(texts)], tmp_path / "near", tokenizer=tokenizer_json, dedup="near", val_fraction=0.3, progress=None
-    )
+    both = prepare([jsonl(texts)], tmp_path / "near", tokenizer=tokenizer_json, dedup="near", val_fraction=0.3)
     report = json.loads((tmp_path / "near" / "report.json").read_text())["duplicates"]
     # one of three in validation is enough for the whole group: 1 - 0.7^3 of the 60
     assert 25 <= both.splits["val"].documents <= 52
@@ -220,7 +213,7 @@ def test_of_a_near_pair_the_validation_document_stays(jsonl, tmp_path: Path, tok
 
 def test_a_second_pass_drops_nothing(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
     texts = near_corpus()
-    settings_ = {"tokenizer": tokenizer_json, "dedup": "near", "val_fraction": 0.1, "progress": None}
+    settings_ = {"tokenizer": tokenizer_json, "dedup": "near", "val_fraction": 0.1}
     first = prepare([jsonl(texts)], tmp_path / "first", **settings_)
     gone = {dropped for _, dropped in found(texts)}
     again = write_jsonl(tmp_path / "again.jsonl", [text for text in texts if text not in gone])
@@ -231,6 +224,6 @@ def test_a_second_pass_drops_nothing(jsonl, tmp_path: Path, tokenizer_json: Path
 
 
 def test_the_tokenizer_learns_from_what_is_left(jsonl, tmp_path: Path) -> None:
-    manifest = prepare([jsonl(near_corpus())], tmp_path / "out", vocab_size=300, dedup="near", progress=None)
+    manifest = prepare([jsonl(near_corpus())], tmp_path / "out", vocab_size=300, dedup="near")
     train = manifest.splits["train"]
     assert f"trained on the {train.documents} training documents ({train.bytes:,} bytes)" in manifest.tokenizer_source

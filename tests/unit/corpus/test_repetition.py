@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus_data import make_texts
+from corpus_data import make_texts, prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
 from corpus.cleaning import repetition
-from corpus.cleaning.normalization import letters_and_digits
-from corpus.cleaning.repetition import EXAMPLES, LIMITS, MIN_LETTERS, NGRAM, RULES, Repetition, breaks_a_rule, scores
-from corpus.pipeline import prepare
+from corpus.cleaning.normalization import normalized_characters
+from corpus.cleaning.repetition import EXAMPLES, LIMITS, MIN_CHARACTERS, NGRAM, RULES, Repetition, breaks_a_rule, scores
 from sample_stories.generator import generate_stories
 
 PROSE = (
@@ -45,12 +44,12 @@ RULER = "标题\n" + "=" * 200 + "\n" + PROSE + "\n" + "-" * 200
 
 
 def measured(*texts: str) -> list[dict[str, float]]:
-    rows = scores(texts, [text.encode() for text in texts], letters_and_digits(texts))
+    rows = scores(texts, [text.encode() for text in texts], normalized_characters(texts))
     return [dict(zip(RULES, row.tolist(), strict=True)) for row in rows]
 
 
 def drops(text: str) -> bool:
-    return bool(breaks_a_rule(scores([text], [text.encode()], letters_and_digits([text])))[0])
+    return bool(breaks_a_rule(scores([text], [text.encode()], normalized_characters([text])))[0])
 
 
 def test_lines_count_the_letters_of_those_that_came_before() -> None:
@@ -61,7 +60,7 @@ def test_lines_count_the_letters_of_those_that_came_before() -> None:
 
 def test_letters_of_lines_are_those_that_python_calls_alphanumeric() -> None:
     characters = list(map(chr, range(sys.maxunicode + 1)))
-    assert list(map(repetition._count_letters, characters)) == list(map(str.isalnum, characters))
+    assert list(map(repetition._count_characters, characters)) == list(map(str.isalnum, characters))
 
 
 def test_ngrams_count_the_letters_under_repeated_ones() -> None:
@@ -78,7 +77,7 @@ def test_ngrams_are_those_of_looking_at_each(texts: list[str]) -> None:
         letters = "".join(text.split())
         starts = [i for i in range(len(letters) - NGRAM + 1) if letters.find(letters[i : i + NGRAM]) < i]
         covered = {i + k for i in starts for k in range(NGRAM)}
-        assert row["ngrams"] == (pytest.approx(len(covered) / len(letters)) if len(letters) >= MIN_LETTERS else 0)
+        assert row["ngrams"] == (pytest.approx(len(covered) / len(letters)) if len(letters) >= MIN_CHARACTERS else 0)
 
 
 @given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20).map(lambda low: low << 40), max_size=30))
@@ -134,7 +133,7 @@ def test_sound_text_is_kept(text: str) -> None:
 
 def test_stories_are_kept() -> None:
     stories = list(generate_stories(300, seed=5, hamlet=True))
-    assert not breaks_a_rule(scores(stories, [s.encode() for s in stories], letters_and_digits(stories))).any()
+    assert not breaks_a_rule(scores(stories, [s.encode() for s in stories], normalized_characters(stories))).any()
 
 
 @given(st.lists(st.text(st.sampled_from("甲乙丙 \n，a1"), max_size=150), min_size=1, max_size=6))
@@ -194,8 +193,8 @@ LOOPS = [PROSE[i : i + 20] * 12 for i in range(0, 40, 4)]
 def test_prepare_drops_them_from_both_sides_and_says_so(jsonl, tmp_path: Path) -> None:
     texts = make_texts(100)
     source = jsonl([*texts, *LOOPS, LOOPS[0]])
-    dropped = prepare([source], tmp_path / "drop", vocab_size=300, val_fraction=0.3, progress=None)
-    kept = prepare([source], tmp_path / "keep", vocab_size=300, val_fraction=0.3, repetition="keep", progress=None)
+    dropped = prepare([source], tmp_path / "drop", vocab_size=300, val_fraction=0.3)
+    kept = prepare([source], tmp_path / "keep", vocab_size=300, val_fraction=0.3, repetition="keep")
     count = {
         name: sum(split.documents for split in manifest.splits.values())
         for name, manifest in (("drop", dropped), ("keep", kept))
@@ -216,7 +215,6 @@ def test_validation_files_are_left_as_they_are(jsonl, tmp_path: Path, tokenizer_
         tmp_path / "out",
         tokenizer=tokenizer_json,
         val_inputs=[jsonl(LOOPS, "val.jsonl")],
-        progress=None,
     )
     assert manifest.splits["val"].documents == len(LOOPS)
     assert json.loads((tmp_path / "out" / "report.json").read_text())["repetition"]["scored"] == 20
@@ -224,12 +222,12 @@ def test_validation_files_are_left_as_they_are(jsonl, tmp_path: Path, tokenizer_
 
 def test_small_corpus_gives_validation_a_sound_document(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
     source = jsonl([*LOOPS, "甲", "乙"])
-    manifest = prepare([source], tmp_path / "out", tokenizer=tokenizer_json, val_fraction=1e-9, progress=None)
+    manifest = prepare([source], tmp_path / "out", tokenizer=tokenizer_json, val_fraction=1e-9)
     assert {name: split.documents for name, split in manifest.splits.items()} == {"train": 1, "val": 1}
 
 
-def test_nothing_but_loops_is_refused_with_the_mend(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
+def test_nothing_but_loops_is_refused_with_a_hint(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
     with pytest.raises(UserError, match="10 repeat themselves and would stay with --repetition keep"):
-        prepare([jsonl(LOOPS)], tmp_path / "out", tokenizer=tokenizer_json, progress=None)
+        prepare([jsonl(LOOPS)], tmp_path / "out", tokenizer=tokenizer_json)
     with pytest.raises(UserError, match="--repetition maybe: must be drop or keep"):
-        prepare([jsonl(LOOPS)], tmp_path / "out", repetition="maybe", progress=None)
+        prepare([jsonl(LOOPS)], tmp_path / "out", repetition="maybe")

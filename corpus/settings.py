@@ -1,0 +1,75 @@
+"""The settings of a preparation, declared once, and the fingerprint by which a prepared folder is known again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from common.files import sha256_file
+from corpus.tokenizer import MAX_ENTRIES, MIN_ENTRIES
+
+DEDUP_CHOICES = ("none", "exact", "near")
+REPETITION_CHOICES = ("drop", "keep")
+# Raised whenever the layout of the shards or of manifest.json changes: older folders are then refused, not misread.
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class PreparationSettings:
+    """What decides, together with the text, what a prepared folder holds; the flags of prepare.py say it in words."""
+
+    tokenizer: Path | None = None
+    vocab_size: int = 6400
+    dedup: str = "exact"
+    repetition: str = "drop"
+    val_fraction: float = 0.005
+    val_inputs: Sequence[Path] = ()
+    max_bad_share: float = 0.01
+    shard_tokens: int = 2**26  # 128 MB a shard
+
+    def problems(self) -> list[str]:
+        """Return one sentence for each value that is out of its range."""
+        size_is_idle = self.tokenizer is not None
+        rules = {
+            "dedup": (self.dedup in DEDUP_CHOICES, "none, exact or near"),
+            "repetition": (self.repetition in REPETITION_CHOICES, "drop or keep"),
+            "vocab_size": (
+                size_is_idle or MIN_ENTRIES <= self.vocab_size <= MAX_ENTRIES,
+                f"from {MIN_ENTRIES:,} to {MAX_ENTRIES:,}",
+            ),
+            "val_fraction": (0 <= self.val_fraction < 1, "at least 0 and below 1"),
+            "max_bad_share": (0 <= self.max_bad_share <= 1, "from 0 to 1"),
+            "shard_tokens": (self.shard_tokens >= 1, "at least 1"),
+        }
+        return [f"--{name} {getattr(self, name)}: must be {rule}" for name, (holds, rule) in rules.items() if not holds]
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the settings that are no files, by name, as manifest.json has them.
+
+        A value that a given file makes idle is blanked, so that settings that mean the same are the same.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("tokenizer", "val_inputs")}
+        if self.tokenizer:
+            values["vocab_size"] = None
+        if self.val_inputs:
+            values["val_fraction"] = 0.0
+        return dict(sorted(values.items()))
+
+
+def fingerprint(inputs: Sequence[Path], settings: PreparationSettings) -> str:
+    """Return the SHA-256 over the content of the inputs, in their order, and everything in the settings.
+
+    Files count by content, so that a moved file keeps its fingerprint. UserError if a file cannot be read.
+    """
+    content = {
+        **settings.recorded(),
+        "format": FORMAT,
+        "inputs": [sha256_file(path) for path in inputs],
+        "tokenizer": sha256_file(settings.tokenizer) if settings.tokenizer else None,
+        "val_inputs": [sha256_file(path) for path in settings.val_inputs],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
