@@ -64,6 +64,7 @@ class Generator(Protocol):
 
     def __call__(self, prompts: list[list[int]], *, new_tokens: int, seed: int, first_row: int) -> list[list[int]]:
         """Return one list of ids for each prompt."""
+        ...
 
 
 def select_prompts(

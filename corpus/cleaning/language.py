@@ -15,9 +15,21 @@ import numpy as np
 
 from corpus.cleaning.normalization import code_points, look_up, owners
 
-SCRIPTS = ("han", "latin", "digit", "punctuation", "space", "kana", "hangul", "cyrillic", "greek", "arabic", "other")
+SCRIPTS: tuple[str, ...] = (
+    "han",
+    "latin",
+    "digit",
+    "punctuation",
+    "space",
+    "kana",
+    "hangul",
+    "cyrillic",
+    "greek",
+    "arabic",
+    "other",
+)
 # Han characters that are written differently in the two standards.
-FORMS = ("traditional", "simplified")
+FORMS: tuple[str, ...] = ("traditional", "simplified")
 
 # Letters in these ranges; all that is no letter, digit, mark of punctuation, symbol or space is "other".
 _RANGES = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from rensa import RMinHash
+from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue] (compiled, without types)
 
 from corpus.cleaning.normalization import NormalizedTexts, mix, ngram_hashes
 from corpus.split import DIGEST_BYTES
