@@ -201,7 +201,7 @@ class Writer:
                 self._print(prompt, answer, index % self.args.num_samples)
 
     def _generate(self, rows: list[list[int]], streamer=None) -> list[Answer]:
-        from model import pad_left, until_end
+        from model import pad_left, until_eos
 
         args, config = self.args, self.model.config
         ids, mask = pad_left(rows, config.pad_token_id)
@@ -220,7 +220,7 @@ class Writer:
             streamer=streamer,
         )
         self.rows += len(rows)
-        ended = (until_end(row, config.eos_token_id) for row in out[:, ids.shape[1] :].tolist())
+        ended = (until_eos(row, config.eos_token_id) for row in out[:, ids.shape[1] :].tolist())
         return [Answer(self.tokenizer.decode(new), len(new), "end_mark" if end else "length") for new, end in ended]
 
     def _stream(self, prompt: Prompt, ids: list[int]) -> None:

@@ -29,8 +29,7 @@ from corpus.shards import Corpus
 from evaluation.held_out_prompts import HeldOutPrompts, select_prompts
 from evaluation.repetition import measure_repetition
 from evaluation.rows import evaluation_rows
-from model import CausalLM, ModelConfig, pad_left
-from model.inference.generate import until_end
+from model import CausalLM, ModelConfig, pad_left, until_eos
 from model.init import init_weights
 from model.moe import LocalMoE
 from training.sampler import SampleStream, tensors
@@ -293,7 +292,7 @@ def write(model: CausalLM, held_out: HeldOutPrompts, settings: tuple[float, int,
         repetition_penalty=penalty,
         seed=0,
     )
-    return [until_end(row, model.config.eos_token_id)[0] for row in output[:, ids.shape[1] :].tolist()]
+    return [until_eos(row, model.config.eos_token_id)[0] for row in output[:, ids.shape[1] :].tolist()]
 
 
 def line(result: Result) -> str:

@@ -14,8 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from corpus.shards import TokenStream
-from model import CausalLM
-from model.inference.generate import pad_left, until_end
+from model import CausalLM, pad_left, until_eos
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 32, 32, 64
 SHORTEST = 4  # tokens of a continuation: less has no 4-gram
@@ -91,7 +90,7 @@ def select_prompts(
             document_tokens = _first_document(window, bos_id, eos_id)
             length = min(prompt_tokens, max(document_tokens // 2, document_tokens - new_tokens))
             prompt, rest = window[:length].tolist(), window[length : length + new_tokens].tolist()
-            continuation, _ = until_end(rest, eos_id)
+            continuation, _ = until_eos(rest, eos_id)
             if length >= 2 and len(continuation) >= SHORTEST:
                 selected.prompts.append(prompt)
                 selected.continuations.append(continuation)
@@ -156,4 +155,4 @@ def generate_continuations(
     for first in range(0, len(held_out.prompts), batch_size):
         batch = held_out.prompts[first : first + batch_size]
         outputs += generator(batch, new_tokens=held_out.new_tokens, seed=seed, first_row=first)
-    return [until_end(output, eos_id)[0] for output in outputs]
+    return [until_eos(output, eos_id)[0] for output in outputs]

@@ -2,7 +2,8 @@
 
 from model.config import ModelConfig, ModelConfigError
 from model.hf import load_model, save_model
-from model.inference.generate import GenerationError, TextStream, generate, pad_left, until_end
+from model.inference.generate import GenerationError, generate
+from model.inference.text import TextStream, pad_left, until_eos
 from model.transformer import CausalLM, count_parameters
 
 __all__ = [
@@ -16,5 +17,5 @@ __all__ = [
     "load_model",
     "pad_left",
     "save_model",
-    "until_end",
+    "until_eos",
 ]

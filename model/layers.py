@@ -17,21 +17,27 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Like x."""
-        x32 = x.float()
-        scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+        """Return a tensor like x."""
+        normed, scale = _rms_norm(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return weight * (x32 * scale).to(x.dtype)
+        return normed
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Of x and of the weight."""
+        """Return the gradients of x and of the weight."""
         x, weight, scale = ctx.saved_tensors
         normed = x.float() * scale
         grad_weight_rows = (normed * grad).flatten(0, -2)
         along = (grad_weight_rows @ weight.float()).div_(x.shape[-1]).view_as(scale)
         grad_x = normed.mul_(-along).addcmul_(grad.float(), weight.float()).mul_(scale)
         return grad_x.to(x.dtype), grad_weight_rows.sum(0).to(weight.dtype), None
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the normalised x and the scale of each row."""
+    x32 = x.float()
+    scale = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+    return weight * (x32 * scale).to(x.dtype), scale
 
 
 class RMSNorm(nn.Module):
@@ -44,11 +50,13 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width), in the dtype of x."""
-        return _RMSNorm.apply(x, self.weight, self.eps)
+        if torch.is_grad_enabled():
+            return _RMSNorm.apply(x, self.weight, self.eps)
+        return _rms_norm(x, self.weight, self.eps)[0]
 
 
 def rotary(position_BT: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of shape (B, 1, T, width) for RoPE (Su et al. 2021), halves rotated as in Hugging Face.
+    """Return cos and sin of shape (B, 1, T, width) for RoPE (Su et al. 2021), halves rotated as in Hugging Face.
 
     The left half of the sines is negative: x cos + (right, left) sin is the rotation.
 
@@ -65,13 +73,13 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Like x."""
+        """Return x rotated."""
         ctx.save_for_backward(cos, sin)
         return _turned(x, cos, sin)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        """Of x."""
+        """Return the gradient of x: the rotation back."""
         cos, sin = ctx.saved_tensors
         return _turned(grad, cos, -sin), None, None
 
@@ -83,7 +91,7 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply `rotary` angles to (B, heads, T, D)."""
-    return _Rotate.apply(x, cos, sin)
+    return _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _turned(x, cos, sin)
 
 
 class SwiGLU(nn.Module):

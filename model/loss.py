@@ -22,7 +22,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h_SH: Tensor, weight_VH: Tensor, target_S: Tensor) -> Tensor:
-        """The loss, fp32."""
+        """Return the loss in fp32."""
         tokens = h_SH.shape[0]
         grad_h, grad_weight = torch.empty_like(h_SH, dtype=torch.float32), None
         loss = torch.zeros((), dtype=torch.float32, device=h_SH.device)
@@ -44,7 +44,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss: Tensor) -> tuple[Tensor, Tensor, None]:
-        """The kept gradients, times the loss scale."""
+        """Return the kept gradients, times the loss scale."""
         grad_h, grad_weight = ctx.saved_tensors
         h_dtype, weight_dtype = ctx.dtypes
         return (grad_h * grad_loss).to(h_dtype), (grad_weight * grad_loss).to(weight_dtype), None

@@ -7,7 +7,6 @@ same function of the same weights (tests/unit/model/test_moe.py).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
@@ -16,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.inference.gemv import few_rows_linear, reads_badly
 from model.layers import SwiGLU
 
 
@@ -41,20 +39,13 @@ class LocalMoE(nn.Module):
             weight_SK = weight_SK / weight_SK.sum(-1, keepdim=True)
         out_SH = torch.zeros_like(x_SH, dtype=torch.float32)
         for expert, token, slot in _by_expert(expert_SK):
-            y = self._expert(self.experts[expert], x_SH[token])
+            y = self.experts[expert](x_SH[token])
             out_SH.index_add_(0, token, y.float() * weight_SK[token, slot, None])
         return out_SH.to(x_BTH.dtype).view_as(x_BTH)
 
-    def _expert(self, expert: SwiGLU, x_SH: Tensor) -> Tensor:
-        """The expert's output; decoding a batch gives it a few tokens at a time."""
-        if not reads_badly(expert.gate_proj.weight, len(x_SH)):
-            return expert(x_SH)
-        gate, up = (few_rows_linear(x_SH, matrix.weight) for matrix in (expert.gate_proj, expert.up_proj))
-        return few_rows_linear(F.silu(gate) * up, expert.down_proj.weight)
-
 
 def _by_expert(expert_SK: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(expert, tokens, which choice of each token) for each expert that was chosen; one wait for a GPU."""
+    """Yield (expert, tokens, which choice of each token) for each expert that was chosen; one wait for a GPU."""
     tokens: dict[int, list[int]] = {}
     for route, expert in enumerate(expert_SK.flatten().tolist()):
         tokens.setdefault(expert, []).append(route)
@@ -63,21 +54,10 @@ def _by_expert(expert_SK: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         yield expert, route // expert_SK.shape[1], route % expert_SK.shape[1]
 
 
-def route_one(scores: list[float], top_k: int) -> list[tuple[int, float]]:
-    """The experts of a single token by its router's scores, with their weights: the rule of `LocalMoE.forward`.
-
-    In Python, because a few numbers cost less here than four calls of PyTorch.
-    """
-    best = max(scores)
-    shares = [math.exp(score - best) for score in scores]
-    chosen = sorted(range(len(scores)), key=lambda expert: -shares[expert])[:top_k]
-    total = sum(shares[expert] for expert in chosen) if top_k > 1 else sum(shares)
-    return [(expert, shares[expert] / total) for expert in chosen]
-
-
-ROOM_MULTIPLE = 64
-"""Rows that an expert's matrix products come in. Its number of tokens is another at every step, and the CPU's matrix
-library compiles and keeps a kernel for each size it meets (45 MB a step, measured); a GPU's allocator fragments."""
+GROUP_MULTIPLE = 64
+"""An expert's group of tokens is padded to a multiple of this. The number of its tokens is another at every step, and
+the CPU's matrix library compiles and keeps a kernel for each size it meets (45 MB a step, measured); a GPU's allocator
+fragments."""
 
 
 class DeepSpeedMoE(nn.Module):
@@ -111,7 +91,7 @@ class DeepSpeedMoE(nn.Module):
             k=config.num_experts_per_tok,
             drop_tokens=config.capacity_factor > 0,
             capacity_factor=config.capacity_factor or 1.0,
-            # room for every token in every expert
+            # an expert can take every token
             eval_capacity_factor=config.num_experts / config.num_experts_per_tok,
             min_capacity=0,
             use_rts=config.capacity_factor > 0,
@@ -145,12 +125,12 @@ class DeepSpeedMoE(nn.Module):
         return run_experts(x_SH, weight_SK, expert_SK, layer.experts.deepspeed_experts)
 
     def _after_gate(self, gate: nn.Module, args: tuple, output: tuple) -> tuple:
-        """Count the routes, and round the room of an expert up to a few sizes."""
+        """Count the routes, and round the expert capacity up to a few sizes."""
         balance_loss, capacity, num_experts, expert_KS, *rest = output
         if self.training:
             self._count(expert_KS, F.linear(args[0].detach().float(), gate.wg.weight.detach().float()).softmax(-1))
         if self.drop_free:
-            capacity = (int(capacity) + ROOM_MULTIPLE - 1) // ROOM_MULTIPLE * ROOM_MULTIPLE
+            capacity = _padded(int(capacity))
         return (balance_loss, capacity, num_experts, expert_KS, *rest)
 
     def _count(self, expert: Tensor, probs_SE: Tensor) -> None:
@@ -164,36 +144,39 @@ class DeepSpeedMoE(nn.Module):
 def run_experts(x_SH: Tensor, weight_SK: Tensor, expert_SK: Tensor, experts: Sequence[nn.Module]) -> Tensor:
     """(S, H) -> (S, H): the experts' outputs for the tokens routed to them, weighed and summed in fp32.
 
-    The tokens are sorted by expert, so that each expert's are one slice; the slice is filled up to a multiple of
-    ROOM_MULTIPLE with rows that nobody reads. The host waits for the number of tokens of each expert, once.
+    The tokens are sorted by expert, so that each expert's are one slice; the slice is padded to a multiple of
+    GROUP_MULTIPLE with rows that nobody reads. The host waits for the number of tokens of each expert, once.
     """
     routes, top_k = expert_SK.numel(), expert_SK.shape[1]
     expert_R = expert_SK.flatten()
-    rooms, starts = _rooms(expert_R, len(experts))
+    group_sizes, starts = _padded_groups(expert_R, len(experts))
     sorted_R = expert_R.argsort(stable=True)  # of the routes, those of expert 0 first
     sorted_expert_R = expert_R[sorted_R]
     first_E = torch.searchsorted(sorted_expert_R, torch.arange(len(experts), device=x_SH.device))
     row_R = torch.arange(routes, device=x_SH.device) + (starts - first_E)[sorted_expert_R]
-    source_P = torch.zeros(sum(rooms), dtype=torch.long, device=x_SH.device).scatter_(0, row_R, sorted_R // top_k)
+    source_P = torch.zeros(sum(group_sizes), dtype=torch.long, device=x_SH.device).scatter_(0, row_R, sorted_R // top_k)
     row_SK = torch.empty_like(row_R).scatter_(0, sorted_R, row_R).view_as(expert_SK)
-    slices = _Dispatch.apply(x_SH, source_P, row_SK).split(rooms)
+    slices = _Dispatch.apply(x_SH, source_P, row_SK).split(group_sizes)
     outputs = [expert(rows) for expert, rows in zip(experts, slices, strict=True)]
     return _Combine.apply(torch.cat(outputs), weight_SK, row_SK, source_P)
 
 
-def _rooms(expert_R: Tensor, experts: int) -> tuple[list[int], Tensor]:
-    """How many rows each expert's slice has, and where the slices start (E,)."""
+def _padded_groups(expert_R: Tensor, experts: int) -> tuple[list[int], Tensor]:
+    """Return the padded size of each expert's group, and where the groups start (E,)."""
     if expert_R.is_meta:  # nobody knows; as if they were even
         counts = [expert_R.numel() // experts] * experts
     else:
         counts = expert_R.bincount(minlength=experts).tolist()
-    rooms = [(count + ROOM_MULTIPLE - 1) // ROOM_MULTIPLE * ROOM_MULTIPLE for count in counts]
-    ends = list(accumulate(rooms))
-    return rooms, torch.tensor([0, *ends[:-1]], device=expert_R.device)
+    sizes = [_padded(count) for count in counts]
+    return sizes, torch.tensor([0, *accumulate(sizes[:-1])], device=expert_R.device)
+
+
+def _padded(tokens: int) -> int:
+    return (tokens + GROUP_MULTIPLE - 1) // GROUP_MULTIPLE * GROUP_MULTIPLE
 
 
 class _Dispatch(torch.autograd.Function):
-    """Rows `source_P` of x; the gradient of a token is the sum over its routes, gathered without atomic additions."""
+    """Gather rows `source_P` of x; the gradient of a token is the sum over its routes, gathered without atomic additions."""
 
     @staticmethod
     def forward(ctx, x_SH: Tensor, source_P: Tensor, row_SK: Tensor) -> Tensor:
@@ -227,7 +210,7 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_SH: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """Of y and of the weights; a row that filled up a slice has weight 0."""
+        """Return the gradients of y and of the weights; a row that pads a group has weight 0."""
         y_PH, weight_SK, row_SK, source_P = ctx.saved_tensors
         grad_PH = grad_SH.index_select(0, source_P)
         grad_weight_P = (grad_PH.float() * y_PH).sum(-1)

@@ -17,21 +17,21 @@ BLOCK = 64
 ends, each would be another, and the CPU's matrix library compiles and keeps a kernel for every shape it meets."""
 
 
-def document_starts(ids_BT: Tensor, begin_id: int, end_id: int) -> Tensor:
-    """(B, T) position in its row at which the document of each token starts.
+def document_starts(ids_BT: Tensor, bos_id: int, eos_id: int) -> Tensor:
+    """Return the position (B, T) in its row at which the document of each token starts.
 
-    A document starts at a begin mark that directly follows an end mark; the same marks inside a text, as in chat
+    A document starts at a BOS that directly follows an EOS; the same tokens inside a text, as in chat
     data, keep it together.
     """
     position = torch.arange(ids_BT.shape[1], device=ids_BT.device)
     begins = torch.zeros_like(ids_BT)
-    begins[:, 1:] = ((ids_BT[:, 1:] == begin_id) & (ids_BT[:, :-1] == end_id)) * position[1:]
+    begins[:, 1:] = ((ids_BT[:, 1:] == bos_id) & (ids_BT[:, :-1] == eos_id)) * position[1:]
     return begins.cummax(-1).values
 
 
-def document_mask(ids_BT: Tensor, begin_id: int, end_id: int) -> Tensor:
+def document_mask(ids_BT: Tensor, bos_id: int, eos_id: int) -> Tensor:
     """(B, 1, T, T) bool, true where a token may look: itself and what came before it in its own document."""
-    return _mask(document_starts(ids_BT, begin_id, end_id))
+    return _mask(document_starts(ids_BT, bos_id, eos_id))
 
 
 def _mask(start_BT: Tensor) -> Tensor:
@@ -50,11 +50,11 @@ class PackedRows:
     where the numbers are at hand without waiting for the device."""
 
     @classmethod
-    def of(cls, ids_BT: Tensor, begin_id: int, end_id: int, *, mask_documents: bool) -> PackedRows | None:
-        """Of a batch of rows; None where plain causal attention says the same and is as fast."""
+    def of(cls, ids_BT: Tensor, bos_id: int, eos_id: int, *, mask_documents: bool) -> PackedRows | None:
+        """Return the mask of a batch of rows; None where plain causal attention says the same and is as fast."""
         if not mask_documents and ids_BT.device.type != "cpu":
             return None
-        start_BT = document_starts(ids_BT, begin_id, end_id) if mask_documents else torch.zeros_like(ids_BT)
+        start_BT = document_starts(ids_BT, bos_id, eos_id) if mask_documents else torch.zeros_like(ids_BT)
         first = (start_BT[:, ::BLOCK] // BLOCK * BLOCK).tolist() if ids_BT.device.type == "cpu" else None
         return cls(_mask(start_BT), first)
 
@@ -100,7 +100,7 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_BNTD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """Of queries, keys and values."""
+        """Return the gradients of queries, keys and values."""
         q, k, v, *kept = ctx.saved_tensors
         length, kv_heads, scale = q.shape[2], k.shape[1], q.shape[3] ** -0.5
         grad = grad_BNTD.contiguous()
@@ -119,7 +119,7 @@ class _BlockAttention(torch.autograd.Function):
 
 
 def _blocks(length: int, first_key: list[list[int]]) -> list[tuple[int, int, int, int]]:
-    """(row, first query, end of the queries and keys, first key) of every block."""
+    """Return (row, first query, end of the queries and keys, first key) of every block."""
     return [
         (row, start, min(start + BLOCK, length), first)
         for row, firsts in enumerate(first_key)
@@ -133,7 +133,7 @@ def _rows(t_BNTD: Tensor, row: int, start: int, end: int, kv_heads: int) -> Tens
 
 
 def _probabilities(q_KrD: Tensor, k_KSD: Tensor, hidden_QS: Tensor) -> Tensor:
-    """(K, R x Q, S)."""
-    scores = torch.baddbmm(q_KrD.new_empty(()), q_KrD, k_KSD.mT, beta=0, alpha=q_KrD.shape[-1] ** -0.5)
-    scores.view(scores.shape[0], -1, *hidden_QS.shape).masked_fill_(hidden_QS, float("-inf"))
-    return scores.softmax(-1)
+    """Return the probabilities (K, R x Q, S)."""
+    logits = torch.baddbmm(q_KrD.new_empty(()), q_KrD, k_KSD.mT, beta=0, alpha=q_KrD.shape[-1] ** -0.5)
+    logits.view(logits.shape[0], -1, *hidden_QS.shape).masked_fill_(hidden_QS, float("-inf"))
+    return logits.softmax(-1)

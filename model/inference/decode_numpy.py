@@ -1,7 +1,8 @@
 """One token of one text through the network on a CPU, in NumPy: the maths of `CausalLM.logits`.
 
-A call of NumPy costs a fifth of a call of PyTorch, and one row through a small model is nothing but calls. Large
-matrices go through PyTorch all the same, by the product that reads them fastest (`model/inference/gemv.py`).
+A call of NumPy costs a fifth of a call of PyTorch, and one row through a small model is nothing but calls: without this
+module the aim of 3 times the speed of `transformers.generate` is missed (docs/dev/performance.md). Large matrices go
+through PyTorch all the same, by the product that reads them fastest.
 
 The arithmetic is fp32. Weights in fp32 are used where they are. Those of a model in 16 bits are copied to fp32 first,
 which takes twice their memory while a text is written. It rounds no result to 8 or 11 bits, so the text is not that of
@@ -17,6 +18,7 @@ norm and attention a head is two halves of D/2, X = 2, which the rotation swaps.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -24,20 +26,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.inference.gemv import halves
+from model.attention import Attention
 from model.inference.kv_cache import KVCache
 from model.layers import SwiGLU, rotary
-from model.moe import LocalMoE, route_one
+from model.moe import LocalMoE
 
 if TYPE_CHECKING:
-    from model.attention import Attention
     from model.transformer import Block, CausalLM
 
-SMALL = 2**16  # weights of a matrix; of a larger one PyTorch's product is the faster
-MOST_COPIED = 2**28  # weights of a 16-bit model, whose copy takes 1 GiB
+MOST_NUMPY_WEIGHTS = 2**16  # of a matrix; with a larger one PyTorch's product is the faster
+MOST_COPIED_WEIGHTS = 2**28  # of a 16-bit model, whose copy takes 1 GiB
 
 
-class OneRow:
+class NumpyDecoder:
     """The steps of one call of `generate` after its prompt; `cache` holds the prompt."""
 
     def __init__(self, model: CausalLM, cache: KVCache) -> None:
@@ -48,50 +49,58 @@ class OneRow:
         self.eps = config.rms_norm_eps
         self.final_norm = array(model.model.norm.weight)
         self.output = Matrix(model.model.embed_tokens.weight)
-        both = cache.both.float()  # the cache itself, if it is in fp32
-        self.layers = [_Layer(block, layer.numpy()) for block, layer in zip(model.model.layers, both, strict=True)]
+        caches = cache.layers.float().numpy()  # the cache itself, if it is in fp32
+        self.layers = [_Layer(block, layer) for block, layer in zip(model.model.layers, caches, strict=True)]
 
     @staticmethod
-    def fits(model: CausalLM, batch: int) -> bool:
-        """Whether the model can be decoded so: one text, on a CPU, no large copy, and no layer in its training form."""
+    def supports(model: CausalLM, batch: int) -> bool:
+        """Return whether it is one text on a CPU, without a large copy or a layer in its training form."""
         weight, layers = model.model.embed_tokens.weight, model.model.layers
         if batch > 1 or weight.device.type != "cpu" or not all(isinstance(b.mlp, LocalMoE | SwiGLU) for b in layers):
             return False
-        copied = weight.dtype in (torch.float16, torch.bfloat16)
-        return weight.dtype == torch.float32 or (
-            copied and sum(parameter.numel() for parameter in model.parameters()) <= MOST_COPIED
-        )
+        return weight.dtype == torch.float32 or sum(p.numel() for p in model.parameters()) <= MOST_COPIED_WEIGHTS
+
+    def steps(self, ids: Tensor, end: int) -> Iterator[Tensor]:
+        """Yield the logits (1, V) after ids[:end], then after one more token each time, which the caller writes."""
+        while True:
+            yield self.step(int(ids[end]))
+            end += 1
 
     def step(self, token: int) -> Tensor:
-        """One token -> (1, V) fp32 scores of the next, which the next step overwrites."""
+        """Return the fp32 logits (1, V) of the token after this one; the next step overwrites them."""
         past = self.cache.length
-        self.cache.check_room(past + 1)
+        self.cache.check_capacity(past + 1)
         x_H = self.output.weight[token]
-        with np.errstate(all="ignore"):  # a model that has diverged is found by its scores
+        with np.errstate(all="ignore"):  # a model that has diverged is found by its logits
             for layer in self.layers:
                 x_H = layer.attend(x_H, self.cos_CXD[past], self.sin_CXD[past], past)
                 x_H = layer.feed_forward(x_H)
-            scores_V = self.output(rms_norm(x_H, self.final_norm, self.eps))
+            logits_V = self.output(rms_norm(x_H, self.final_norm, self.eps))
         self.cache.advance(1)
-        return torch.from_numpy(scores_V)[None]
+        return torch.from_numpy(logits_V)[None]
 
 
 class Matrix:
-    """The product of a weight (O, I) with one vector, which is written to `out`, by default memory of its own."""
+    """The product of a weight (O, I) with one vector, which is written to `out`, by default memory of its own.
+
+    A large matrix goes through PyTorch's batched product, cut in halves: MKL's product with a vector uses one core and
+    a quarter of its bandwidth on processors that are not Intel's (10 of 45 GB/s measured on an EPYC).
+    """
 
     def __init__(self, weight: Tensor, out: np.ndarray | None = None) -> None:
         self.weight = array(weight)
         self.out = np.empty(len(weight), np.float32) if out is None else out
-        self.split = halves(torch.from_numpy(self.weight)) if weight.numel() > SMALL else None
-        if self.split is not None:
-            self.split_out = torch.from_numpy(self.out).view(len(self.split), -1, 1)
+        self.parts = 0 if weight.numel() <= MOST_NUMPY_WEIGHTS else 2 - len(weight) % 2
+        if self.parts:
+            self.split = torch.from_numpy(self.weight).view(self.parts, -1, self.weight.shape[1])
+            self.split_out = torch.from_numpy(self.out).view(self.parts, -1, 1)
 
     def __call__(self, x_I: np.ndarray) -> np.ndarray:
         """(I,) -> (O,), in the same memory each time."""
-        if self.split is None:
+        if not self.parts:
             return np.dot(self.weight, x_I, out=self.out)
-        # the strides tell MKL that the column is a transposed row, as in products.columns
-        column = torch.from_numpy(x_I).as_strided((len(self.split), len(x_I), 1), (0, 1, len(x_I)))
+        # the strides tell MKL that the column is a transposed row
+        column = torch.from_numpy(x_I).as_strided((self.parts, len(x_I), 1), (0, 1, len(x_I)))
         torch.bmm(self.split, column, out=self.split_out)
         return self.out
 
@@ -179,7 +188,7 @@ def array(weight: Tensor) -> np.ndarray:
 
 
 def rms_norm(x_H: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """`network.RMSNorm` of one vector."""
+    """`layers.RMSNorm` of one vector."""
     return x_H * (1 / math.sqrt(float(x_H.dot(x_H)) / len(x_H) + eps)) * weight
 
 
@@ -189,8 +198,8 @@ def attended(q_KRD: np.ndarray, k_KSD: np.ndarray, v_KSD: np.ndarray) -> np.ndar
     As products of matrices with vectors: over 1,000 keys a product of matrices would be shared among threads, which
     costs more than it saves.
     """
-    scores_KRS = (k_KSD[:, None] @ q_KRD[..., None])[..., 0]
-    shares_KRS = np.exp(scores_KRS - scores_KRS.max(-1, keepdims=True))
+    logits_KRS = (k_KSD[:, None] @ q_KRD[..., None])[..., 0]
+    shares_KRS = np.exp(logits_KRS - logits_KRS.max(-1, keepdims=True))
     y_KRD = (shares_KRS[:, :, None] @ v_KSD[:, None])[:, :, 0]
     return y_KRD / shares_KRS.sum(-1, keepdims=True)
 
@@ -200,3 +209,12 @@ def _head_norms(attention: Attention) -> np.ndarray:
     q_D, k_D = array(attention.q_norm.weight), array(attention.k_norm.weight)
     heads = [q_D / math.sqrt(len(q_D))] * attention.num_heads + [k_D] * attention.num_kv_heads
     return np.stack(heads).reshape(len(heads), 2, -1)
+
+
+def route_one(logits: list[float], top_k: int) -> list[tuple[int, float]]:
+    """Return the experts of a single token by its router's logits, with their weights, as `LocalMoE.forward` does."""
+    best = max(logits)
+    shares = [math.exp(logit - best) for logit in logits]
+    chosen = sorted(range(len(logits)), key=lambda expert: -shares[expert])[:top_k]
+    total = sum(shares[expert] for expert in chosen) if top_k > 1 else sum(shares)
+    return [(expert, shares[expert] / total) for expert in chosen]

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from corpus.shards import TokenStream
-from model import CausalLM, ModelConfig
-from model.inference.generate import pad_left
+from model import CausalLM, ModelConfig, pad_left
 
 PROMPT_TOKENS, NEW_TOKENS, COUNT = 12, 60, 3
 TEMPERATURE, TOP_P = 0.8, 0.95

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import GenerationError, TextStream, pad_left, until_end
+from model import GenerationError, TextStream, pad_left, until_eos
 from model.inference.kv_cache import KVCache
+from model.inference.sampling import forbid_repeated_ngrams
 
 PROMPTS = [[1, 17, 205, 33, 33, 8], [1, 99], [1, 250, 250, 64, 12, 7, 7, 120, 41]]
 
@@ -42,13 +43,13 @@ def test_greedy_text_is_that_of_transformers(any_model, to_transformers, batch, 
     plain = theirs.generate(
         ids, attention_mask=mask, do_sample=False, max_new_tokens=24, eos_token_id=None, pad_token_id=0, **options
     )
-    end_id = int(plain[0, -9])  # a token that occurs: this row ends early, and is filled up
+    eos_id = int(plain[0, -9])  # a token that occurs: this row ends early, and is filled up
     expected = theirs.generate(
-        ids, attention_mask=mask, do_sample=False, max_new_tokens=24, eos_token_id=end_id, pad_token_id=0, **options
+        ids, attention_mask=mask, do_sample=False, max_new_tokens=24, eos_token_id=eos_id, pad_token_id=0, **options
     )
-    ours = any_model.generate(ids, mask, do_sample=False, max_new_tokens=24, eos_token_id=end_id, **options)
+    ours = any_model.generate(ids, mask, do_sample=False, max_new_tokens=24, eos_token_id=eos_id, **options)
     assert ours.tolist() == expected.tolist()
-    assert end_id in ours[0, ids.shape[1] : -1]
+    assert eos_id in ours[0, ids.shape[1] : -1]
 
 
 def test_greedy_text_of_one_prompt_is_that_of_transformers(any_model, to_transformers):
@@ -59,11 +60,19 @@ def test_greedy_text_of_one_prompt_is_that_of_transformers(any_model, to_transfo
     assert any_model.generate(ids, eos_token_id=-1, **options).tolist() == expected.tolist()
 
 
-def test_cached_and_full_passes_write_the_same(any_model, batch):
-    options = {"do_sample": False, "max_new_tokens": 30, "eos_token_id": -1, "no_repeat_ngram_size": 2}
-    cached = any_model.generate(*batch, **options)
-    assert cached.tolist() == any_model.generate(*batch, use_cache=False, **options).tolist()
-    assert len(set(cached[0].tolist())) > 10  # no text of one repeated token, which any bug would give as well
+def test_greedy_text_is_that_of_whole_passes_without_a_cache(any_model):
+    """Of one prompt, which NumPy continues on a CPU, and of several."""
+    prompts = torch.tensor([[1, 17, 205], [1, 99, 4]])
+    options = {"max_new_tokens": 30, "eos_token_id": -1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 2}
+    for ids in (prompts[:1], prompts):
+        out = any_model.generate(ids, do_sample=False, **options)
+        with torch.no_grad():
+            logits = any_model.logits(out)
+        for end in range(ids.shape[1], out.shape[1]):
+            before = out[:, :end]
+            allowed = forbid_repeated_ngrams(logits[:, end - 1], before, torch.ones_like(before).bool(), 2)
+            assert torch.equal(out[:, end], allowed.argmax(-1))
+        assert len(set(out[0].tolist())) > 10  # no text of one repeated token, which any bug would give as well
 
 
 def test_a_cache_fed_in_chunks_gives_the_logits_of_one_pass(any_model):
@@ -77,20 +86,18 @@ def test_a_cache_fed_in_chunks_gives_the_logits_of_one_pass(any_model):
 def test_the_cache_holds_key_heads_once_and_refuses_to_overflow(make_model):
     model = make_model()
     cache = KVCache(model.config, 1, 4, device=torch.device("cpu"), dtype=torch.float32)
-    assert cache.keys.shape == (2, 1, model.config.num_key_value_heads, 4, model.config.head_size)
+    assert cache.layers[:, 0].shape == (2, 1, model.config.num_key_value_heads, 4, model.config.head_size)
     with pytest.raises(IndexError, match="holds 4 tokens"), torch.no_grad():
         model.logits(torch.zeros(1, 5, dtype=torch.long), cache=cache)
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
-@pytest.mark.parametrize("use_cache", [False, True])
-def test_padding_changes_no_text(any_model, do_sample, use_cache):
+def test_padding_changes_no_text(any_model, do_sample):
     options = {
         "do_sample": do_sample,
         "max_new_tokens": 12,
         "seed": 5,
         "eos_token_id": -1,
-        "use_cache": use_cache,
         "no_repeat_ngram_size": 3,
     }
     together = continuations(any_model, PROMPTS, **options)
@@ -153,7 +160,7 @@ def test_sampling_follows_the_distribution(make_model):
     torch.testing.assert_close(drawn.bincount(minlength=8) / 4000, expected, atol=0.03, rtol=0)
 
 
-def test_the_end_mark_of_the_config_stops(make_model):
+def test_the_eos_of_the_config_stops(make_model):
     probe = make_model()
     text = continuations(probe, [[1, 9]], do_sample=False, eos_token_id=-1, max_new_tokens=8)[0]
     model = make_model(eos_token_id=text[4])
@@ -209,8 +216,8 @@ def test_a_diverged_model_says_so(make_model):
 
 
 def test_until_end():
-    assert until_end([5, 6, 2, 0, 0], 2) == ([5, 6], True)
-    assert until_end([5, 6], 2) == ([5, 6], False)
+    assert until_eos([5, 6, 2, 0, 0], 2) == ([5, 6], True)
+    assert until_eos([5, 6], 2) == ([5, 6], False)
 
 
 @settings(max_examples=300, deadline=None)
@@ -259,23 +266,3 @@ def test_half_precision_weights_generate_with_a_cache_of_their_kind(any_model, b
     out = half.generate(ids, mask, max_new_tokens=3, do_sample=False, repetition_penalty=1.0, eos_token_id=-1)
     chosen = int(out[2, ids.shape[1]])
     assert reference.max() - reference[chosen] < 0.1 * reference.std()
-
-
-def test_a_decoding_step_gives_the_logits_of_the_whole_pass(any_model):
-    """For one row and for several, without padding and with it."""
-    from model.inference.decode import Decoding
-
-    ids = torch.randint(3, 300, (3, 12), generator=torch.Generator().manual_seed(0))
-    for batch in (1, 3):
-        with torch.inference_mode():
-            expected = any_model.logits(ids[:batch])
-            cache = KVCache(any_model.config, batch, 12, device=ids.device, dtype=torch.float32)
-            any_model.logits(ids[:batch, :5], cache=cache)
-            decoding = Decoding(any_model, cache)
-            for place in range(5, 12):
-                visible = torch.ones(batch, place + 1, dtype=torch.bool)
-                padding = (torch.full((batch,), place), visible) if place % 2 else (None, None)
-                scores = decoding.step(ids[:batch, place], *padding)
-                torch.testing.assert_close(scores, expected[:, place], atol=1e-4, rtol=1e-4)
-            with pytest.raises(IndexError, match="holds 12 tokens"):
-                decoding.step(ids[:batch, 0], None, None)

@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from model.inference.sampling import (
-    Sampling,
-    draw,
+    SamplingParameters,
+    TokenHistory,
+    choose,
     forbid_repeated_ngrams,
-    keep_top_k,
-    keep_top_p,
     penalise_repetition,
-    process,
     sample,
 )
 
@@ -50,17 +48,38 @@ def test_no_repeat_ngram(scores, ids, size):
     assert ours.isinf().any() or size > 3
 
 
+def drawn_shares(logits: torch.Tensor, parameters: SamplingParameters, points: int = 2000) -> torch.Tensor:
+    """Return how often each token (B, V) is drawn by random numbers that are spread evenly."""
+    rows = [sample(logits, parameters, [(i + 0.5) / points] * len(logits)) for i in range(points)]
+    return torch.stack([(torch.stack(rows) == token).float().mean(0) for token in range(logits.shape[1])], dim=1)
+
+
+def expected_shares(logits: torch.Tensor, *warpers) -> torch.Tensor:
+    none = torch.zeros(len(logits), 1, dtype=torch.long)
+    return logits_process.LogitsProcessorList(warpers)(none, logits.clone()).softmax(-1)
+
+
 @pytest.mark.parametrize("k", [1, 7, 40, 50])
-def test_top_k(scores, ids, k):
-    scores[:, 5] = scores.topk(7, dim=-1).values[:, -1]  # a tie with the seventh
-    assert torch.equal(keep_top_k(scores, k), logits_process.TopKLogitsWarper(k)(ids, scores.clone()))
+@pytest.mark.parametrize("p", [1e-12, 0.3, 0.8, 0.999, 1.0])
+def test_tokens_are_drawn_as_often_as_those_that_transformers_leaves(scores, k, p):
+    found = drawn_shares(scores, SamplingParameters(temperature=0.7, top_k=k, top_p=p))
+    warpers = (
+        logits_process.TemperatureLogitsWarper(0.7),
+        logits_process.TopKLogitsWarper(k),
+        logits_process.TopPLogitsWarper(p),
+    )
+    torch.testing.assert_close(found, expected_shares(scores, *warpers), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("p", [1e-12, 1e-6, 0.3, 0.95, 0.999, 1.0])
-def test_top_p(scores, ids, p):
-    ours = keep_top_p(scores, p)
-    assert torch.equal(ours, logits_process.TopPLogitsWarper(p)(ids, scores.clone()))
-    assert (ours > -math.inf).any(-1).all()
+def test_without_limits_every_token_is_drawn_by_its_probability(scores):
+    found = drawn_shares(scores, SamplingParameters(top_k=0, top_p=1.0))
+    torch.testing.assert_close(found, scores.softmax(-1), atol=1e-3, rtol=0)
+    found = drawn_shares(scores, SamplingParameters(top_k=0, top_p=0.9))
+    torch.testing.assert_close(found, expected_shares(scores, logits_process.TopPLogitsWarper(0.9)), atol=1e-3, rtol=0)
+
+
+def history(ids: torch.Tensor, valid: torch.Tensor | None = None) -> TokenHistory:
+    return TokenHistory(ids, everywhere(ids) if valid is None else valid, 0)
 
 
 def test_all_steps_in_the_order_of_transformers(scores, ids):
@@ -73,25 +92,35 @@ def test_all_steps_in_the_order_of_transformers(scores, ids):
             logits_process.TopPLogitsWarper(0.8),
         ]
     )
-    how = Sampling(temperature=0.6, top_k=12, top_p=0.8, repetition_penalty=1.3, no_repeat_ngram_size=2)
-    assert torch.equal(process(scores, ids, everywhere(ids), how), steps(ids, scores.clone()))
+    parameters = SamplingParameters(
+        temperature=0.6, top_k=12, top_p=0.8, repetition_penalty=1.3, no_repeat_ngram_size=2
+    )
+    left = steps(ids, scores.clone()).softmax(-1)
+    drawn = torch.stack([choose(scores, history(ids), parameters, [i / 500] * 6) for i in range(500)])
+    for row in range(6):
+        shares = drawn[:, row].bincount(minlength=40) / 500
+        torch.testing.assert_close(shares, left[row], atol=4e-3, rtol=0)
 
 
 def test_greedy_leaves_out_the_steps_of_sampling(scores, ids):
-    how = Sampling(do_sample=False, temperature=0.6, top_k=3, top_p=0.1, repetition_penalty=1.3)
-    expected = penalise_repetition(scores, ids, 1.3)
-    assert torch.equal(process(scores, ids, everywhere(ids), how), expected)
+    parameters = SamplingParameters(do_sample=False, temperature=0.6, top_k=3, top_p=0.1, repetition_penalty=1.3)
+    expected = penalise_repetition(scores, ids, 1.3).argmax(-1)
+    assert torch.equal(choose(scores, history(ids), parameters, []), expected)
 
 
 def test_padding_does_not_count(scores, ids):
     valid = everywhere(ids)
     valid[:, :10] = False
-    how = Sampling(do_sample=False, repetition_penalty=1.5, no_repeat_ngram_size=2)
     ids[:, :10] = 39  # occurs nowhere else, and the pair 39 39 would be banned at once if padding counted
     ids[0, -1] = 39
-    expected = process(scores, ids[:, 10:], valid[:, 10:], how)
-    assert torch.equal(process(scores, ids, valid, how), expected)
-    assert not torch.equal(process(scores, ids, everywhere(ids), how), expected)
+    padded, alone = history(ids, valid), history(ids[:, 10:])
+    penalised = [penalise_repetition(scores, tokens.ids_BT, 1.5) for tokens in (padded, alone, history(ids))]
+    banned = [
+        forbid_repeated_ngrams(scores, tokens.ids_BT, tokens.valid_BT, 2) for tokens in (padded, alone, history(ids))
+    ]
+    for with_padding, without, counted in (penalised, banned):
+        assert torch.equal(with_padding, without)
+        assert not torch.equal(counted, without)
 
 
 def test_a_used_up_vocabulary_does_not_end_the_text(ids):
@@ -101,15 +130,20 @@ def test_a_used_up_vocabulary_does_not_end_the_text(ids):
     assert torch.equal(used_up[0], scores[0])
 
 
-def test_draw_follows_the_probabilities_and_never_takes_a_banned_token():
-    scores = torch.tensor([-math.inf, math.log(0.25), -math.inf, math.log(0.75), -math.inf])
+UNLIMITED = SamplingParameters(top_k=0, top_p=1.0)
+
+
+def test_a_banned_token_is_never_drawn():
+    logits = torch.tensor([-math.inf, math.log(0.25), -math.inf, math.log(0.75), -math.inf])
     points = [0.0, 0.2499, 0.2501, 0.9999999, 1 - 2**-53]
-    assert draw(scores.expand(5, 5), points).tolist() == [1, 1, 3, 3, 3]
+    assert sample(logits.expand(5, 5), UNLIMITED, points).tolist() == [1, 1, 3, 3, 3]
+    for limited in (SamplingParameters(top_k=4, top_p=1.0), SamplingParameters(top_k=0, top_p=0.99)):
+        assert set(sample(logits.expand(5, 5), limited, points).tolist()) == {1, 3}
 
 
-def test_draw_gives_each_row_its_own_token():
-    scores = torch.log(torch.tensor([[0.5, 0.5, 0.0], [0.1, 0.1, 0.8], [0.5, 0.5, 0.0]]))
-    assert draw(scores, [0.6, 0.6, 0.4]).tolist() == [1, 2, 0]
+def test_each_row_has_its_own_random_number():
+    logits = torch.log(torch.tensor([[0.5, 0.5, 0.0], [0.1, 0.1, 0.8], [0.5, 0.5, 0.0]]))
+    assert sample(logits, UNLIMITED, [0.6, 0.6, 0.4]).tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -128,39 +162,11 @@ def test_draw_gives_each_row_its_own_token():
     ],
 )
 def test_senseless_values_are_named(change, word):
-    [problem] = Sampling(**change).problems()
+    [problem] = SamplingParameters(**change).problems()
     assert word in problem
 
 
 def test_sensible_values_pass_and_greedy_needs_no_temperature():
-    assert not list(Sampling().problems())
-    assert not list(Sampling(top_k=0, top_p=1.0, repetition_penalty=1.0).problems())
-    assert not list(Sampling(do_sample=False, temperature=0.0).problems())
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        Sampling(top_k=7, top_p=0.8, temperature=0.7),
-        Sampling(top_k=3, top_p=1.0),
-        Sampling(top_k=0, top_p=0.9),
-        Sampling(top_k=40),
-    ],
-)
-def test_a_sample_is_drawn_from_what_all_steps_leave(scores, how):
-    """Looking at the best few alone gives the token that sorting all of them gives, at every point of the line."""
-    scores[2, :] = scores[2].round()  # ties, also with the last of the best
-    none = Sampling(do_sample=False, repetition_penalty=1.0)
-    kept = keep_top_p(
-        keep_top_k(
-            process(scores, torch.zeros(6, 1, dtype=torch.long), torch.ones(6, 1).bool(), none) / how.temperature,
-            how.top_k,
-        ),
-        how.top_p,
-    )
-    drawn = set()
-    for point in (0.0, 0.1, 0.37, 0.5, 0.83, 0.999):
-        tokens = sample(scores, how, [point] * 6).tolist()
-        assert tokens == draw(kept, [point] * 6).tolist()
-        drawn.add(tokens[0])
-    assert len(drawn) > 1
+    assert not list(SamplingParameters().problems())
+    assert not list(SamplingParameters(top_k=0, top_p=1.0, repetition_penalty=1.0).problems())
+    assert not list(SamplingParameters(do_sample=False, temperature=0.0).problems())
