@@ -74,11 +74,7 @@ def generate(
     with _evaluating(model), torch.inference_mode():
         history = TokenHistory(prompt_BP, valid_BP, max_new_tokens)
         for logits_BV in _next_logits(model, ids, valid_BP):
-            # a sum of finite numbers may overflow, but it is the cheaper question
-            if not math.isfinite(logits_BV.sum()) and not logits_BV.isfinite().all():
-                raise GenerationError(
-                    "the model's output is not finite: its training has diverged, or its precision overflows"
-                )
+            _check_finite(logits_BV)
             token_B = choose(logits_BV, history, parameters, [rng.random() for rng in rngs])
             tokens = [token if runs else pad_id for token, runs in zip(token_B.tolist(), running, strict=True)]
             ids[:, length] = token_B if all(running) else token_B.new_tensor(tokens)
@@ -114,6 +110,12 @@ def _check(
         )
     if problems:
         raise GenerationError("; ".join(problems))
+
+
+def _check_finite(logits_BV: Tensor) -> None:
+    # a sum of finite numbers may overflow, but it is the cheaper question
+    if not math.isfinite(logits_BV.sum()) and not logits_BV.isfinite().all():
+        raise GenerationError("the model's output is not finite: its training has diverged, or its precision overflows")
 
 
 @contextmanager

@@ -215,7 +215,7 @@ def test_a_diverged_model_says_so(make_model):
         model.generate(torch.tensor([[1, 2]]))
 
 
-def test_until_end():
+def test_until_eos():
     assert until_eos([5, 6, 2, 0, 0], 2) == ([5, 6], True)
     assert until_eos([5, 6], 2) == ([5, 6], False)
 
