@@ -77,6 +77,7 @@ def parse(script: list[str], arguments: list[str], monkeypatch: pytest.MonkeyPat
         if script[0] == "-m":
             runpy.run_module(script[1], run_name="__main__")
         else:
+            assert "/" not in script[0], "packages are only importable from the repository's root: use python -m"
             runpy.run_path(str(ROOT / script[0]), run_name="__main__")
     except Parsed:
         return
@@ -139,6 +140,11 @@ def test_files_that_a_command_names_are_there_or_made_by_another(command):
         value = after(words, flag)
         if value and not re.search(r"\.jsonl|^[A-Z_]+$", value):
             assert value in known, f"no command makes {value}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_pages_use_the_words_of_the_field(page):
+    assert not re.findall(r"\b(?:mend\w*|rungs?|ladders?|the origin\b.*)", text_of(page))
 
 
 def test_the_commands_are_found():
