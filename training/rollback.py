@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from common.files import append_whole
@@ -18,6 +17,7 @@ from corpus.shards import TokenStream
 from training import sampler
 from training.engine.internals import loss_scale, lowest_loss_scale, master_weights
 from training.engine.protocol import Engine
+from training.processes.process_group import gather_from_ranks
 
 # In fp16 one batch may overflow going forward too; its step is skipped like any other, and three are no accident
 FP16_LOSSES_IN_A_ROW = 3
@@ -86,14 +86,11 @@ class NonFiniteMonitor:
 
 def locate(engine: Engine, stream: TokenStream, micro_batches: list[list[int]], seq_len: int) -> str:
     """Where in the network it begins; a collective call, `micro_batches` are this rank's rows of the step."""
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, _bad_weights(engine))
-    if bad := list(dict.fromkeys(name for part in parts for name in part)):
+    if bad := list(dict.fromkeys(name for part in gather_from_ranks(_bad_weights(engine)) for name in part)):
         return f"{len(bad)} weight tensor{'s' if len(bad) > 1 else ''} not finite, {bad[0]} among them"
-    dist.all_gather_object(parts, _first_bad_output(engine, stream, micro_batches, seq_len))
-    found = [part for part in parts if part]
-    if found:
-        return f"all weights are finite, the output of {found[0]} is not"
+    outputs = gather_from_ranks(_first_bad_output(engine, stream, micro_batches, seq_len))
+    if found := next(filter(None, outputs), None):
+        return f"all weights are finite, the output of {found} is not"
     return "all weights and the outputs of all layers are finite, so it arises in the loss or going backward"
 
 

@@ -35,6 +35,7 @@ from training.checkpointing.disk import DiskFull
 from training.checkpointing.engine_state import EngineNumbers
 from training.checkpointing.run_state import RunState
 from training.engine.protocol import Engine
+from training.processes.process_group import gather_from_ranks
 
 FORMAT = 2  # 1 was DeepSpeed's own files
 STATE_FILE, LATEST_FILE, PARTIAL, DISCARDED = "run_state.json", "latest", ".partial", ".discarded"
@@ -111,8 +112,7 @@ def _together(work: Callable[[], Any], path: Path) -> list[Any]:
         mine = ("not finite", None)
     except OSError as error:
         mine = ("failed", f"{error.strerror or error} ({error.filename or path})")
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, mine)
+    parts = gather_from_ranks(mine)
     if any(outcome == "not finite" for outcome, _ in parts):
         raise NotFinite
     if failures := [what for outcome, what in parts if outcome == "failed"]:

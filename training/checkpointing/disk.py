@@ -20,6 +20,7 @@ from common.files import append_whole, free_bytes, replace_bytes, sync
 from model import ModelConfig, count_parameters
 from training.config.resolve import Resolved
 from training.planning.memory import parameter_split
+from training.processes.process_group import gather_from_ranks
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MASTER_BYTES = 4
@@ -57,9 +58,7 @@ def raise_together(failure: str | None, path: Path, device: torch.device) -> Non
     dist.all_reduce(failures, op=dist.ReduceOp.MAX)
     if not failures.item():
         return
-    reasons: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(reasons, failure)
-    raise DiskFull(path, next(reason for reason in reasons if reason is not None))
+    raise DiskFull(path, next(reason for reason in gather_from_ranks(failure) if reason is not None))
 
 
 # --- files that grow --------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from training.engine.internals import (
     step_counters,
 )
 from training.engine.protocol import Engine
+from training.processes.process_group import gather_from_ranks
 
 _LOCAL = "local"  # of this rank alone, of use only to the same rank of as many
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -172,9 +172,7 @@ def _index(opened: Iterable[Any]) -> dict[tuple[str, str], list[_Stored]]:
 
 def _check_all_read(stored: set[str], found: set[str]) -> None:
     """No state may be left behind in silence; collective, for a rank may hold no part of a small group."""
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, found)
-    if left := stored - {STEP}.union(*parts):
+    if left := stored - {STEP}.union(*gather_from_ranks(found)):
         raise UserError(
             f"the checkpoint holds {', '.join(sorted(left))}, which the optimizer has no place for: it was "
             "made with another optimizer"

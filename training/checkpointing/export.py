@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +17,7 @@ from model.hf import hf_name, is_expert
 from training.checkpointing.disk import raise_together, reason_of
 from training.engine.internals import expert_group
 from training.engine.protocol import Engine
+from training.processes.process_group import gather_from_ranks
 
 
 def gather_weights(engine: Engine, config: ModelConfig) -> dict[str, Tensor]:
@@ -28,10 +28,8 @@ def gather_weights(engine: Engine, config: ModelConfig) -> dict[str, Tensor]:
     own = {hf_name(name, engine.module): parameter.detach() for name, parameter in engine.module.named_parameters()}
     if config.use_moe and config.ep_size > 1:
         experts = {name: tensor.cpu() for name, tensor in own.items() if is_expert(name)}
-        parts: list[Any] = [None] * config.ep_size
-        dist.all_gather_object(parts, experts, group=expert_group(config.ep_size))
         device = next(iter(own.values())).device
-        for part in parts:
+        for part in gather_from_ranks(experts, expert_group(config.ep_size)):
             own |= {name: tensor.to(device) for name, tensor in part.items() if name not in own}
     return own
 

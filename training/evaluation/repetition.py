@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from corpus.shards import TokenStream
 from evaluation.held_out_prompts import GREEDY, SAMPLED, generate_continuations, make_generator, select_prompts
@@ -14,7 +13,7 @@ from evaluation.repetition import RepetitionMetrics, measure_repetition
 from model import CausalLM, GenerationError, ModelConfig
 from training.checkpointing.export import inference_model
 from training.engine.protocol import Engine
-from training.processes.process_group import World
+from training.processes.process_group import World, gather_from_ranks
 
 # The time of a pass grows with its tokens and hardly with its prompts
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 32, 32, 40
@@ -48,9 +47,7 @@ class RepetitionEvaluator:
         started = time.perf_counter()
         model = inference_model(engine, self.config)
         mine = {mode: self._measured(model, mode) for mode in MODES[self.world.rank :: self.world.size]}
-        parts: list[Any] = [None] * self.world.size
-        dist.all_gather_object(parts, mine)
-        found = {mode: result for part in parts for mode, result in part.items()}
+        found = {mode: result for part in gather_from_ranks(mine) for mode, result in part.items()}
         problems = [result for result in found.values() if isinstance(result, str)]
         if problems:
             return {}, problems[0]

@@ -31,7 +31,7 @@ from training.preflight.runner import SECONDS as PREFLIGHT_SECONDS
 from training.preflight.runner import checked_rows
 from training.preflight.step_checks import OVERFIT_STEPS
 from training.preflight.trial_engine import MAX_ACCUMULATION, MAX_OVERFLOWS, Step, TrialEngine, preserved_rng_state
-from training.processes.process_group import broadcast_from_rank0
+from training.processes.process_group import broadcast_from_rank0, gather_from_ranks
 
 PROVISIONAL_STEPS = 10_000  # of the run whose copy is measured: the length has no influence on the speed
 MEASURED_SECONDS = 20.0  # that the timed steps may take together
@@ -187,7 +187,7 @@ def _measure_parts(run: RunContext, trial: TrialEngine, start: float, build: flo
 
 def _slowest(trial: TrialEngine, seconds: Iterable[float]) -> list[float]:
     """Of all ranks; collective."""
-    return [max(values) for values in zip(*trial.gather(tuple(seconds)), strict=True)]
+    return [max(values) for values in zip(*gather_from_ranks(tuple(seconds)), strict=True)]
 
 
 def _step_parts(trial: TrialEngine, micro_batch: int) -> list[float]:

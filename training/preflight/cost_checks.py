@@ -15,6 +15,7 @@ from training.config.resolve import Resolved
 from training.monitoring.progress import human_time
 from training.preflight.report import Result, failed, passed, warned
 from training.preflight.trial_engine import TrialEngine
+from training.processes.process_group import gather_from_ranks
 
 _NEARLY_FULL = 0.92  # of the memory; the rest is for fragmentation and for what others take
 _STATUS = Path("/proc/self/status")
@@ -57,7 +58,7 @@ def measure_cost(trial: TrialEngine, rows: list[int], *, full_size: bool, steps:
         min(step.step_seconds for step in taken),
         _evaluation_seconds(trial, rows),
     )
-    micro, step, evaluation = (max(seconds) for seconds in zip(*trial.gather(mine), strict=True))
+    micro, step, evaluation = (max(seconds) for seconds in zip(*gather_from_ranks(mine), strict=True))
     scale = trial.micro_batch / len(rows)
     return Cost(micro * scale, step, evaluation * scale, _peak_bytes(trial), full_size)
 
@@ -102,9 +103,9 @@ def _peak_bytes(trial: TrialEngine) -> int:
     if trial.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(trial.device)
         outside = total - free - torch.cuda.memory_reserved(trial.device)  # the CUDA context, and other programs
-        return max(trial.gather(torch.cuda.max_memory_reserved(trial.device) + outside))
+        return max(gather_from_ranks(torch.cuda.max_memory_reserved(trial.device) + outside))
     hosts: dict[str, int] = {}
-    for host, peak in trial.gather((socket.gethostname(), _process_peak_bytes())):
+    for host, peak in gather_from_ranks((socket.gethostname(), _process_peak_bytes())):
         hosts[host] = hosts.get(host, 0) + peak
     return max(hosts.values())
 

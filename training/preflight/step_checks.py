@@ -16,7 +16,7 @@ from training.engine.protocol import Engine
 from training.monitoring.weight_updates import Change, WeightSample
 from training.preflight.report import Result, failed, passed, warned
 from training.preflight.trial_engine import Step, TrialEngine
-from training.processes.process_group import sum_over_ranks
+from training.processes.process_group import gather_from_ranks, sum_over_ranks
 
 SMALL_LR_FACTOR = 0.01  # late in a run, learning rates are at a tenth of the peak and gradients agree less
 OVERFIT_STEPS = 25
@@ -66,7 +66,7 @@ def measure_gradients(trial: TrialEngine, rows: list[int]) -> tuple[GradientFigu
     for hook in hooks:
         hook.remove()
     totals: dict[str, float] = {}
-    for rank in trial.gather({name: float(squares.get(name, 0.0)) for name in trained}):
+    for rank in gather_from_ranks({name: float(squares.get(name, 0.0)) for name in trained}):
         for name, square in rank.items():  # the experts of other ranks have other names
             totals[name] = totals.get(name, 0.0) + square
     tokens = [sum_over_ranks(layer.route_counts)[1:].tolist() for layer in module.expert_layers()]
@@ -173,7 +173,7 @@ def measure_updates(trial: TrialEngine, rows: list[int]) -> UpdateFigures:
         sample = WeightSample(trial.engine)
         sample.snapshot()
         trial.step(rows, lr_factor)
-        changes.append(_merge(trial.gather(sample.changes())))
+        changes.append(_merge(gather_from_ranks(sample.changes())))
     dtypes = {str(weights.dtype).removeprefix("torch.") for weights in owned_weights(trial.engine).values()}
     return UpdateFigures(*changes, dtype=", ".join(sorted(dtypes)))
 

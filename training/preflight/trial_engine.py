@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from corpus.shards import TokenStream
 from model import ModelConfig
@@ -22,8 +21,6 @@ from training.engine import build
 from training.engine.protocol import Engine
 from training.processes.process_group import World, any_rank, sum_over_ranks
 from training.sampler import SampleStream
-
-T = TypeVar("T")
 
 _SILENCED = ("tensorboard", "csv_monitor", "wandb", "comet", "flops_profiler", "comms_logger")
 MAX_ACCUMULATION = 2  # enough to see that micro-batches are added up; more would only take longer
@@ -125,12 +122,6 @@ class TrialEngine:
     def any_rank(self, flag: bool) -> bool:
         """Return True everywhere if `flag` is true anywhere."""
         return any_rank(flag, self.device)
-
-    def gather(self, value: T) -> list[T]:
-        """Return the `value` of every rank, in their order."""
-        values: list[Any] = [None] * self.world.size
-        dist.all_gather_object(values, value)
-        return values
 
     def close(self) -> None:
         """Give the memory back."""

@@ -46,23 +46,28 @@ def any_rank(flag: bool | torch.Tensor, device: torch.device) -> bool:
     return bool(value.item())
 
 
+def gather_from_ranks(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Return the `value` of every rank (of a group), in their order; any object that can be pickled."""
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
 def broadcast_from_rank0(world: World, compute: Callable[[], T]) -> T:
     """Return on every rank what `compute` returns on rank 0.
 
     A UserError of `compute` is raised on rank 0; the other ranks raise SystemExit(2), without a message.
     """
-    result: tuple[str, Any] = ("failed", None)
+    result: list[T] = []  # empty where `compute` fails
     error: UserError | None = None
     if world.rank == 0:
         try:
-            result = ("computed", compute())
+            result = [compute()]
         except UserError as caught:
             error = caught
-    results: list[Any] = [None] * world.size
-    dist.all_gather_object(results, result)
+    computed = gather_from_ranks(result)[0]
     if error:
         raise error
-    state, value = results[0]
-    if state == "failed":
+    if not computed:
         raise SystemExit(2)
-    return value
+    return computed[0]
