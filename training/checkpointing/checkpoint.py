@@ -106,6 +106,7 @@ def save(
 
 def _together(work: Callable[[], Any], path: Path) -> list[Any]:
     """Results of all ranks; an OSError or NotFinite of one is raised by all."""
+    mine: tuple[str, Any]
     try:
         mine = ("done", work())
     except NotFinite:

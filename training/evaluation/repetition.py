@@ -46,7 +46,7 @@ class RepetitionEvaluator:
             return {}, None
         started = time.perf_counter()
         model = inference_model(engine, self.config)
-        mine = {mode: self._measured(model, mode) for mode in MODES[self.world.rank :: self.world.size]}
+        mine: dict[str, Any] = {mode: self._measured(model, mode) for mode in MODES[self.world.rank :: self.world.size]}
         found = {mode: result for part in gather_from_ranks(mine) for mode, result in part.items()}
         problems = [result for result in found.values() if isinstance(result, str)]
         if problems:
