@@ -1,4 +1,4 @@
-"""When the numbers go wrong: what is not finite, where in the network it begins, and on which rows."""
+"""When the numbers go wrong: what is not finite, where in the network it begins, and what to skip after going back."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 from common.files import append_whole
 from corpus.shards import TokenStream
 from training import sampler
+from training.checkpointing.run_state import RunState
 from training.engine.internals import loss_scale, lowest_loss_scale, master_weights
 from training.engine.protocol import Engine
 from training.processes.process_group import gather_from_ranks
@@ -40,7 +41,7 @@ class Report:
     where: str
 
     def write(self, folder: Path) -> None:
-        """A line of divergence.jsonl, if the disk has room for it: it is told on the terminal, too."""
+        """Write a line of divergence.jsonl, if the disk has room for it: it is on the terminal, too."""
         line = json.dumps(asdict(self), ensure_ascii=False) + "\n"
         with suppress(OSError):
             append_whole(folder / "divergence.jsonl", line.encode())
@@ -53,7 +54,7 @@ class Report:
 
 
 class NonFiniteMonitor:
-    """Looks at every step, on every rank alike, and says what is wrong with it."""
+    """Looks at every step, on every rank alike, and says what is wrong with its numbers."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.fp16 = engine, engine.fp16_enabled()
@@ -61,7 +62,7 @@ class NonFiniteMonitor:
         self.stepped = True  # whether the step that was looked at last has reached the weights
         self.lowest_scale = lowest_loss_scale(engine)
 
-    def loss(self, finite: bool) -> str | None:
+    def check_loss(self, finite: bool) -> str | None:
         """Before the weights are stepped: `finite` is whether the losses of all ranks and micro-batches are."""
         self.stepped = False
         self.bad_losses = 0 if finite else self.bad_losses + 1
@@ -69,7 +70,7 @@ class NonFiniteMonitor:
             return None
         return "the loss is not a finite number" + (f" ({self.bad_losses} steps in a row)" if self.fp16 else "")
 
-    def step(self, scale_before: float | None) -> str | None:
+    def check_step(self, scale_before: float | None) -> str | None:
         """After it, with the loss scale it was taken at; the same on every rank as DeepSpeed reduces what it reads."""
         self.stepped = True
         skipped = not self.engine.was_step_applied()
@@ -84,8 +85,30 @@ class NonFiniteMonitor:
         return None
 
 
+def without_batch(saved: RunState, before: RunState, batch: int) -> tuple[RunState, str]:
+    """Return the state to go on with from a checkpoint of state `saved`, and which batches it skips, for people.
+
+    `before` is the state of the run when its numbers went wrong on `batch`. If a batch since the checkpoint is skipped
+    already, leaving out single ones was not enough: all since the checkpoint are.
+    """
+    first = saved.batch_number(saved.step)
+    again = any(first <= number <= batch for number in before.skipped_batches)
+    skipped = range(first if again else batch, batch + 1)
+    state = saved.model_copy(
+        update={
+            "skipped_batches": sorted({*before.skipped_batches, *skipped}),
+            "rollbacks": before.rollbacks + 1,
+            "wall_seconds": before.wall_seconds,
+            "total_steps": before.total_steps,
+            "identity": before.identity,
+            "ds_config": before.ds_config,
+        }
+    )
+    return state, f"batches {first:,} to {batch:,}" if again else f"batch {batch:,}"
+
+
 def locate(engine: Engine, stream: TokenStream, micro_batches: list[list[int]], seq_len: int) -> str:
-    """Where in the network it begins; a collective call, `micro_batches` are this rank's rows of the step."""
+    """Return where in the network it begins; collective. `micro_batches` are this rank's rows of the step."""
     if bad := list(dict.fromkeys(name for part in gather_from_ranks(_bad_weights(engine)) for name in part)):
         return f"{len(bad)} weight tensor{'s' if len(bad) > 1 else ''} not finite, {bad[0]} among them"
     outputs = gather_from_ranks(_first_bad_output(engine, stream, micro_batches, seq_len))
@@ -99,7 +122,7 @@ def _bad_weights(engine: Engine) -> list[str]:
 
 
 def _first_bad_output(engine: Engine, stream: TokenStream, micro_batches: list[list[int]], seq_len: int) -> str | None:
-    """The first module, in the order of computing, with an output that is not finite; passes over all rows."""
+    """Return the first module, in the order of computing, with an output that is not finite; passes over all rows."""
     found: list[str] = []
 
     def look(name: str) -> Any:

@@ -22,8 +22,9 @@ from training.config import command_line
 from training.config.command_line import Options
 from training.config.resolve import Resolved, RunFacts, load, resolve, run_defaults
 from training.context import RunContext
-from training.monitoring.announce import announce, room_on_disk, sum_up
+from training.monitoring.announce import announce, sum_up
 from training.planning import budget as budgets
+from training.planning.disk_space import check_disk_space
 from training.preflight.cost_checks import Cost
 from training.preflight.runner import preflight
 from training.processes.cpu_tuning import keep_freed_memory, share_cores, use_huge_pages
@@ -278,14 +279,17 @@ def _train(context: RunContext, of_length: Callable[[int], Resolved]) -> int:
     if found and (why := _nothing_left(state, context)):
         console.say(f"{context.output} {why}")
         return 0
-    room, length = broadcast_from_rank0(context.world, lambda: room_on_disk(context)), None
+    disk_space = broadcast_from_rank0(
+        context.world, lambda: check_disk_space(context.output, context.config, context.resolved, options.keep_last)
+    )
+    length = None
     if not found:
         context, length = _fill_budget(context, of_length)
         state, _ = _state(None, context)
     announce(context)
     for line in differences:
         console.say(f"  differs from {found}: {line}")
-    console.say(room)
+    console.say(disk_space)
     if options.budget is not None:
         console.say(length.line if length else _outlook(state, context))
     if not found and not options.skip_preflight:
@@ -316,7 +320,13 @@ def _fit(trainer: Any) -> int:
     finally:
         trainer.close()
     if trainer.world.rank == 0:
-        sum_up(trainer, reason)
+        sum_up(
+            trainer.context,
+            trainer.state,
+            reason,
+            evaluation=trainer.last_evaluation,
+            skipped_steps=int(trainer.engine.skipped_steps),
+        )
     return status
 
 

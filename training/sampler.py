@@ -9,7 +9,7 @@ from corpus.shards import TokenStream
 
 
 class SampleStream:
-    """Sample number n of a run -> row of the corpus.
+    """Turns the number of a sample in a run into a row of the corpus.
 
     Epoch e is a permutation seeded by (seed, e), so that the order depends neither on the number of ranks nor on
     where a run was interrupted, and no partial batch is thrown away at an epoch's end.
@@ -28,18 +28,18 @@ class SampleStream:
             self._order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.rows)
         return int(self._order[place])
 
-    def micro_batch(
-        self, step: int, micro_step: int, rank: int, *, micro_batch: int, accumulation: int, world_size: int
-    ) -> list[int]:
-        """Rows of one rank in one micro-step; over ranks and micro-steps they tile the step's global batch."""
-        first = ((step * accumulation + micro_step) * world_size + rank) * micro_batch
-        return [self[sample] for sample in range(first, first + micro_batch)]
+    def micro_batches(
+        self, batch: int, rank: int, *, micro_batch: int, accumulation: int, world_size: int
+    ) -> list[list[int]]:
+        """Return the rows of one rank's micro-batches; over the ranks they tile global batch number `batch`."""
+        starts = [((batch * accumulation + i) * world_size + rank) * micro_batch for i in range(accumulation)]
+        return [[self[sample] for sample in range(start, start + micro_batch)] for start in starts]
 
 
 def tensors(
     stream: TokenStream, rows: list[int], seq_len: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(inputs, targets), both (B, seq_len) int64; targets are the inputs shifted by one."""
+    """Return (inputs, targets), both (B, seq_len) int64; targets are the inputs shifted by one."""
     ids = torch.from_numpy(stream.batch(rows, seq_len))
     if device.type == "cuda":
         ids = ids.pin_memory().to(device, non_blocking=True)

@@ -31,8 +31,8 @@ from benchmarks.t4.operations import (
 )
 from model import ModelConfig, count_parameters
 from stress.chaos.session import ROOT
-from training.checkpointing.disk import checkpoint_bytes
 from training.config.resolve import Resolved, RunFacts, load, resolve
+from training.planning.disk_space import checkpoint_bytes
 from training.planning.flops import training_flops_per_token
 from training.planning.memory import ModelStates, estimate_memory
 from training.planning.plan import PLANNED_T4X2

@@ -82,7 +82,7 @@ def test_a_rollback_leaves_the_batch_out_and_goes_on(rolled_back):
     assert done.status == 0, done.output
     assert "DIVERGED: the gradient norm is not a finite number at step 7, on batch 6" in done.output
     assert "back at runs/rolled-back/checkpoints/step-00000004 (rollback 1, at most 3)" in done.output
-    assert "; left out: batch 6\n" in done.output
+    assert "; skipped: batch 6\n" in done.output
     assert (state(folder, 12)["skipped_batches"], state(folder, 12)["rollbacks"]) == ([6], 1)
     rows = records(folder / "metrics.jsonl")
     assert [row["step"] for row in rows if row["split"] == "train"] == [*range(1, 13)]

@@ -114,8 +114,8 @@ class Training:
                 "lr": [float(group["lr"]) for group in self.engine.optimizer.param_groups],
                 "scale": loss_scale(self.engine),
             }
-            for micro_step in range(self.plan.accumulation):
-                sums += self._micro_step(micro_step)
+            for rows in self._micro_batches():
+                sums += self._micro_step(rows)
             mean = sum_over_ranks(sums) / (self.plan.accumulation * self.here.world.size)
             norm = self.engine.get_global_grad_norm()
             self.lines.append(
@@ -130,15 +130,16 @@ class Training:
             self.step += 1
         return self.lines
 
-    def _micro_step(self, micro_step: int) -> torch.Tensor:
-        rows = self.order.micro_batch(
+    def _micro_batches(self) -> list[list[int]]:
+        return self.order.micro_batches(
             0 if self.one_batch else self.step,
-            micro_step,
             self.here.world.rank,
             micro_batch=self.plan.micro_batch,
             accumulation=self.plan.accumulation,
             world_size=self.here.world.size,
         )
+
+    def _micro_step(self, rows: list[int]) -> torch.Tensor:
         losses = self.engine(*tensors(self.stream, rows, SEQ_LEN, self.engine.device))
         self.engine.backward(losses.total)
         self.engine.step()

@@ -26,13 +26,13 @@ class Interrupted(trainer.Trainer):
 
     def _step(self) -> str | None:
         if PLACE == "accumulation" and self.state.step == STEP - 1:
-            plain = self.accumulator.add_micro_batch
+            plain = self.recorder.accumulator.add_micro_batch
 
             def add(*losses: Any) -> None:
                 plain(*losses)
                 self._ask()
 
-            self.accumulator.add_micro_batch = add
+            self.recorder.accumulator.add_micro_batch = add
         return super()._step()
 
     def _evaluate(self) -> bool:

@@ -245,8 +245,8 @@ def train(subject: RunContext) -> tuple[list[float], dict[str, torch.Tensor]]:
     stream, losses = subject.corpus.split("train"), []
     order = SampleStream(stream.num_rows(SEQ_LEN), 42)
     for step in range(4):
-        rows = order.micro_batch(
-            step, 0, subject.world.rank, micro_batch=4, accumulation=1, world_size=subject.world.size
+        [rows] = order.micro_batches(
+            step, subject.world.rank, micro_batch=4, accumulation=1, world_size=subject.world.size
         )
         found = built(*sampler.tensors(stream, rows, SEQ_LEN, built.device))
         built.backward(found.total)

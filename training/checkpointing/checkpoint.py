@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,10 @@ from common.errors import UserError
 from common.files import printable, read_text, replace_bytes, sha256_file, sync
 from common.records import Count, Record, parse_record
 from training.checkpointing import engine_state
-from training.checkpointing.disk import DiskFull
+from training.checkpointing.disk import DiskFull, NotFinite, on_all_ranks
 from training.checkpointing.engine_state import EngineNumbers
 from training.checkpointing.run_state import RunState
 from training.engine.protocol import Engine
-from training.processes.process_group import gather_from_ranks
 
 FORMAT = 2  # 1 was DeepSpeed's own files
 STATE_FILE, LATEST_FILE, PARTIAL, DISCARDED = "run_state.json", "latest", ".partial", ".discarded"
@@ -57,10 +55,6 @@ class Content(RunState):
     format: int
     engine: EngineNumbers
     files: dict[str, ShareInfo]
-
-
-class NotFinite(Exception):
-    """The weights hold infinities or no numbers: nothing to keep."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +85,10 @@ def save(
     started = time.perf_counter()
     name = f"step-{state.step:08d}"
     partial = folder / (name + PARTIAL)
-    _together(lambda: dist.get_rank() or _empty(partial, keep_last, known_whole), partial)  # rank 0 alone
+    on_all_ranks(lambda: dist.get_rank() or _empty(partial, keep_last, known_whole), partial)  # rank 0 alone
     try:
-        written = _together(lambda: _write_share(engine, partial, local), partial)
-        _together(lambda: dist.get_rank() or _commit(folder, name, state, engine, dict(written)), partial)
+        written = on_all_ranks(lambda: _write_share(engine, partial, local), partial)
+        on_all_ranks(lambda: dist.get_rank() or _commit(folder, name, state, engine, dict(written)), partial)
     except (DiskFull, NotFinite):
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -102,23 +96,6 @@ def save(
     if dist.get_rank() == 0:
         _prune(folder, name, keep_last)
     return Saved(folder / name, sum(info.bytes for _, info in written), time.perf_counter() - started)
-
-
-def _together(work: Callable[[], Any], path: Path) -> list[Any]:
-    """Results of all ranks; an OSError or NotFinite of one is raised by all."""
-    mine: tuple[str, Any]
-    try:
-        mine = ("done", work())
-    except NotFinite:
-        mine = ("not finite", None)
-    except OSError as error:
-        mine = ("failed", f"{error.strerror or error} ({error.filename or path})")
-    parts = gather_from_ranks(mine)
-    if any(outcome == "not finite" for outcome, _ in parts):
-        raise NotFinite
-    if failures := [what for outcome, what in parts if outcome == "failed"]:
-        raise DiskFull(path, failures[0])
-    return [what for _, what in parts]
 
 
 def _empty(partial: Path, keep_last: int, known_whole: Path | None) -> None:
@@ -133,7 +110,7 @@ def _empty(partial: Path, keep_last: int, known_whole: Path | None) -> None:
 
 def _write_share(engine: Engine, partial: Path, local: dict[str, Tensor]) -> tuple[str, ShareInfo]:
     if not engine_state.master_weights_finite(engine):
-        raise NotFinite
+        raise NotFinite("the weights are not finite")
     data = to_bytes(engine_state.tensors(engine, local))
     path = partial / f"rank-{dist.get_rank():05d}.safetensors"
     _write(path, data)

@@ -14,7 +14,7 @@ from common.files import sync
 from corpus.tokenizer import write_hf_tokenizer
 from model import CausalLM, ModelConfig, save_model
 from model.hf import hf_name, is_expert
-from training.checkpointing.disk import raise_together, reason_of
+from training.checkpointing.disk import on_all_ranks
 from training.engine.internals import expert_group
 from training.engine.protocol import Engine
 from training.processes.process_group import gather_from_ranks
@@ -50,13 +50,8 @@ def export_model(engine: Engine, config: ModelConfig, tokenizer: Path, folder: P
 
     DiskFull on all ranks if it cannot; the model that was there stays as it was.
     """
-    weights, failure = gather_weights(engine, config), None
-    if dist.get_rank() == 0:
-        try:
-            _write(folder, config, tokenizer, weights)
-        except OSError as error:
-            failure = reason_of(error)
-    raise_together(failure, folder, engine.device)
+    weights = gather_weights(engine, config)
+    on_all_ranks(lambda: dist.get_rank() or _write(folder, config, tokenizer, weights), folder)
 
 
 def _write(folder: Path, config: ModelConfig, tokenizer: Path, weights: dict[str, Tensor]) -> None:

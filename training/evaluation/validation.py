@@ -1,4 +1,4 @@
-"""Validation loss, shared out over the ranks."""
+"""Validation loss, computed on all ranks; how often a run evaluates, writes samples and saves."""
 
 from __future__ import annotations
 
@@ -9,11 +9,30 @@ from dataclasses import dataclass
 import torch
 
 from corpus.shards import TokenStream
+from training.config.command_line import Options
 from training.engine.protocol import Engine
 from training.processes.process_group import World, sum_over_ranks
 from training.sampler import tensors
 
-IGNORED = -100  # cross-entropy's mark for a target that does not count
+IGNORED = -100  # the target that cross-entropy leaves out
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Optimizer steps between two evaluations, samples, checkpoints."""
+
+    evaluation: int
+    sample: int
+    save: int
+
+
+def intervals(options: Options, total_steps: int) -> Intervals:
+    """Return the intervals of a run of `total_steps`, where its flags leave them open."""
+    return Intervals(
+        evaluation=options.eval_interval or max(1, min(options.save_interval, math.ceil(total_steps / 20))),
+        sample=options.sample_interval or min(1000, math.ceil(total_steps / 10)),
+        save=options.save_interval,
+    )
 
 
 @dataclass(frozen=True)
@@ -26,7 +45,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss), infinite rather than an overflow."""
+        """Return exp(loss), infinite rather than an overflow."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
@@ -41,7 +60,7 @@ def evaluate(
     bytes_per_token: float,
     give_up: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Mean negative log-likelihood of `rows`; a collective call with the same number of passes on every rank.
+    """Return the mean loss over `rows`; a collective call with the same number of passes on every rank.
 
     `give_up` is asked before each pass, must answer alike on all ranks, and ends it with None.
     """

@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
-from common.files import size_of
 from corpus.report import loss_to_beat
 from model import count_parameters
-from training.checkpointing import disk
+from training.checkpointing.disk import write_text
+from training.checkpointing.run_state import RunState
 from training.context import RunContext
+from training.evaluation.validation import Evaluation
 from training.monitoring.progress import human_time
-
-if TYPE_CHECKING:
-    from training.trainer import Trainer
 
 
 def announce(context: RunContext) -> None:
-    """What was chosen, a line a fact; ds_config.json (resolved) and run.json keep it."""
+    """Say what was chosen, a line a fact; ds_config.json (resolved) and run.json keep it."""
     config, resolved, console = context.config, context.resolved, context.console
     total, active = count_parameters(config)
     kind = f"{config.num_experts} experts, {config.num_experts_per_tok} a token" if config.use_moe else "dense"
@@ -40,7 +37,7 @@ def announce(context: RunContext) -> None:
 
 def _write_record(context: RunContext) -> None:
     say, resolved = context.console.say, context.resolved
-    disk.write_text(context.output / "ds_config.json", json.dumps(resolved.config, indent=2) + "\n", say)
+    write_text(context.output / "ds_config.json", json.dumps(resolved.config, indent=2) + "\n", say)
     flags = {name: value for name, value in asdict(context.options).items() if name != "model"}
     record = {
         "command": sys.argv,
@@ -49,45 +46,35 @@ def _write_record(context: RunContext) -> None:
         "corpus": str(context.corpus.folder),
     }
     text = json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n"
-    disk.write_text(context.output / "run.json", text, say)
+    write_text(context.output / "run.json", text, say)
 
 
-def room_on_disk(context: RunContext) -> str:
-    """What the run takes on the disk, for people; UserError if there is too little of it."""
-    existing = size_of(context.checkpoints) + size_of(context.output / "model")
-    return disk.check_room(
-        context.output,
-        disk.checkpoint_bytes(context.config, context.resolved),
-        disk.model_bytes(context.config, context.resolved),
-        context.options.keep_last,
-        existing,
-    )
-
-
-def sum_up(trainer: Trainer, reason: str) -> None:
-    """summary.json, and the last lines that the user reads; `reason` is why the run ended."""
-    context, state, last = trainer.context, trainer.state, trainer.last_evaluation
+def sum_up(
+    context: RunContext, state: RunState, reason: str, *, evaluation: Evaluation | None, skipped_steps: int
+) -> None:
+    """Write summary.json, and the last lines that the user reads; `reason` is why the run ended."""
+    total_steps = context.resolved.total_steps
     tokens = state.step * context.tokens_per_step
     summary = {
         "reason": reason,
         "steps": state.step,
-        "total_steps": trainer.total_steps,
+        "total_steps": total_steps,
         "tokens": tokens,
         "seconds": round(state.seconds, 1),
         "tokens_per_second": round(tokens / state.seconds) if state.seconds else None,
-        "val_loss": last.loss if last else None,
-        "val_bits_per_byte": last.bits_per_byte if last else None,
+        "val_loss": evaluation.loss if evaluation else None,
+        "val_bits_per_byte": evaluation.bits_per_byte if evaluation else None,
         "best_val_loss": state.best_loss,
         "best_step": state.best_step,
         "token_entropy": context.corpus.manifest.entropy_nats,
         "unigram_loss": context.unigram,
-        "skipped_steps": int(trainer.engine.skipped_steps),
+        "skipped_steps": skipped_steps,
         "alarms": state.alarms,
     }
     console = context.console
-    disk.write_text(context.output / "summary.json", json.dumps(summary, indent=2) + "\n", console.say)
+    write_text(context.output / "summary.json", json.dumps(summary, indent=2) + "\n", console.say)
     console.say(
-        f"{reason}: {state.step:,} of {trainer.total_steps:,} steps, {tokens / 1e6:.2f} M tokens in "
+        f"{reason}: {state.step:,} of {total_steps:,} steps, {tokens / 1e6:.2f} M tokens in "
         f"{human_time(state.seconds)} of training"
     )
     if state.best_loss is not None:

@@ -7,7 +7,6 @@ place below torch's SummaryWriter, so that DeepSpeed's figures and ours both pas
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,52 +16,52 @@ from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from training.checkpointing.disk import Appender, DiskNotice, keep_whole
+from training.monitoring.appended import AppendedFile, DiskNotice, cut_back
 
 _HEADER, _FOOTER = 12, 4  # bytes of a record before and after the event: length and its checksum; the event's
 
 
 class EventFile:
-    """What torch's FileWriter needs of an event writer, over a file that was begun by TensorBoard's own."""
+    """The event writer below torch's FileWriter, over a file that TensorBoard's own writer has begun."""
 
     def __init__(self, path: Path, notice: DiskNotice) -> None:
         self.path = path
-        self._appender = Appender(path, notice)
+        self._appended = AppendedFile(path, notice)
         self._records: list[bytes] = []
         self._framer = RecordWriter(self)
 
     def write(self, record: bytes) -> None:
-        """Called back with a framed record."""
+        """Take a framed record from the RecordWriter."""
         self._records.append(record)
 
     def add_event(self, event: Event) -> None:
-        """Goes to the disk with the next flush."""
+        """Take an event, which goes to the disk with the next flush."""
         self._framer.write(event.SerializeToString())
 
     def flush(self) -> None:
         """Write what was added; what there is no room for waits for the next flush."""
         records, self._records = self._records, []
-        self._appender.append(*records)
+        self._appended.append(*records)
 
     def sync(self) -> None:
         """Flush, and have the disk hold it even if the machine goes away."""
         self.flush()
-        self._appender.sync()
+        self._appended.sync()
 
-    def forget(self, keep: Callable[[bytes], bool]) -> None:
+    def drop_pending(self, keep: Callable[[bytes], bool]) -> None:
         """Drop events that wait for room, by their bytes."""
         self.flush()
-        self._appender.forget(lambda record: keep(record[_HEADER:-_FOOTER]))
+        self._appended.drop_pending(lambda record: keep(record[_HEADER:-_FOOTER]))
 
     def close(self) -> None:
-        """A last flush."""
+        """Flush once more."""
         self.flush()
 
     def reopen(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is held open."""
 
     def get_logdir(self) -> str:
-        """The folder."""
+        """Return the folder of the file."""
         return str(self.path.parent)
 
 
@@ -77,7 +76,7 @@ def take_over(summary_writer: Any, notice: DiskNotice) -> EventFile:
     return file_writer.event_writer
 
 
-def forget(folder: Path, keep: Callable[[str, int], bool], *, current: EventFile | None = None) -> None:
+def cut_back_events(folder: Path, keep: Callable[[str, int], bool], *, current: EventFile | None = None) -> None:
     """Take from the event files of `folder` the figures whose tag and x `keep` says no to.
 
     `current` is the file that is being written. Records that a killed process left half written go too. A file that has
@@ -89,18 +88,18 @@ def forget(folder: Path, keep: Callable[[str, int], bool], *, current: EventFile
         return _is_kept(Event.FromString(event), keep)
 
     if current is not None:
-        current.forget(keep_record)
+        current.drop_pending(keep_record)
     for path in sorted(folder.glob("events.out.tfevents.*")):
         data = path.read_bytes()
         kept = list(_kept(path, data, keep_record))
         if len(kept) <= 1 and (current is None or path != current.path):  # the first says which version it is
             path.unlink()
         else:
-            keep_whole(path, data, b"".join(kept))
+            cut_back(path, data, b"".join(kept))
 
 
 def _kept(path: Path, data: bytes, keep: Callable[[bytes], bool]) -> Iterator[bytes]:
-    """Records as they are in the file."""
+    """Yield records as they are in the file."""
     offset = 0
     for event in read_events(path):
         end = offset + _HEADER + len(event) + _FOOTER
@@ -110,7 +109,7 @@ def _kept(path: Path, data: bytes, keep: Callable[[bytes], bool]) -> Iterator[by
 
 
 def read_events(path: Path) -> Iterator[bytes]:
-    """The events of a file as they were serialised, up to its end or the first that is damaged."""
+    """Yield the events of a file as they were serialised, up to its end or the first that is damaged."""
     reader = PyRecordReader_New(str(path))
     while True:
         try:
@@ -122,20 +121,3 @@ def read_events(path: Path) -> Iterator[bytes]:
 
 def _is_kept(event: Event, keep: Callable[[str, int], bool]) -> bool:
     return all(keep(value.tag, event.step) for value in event.summary.value)
-
-
-def forget_csv(folder: Path, keep: Callable[[str, int], bool]) -> None:
-    """The same for DeepSpeed's csv_monitor: a file a figure, named with `_` for `/`, and so told to `keep`."""
-    for path in sorted(folder.glob("*.csv")):
-        data = path.read_bytes()
-        lines = data.splitlines(keepends=True)
-        kept = lines[:1] + [line for line in lines[1:] if (x := _csv_x(line)) is not None and keep(path.stem, x)]
-        keep_whole(path, data, b"".join(kept))
-
-
-def _csv_x(line: bytes) -> int | None:
-    """None for half a line, and for a heading that was written again."""
-    try:
-        return int(next(csv.reader([line.decode()]))[0]) if line.endswith(b"\n") else None
-    except (ValueError, IndexError, StopIteration):
-        return None

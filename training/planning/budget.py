@@ -17,14 +17,12 @@ from corpus.tokenizer import load_tokenizer
 from evaluation.rows import evaluation_rows
 from training.checkpointing import checkpoint
 from training.checkpointing.disk import DiskFull
-from training.checkpointing.export import export_model, inference_model
+from training.checkpointing.export import export_model
 from training.checkpointing.run_state import RunState
 from training.config.command_line import Options
 from training.context import RunContext
-from training.evaluation import samples
-from training.evaluation.intervals import intervals
-from training.evaluation.repetition import RepetitionEvaluator
-from training.evaluation.validation import evaluate
+from training.evaluation.generation import RepetitionEvaluator, SampleWriter
+from training.evaluation.validation import evaluate, intervals
 from training.monitoring.progress import human_time
 from training.preflight import cost_checks
 from training.preflight.runner import SECONDS as PREFLIGHT_SECONDS
@@ -229,15 +227,8 @@ def _looks(run: RunContext, trial: TrialEngine) -> tuple[float, float]:
         )
         probing = RepetitionEvaluator(val, run.config, seq_len=options.max_seq_len, seed=options.seed, world=run.world)
         evaluation = loss * len(rows) / len(few) + _second_time(trial, lambda: probing.figures(trial.engine))
-    tokenizer = load_tokenizer(run.corpus.tokenizer_path)
-    prompts = samples.fixed_prompts(val, tokenizer, run.config)
-
-    def sample() -> None:
-        model = inference_model(trial.engine, run.config)
-        if prompts and run.world.rank == 0:
-            samples.continue_prompts(model, tokenizer, prompts, options.seed)
-
-    return evaluation, _second_time(trial, sample)
+    samples = SampleWriter(val, load_tokenizer(run.corpus.tokenizer_path), run.config, seed=options.seed)
+    return evaluation, _second_time(trial, lambda: samples.write(trial.engine))
 
 
 def _second_time(trial: TrialEngine, work: Callable[[], object]) -> float:

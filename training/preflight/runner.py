@@ -11,7 +11,7 @@ from model import ModelConfig
 from training.config.command_line import Options
 from training.config.resolve import Resolved
 from training.context import RunContext
-from training.evaluation.intervals import intervals
+from training.evaluation.validation import intervals
 from training.preflight import cost_checks, data_checks, model_checks, step_checks
 from training.preflight.cost_checks import Cost, Workload
 from training.preflight.report import Report, Result, warned

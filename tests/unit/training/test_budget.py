@@ -12,7 +12,7 @@ import pytest
 from common.errors import UserError
 from training.config import command_line
 from training.config.command_line import Options
-from training.evaluation.intervals import intervals
+from training.evaluation.validation import intervals
 from training.planning.budget import Costs, outlook, preflight_seconds, run_seconds, total_steps
 
 HOUR = 3600

@@ -14,16 +14,12 @@ CPU = torch.device("cpu")
 
 def batches(order, steps, *, world_size, accumulation, micro_batch, first=0):
     """The rows of each optimizer step, in the order of micro-steps and ranks."""
-    return [
-        [
-            order.micro_batch(
-                step, micro_step, rank, micro_batch=micro_batch, accumulation=accumulation, world_size=world_size
-            )
-            for micro_step in range(accumulation)
-            for rank in range(world_size)
-        ]
-        for step in range(first, first + steps)
-    ]
+    spread = {"world_size": world_size, "accumulation": accumulation, "micro_batch": micro_batch}
+    found = []
+    for step in range(first, first + steps):
+        ranks = [order.micro_batches(step, rank, **spread) for rank in range(world_size)]
+        found.append([rows for micro_step in zip(*ranks, strict=True) for rows in micro_step])
+    return found
 
 
 def flat(steps):

@@ -17,9 +17,10 @@ from common import files
 from common.errors import UserError
 from model import ModelConfig
 from training.checkpointing import checkpoint, disk
-from training.checkpointing.disk import Appender, DiskFull, DiskNotice, check_room
 from training.checkpointing.run_state import RunState
+from training.monitoring.appended import AppendedFile, DiskNotice, cut_back
 from training.monitoring.metrics import Metrics
+from training.planning.disk_space import checkpoint_bytes, model_bytes, space_line
 
 
 @contextmanager
@@ -69,7 +70,7 @@ class Said(list):
 
 def test_lines_wait_for_room_and_keep_their_order(small_disk):
     said = Said()
-    file = Appender(small_disk / "lines", DiskNotice(small_disk, said))
+    file = AppendedFile(small_disk / "lines", DiskNotice(small_disk, said))
     lines = [f"{number:0999}\n".encode() for number in range(40)]
     assert all(file.append(line) for line in lines[:10])
     ballast = fill(small_disk, leave=8192)
@@ -90,7 +91,7 @@ def test_lines_wait_for_room_and_keep_their_order(small_disk):
 
 def test_half_a_piece_is_taken_back(tmp_path, monkeypatch):
     """A file system may take a part of it."""
-    file, real = Appender(tmp_path / "lines", DiskNotice(tmp_path, Said())), os.write
+    file, real = AppendedFile(tmp_path / "lines", DiskNotice(tmp_path, Said())), os.write
     file.append(b"first\n")
 
     def part(descriptor, data):
@@ -141,7 +142,7 @@ def test_metrics_outlive_a_full_disk_and_nothing_is_lost(small_disk):
         metrics.write("train", step, {"loss": 2.0, "note": "x" * 3000})
         metrics.sample(step, [{"prompt": "小", "text": "红" * 300}])
         metrics.alarm(step, "name", "message")
-    metrics.close()
+    metrics.sync()
     assert [line.split(":")[0].split()[0] for line in said] == ["no", str(run)]
     for name in ("metrics", "samples", "alarms"):
         assert [json.loads(line)["step"] for line in (run / f"{name}.jsonl").open()] == list(range(1, 61)), name
@@ -172,7 +173,6 @@ def test_a_disk_that_stays_full_does_not_fail_the_end(small_disk):
     for step in range(1, 40):
         metrics.write("train", step, {"loss": 2.0, "note": "x" * 3000})
     metrics.sync()
-    metrics.close()
     assert len(said) == 1
 
 
@@ -193,17 +193,13 @@ def test_the_end_of_a_file_can_be_cut_off_on_a_full_disk(small_disk):
     path = small_disk / "lines"
     path.write_bytes(b"one\ntwo\nthree\n")
     fill(small_disk)
-    disk.keep_whole(path, b"one\ntwo\nthree\n", b"one\ntwo\n")
+    cut_back(path, b"one\ntwo\nthree\n", b"one\ntwo\n")
     assert path.read_bytes() == b"one\ntwo\n"
 
 
 @pytest.mark.parametrize(
     "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        OSError(errno.EDQUOT, "Disk quota exceeded"),
-        Exception("Error while serializing: I/O error: No space left (os error 28)"),
-    ],
+    [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded")],
 )
 def test_a_full_disk_is_known_by_any_of_its_names(error):
     assert disk.is_full(error)
@@ -212,7 +208,6 @@ def test_a_full_disk_is_known_by_any_of_its_names(error):
 
 def test_another_error_is_not_called_a_full_disk():
     assert disk.reason_of(OSError(errno.EROFS, "Read-only file system")) == "Read-only file system"
-    assert "Read-only" in DiskFull("runs/x", "Read-only file system").message
 
 
 # --- before the start -------------------------------------------------------------------------------------------------
@@ -221,39 +216,39 @@ GB, MB = 10**9, 10**6
 
 
 def test_the_announcement_has_what_a_run_takes_at_its_fullest(tmp_path):
-    line = check_room(tmp_path, 530 * MB, 155 * MB, 2, 0, free=18_200 * MB)
+    line = space_line(tmp_path, 530 * MB, 155 * MB, 2, 0, free=18_200 * MB)
     assert line == "disk: checkpoints of 0.53 GB, 3 at most and the model: 1.90 GB; 18.20 GB free"
 
 
 def test_too_little_room_is_refused_with_what_would_help(tmp_path):
     with pytest.raises(UserError) as error:
-        check_room(tmp_path, 500 * MB, 100 * MB, 5, 0, free=2_000 * MB)
+        space_line(tmp_path, 500 * MB, 100 * MB, 5, 0, free=2_000 * MB)
     assert re.search(
         r"3\.20 GB, but only 2\.00 GB free: free 1\.20 GB more, --keep_last 2, or another --output", str(error.value)
     )
     assert "\n" not in str(error.value)
-    check_room(tmp_path, 500 * MB, 100 * MB, 2, 0, free=2_000 * MB)  # the advice holds
+    space_line(tmp_path, 500 * MB, 100 * MB, 2, 0, free=2_000 * MB)  # the advice holds
     with pytest.raises(UserError):
-        check_room(tmp_path, 500 * MB, 100 * MB, 3, 0, free=2_000 * MB)
+        space_line(tmp_path, 500 * MB, 100 * MB, 3, 0, free=2_000 * MB)
 
 
 def test_no_advice_that_would_not_help(tmp_path):
     with pytest.raises(UserError) as error:
-        check_room(tmp_path, 500 * MB, 100 * MB, 2, 0, free=900 * MB)
+        space_line(tmp_path, 500 * MB, 100 * MB, 2, 0, free=900 * MB)
     assert "--keep_last" not in str(error.value)
 
 
 def test_what_a_run_has_written_already_is_not_needed_again(tmp_path):
     whole = 3 * 500 * MB + 2 * 100 * MB
     with pytest.raises(UserError):
-        check_room(tmp_path, 500 * MB, 100 * MB, 2, 0, free=whole - 1)
-    assert "written" in check_room(tmp_path, 500 * MB, 100 * MB, 2, 1_100 * MB, free=whole - 1_100 * MB)
+        space_line(tmp_path, 500 * MB, 100 * MB, 2, 0, free=whole - 1)
+    assert "written" in space_line(tmp_path, 500 * MB, 100 * MB, 2, 1_100 * MB, free=whole - 1_100 * MB)
 
 
 def test_the_free_room_is_that_of_the_disk_where_the_run_will_be(small_disk):
     assert files.free_bytes(small_disk / "runs" / "new") == shutil.disk_usage(small_disk).free <= 2**20
     with pytest.raises(UserError, match=r"only [\d.]+ MB free"):
-        check_room(small_disk / "runs" / "new", MB, MB, 2, 0)
+        space_line(small_disk / "runs" / "new", MB, MB, 2, 0, files.free_bytes(small_disk))
 
 
 def test_the_size_of_a_run_so_far(tmp_path):
@@ -283,14 +278,14 @@ def resolved(optimizer, precision="fp32", **params):
 
 
 def test_the_size_of_a_checkpoint_is_that_of_masters_and_states():
-    parameters = disk.model_bytes(CONFIG, resolved("AdamW")) // 4
-    assert disk.model_bytes(CONFIG, resolved("AdamW", "fp16")) == 2 * parameters
-    assert disk.checkpoint_bytes(CONFIG, resolved("AdamW")) == 12 * parameters
-    assert disk.checkpoint_bytes(CONFIG, resolved("SGD")) == 4 * parameters
-    assert disk.checkpoint_bytes(CONFIG, resolved("SGD", momentum=0.9)) == 8 * parameters
+    parameters = model_bytes(CONFIG, resolved("AdamW")) // 4
+    assert model_bytes(CONFIG, resolved("AdamW", "fp16")) == 2 * parameters
+    assert checkpoint_bytes(CONFIG, resolved("AdamW")) == 12 * parameters
+    assert checkpoint_bytes(CONFIG, resolved("SGD")) == 4 * parameters
+    assert checkpoint_bytes(CONFIG, resolved("SGD", momentum=0.9)) == 8 * parameters
     # Muon has one state for the matrices: q, k, v, o and three of each expert; not for router, embedding and norms
     matrices = 16 * (16 + 8 + 8 + 16) + 2 * 3 * 16 * 8
-    assert disk.checkpoint_bytes(CONFIG, resolved("Muon")) == 12 * parameters - 4 * matrices
+    assert checkpoint_bytes(CONFIG, resolved("Muon")) == 12 * parameters - 4 * matrices
 
 
 # --- a whole run ------------------------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.compat.proto.event_pb2 import Event
 from torch.utils.tensorboard import SummaryWriter
 
-from training.checkpointing.disk import DiskNotice
 from training.checkpointing.run_state import RunState
 from training.monitoring import tensorboard_events
+from training.monitoring.appended import DiskNotice
 from training.monitoring.metrics import Metrics
 
 BATCH = 8
@@ -123,7 +123,7 @@ def test_what_is_not_at_the_end_is_dropped_too(tmp_path):
     for step in (1, 5, 2, 6, 3):
         writer.add_scalar("train/loss", 1.0, step)
     writer.close()
-    tensorboard_events.forget(tmp_path, lambda tag, step: step <= 3)
+    tensorboard_events.cut_back_events(tmp_path, lambda tag, step: step <= 3)
     [path] = tmp_path.iterdir()
     kept = [Event.FromString(event) for event in tensorboard_events.read_events(path)]
     assert [event.step for event in kept[1:]] == [1, 2, 3]
@@ -145,26 +145,6 @@ def test_a_folder_outside_the_run_is_left_alone(tmp_path):
     assert figures(tmp_path / "shared") == {("train/loss", 9): 1}
 
 
-def test_the_csv_monitor_is_cut_back_too(tmp_path):
-    from deepspeed.monitor.csv_monitor import csvMonitor
-
-    config = SimpleNamespace(enabled=True, output_path=str(tmp_path / "csv_monitor"), job_name="")
-    for first, last in ((0, 9), (6, 12)):
-        monitor = SimpleNamespace(enabled=True, tb_monitor=None)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("deepspeed.comm.get_rank", lambda: 0)
-            patch.setattr("deepspeed.monitor.csv_monitor.dist.get_rank", lambda: 0)
-            monitor.csv_monitor = csvMonitor(config)
-            monitor.write_events = lambda figures, csv=monitor: csv.csv_monitor.write_events(figures)
-            metrics = Metrics(tmp_path, monitor, at(first), samples_per_step=BATCH)
-            for step in range(first + 1, last + 1):
-                monitor.write_events([("Train/Samples/lr", 0.1, step * BATCH)])
-                metrics.write("train", step, {"loss": 1.0})
-    for name, unit in (("Train_Samples_lr", BATCH), ("train_loss", 1)):
-        lines = (tmp_path / "csv_monitor" / f"{name}.csv").read_text().splitlines()
-        assert [line.split(",")[0] for line in lines] == ["step", *(str(unit * step) for step in range(1, 13))]
-
-
 def test_an_event_file_of_ten_thousand_steps_is_cut_in_seconds(tmp_path):
     import time
 
@@ -175,7 +155,7 @@ def test_an_event_file_of_ten_thousand_steps_is_cut_in_seconds(tmp_path):
         writer.add_scalar("Train/Samples/lr", 0.1, step)
     writer.flush()
     started = time.monotonic()
-    tensorboard_events.forget(tmp_path, lambda tag, step: step <= 9_000)
+    tensorboard_events.cut_back_events(tmp_path, lambda tag, step: step <= 9_000)
     assert time.monotonic() - started < 10
     [path] = tmp_path.iterdir()
     assert len(list(tensorboard_events.read_events(path))) == 1 + 9_001

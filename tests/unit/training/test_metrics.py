@@ -139,7 +139,7 @@ def test_without_a_monitor_there_is_still_the_file(tmp_path):
     metrics.write("train", 1, {"loss": 2.0})
     metrics.expert_load(1, [[1.0]])
     metrics.text("samples", "text", 1)
-    metrics.close()
+    metrics.sync()
     assert monitor.events == []
     assert len(lines(tmp_path)) == 1
 
@@ -162,7 +162,7 @@ def test_a_new_run_starts_with_an_empty_file(tmp_path):
     written(tmp_path, 0, 1, 2)  # from a run that ended before its first checkpoint
     metrics = Metrics(tmp_path, Monitor(), at(0))
     assert lines(tmp_path) == []
-    metrics.close()
+    metrics.sync()
 
 
 @pytest.mark.parametrize("half", ['{"step": 3, "spl', "3", "[3]", '{"loss": 1.0}', "\xff"])

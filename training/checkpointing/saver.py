@@ -1,0 +1,52 @@
+"""Saving while a run trains: when a checkpoint was written last, how long that takes, and what the user is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from training.checkpointing import checkpoint
+from training.checkpointing.disk import DiskFull
+from training.checkpointing.run_state import RunState
+from training.engine.protocol import Engine
+
+_DISK_SPEED = 100e6  # bytes a second, written, flushed and read back; assumed of a slow disk
+
+
+class Saver:
+    """Writes a run's checkpoints. Every rank has one."""
+
+    def __init__(
+        self, engine: Engine, folder: Path, *, keep_last: int, expected_bytes: int, say: Callable[[str], None]
+    ) -> None:
+        self.engine, self.folder, self.keep_last, self.say = engine, folder, keep_last, say
+        self.saved_step: int | None = None
+        self.last_good: Path | None = None  # the checkpoint that was written or loaded last
+        self._estimate = expected_bytes / _DISK_SPEED
+
+    def seconds(self, state: RunState) -> float:
+        """Return how long a save takes at most, estimated until one was measured."""
+        return state.save_seconds or self._estimate
+
+    def save(self, state: RunState, local: dict[str, Tensor], *, if_full: str) -> bool:
+        """Write a checkpoint; collective. `local` are this rank's own numbers.
+
+        Return False, with those before it still there, if it could not be written; `if_full` says what happens then.
+        NotFinite if the weights are not fit to be kept.
+        """
+        try:
+            saved = checkpoint.save(self.engine, self.folder, state, self.keep_last, local, self.last_good)
+        except DiskFull as error:
+            self.say(f"  NOT SAVED: {error}; the checkpoints before it are whole; {if_full}")
+            return False
+        self.saved_step, self.last_good = state.step, saved.path
+        state.save_seconds = max(0.5 * state.save_seconds, saved.seconds)
+        self.say(f"  saved {saved.path} ({saved.bytes / 1e6:,.1f} MB in {saved.seconds:.1f} s)")
+        return True
+
+    def load(self, path: Path, step: int) -> checkpoint.Local:
+        """Put the engine where checkpoint `path`, of step `step`, left it; collective."""
+        self.saved_step, self.last_good = step, path
+        return checkpoint.load(self.engine, path)

@@ -1,0 +1,134 @@
+"""What the model writes while it trains: repetition figures on held-out prompts, and samples for people to read."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from corpus.shards import TokenStream
+from evaluation.held_out_prompts import GREEDY, SAMPLED, generate_continuations, make_generator, select_prompts
+from evaluation.repetition import RepetitionMetrics, measure_repetition
+from model import CausalLM, GenerationError, ModelConfig, pad_left
+from training.checkpointing.export import inference_model
+from training.engine.protocol import Engine
+from training.processes.process_group import World, gather_from_ranks
+
+# The time of a pass grows with its tokens and hardly with its prompts
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 32, 32, 40
+MODES = {"sampled": SAMPLED, "greedy": GREEDY}
+
+SAMPLES, SAMPLE_PROMPT_TOKENS, SAMPLE_NEW_TOKENS = 3, 12, 60
+TEMPERATURE, TOP_P = 0.8, 0.95
+
+
+class RepetitionEvaluator:
+    """The same prompts at every evaluation. Every rank holds one, and the calls are collective."""
+
+    def __init__(self, stream: TokenStream, config: ModelConfig, *, seq_len: int, seed: int, world: World) -> None:
+        self.config, self.seed, self.world = config, seed, world
+        # not beyond the positions that the model is trained on
+        prompt_tokens = max(2, min(PROMPT_TOKENS, seq_len // 4))
+        self.held_out = select_prompts(
+            stream,
+            bos_id=config.bos_token_id,
+            eos_id=config.eos_token_id,
+            count=PROMPTS,
+            prompt_tokens=prompt_tokens,
+            new_tokens=max(1, min(NEW_TOKENS, seq_len - prompt_tokens)),
+        )
+        self.truth = measure_repetition(self.held_out.prompts, self.held_out.continuations)
+
+    def figures(self, engine: Engine) -> tuple[dict[str, Any], str | None]:
+        """Return what goes into metrics.jsonl, and what stood in the way if nothing does.
+
+        Each rank writes one of the two sets of texts, or rank 0 both; the random numbers of training stay untouched.
+        """
+        if not self.held_out.prompts:
+            return {}, None
+        started = time.perf_counter()
+        model = inference_model(engine, self.config)
+        modes = list(MODES)[self.world.rank :: self.world.size]
+        mine: dict[str, Any] = {mode: self._measured(model, mode) for mode in modes}
+        found = {mode: result for part in gather_from_ranks(mine) for mode, result in part.items()}
+        problems = [result for result in found.values() if isinstance(result, str)]
+        if problems:
+            return {}, problems[0]
+        sampled, greedy, truth = found["sampled"], found["greedy"], self.truth
+        return {
+            "repetition": sampled.repetition,
+            "true_repetition": truth.repetition,
+            "copying": sampled.copying,
+            "true_copying": truth.copying,
+            "distinct_2": sampled.distinct_2,
+            "true_distinct_2": truth.distinct_2,
+            "greedy_repetition": greedy.repetition,
+            "loops": greedy.loops,
+            "true_loops": truth.loops,
+            "probe_seconds": round(time.perf_counter() - started, 3),
+        }, None
+
+    def _measured(self, model: CausalLM, mode: str) -> RepetitionMetrics | str:
+        """Return the figures of one way to decode, or what stood in the way: no reason to lose a run."""
+        try:
+            outputs = generate_continuations(
+                make_generator(model, MODES[mode]),
+                self.held_out,
+                eos_id=self.config.eos_token_id,
+                seed=self.seed,
+                batch_size=PROMPTS,
+            )
+        except GenerationError as error:
+            return str(error)
+        except torch.OutOfMemoryError:
+            return "there is not enough memory beside the training"
+        return measure_repetition(self.held_out.prompts, outputs)
+
+
+class SampleWriter:
+    """Continues the beginnings of the first few validation documents."""
+
+    def __init__(self, stream: TokenStream, tokenizer: Tokenizer, config: ModelConfig, *, seed: int) -> None:
+        self.tokenizer, self.config, self.seed = tokenizer, config, seed
+        self.prompts = _document_starts(stream, config) if len(stream) else []
+
+    def write(self, engine: Engine) -> list[dict[str, str]]:
+        """Return the lines of samples.jsonl on rank 0, none on the others; collective.
+
+        GenerationError, on rank 0 alone, if the model's output is not finite.
+        """
+        model = inference_model(engine, self.config)  # experts may be on other ranks
+        if engine.global_rank or not self.prompts:
+            return []
+        ids, mask = pad_left(self.prompts, self.config.pad_token_id)
+        output = model.generate(
+            ids,
+            mask,
+            max_new_tokens=SAMPLE_NEW_TOKENS,
+            temperature=TEMPERATURE,
+            top_k=0,
+            top_p=TOP_P,
+            repetition_penalty=1.0,
+            do_sample=True,
+            seed=self.seed,
+        )
+        texts = output[:, ids.shape[1] :].tolist()
+        return [
+            {"prompt": self.tokenizer.decode(prompt), "text": self.tokenizer.decode(text)}
+            for prompt, text in zip(self.prompts, texts, strict=True)
+        ]
+
+
+def _document_starts(stream: TokenStream, config: ModelConfig) -> list[list[int]]:
+    """Return the first tokens of the first few documents; of a short document its first half."""
+    row_length = 2048
+    ids = stream.batch([0], row_length if stream.num_rows(row_length) else len(stream) - 1)[0].tolist()
+    boundary = (config.eos_token_id, config.bos_token_id)
+    starts = [0, *(i for i in range(1, len(ids)) if (ids[i - 1], ids[i]) == boundary)]
+    documents = (ids[start:end] for start, end in zip(starts, [*starts[1:], len(ids)], strict=True))
+    prompts = [
+        document[: min(SAMPLE_PROMPT_TOKENS, max(2, len(document) // 2))] for document in documents if len(document) > 2
+    ]
+    return prompts[:SAMPLES]

@@ -1,0 +1,94 @@
+"""Files that a run appends to (metrics, alarms, samples, TensorBoard): a full disk loses nothing of them.
+
+What there is no room for waits in memory and is written, in its order, when there is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from common.files import append_whole, replace_bytes, sync
+from training.checkpointing.disk import is_full, reason_of
+
+
+class DiskNotice:
+    """Says once that the files of a run cannot be written, and once that they can again."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.folder, self.say = folder, say
+        self.waiting: set[Path] = set()
+
+    def failed(self, path: Path, error: OSError) -> None:
+        """Note that `path` waits for room."""
+        if not self.waiting:
+            what = (
+                f"no space left on the disk of {self.folder}"
+                if is_full(error)
+                else f"{self.folder} cannot be written to ({reason_of(error)})"
+            )
+            self.say(f"  {what}: metrics are kept in memory and written when there is room")
+        self.waiting.add(path)
+
+    def worked(self, path: Path) -> None:
+        """Note that `path` has all that was meant for it."""
+        if path in self.waiting:
+            self.waiting.discard(path)
+            if not self.waiting:
+                self.say(f"  {self.folder} can be written to again: no line of the metrics is missing")
+
+
+class AppendedFile:
+    """A file that grows by whole records in their order; what does not fit waits in memory for the next call.
+
+    The file is opened for each write, so it may be replaced by another in between.
+    """
+
+    def __init__(self, path: Path, notice: DiskNotice) -> None:
+        self.path, self.notice = path, notice
+        self.pending: list[bytes] = []
+
+    def append(self, *records: bytes) -> bool:
+        """Return whether all is on its way to the disk, earlier records included."""
+        self.pending += records
+        return self.retry()
+
+    def retry(self) -> bool:
+        """Write what waits; return whether nothing waits any more."""
+        if self.pending:
+            try:
+                append_whole(self.path, b"".join(self.pending))
+            except OSError as error:
+                self.notice.failed(self.path, error)
+                return False
+            self.pending.clear()
+            self.notice.worked(self.path)
+        return True
+
+    def sync(self) -> None:
+        """Have the disk hold it even if the machine goes away."""
+        if self.retry() and self.path.exists():
+            try:
+                sync(self.path)
+            except OSError as error:  # a full network disk may say so only now
+                self.notice.failed(self.path, error)
+
+    def drop_pending(self, keep: Callable[[bytes], bool]) -> None:
+        """Drop those of the waiting records that `keep` says no to."""
+        self.pending = [record for record in self.pending if keep(record)]
+        if not self.pending:
+            self.notice.worked(self.path)
+
+
+def cut_back(path: Path, data: bytes, kept: bytes) -> None:
+    """Leave `kept` of a file that held `data`, whole or not at all.
+
+    The end of a file is cut off in place: that takes no room, and is one change of its length.
+    """
+    if kept == data:
+        return
+    if data.startswith(kept):
+        os.truncate(path, len(kept))
+    else:
+        replace_bytes(path, [kept])

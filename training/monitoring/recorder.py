@@ -1,0 +1,188 @@
+"""The figures of a run: gathered on every rank, then written, shown and watched for alarms by rank 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.console import Console
+from training.checkpointing.checkpoint import Local
+from training.checkpointing.run_state import RunState
+from training.engine.internals import loss_scale
+from training.engine.protocol import Engine
+from training.evaluation.validation import Evaluation
+from training.monitoring.accumulator import MetricAccumulator
+from training.monitoring.alarms import Alarm, Alarms, read_rows
+from training.monitoring.metrics import Metrics
+from training.monitoring.progress import Progress
+from training.monitoring.weight_updates import WeightSample
+from training.processes.process_group import sum_over_ranks
+
+_SAMPLED = "sampled:"  # the prefix of the weight sample among a rank's own numbers in a checkpoint
+
+
+@dataclass(frozen=True)
+class RunConstants:
+    """What turns a run's counts into figures, and what its alarms compare them with."""
+
+    total_steps: int
+    warmup_steps: int
+    tokens_per_step: int
+    samples_per_step: int
+    bytes_per_token: float
+    """Of the training split."""
+    flops_per_token: float
+    peak_flops: float | None
+    experts_per_token: int
+    unigram_loss: float
+
+
+class Recorder:
+    """Every rank has one; `log_step` is collective."""
+
+    def __init__(
+        self, engine: Engine, state: RunState, constants: RunConstants, *, folder: Path, console: Console
+    ) -> None:
+        self.engine, self.constants, self.folder, self.console = engine, constants, folder, console
+        self.accumulator, self.weights = MetricAccumulator(engine), WeightSample(engine)
+        self.weights.snapshot()
+        self.metrics: Metrics | None = None
+        if console.rank == 0:
+            batch = constants.samples_per_step
+            self.metrics = Metrics(folder, engine.monitor, state, samples_per_step=batch, say=console.say)
+        self.alarms = self._alarms(state)
+        self.progress = Progress(console, state.step, constants.total_steps)
+
+    def _alarms(self, state: RunState) -> Alarms:
+        """Return alarms that know the history of the run, which rank 0 keeps; it is the only one to raise them."""
+        alarms = Alarms(
+            unigram=self.constants.unigram_loss,
+            warmup=self.constants.warmup_steps,
+            choices=self.constants.experts_per_token,
+            raised=state.alarms,
+        )
+        if self.metrics and state.step:
+            alarms.remember(read_rows(self.folder / "metrics.jsonl"))
+        return alarms
+
+    def _raise(self, alarms: list[Alarm]) -> None:
+        for alarm in alarms if self.metrics else ():
+            self.progress.alarm(alarm.step, alarm.id, alarm.message)
+            self.metrics.alarm(alarm.step, alarm.id, alarm.message)
+
+    # --- what happened ------------------------------------------------------------------------------------------------
+
+    def step_done(self, state: RunState, seconds: float, loss: Callable[[], float]) -> None:
+        """Count an optimizer step; `loss` is only called when the display is due."""
+        scale = loss_scale(self.engine)
+        self.accumulator.add_step(seconds)
+        self.progress.advance(loss, self.constants.tokens_per_step, scale)
+        self._raise(self.alarms.stepped(state.step, skipped=not self.engine.was_step_applied(), loss_scale=scale))
+
+    def log_step(self, state: RunState, lr: float) -> None:
+        """Write and show the means since the last call; `lr` is the latest step's. Collective."""
+        run = self.constants
+        loss, balance = self.accumulator.mean_losses()
+        speed = self.accumulator.steps_per_second() * run.tokens_per_step
+        routing = self.accumulator.routing()
+        unchanged, ratio = self._weight_update()
+        self.accumulator.reset()
+        row: dict[str, Any] = {}
+        if self.metrics:
+            norm = self.engine.get_global_grad_norm()
+            peak = run.peak_flops and run.peak_flops * self.engine.world_size
+            figures = {
+                "tokens": state.step * run.tokens_per_step,
+                "loss": loss,
+                "bits_per_byte": loss / math.log(2) / run.bytes_per_token,
+                "balance_loss": balance if routing else None,
+                "lr": lr,
+                "grad_norm": None if norm is None else float(norm),
+                "loss_scale": loss_scale(self.engine),
+                "skipped_steps": int(self.engine.skipped_steps),
+                "update_ratio": ratio,
+                "unchanged": unchanged,
+                "tokens_per_second": speed,
+                "model_flops_utilisation": speed * run.flops_per_token / peak if peak else None,
+            }
+            row = self.metrics.write("train", state.step, figures | routing)
+            if routing:
+                self.metrics.expert_load(state.step, routing["expert_load"])
+        self.progress.report(loss, speed, state.step * run.tokens_per_step)
+        if row:
+            self._raise(self.alarms.observe(row))
+
+    def _weight_update(self) -> tuple[float, float]:
+        """Return (share of the weights unchanged, size of their change over their own) since the last call."""
+        change = self.weights.compare()
+        self.weights.snapshot()
+        figures = torch.tensor([change.unchanged, change.ratio], dtype=torch.float64, device=self.engine.device)
+        unchanged, ratio = (sum_over_ranks(figures) / self.engine.world_size).tolist()
+        return unchanged, ratio
+
+    def evaluated(
+        self, state: RunState, result: Evaluation, repetition: dict[str, Any], prompts: int, problem: str | None
+    ) -> None:
+        """Write an evaluation's line of metrics; `problem` is why there are no figures of repetition on its prompts."""
+        if problem:
+            self.console.say(f"  no repetition figures: {problem}")
+        elif repetition:
+            self.progress.repetition(repetition, prompts)
+        if self.metrics:
+            figures = {
+                "tokens": state.step * self.constants.tokens_per_step,
+                "loss": result.loss,
+                "perplexity": result.perplexity,
+                "bits_per_byte": result.bits_per_byte,
+            }
+            self._raise(self.alarms.observe(self.metrics.write("val", state.step, figures | repetition)))
+
+    def sampled(self, state: RunState, rows: list[dict[str, str]]) -> None:
+        """Write the continuations of the fixed prompts, and show the first."""
+        if self.metrics and rows:
+            self.metrics.sample(state.step, rows)
+            first = f"{rows[0]['prompt']}|{rows[0]['text']}".replace("\n", " ")
+            self.console.say(f"  sample: {first}")  # the others are in samples.jsonl and TensorBoard
+
+    # --- leaving and coming back --------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Have the disk hold what is written: nothing before a checkpoint may be missing after a return to it."""
+        if self.metrics:
+            self.metrics.sync()
+
+    def local(self) -> dict[str, Tensor]:
+        """Return what this rank has counted since the last line of metrics, for its share of a checkpoint."""
+        return self.accumulator.state() | {_SAMPLED + name: values for name, values in self.weights.state().items()}
+
+    def restore(self, saved: Local) -> None:
+        """Take over what was counted when a checkpoint was written."""
+        self.accumulator.restore(saved.states)
+        if saved.same_ranks:
+            self.weights.restore(
+                {
+                    name.removeprefix(_SAMPLED): values
+                    for name, values in saved.states[0].items()
+                    if name.startswith(_SAMPLED)
+                }
+            )
+        else:
+            self.weights.snapshot()
+
+    def rewind(self, state: RunState) -> None:
+        """Drop what is later than `state`, which the run has gone back to."""
+        if self.metrics:
+            self.metrics.rewind(state)
+        self.alarms = self._alarms(state)
+        self.progress.rewind(state.step)
+
+    def close(self) -> None:
+        """Let go of the terminal and write what still waits."""
+        self.progress.close()
+        self.sync()
