@@ -13,8 +13,7 @@ from evaluation.rows import evaluation_rows
 from model import GenerationError
 from training import rollback, sampler
 from training.checkpointing import checkpoint
-from training.checkpointing.disk import DiskFull, NotFinite
-from training.checkpointing.export import export_model
+from training.checkpointing.disk import NotFinite
 from training.checkpointing.run_state import RunState
 from training.checkpointing.saver import Saver
 from training.context import RunContext
@@ -28,9 +27,9 @@ from training.planning.flops import training_flops_per_token
 from training.processes.process_group import any_rank, broadcast_from_rank0
 from training.rollback import Diverged, NonFiniteMonitor
 from training.sampler import SampleStream
+from training.session import Session
 
 _SAVE_SECONDS = 300.0  # without a sign of progress it is stuck; a file system may have a bad day
-_SAVE_MARGIN, _ENDING_SECONDS = 1.5, 3.0  # of the longest save so far; to sum up and to leave
 
 
 class Trainer:
@@ -53,17 +52,14 @@ class Trainer:
         self.recorder = Recorder(engine, state, _constants(context), folder=context.output, console=self.console)
         self.saver = Saver(
             engine,
-            context.checkpoints,
+            context.output,
             keep_last=self.options.keep_last,
             expected_bytes=checkpoint_bytes(config, resolved),
             say=self.console.say,
         )
         self.last_evaluation: Evaluation | None = None
         self.lr = 0.0  # that the latest step was taken with
-        self.doing, self.warm = "training", False  # what this rank does; whether it has made a step in this session
-        self.slowest = 0.0  # seconds of a part that does not end early when it is asked to: a step, a sample
-        self.earlier_seconds = state.wall_seconds  # of other sessions
-        self.began = state.step, time.monotonic()  # where and when this session's first step was
+        self.session = Session(context.stop, context.watchdog, engine.device, self.recorder.progress.doing, state)
 
     def resume(self, found: Path) -> None:
         """Put the engine, and what this rank counted, where checkpoint `found` left them; collective."""
@@ -74,7 +70,7 @@ class Trainer:
 
         Raises Diverged, with the last good checkpoint in place, when the numbers went wrong.
         """
-        self.began = self.state.step, time.monotonic()
+        self.session.begin(self.state)
         starting = self.state.step == 0
         self._evaluate_and_sample()  # where training starts from, or what an interruption kept from being done
         if starting and self.options.on_divergence == "rollback":
@@ -101,7 +97,7 @@ class Trainer:
     # --- a step -------------------------------------------------------------------------------------------------------
 
     def _step(self) -> str | None:
-        """Take one optimizer step of `accumulation` micro-batches; return what is wrong with its numbers, if anything."""
+        """Take one optimizer step, all its micro-batches; return what is wrong with its numbers, if anything."""
         started = time.perf_counter()
         # Every step has its own random numbers, so that a continued run draws what an uninterrupted one would
         torch.manual_seed(hash((self.options.seed, self.state.step, self.world.rank)))
@@ -109,7 +105,7 @@ class Trainer:
         micro_batches = self._micro_batches(self.world.rank)
         bad = torch.zeros((), device=self.engine.device)
         for micro_step, rows in enumerate(micro_batches, 1):
-            self._now("training", 0.0 if self.warm else self.context.watchdog.timing.first)
+            self.session.before_micro_batch()
             ids, targets = sampler.tensors(self.train, rows, self.options.max_seq_len, self.engine.device)
             losses = self.engine(ids, targets)
             self.engine.backward(losses.total)
@@ -125,7 +121,8 @@ class Trainer:
         seconds = time.perf_counter() - started
         self.state.step += 1
         self.state.seconds += seconds
-        self.slowest, self.warm = max(self.slowest, seconds), True
+        self.session.has_stepped = True
+        self.session.took(seconds)
         self.recorder.step_done(self.state, seconds, lambda: losses.lm.item())
         return None
 
@@ -157,24 +154,11 @@ class Trainer:
         if why := self.state.early_stopping(self.options.patience):
             return why
         if self._asked_to_stop():
-            return (
-                self.context.stop.reason or self.context.watchdog.stop_reason() or "another process was asked to stop"
-            )
+            return self.session.reason()
         return None
 
     def _asked_to_stop(self) -> bool:
-        """Collective. The time limit leaves time for what is under way and for the save after it."""
-        self.context.watchdog.tick(self.doing)
-        ending = _SAVE_MARGIN * self.saver.seconds(self.state) + self.slowest + _ENDING_SECONDS
-        self.context.stop.reserve(ending)
-        return any_rank(self.context.stop.wanted, self.engine.device)
-
-    def _now(self, doing: str, at_least: float = 0.0) -> None:
-        """Say what this rank does: to the watchdog, which gives it `at_least` so many seconds, and on the bar."""
-        self.context.watchdog.tick(doing, at_least)
-        self.doing = doing
-        if doing != "training":
-            self.recorder.progress.doing(doing)
+        return self.session.asked_to_stop(self.saver.seconds(self.state))
 
     # --- evaluation and samples ---------------------------------------------------------------------------------------
 
@@ -197,14 +181,14 @@ class Trainer:
             self.state.done[name] = self.state.step
             self.saver.saved_step = None  # of a run that continues: it would have to be done again
             if name == "sample":
-                self.slowest = max(self.slowest, time.perf_counter() - started)
+                self.session.took(time.perf_counter() - started)
 
     def _evaluate(self) -> bool:
         """Measure validation loss and repetition, and keep the best model so far; collective.
 
         False if it was given up for a request to stop.
         """
-        self._now("evaluating")
+        self.session.now("evaluating")
         result = evaluate(
             self.engine,
             self.val,
@@ -222,17 +206,17 @@ class Trainer:
         before = self.state.best_loss, self.state.best_step
         best = self.state.update_best(result.loss)
         self.recorder.progress.evaluated(result.loss, result.bits_per_byte, self.context.corpus.manifest.ngram_baselines, best)
-        self._now("measuring repetition")
+        self.session.now("measuring repetition")
         figures, problem = self.repetition.figures(self.engine)
         self.recorder.evaluated(self.state, result, figures, len(self.repetition.held_out.prompts), problem)
         if best and not self._export():
             self.state.best_loss, self.state.best_step = before  # not kept, so not the one for later ones to beat
-        self.slowest = max(self.slowest, time.perf_counter() - started)
+        self.session.took(time.perf_counter() - started)
         return True
 
     def _sample(self) -> bool:
         """Write continuations of the fixed prompts; collective."""
-        self._now("writing samples")
+        self.session.now("writing samples")
         try:
             self.recorder.sampled(self.state, self.samples.write(self.engine))
         except GenerationError as error:  # not finite: no reason to lose the run's last checkpoint
@@ -248,25 +232,17 @@ class Trainer:
 
     def _save(self, *, last: bool = False) -> bool:
         """Write a checkpoint; collective. Return whether it could be written; `last`: the run ends."""
-        self._now("saving", _SAVE_SECONDS)
-        self.state.wall_seconds = self.earlier_seconds + self.context.stop.elapsed
-        if (steps := self.state.step - self.began[0]) > 0:
-            self.state.pace = (time.monotonic() - self.began[1]) / steps
+        self.session.now("saving", _SAVE_SECONDS)
+        self.session.note_times(self.state)
         self.recorder.sync()
         later = f"saving is tried again after {self.options.save_interval:,} steps"
         again = "make room and start again: the same command goes on from the last of them"
         return self.saver.save(self.state, self.recorder.local(), if_full=again if last else later)
 
     def _export(self) -> bool:
-        """Write model/; collective. False, and what was there is still there, if the disk is full."""
-        self._now("exporting", _SAVE_SECONDS)
-        folder = self.context.output / "model"
-        try:
-            export_model(self.engine, self.context.config, self.context.corpus.tokenizer_path, folder)
-        except DiskFull as error:
-            self.console.say(f"  NOT KEPT as the best model: {error}; what is in {folder} is whole")
-            return False
-        return True
+        """Write model/; collective. Return whether it could be written."""
+        self.session.now("exporting", _SAVE_SECONDS)
+        return self.saver.export(self.context.config, self.context.corpus.tokenizer_path)
 
     def _finish(self, reason: str | None) -> None:
         """Write a last checkpoint, and a model even where there is no validation split to choose one by."""
@@ -276,8 +252,7 @@ class Trainer:
         if not self.kept and not self._save(last=True):
             self.state.finished = False
         # a run that was begun from a checkpoint of another may never have had a best model of its own
-        model = self.context.output / "model" / "model.safetensors"
-        if self.state.best_loss is None or broadcast_from_rank0(self.world, lambda: not model.is_file()):
+        if self.state.best_loss is None or not broadcast_from_rank0(self.world, self.saver.has_model):
             self._export()
 
     def close(self) -> None:
@@ -288,19 +263,19 @@ class Trainer:
 
     def _diverged(self, what: str) -> None:
         """Report, then go back a checkpoint and skip the batch, or end the run by raising Diverged; collective."""
-        self._now("looking for what went wrong")
+        self.session.now("looking for what went wrong")
+        found, before, batch = self.saver.last_good, self.state, self.state.batch_number(self.state.step)
         where = rollback.locate(self.engine, self.train, self._micro_batches(self.world.rank), self.options.max_seq_len)
         rows = [row for rank in range(self.world.size) for part in self._micro_batches(rank) for row in part]
-        batch = self.state.batch_number(self.state.step)
-        report = rollback.Report(self.state.step + 1, batch, rows, what, where)
+        report = rollback.Report(before.step + 1, batch, rows, what, where)
         if self.world.rank == 0:
             report.write(self.context.output)
         self.console.say(f"  DIVERGED: {report}")
-        found, before = self.saver.last_good, self.state
         last_good = f"the last good checkpoint is {found}" if found else "there is no checkpoint before it"
         if self.options.on_divergence == "stop":
             raise Diverged(
-                f"{report}; {last_good}. Try a lower learning rate, or --on_divergence rollback, which skips such batches"
+                f"{report}; {last_good}. Try a lower learning rate, or --on_divergence rollback, "
+                "which skips such batches"
             )
         if before.rollbacks >= self.options.max_rollbacks:
             raise Diverged(f"{report}; gone back {before.rollbacks} times already (--max_rollbacks); {last_good}")
@@ -314,7 +289,7 @@ class Trainer:
         self.nonfinite.bad_losses = 0
         self.resume(found)
         self.recorder.rewind(self.state)
-        self.began = self.state.step, time.monotonic()
+        self.session.begin(self.state)
         number, most = self.state.rollbacks, self.options.max_rollbacks
         self.console.say(f"  back at {found} (rollback {number}, at most {most}); skipped: {skipped}")
 

@@ -1,4 +1,4 @@
-"""Saving while a run trains: when a checkpoint was written last, how long that takes, and what the user is told."""
+"""What is kept of a run while it trains: checkpoints and the best model, and what the user is told about them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from model import ModelConfig
 from training.checkpointing import checkpoint
 from training.checkpointing.disk import DiskFull
+from training.checkpointing.export import export_model
 from training.checkpointing.run_state import RunState
 from training.engine.protocol import Engine
 
@@ -16,12 +18,12 @@ _DISK_SPEED = 100e6  # bytes a second, written, flushed and read back; assumed o
 
 
 class Saver:
-    """Writes a run's checkpoints. Every rank has one."""
+    """Writes a run's checkpoints and its model. Every rank has one; all writing is collective."""
 
     def __init__(
-        self, engine: Engine, folder: Path, *, keep_last: int, expected_bytes: int, say: Callable[[str], None]
+        self, engine: Engine, output: Path, *, keep_last: int, expected_bytes: int, say: Callable[[str], None]
     ) -> None:
-        self.engine, self.folder, self.keep_last, self.say = engine, folder, keep_last, say
+        self.engine, self.output, self.keep_last, self.say = engine, output, keep_last, say
         self.saved_step: int | None = None
         self.last_good: Path | None = None  # the checkpoint that was written or loaded last
         self._estimate = expected_bytes / _DISK_SPEED
@@ -37,7 +39,9 @@ class Saver:
         NotFinite if the weights are not fit to be kept.
         """
         try:
-            saved = checkpoint.save(self.engine, self.folder, state, self.keep_last, local, self.last_good)
+            saved = checkpoint.save(
+                self.engine, self.output / "checkpoints", state, self.keep_last, local, self.last_good
+            )
         except DiskFull as error:
             self.say(f"  NOT SAVED: {error}; the checkpoints before it are whole; {if_full}")
             return False
@@ -45,6 +49,20 @@ class Saver:
         state.save_seconds = max(0.5 * state.save_seconds, saved.seconds)
         self.say(f"  saved {saved.path} ({saved.bytes / 1e6:,.1f} MB in {saved.seconds:.1f} s)")
         return True
+
+    def export(self, config: ModelConfig, tokenizer: Path) -> bool:
+        """Write model/. Return False, with the model that was there still there, if it could not be written."""
+        folder = self.output / "model"
+        try:
+            export_model(self.engine, config, tokenizer, folder)
+        except DiskFull as error:
+            self.say(f"  NOT KEPT as the best model: {error}; what is in {folder} is whole")
+            return False
+        return True
+
+    def has_model(self) -> bool:
+        """Return whether a model was written."""
+        return (self.output / "model" / "model.safetensors").is_file()
 
     def load(self, path: Path, step: int) -> checkpoint.Local:
         """Put the engine where checkpoint `path`, of step `step`, left it; collective."""

@@ -17,7 +17,8 @@ from typing import Any
 # A model that learns at all passes the token frequencies while it warms up or soon after: after 30 steps of 2,048
 # tokens in the demo (Muon), after some hundred of AdamW at 3e-4. So many steps after the warm-up are a fair chance ...
 FLAT_STEPS = 200
-# ... for a loss that stands still, and so many for one that still falls but is not there yet, as at 1 % of the rate
+# ... for a loss that stands still, and so many for one that still falls but is not there yet, as at 1 % of the usual
+# learning rate
 SLOW_STEPS = 1000
 FLAT_FALL = 0.03  # nats from one quarter of those steps to the next: with less than that (or less than noise) it stands
 FLAT_LINES = 8  # lines of metrics that this takes: two a quarter
@@ -50,21 +51,20 @@ class Alarm:
 
 
 class Alarms:
-    """Rows of metrics in, alarms out, each at most once.
+    """Reads lines of metrics and raises alarms, each at most once.
 
-    `unigram` is the loss of a model that knows only how frequent each token is; `warmup` counts steps; `choices` is
-    the number of experts a token passes through. `raised` names the alarms of earlier sessions and grows.
+    `unigram` is the loss of a model that knows only how frequent each token is; `warmup` counts steps. `raised` names
+    the alarms of earlier sessions and grows.
     """
 
-    def __init__(self, *, unigram: float, warmup: int, choices: int, raised: list[str] | None = None) -> None:
-        self.unigram, self.warmup, self.choices = unigram, warmup, choices
-        self.raised = raised if raised is not None else []
+    def __init__(self, *, unigram: float, warmup: int, experts_per_token: int, raised: list[str]) -> None:
+        self.unigram, self.warmup, self.experts_per_token, self.raised = unigram, warmup, experts_per_token, raised
         self.train: list[dict[str, Any]] = []
         self.val: list[dict[str, Any]] = []
         self.skipped, self.applied = 0, False  # steps in a row; whether one was ever taken
 
     def remember(self, rows: Iterable[dict[str, Any]]) -> None:
-        """The history of a run that continues: raises nothing."""
+        """Take the history of a run that continues, and raise nothing."""
         for row in rows:
             (self.train if row.get("split") == "train" else self.val).append(row)
         del self.train[:-HISTORY]
@@ -72,32 +72,29 @@ class Alarms:
             self.applied = self.train[-1]["step"] > (self.train[-1].get("skipped_steps") or 0)
 
     def stepped(self, step: int, *, skipped: bool, loss_scale: float | None) -> list[Alarm]:
-        """After each optimizer step of fp16."""
+        """Look at an optimizer step; fp16 skips some."""
         self.skipped = self.skipped + 1 if skipped else 0
         self.applied = self.applied or not skipped
         searching = not self.applied and loss_scale is not None and loss_scale > SEARCH_ENDS
         if self.skipped < SKIPPED_IN_A_ROW or searching:
             return []
         scale = f", its loss scale is down to {loss_scale:g}" if loss_scale is not None else ""
-        return self._raise(
-            step,
-            "skipped_steps",
-            (
-                f"fp16 has skipped {self.skipped} steps in a row{scale}: gradients overflow at any scale, so they are not "
-                "finite or grow without bound, and the run will end at the lowest scale; stop, lower the learning rate or "
-                "lengthen the warm-up, and continue from a checkpoint from before"
-            ),
+        message = (
+            f"fp16 has skipped {self.skipped} steps in a row{scale}: gradients overflow at any scale, so they are not "
+            "finite or grow without bound, and the run will end at the lowest scale; stop, lower the learning rate or "
+            "lengthen the warm-up, and continue from an earlier checkpoint"
         )
+        return self._raise(step, "skipped_steps", message)
 
     def observe(self, row: dict[str, Any]) -> list[Alarm]:
-        """After each row of metrics, of either split."""
+        """Look at a line of metrics, of either split."""
         self.remember([row])
         step = row["step"]
         if row.get("split") != "train":
             return self._raise(step, "overfitting", overfitting(self.val, self.train))
         return (
             self._raise(step, "flat_loss", flat_loss(self.train, self.unigram, self.warmup))
-            + self._raise(step, "router_collapsed", router_collapsed(self.train, self.choices, self.warmup))
+            + self._raise(step, "router_collapsed", router_collapsed(self.train, self.experts_per_token, self.warmup))
             + self._raise(step, "exploding_gradients", exploding_gradients(self.train))
         )
 
@@ -109,14 +106,14 @@ class Alarms:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, none where there is no such file."""
+    """Return the lines of metrics.jsonl, none where there is no such file."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def flat_loss(train: list[dict[str, Any]], unigram: float, warmup: int) -> str | None:
-    """A training loss that has not passed the token frequencies, and stands still or would take for ever."""
+    """Return a message if the training loss stays above that of token frequencies, and stands still or nearly so."""
     rows = [row for row in train if row["step"] > warmup and _known(row.get("loss"))]
     if len(rows) < FLAT_LINES:
         return None
@@ -132,66 +129,66 @@ def flat_loss(train: list[dict[str, Any]], unigram: float, warmup: int) -> str |
     return (
         f"the loss does not move: {fmean(recent):.2f} nats a token {steps:,} steps after the warm-up, where the "
         f"token frequencies alone give {unigram:.2f}; nothing is being learned, which more steps will not change: "
-        "look at update_ratio and unchanged in metrics.jsonl (near 0 and 1: the rate is too small or updates are "
-        "rounded away), try a rate 10 times larger or smaller, and run train.py --preflight"
+        "look at update_ratio and unchanged in metrics.jsonl (near 0 and 1: the learning rate is too small or updates "
+        "are rounded away), try a learning rate 10 times larger or smaller, and run train.py --preflight"
     )
 
 
-def router_collapsed(train: list[dict[str, Any]], choices: int, warmup: int) -> str | None:
-    """A layer that sends nearly all tokens to the same few experts, LINES lines in a row after the warm-up."""
+def router_collapsed(train: list[dict[str, Any]], experts_per_token: int, warmup: int) -> str | None:
+    """Return a message if a layer sends nearly all tokens to the same few experts, LINES lines in a row."""
     recent = [row for row in train if row["step"] > warmup and row.get("expert_load")][-LINES:]
     if len(recent) < LINES:
         return None
     for layer, share in enumerate(recent[-1]["expert_load"]):
-        limit = choices + COLLAPSED * (len(share) - choices)
-        if len(share) > choices and all(experts_in_use(row["expert_load"][layer]) < limit for row in recent):
+        limit = experts_per_token + COLLAPSED * (len(share) - experts_per_token)
+        if len(share) > experts_per_token and all(experts_in_use(row["expert_load"][layer]) < limit for row in recent):
             entropy = recent[-1].get("router_entropy")
-            sure = f", and the router's entropy is {entropy[layer]:.2f} of what it could be" if entropy else ""
+            sure = f", and the router's entropy is {entropy[layer]:.2f} of its maximum" if entropy else ""
             used = experts_in_use(share)
             return (
                 f"the router of layer {layer} has collapsed: {used:.1f} of {len(share)} experts do the work of all "
                 f"(loads {', '.join(f'{x:.2f}' for x in share)}){sure}; the others learn nothing "
                 "any more and their weights are wasted: start again with a larger --router_aux_loss_coef (0.01 is "
-                "usual, the high rates of cpu_x2.json need 0.1) or a lower learning rate"
+                "usual, the high learning rates of cpu_x2.json need 0.1) or a lower learning rate"
             )
     return None
 
 
 def experts_in_use(share: list[float]) -> float:
-    """exp of the load's entropy: E experts with the same load count E, one expert with all of it 1."""
+    """Return exp of the load's entropy: E experts with the same load count E, one expert with all of it 1."""
     return math.exp(-sum(x * math.log(x) for x in share if x > 0))
 
 
 def exploding_gradients(train: list[dict[str, Any]]) -> str | None:
-    """A gradient norm, or a loss, that has left its range for good; a number that is none in full precision."""
+    """Return a message if the gradient norm or the loss has left its range for good, or is not a finite number."""
     row = train[-1]
-    mend = (
+    fix = (
         "lower the learning rate, lengthen the warm-up or set gradient_clipping to 1 (with Muon 0), and continue "
-        "from a checkpoint from before"
+        "from an earlier checkpoint"
     )
     # fp16 may overflow in one forward pass, and skips that step
     if not any(_known(r.get("loss")) for r in train[-1 if row.get("loss_scale") is None else -LINES :]):
-        return f"the loss of step {row['step']:,} is not a number: the weights have run away; stop, {mend}"
+        return f"the loss of step {row['step']:,} is not a number: the weights have diverged; stop, {fix}"
     norms = [r["grad_norm"] for r in train if _known(r.get("grad_norm"))]
     before, last = norms[-NORM_HISTORY:-2], norms[-2:]
     if len(before) >= NORM_LINES and min(last) > EXPLODED * median(before) > 0:
         usual = median(before)
         return (
             f"the gradients explode: their norm is {last[-1]:.3g}, {last[-1] / usual:,.0f} times its usual "
-            f"{usual:.3g}; training is about to be lost: {mend}"
+            f"{usual:.3g}; training is about to be lost: {fix}"
         )
     losses = [r["loss"] for r in train if _known(r.get("loss"))]
     means = [fmean(losses[i : i + LINES]) for i in range(len(losses) - LINES + 1)]
     if len(means) > 2 * LINES and means[-1] > min(means[:-LINES]) + RISEN:
         return (
             f"the loss has risen to {means[-1]:.2f} nats a token from {min(means):.2f}: steps have become too long "
-            f"and undo what was learned; {mend}"
+            f"and undo what was learned; {fix}"
         )
     return None
 
 
 def overfitting(val: list[dict[str, Any]], train: list[dict[str, Any]]) -> str | None:
-    """Validation above its best for LINES evaluations in a row while training has fallen since then."""
+    """Return a message if validation loss is above its best for LINES evaluations while training loss has fallen."""
     losses = [(row["step"], row["loss"]) for row in val if _known(row.get("loss"))]
     if not losses:
         return None
@@ -206,7 +203,7 @@ def overfitting(val: list[dict[str, Any]], train: list[dict[str, Any]]) -> str |
         return None
     return (
         f"validation loss rises while training loss falls: {since[-1]:.3f} after {best:.3f} at step {best_step:,}, "
-        f"training {fmean(now):.3f} after {fmean(then):.3f}; the model learns its training text by heart: stop "
+        f"training {fmean(now):.3f} after {fmean(then):.3f}; the model memorizes its training text: stop "
         "here (model/ holds the best, --patience 3 would have stopped by itself), and give it more text, fewer "
         "--epochs or a smaller model"
     )

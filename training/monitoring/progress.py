@@ -90,7 +90,7 @@ class Progress:
         )
 
     def alarm(self, step: int, name: str, message: str) -> None:
-        """What goes wrong: seen, meant, mended."""
+        """Say what goes wrong: what was seen, what it likely means, what to do."""
         self.console.say(f"  ALARM at step {step:,} ({name}): {message}")
 
     def close(self) -> None:

@@ -64,7 +64,7 @@ class Recorder:
         alarms = Alarms(
             unigram=self.constants.unigram_loss,
             warmup=self.constants.warmup_steps,
-            choices=self.constants.experts_per_token,
+            experts_per_token=self.constants.experts_per_token,
             raised=state.alarms,
         )
         if self.metrics and state.step:

@@ -29,7 +29,7 @@ def val_row(step, loss):
 
 
 def alarms(**more):
-    return Alarms(**({"unigram": UNIGRAM, "warmup": 50, "choices": 2} | more))
+    return Alarms(**({"unigram": UNIGRAM, "warmup": 50, "experts_per_token": 2, "raised": []} | more))
 
 
 def raised(rows, **more):
@@ -128,7 +128,7 @@ def test_a_continued_run_judges_by_its_whole_history():
 )
 def test_a_router_that_has_collapsed(load, choices, collapsed):
     rows = [train_row(step, healthy_loss(step), load=[EVEN[0], load]) for step in range(60, 300, 10)]
-    assert raised(rows, choices=choices) == ([("router_collapsed", 80)] if collapsed else [])
+    assert raised(rows, experts_per_token=choices) == ([("router_collapsed", 80)] if collapsed else [])
 
 
 def test_a_router_may_be_skewed_while_it_warms_up_or_for_a_moment():
