@@ -236,7 +236,7 @@ class Trainer:
         self.session.note_times(self.state)
         self.recorder.sync()
         later = f"saving is tried again after {self.options.save_interval:,} steps"
-        again = "make room and start again: the same command goes on from the last of them"
+        again = "free some space and start again: the same command goes on from the last of them"
         return self.saver.save(self.state, self.recorder.local(), if_full=again if last else later)
 
     def _export(self) -> bool:

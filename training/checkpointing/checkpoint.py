@@ -77,7 +77,7 @@ def save(
     """Write checkpoint `step-N` under `folder`; a collective call. `local` are this rank's own numbers, by name.
 
     More than `keep_last` are cleared away before, too, counted from the one that is `known_whole`: a run that was
-    killed before it could do so may have left no room for another.
+    killed before it could do so may have left no space for another.
 
     Raises NotFinite or DiskFull on every rank, with nothing changed, if the weights are not finite or a rank cannot
     write.
@@ -196,7 +196,7 @@ def choose(output: Path, resume: str) -> tuple[Path | None, list[str]]:
     """The checkpoint to continue from, verified, and a warning for each damaged one that was passed over.
 
     `resume`: the newest whole one in the run's folder (`auto`), none (`never`), or the one given, or the newest whole
-    one in the folder given. UserError where that is not to be had. For one rank to ask; the others are told.
+    one in the folder given. UserError where that is not to be had. For one rank to ask; broadcast the answer.
     """
     candidates = find(output, resume)
     warnings = []

@@ -1,4 +1,4 @@
-"""A write that fails, for want of room on the disk or otherwise: what it is called, and how all ranks hear of it.
+"""A write that fails, because the disk is full or otherwise: what it is called, and how all ranks hear of it.
 
 A full disk never ends a run: a model or a checkpoint that does not fit leaves the one before it as it was.
 """
@@ -23,7 +23,7 @@ class NotFinite(Exception):
 
 
 def is_full(error: OSError) -> bool:
-    """Return whether there is no room on the disk, or no more of the user's quota."""
+    """Return whether there is no space left on the disk, or none of the user's quota."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

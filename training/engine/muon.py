@@ -15,11 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-COEFFICIENTS = (
-    (8.0934, -23.6204, 17.4462),
-    (3.6366, -2.7219, 0.5365),
-    (2.6613, -1.9772, 0.4526),
-)
+COEFFICIENTS = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
 """(a, b, c) of a x + b x^3 + c x^5, a minimax polynomial after the other for singular values from 0.01 to 1. They end
 between 0.73 and 1.27; DeepSpeed's between 0.7 and 1.2. A fourth polynomial would need X itself again: rounding makes
 X X^T slightly indefinite; three iterations are too few for that to grow."""

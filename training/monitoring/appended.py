@@ -1,6 +1,6 @@
 """Files that a run appends to (metrics, alarms, samples, TensorBoard): a full disk loses nothing of them.
 
-What there is no room for waits in memory and is written, in its order, when there is.
+What does not fit waits in memory and is written, in its order, when there is space.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class DiskNotice:
         self.waiting: set[Path] = set()
 
     def failed(self, path: Path, error: OSError) -> None:
-        """Note that `path` waits for room."""
+        """Note that `path` waits for space."""
         if not self.waiting:
             what = (
                 f"no space left on the disk of {self.folder}"
                 if is_full(error)
                 else f"{self.folder} cannot be written to ({reason_of(error)})"
             )
-            self.say(f"  {what}: metrics are kept in memory and written when there is room")
+            self.say(f"  {what}: metrics are kept in memory and written when there is space")
         self.waiting.add(path)
 
     def worked(self, path: Path) -> None:
@@ -84,7 +84,7 @@ class AppendedFile:
 def cut_back(path: Path, data: bytes, kept: bytes) -> None:
     """Leave `kept` of a file that held `data`, whole or not at all.
 
-    The end of a file is cut off in place: that takes no room, and is one change of its length.
+    The end of a file is cut off in place: that takes no space, and is one change of its length.
     """
     if kept == data:
         return

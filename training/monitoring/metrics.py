@@ -28,7 +28,7 @@ class Metrics:
     """Rank 0's writer; `monitor` is the engine's, whose own TensorBoard figures pass through here too.
 
     What is later than `state` is cleared away, so that nothing is there twice. `samples_per_step` is the global batch:
-    DeepSpeed's own figures count in samples. `say` reports a full disk, once; what there is no room for waits in memory.
+    DeepSpeed's own figures count in samples. `say` reports a full disk, once; what does not fit waits in memory.
     """
 
     def __init__(

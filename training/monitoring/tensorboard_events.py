@@ -39,7 +39,7 @@ class EventFile:
         self._framer.write(event.SerializeToString())
 
     def flush(self) -> None:
-        """Write what was added; what there is no room for waits for the next flush."""
+        """Write what was added; what does not fit waits for the next flush."""
         records, self._records = self._records, []
         self._appended.append(*records)
 
@@ -49,7 +49,7 @@ class EventFile:
         self._appended.sync()
 
     def drop_pending(self, keep: Callable[[bytes], bool]) -> None:
-        """Drop events that wait for room, by their bytes."""
+        """Drop events that wait for space, by their bytes."""
         self.flush()
         self._appended.drop_pending(lambda record: keep(record[_HEADER:-_FOOTER]))
 

@@ -54,7 +54,7 @@ def space_line(output: Path, checkpoint: int, model: int, keep_last: int, existi
     fitting = (free + existing - 2 * model) // max(1, checkpoint) - 1
     fewer = f", --keep_last {fitting}" if 1 <= fitting < keep_last else ""
     raise UserError(
-        f"{output}: there is too little room on its disk: {text}{here}, but only {_gb(free)} free: free "
+        f"{output}: there is too little space on its disk: {text}{here}, but only {_gb(free)} free: free "
         f"{_gb(needed - free, up=True)} more{fewer}, or another --output"
     )
 

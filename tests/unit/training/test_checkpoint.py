@@ -81,8 +81,7 @@ def test_never_starts_anew_but_overwrites_nothing(output, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "found"),
-    [("run/checkpoints/step-00000006", 6), ("run/checkpoints", 12), ("run", 12)],
+    ("given", "found"), [("run/checkpoints/step-00000006", 6), ("run/checkpoints", 12), ("run", 12)]
 )
 def test_a_path_is_a_checkpoint_or_a_folder_of_them(output, tmp_path, given, found):
     assert step(choose(tmp_path / "another", str(tmp_path / given))[0]) == found

@@ -65,3 +65,8 @@ def test_ranks_make_the_same_passes_and_rows_count_once(monkeypatch, rows, micro
     loss, tokens = sum(sums).tolist()
     assert tokens == rows * SEQ_LEN
     assert loss == sum(row + place for row in range(rows) for place in range(1, SEQ_LEN + 1))
+
+
+def test_perplexity_is_infinite_rather_than_an_error():
+    assert validation.Evaluation(1e4, 1, 0.0).perplexity == float("inf")
+    assert validation.Evaluation(0.0, 1, 0.0).perplexity == 1.0

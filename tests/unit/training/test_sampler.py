@@ -5,8 +5,6 @@ import pytest
 import torch
 
 from corpus.shards import TokenStream
-from evaluation.rows import evaluation_rows
-from training.evaluation.validation import Evaluation
 from training.sampler import SampleStream, tensors
 
 CPU = torch.device("cpu")
@@ -93,31 +91,3 @@ def test_every_token_but_the_first_is_a_target_once():
     ids = np.arange(33, dtype=np.uint16)
     _, targets = tensors(TokenStream([ids]), [0, 1, 2, 3], 8, CPU)
     assert targets.flatten().tolist() == list(range(1, 33))
-
-
-@pytest.mark.parametrize(
-    ("total", "tokens", "expected"),
-    [
-        (10, 0, list(range(10))),
-        (10, 10**6, list(range(10))),
-        (10, 5 * 64, [0, 2, 4, 6, 8]),
-        (10, 3 * 64 + 63, [0, 3, 6]),
-        (10, 1, [0]),
-        (0, 0, []),
-        (0, 100, []),
-    ],
-)
-def test_evaluation_rows_are_spread_over_the_split(total, tokens, expected):
-    assert evaluation_rows(total, tokens, 64) == expected
-
-
-@pytest.mark.parametrize("wanted", range(1, 40))
-def test_evaluation_rows_are_distinct_and_inside(wanted):
-    rows = evaluation_rows(37, wanted * 64, 64)
-    assert len(set(rows)) == min(wanted, 37)
-    assert 0 <= min(rows) <= max(rows) < 37
-
-
-def test_perplexity_is_infinite_rather_than_an_error():
-    assert Evaluation(1e4, 1, 0.0).perplexity == float("inf")
-    assert Evaluation(0.0, 1, 0.0).perplexity == 1.0
