@@ -100,8 +100,8 @@ def _too_small(work: Workplace, journal: Journal, disk: Path, size: int) -> None
     fill(disk, size // 2)
     with work.session(work.flags(disk / "run"), "disk-small") as session:
         session.wait_until(lambda: STEP_LINE.search(session.output))
-        told = [line.strip() for line in session.said if "room" in line and not line.startswith("step ")]
-        trial.expect(told, "no line speaks of the room before the first step")
+        told = [line.strip() for line in session.said if "space" in line and not line.startswith("step ")]
+        trial.expect(told, "no line speaks of the space before the first step")
         trial.facts = {
             "log": session.log.name,
             "exit status": session.runner.poll(),
