@@ -63,7 +63,7 @@ class NonFiniteMonitor:
         self.lowest_scale = lowest_loss_scale(engine)
 
     def check_loss(self, finite: bool) -> str | None:
-        """Before the weights are stepped: `finite` is whether the losses of all ranks and micro-batches are."""
+        """Look at a step before the weights change; `finite`: whether the losses of all ranks and micro-batches are."""
         self.stepped = False
         self.bad_losses = 0 if finite else self.bad_losses + 1
         if finite or (self.fp16 and self.bad_losses < FP16_LOSSES_IN_A_ROW):
@@ -71,7 +71,7 @@ class NonFiniteMonitor:
         return "the loss is not a finite number" + (f" ({self.bad_losses} steps in a row)" if self.fp16 else "")
 
     def check_step(self, scale_before: float | None) -> str | None:
-        """After it, with the loss scale it was taken at; the same on every rank as DeepSpeed reduces what it reads."""
+        """Look at a step after it; the same on every rank, as DeepSpeed reduces what is read here."""
         self.stepped = True
         skipped = not self.engine.was_step_applied()
         if self.fp16:

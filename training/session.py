@@ -1,4 +1,4 @@
-"""One session of a run on one rank: what it does at the moment, how long things take, and whether it is asked to stop."""
+"""One session of a run on one rank: what it does now, how long things take, whether it is asked to stop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SAVE_MARGIN, _ENDING_SECONDS = 1.5, 3.0  # of the longest save so far; to sum u
 
 
 class Session:
-    """From the start of the training loop to its end; `show` displays what is done beside training."""
+    """Lasts from the start of the training loop to its end; `show` displays what is done beside training."""
 
     def __init__(
         self, stop: StopRequest, watchdog: Watchdog, device: torch.device, show: Callable[[str], None], state: RunState

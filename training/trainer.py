@@ -227,7 +227,7 @@ class Trainer:
 
     @property
     def kept(self) -> bool:
-        """Whether all steps so far are in a checkpoint."""
+        """Return whether all steps so far are in a checkpoint."""
         return self.state.step in (0, self.saver.saved_step)
 
     def _save(self, *, last: bool = False) -> bool:

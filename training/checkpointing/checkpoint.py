@@ -50,7 +50,7 @@ class ShareInfo(Record):
 
 
 class Content(RunState):
-    """run_state.json: the run's state, the engine's, and the files beside it."""
+    """What run_state.json holds: the run's state, the engine's, and the files beside it."""
 
     format: int
     engine: EngineNumbers
@@ -148,9 +148,9 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _prune(folder: Path, newest: str, keep_last: int) -> None:
-    """Keep the last up to `newest`; the best weights are in the run's model/.
+    """Keep the last `keep_last` up to `newest`; the best weights are in the run's model/.
 
-    Those with a higher step are damaged, or of a course that the run has left by going back before them.
+    Those with a higher step are damaged, or from before a rollback that went back before them.
     """
     line = [path for path in _checkpoints(folder) if path.name <= newest]
     left = [path for path in _checkpoints(folder) if path.name > newest]
@@ -163,12 +163,12 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Folders with a checkpoint's name, oldest first."""
+    """Return the folders with a checkpoint's name, oldest first."""
     return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, None if it is whole; reads all of it."""
+    """Return what is wrong with a checkpoint, None if it is whole; reads all of it."""
     try:
         content = _read(checkpoint)
     except UserError as error:
@@ -193,7 +193,7 @@ def _damage_of(path: Path, info: ShareInfo) -> str | None:
 
 
 def choose(output: Path, resume: str) -> tuple[Path | None, list[str]]:
-    """The checkpoint to continue from, verified, and a warning for each damaged one that was passed over.
+    """Return the checkpoint to continue from, verified, and a warning for each damaged one that was passed over.
 
     `resume`: the newest whole one in the run's folder (`auto`), none (`never`), or the one given, or the newest whole
     one in the folder given. UserError where that is not to be had. For one rank to ask; broadcast the answer.
@@ -213,7 +213,7 @@ def choose(output: Path, resume: str) -> tuple[Path | None, list[str]]:
 
 
 def find(output: Path, resume: str) -> list[Path]:
-    """Checkpoints that `choose` has to look at, oldest first, by their names alone; UserError as there."""
+    """Return the checkpoints that `choose` looks at, oldest first, by their names alone; UserError as there."""
     own = _checkpoints(output / "checkpoints")
     if resume == "auto":
         return own

@@ -48,7 +48,7 @@ class EngineNumbers(Record):
 
 
 def tensors(engine: Engine, local: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What this rank has to write, by key; `local` are its own affairs. The values are copies on the CPU."""
+    """Return what this rank has to write, by key, as copies on the CPU; `local` is of use to this rank alone."""
     owned = {_key(shard.kind, shard.name, shard.start): shard.values for shard in shards(engine) if shard.owned}
     owned |= {_key(_LOCAL, name, 0): values for name, values in local.items()}
     return {key: values.detach().to("cpu", copy=True).contiguous() for key, values in owned.items()}
@@ -75,13 +75,13 @@ def numbers(engine: Engine) -> EngineNumbers:
 
 
 def _optimizer_steps(engine: Engine) -> int | None:
-    """How often the optimizer has stepped, by its own count; PyTorch's keeps a tensor, DeepSpeed's a number."""
+    """Return how often the optimizer has stepped, by its own count: PyTorch keeps a tensor, DeepSpeed a number."""
     counted = [int(shard.values.max()) for shard in shards(engine) if shard.kind == STEP]
     return max(counted + [int(place[STEP]) for place in step_counters(engine)], default=None)
 
 
 def split(engine: Engine) -> dict[str, Any]:
-    """What decides which rank holds which part of what."""
+    """Return what decides which rank holds which part of what."""
     layers = engine.module.expert_layers()
     return {
         "processes": engine.world_size,
@@ -129,7 +129,7 @@ def _restore_numbers(engine: Engine, saved: EngineNumbers, step: int) -> None:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A run of values in an open file."""
+    """A stretch of values in an open file."""
 
     start: int
     length: int
@@ -151,7 +151,7 @@ def _open(path: Path) -> Any:
 
 
 def _index(opened: Iterable[Any]) -> dict[tuple[str, str], list[_Stored]]:
-    """(kind, name) -> the stored runs of it, in order."""
+    """Return the stored stretches of each (kind, name), in order."""
     index: dict[tuple[str, str], list[_Stored]] = {}
     for file in opened:
         for key in file.keys():  # noqa: SIM118 (no mapping: it has no iterator)
@@ -171,7 +171,7 @@ def _index(opened: Iterable[Any]) -> dict[tuple[str, str], list[_Stored]]:
 
 
 def _check_all_read(stored: set[str], found: set[str]) -> None:
-    """No state may be left behind in silence; collective, for a rank may hold no part of a small group."""
+    """Raise UserError for a state that nothing has read; collective, as a rank may hold no part of a small group."""
     if left := stored - {STEP}.union(*gather_from_ranks(found)):
         raise UserError(
             f"the checkpoint holds {', '.join(sorted(left))}, which the optimizer has no place for: it was "
@@ -188,10 +188,13 @@ def _fill(shard: Shard, index: dict[tuple[str, str], list[_Stored]], optimizer_s
             shard.values.fill_(optimizer_steps)
             return
     missing = shard.values.numel()
-    for run in stored:
-        first, last = max(shard.start, run.start), min(shard.start + shard.values.numel(), run.start + run.length)
+    for stretch in stored:
+        first, last = (
+            max(shard.start, stretch.start),
+            min(shard.start + shard.values.numel(), stretch.start + stretch.length),
+        )
         if first < last:
-            part = run.file.get_slice(run.key)[first - run.start : last - run.start]
+            part = stretch.file.get_slice(stretch.key)[first - stretch.start : last - stretch.start]
             shard.values[first - shard.start : last - shard.start].copy_(part)
             missing -= last - first
     if missing:

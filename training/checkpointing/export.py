@@ -21,7 +21,7 @@ from training.processes.process_group import gather_from_ranks
 
 
 def gather_weights(engine: Engine, config: ModelConfig) -> dict[str, Tensor]:
-    """All weights by Hugging Face name; a collective call, every rank gets them.
+    """Return all weights by Hugging Face name, on every rank; collective.
 
     Tensors of the rank's own are views of the live weights, not copies: use them before the next step.
     """
@@ -35,7 +35,7 @@ def gather_weights(engine: Engine, config: ModelConfig) -> dict[str, Tensor]:
 
 
 def inference_model(engine: Engine, config: ModelConfig) -> CausalLM:
-    """The live weights in the form that generates; a collective call.
+    """Return the live weights in the form that generates; collective.
 
     No copy on a GPU. On CPU it is one in fp32: for the few rows of a decoding step bf16 takes half as long again.
     """
@@ -55,7 +55,7 @@ def export_model(engine: Engine, config: ModelConfig, tokenizer: Path, folder: P
 
 
 def _write(folder: Path, config: ModelConfig, tokenizer: Path, weights: dict[str, Tensor]) -> None:
-    """All files beside the folder first, the weights last into it: all others are the same throughout a run."""
+    """Write all files beside the folder, then move them, the weights last: the others stay the same through a run."""
     beside = folder.with_name(folder.name + ".new")
     shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
     try:

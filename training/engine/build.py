@@ -22,7 +22,7 @@ from training.engine.protocol import Engine
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Return two groups, without weight decay for norms, biases and embeddings; DeepSpeed-MoE splits off the experts."""
+    """Return two groups, one without weight decay (norms, biases, embeddings); DeepSpeed-MoE splits off the experts."""
     from deepspeed.moe.utils import has_moe_layers, split_params_into_different_moe_groups_for_optimizer
 
     decayed, plain = [], []
@@ -88,6 +88,6 @@ def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, r
         engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=parameter_groups(model),
-            config=muon.chosen(ds_config, bf16_fast=detect().bf16_fast),
+            config=muon.install_polar(ds_config, bf16_fast=detect().bf16_fast),
         )
     return engine

@@ -48,7 +48,7 @@ def lowest_loss_scale(engine: Engine) -> float | None:
 
 
 def summary_writer(monitor: Monitor) -> Any:
-    """Return torch's SummaryWriter below DeepSpeed's monitor, which itself has scalars only; None without TensorBoard."""
+    """Return torch's SummaryWriter below DeepSpeed's monitor, which has scalars only; None without TensorBoard."""
     board = getattr(monitor, "tb_monitor", None)  # None where no monitor at all is enabled
     return getattr(board, "summary_writer", None) if board is not None and board.enabled else None
 
@@ -99,7 +99,7 @@ def owned_weights(engine: Engine) -> dict[str, Tensor]:
 
 
 def gradient(parameter: nn.Parameter) -> Tensor | None:
-    """Return this rank's part of the reduced gradient that the next step uses, None where DeepSpeed does not show it."""
+    """Return this rank's part of the gradient that the next step uses, None where DeepSpeed does not show it."""
     if parameter.grad is not None or getattr(parameter, "_hp_mapping", None) is None:
         return parameter.grad
     linked: Any = parameter
@@ -163,7 +163,7 @@ def master_weights(engine: Engine) -> Iterator[Shard]:
 def _partitioned(
     optimizer: Any, partitions: list[Tensor], groups: list[list[nn.Parameter]], names: Names
 ) -> Iterator[Shard]:
-    """ZeRO-1 and 2, and the bf16 optimizer: one flat partition a group, cut without regard to the parameters."""
+    """Yield the shards of ZeRO-1 and 2 and of bf16: one flat partition a group, cut without regard to parameters."""
     for index, (flat, parameters) in enumerate(zip(partitions, groups, strict=True)):
         states = dict(optimizer.optimizer.state[flat]) if flat in optimizer.optimizer.state else {}
         if _orthogonalises(optimizer, index):
@@ -185,7 +185,7 @@ def _orthogonalises(optimizer: Any, group: int) -> bool:
 
 
 def _whole_momenta(parameters: list[nn.Parameter], momentum: Tensor | None, names: Names) -> Iterator[Shard]:
-    """Muon's momentum: whole matrices one after the other. One on a border of partitions is on both ranks."""
+    """Yield Muon's momentum: whole matrices one after the other. One on a border of partitions is on both ranks."""
     offset = 0
     for parameter in parameters if momentum is not None else ():
         values = momentum.narrow(0, offset, parameter.numel())
@@ -194,7 +194,7 @@ def _whole_momenta(parameters: list[nn.Parameter], momentum: Tensor | None, name
 
 
 def _whole(optimizer: Any) -> Iterator[tuple[nn.Parameter, str, Tensor]]:
-    """(parameter, kind, values) where every rank steps whole parameters: without ZeRO, in any precision."""
+    """Yield (parameter, kind, values) where every rank steps whole parameters: without ZeRO, in any precision."""
     if hasattr(optimizer, "fp32_groups_flat"):  # fp16 or bf16 with DeepSpeed's fused Adam
         for parameters, flat in zip(optimizer.fp16_groups, optimizer.fp32_groups_flat, strict=True):
             offset = 0
@@ -219,7 +219,7 @@ def _whole(optimizer: Any) -> Iterator[tuple[nn.Parameter, str, Tensor]]:
 
 
 def _vectors(master: Tensor, states: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The master weights and what has a value for each of their elements, flat; and counters that are tensors."""
+    """Yield the master weights and what has a value for each of their elements, flat, and counters that are tensors."""
     yield MASTER, master.detach().view(-1)
     for kind, value in states.items():
         if torch.is_tensor(value) and (value.shape == master.shape or value.numel() == 1):

@@ -25,7 +25,7 @@ _TINY = 1e-30  # far below any trace that is not 0; with `largest` as small it i
 
 
 def orthogonalize(matrix: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-    """`scale` U V^T, about, of the singular value decomposition U S V^T of each (..., m, n), computed in `dtype`.
+    """Return about `scale` U V^T of the singular value decomposition U S V^T of each (..., m, n), computed in `dtype`.
 
     `dtype` is bf16 or fp32, which have the range for squares of small gradients. A matrix of zeros stays one.
     """
@@ -49,7 +49,7 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Ten
 
 
 def _polynomial(gram: Tensor, square: Tensor, coefficients: tuple[float, float, float]) -> Tensor:
-    """a I + b G + c G^2, which an iteration multiplies X with."""
+    """Return a I + b G + c G^2, which an iteration multiplies X with."""
     a, b, c = coefficients
     factor = (gram * b).add_(square, alpha=c)
     factor.diagonal(dim1=-2, dim2=-1).add_(a)
@@ -66,7 +66,7 @@ def update(
     num_heads: int | None = None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """DeepSpeed's `muon_update` with this iteration: the step that Muon takes for `grad`, (..., m, n), which it spoils.
+    """Return the step that Muon takes for `grad`, (..., m, n), which it overwrites: DeepSpeed's `muon_update`.
 
     With `num_heads` each head's rows are a matrix of their own; a stack of experts (`is_expert_group`) is one anyway.
 
@@ -83,8 +83,8 @@ def update(
     return result.reshape(grad.shape).to(grad.dtype)
 
 
-def chosen(ds_config: dict[str, Any], *, bf16_fast: bool) -> dict[str, Any]:
-    """What DeepSpeed is to read: "standard" in place of "polar", and from then on that is this iteration here."""
+def install_polar(ds_config: dict[str, Any], *, bf16_fast: bool) -> dict[str, Any]:
+    """Return what DeepSpeed is to read: "standard" in place of "polar", which from then on is the iteration here."""
     params = ds_config.get("optimizer", {}).get("params", {})
     if params.get("ns_method") != "polar":
         return ds_config

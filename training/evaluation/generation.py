@@ -25,7 +25,7 @@ TEMPERATURE, TOP_P = 0.8, 0.95
 
 
 class RepetitionEvaluator:
-    """The same prompts at every evaluation. Every rank holds one, and the calls are collective."""
+    """Measures repetition on the same prompts at every evaluation. Every rank holds one; calls are collective."""
 
     def __init__(self, stream: TokenStream, config: ModelConfig, *, seq_len: int, seed: int, world: World) -> None:
         self.config, self.seed, self.world = config, seed, world

@@ -13,7 +13,7 @@ from training.processes.process_group import sum_over_ranks
 
 
 class MetricAccumulator:
-    """This rank's sums; the losses and the routing are read over all ranks.
+    """Holds this rank's sums; the losses and the routing are read over all ranks.
 
     `sums` (5,) float64 are the language model's loss, the balancing loss, micro-batches, optimizer steps and seconds.
     They stay on the device while a step runs: reading a number would make the host wait. What the routers did is

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, lines where there is none."""
+"""Show how far a run is: a bar on a terminal, lines where there is none."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Progress:
         )
 
     def advance(self, loss: Callable[[], float], tokens_per_step: int, loss_scale: float | None) -> None:
-        """One optimizer step done; `loss` is only called when the display is due."""
+        """Count an optimizer step; `loss` is only called when the display is due."""
         self.step += 1
         self.bar.update(1)
         now = time.monotonic()
@@ -46,14 +46,14 @@ class Progress:
             self.shown, self.recent_step = now, self.step
 
     def rewind(self, step: int) -> None:
-        """The run has gone back to an earlier step."""
+        """Go back to an earlier step."""
         self.step = self.recent_step = step
         self.shown, self.timed = time.monotonic(), None
         self.bar.reset()
         self.bar.update(step)
 
     def report(self, loss: float, tokens_per_second: float, tokens: int) -> None:
-        """The line that goes with a line of metrics."""
+        """Print the line that goes with a line of metrics."""
         self.console.say(
             f"step {self.step:,}/{self.total:,}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  "
             f"{tokens / 1e6:.2f} M tokens  {self._time_left()}"
@@ -81,7 +81,7 @@ class Progress:
         )
 
     def repetition(self, figures: dict[str, Any], prompts: int) -> None:
-        """Repetition on held-out prompts, beside that of the true text in brackets."""
+        """Print repetition on held-out prompts, beside that of the true text in brackets."""
         self.console.say(
             f"  repetition {_share(figures['repetition'])} (true {_share(figures['true_repetition'])})  "
             f"copying {_share(figures['copying'])} ({_share(figures['true_copying'])})  "
@@ -120,7 +120,7 @@ def _share(value: float | None) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """ "2 h 05 min", "4 min 10 s", "9 s"."""
+    """Return a duration for people: "2 h 05 min", "4 min 10 s", "9 s"."""
     seconds = int(seconds)
     if seconds >= 3600:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

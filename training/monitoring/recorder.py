@@ -44,7 +44,7 @@ class RunConstants:
 
 
 class Recorder:
-    """Every rank has one; `log_step` is collective."""
+    """Gathers, writes and shows figures. Every rank has one; `log_step` is collective."""
 
     def __init__(
         self, engine: Engine, state: RunState, constants: RunConstants, *, folder: Path, console: Console
@@ -120,9 +120,8 @@ class Recorder:
 
     def _weight_update(self) -> tuple[float, float]:
         """Return (share of the weights unchanged, size of their change over their own) since the last call."""
-        change = self.weights.compare()
+        figures = torch.tensor(self.weights.compare(), dtype=torch.float64, device=self.engine.device)
         self.weights.snapshot()
-        figures = torch.tensor([change.unchanged, change.ratio], dtype=torch.float64, device=self.engine.device)
         unchanged, ratio = (sum_over_ranks(figures) / self.engine.world_size).tolist()
         return unchanged, ratio
 

@@ -18,20 +18,11 @@ from training.engine.protocol import Engine
 
 
 @dataclass(frozen=True)
-class Update:
-    """Of one rank's share of the sample; a mean over the ranks is that of the run.
-
-    `unchanged` is the share (0..1) of the sampled weights that are bit for bit what they were. `ratio` is rms(change) /
-    rms(weight), the mean over the sampled matrices; a healthy training has it near 1e-3 a step.
-    """
-
-    unchanged: float
-    ratio: float
-
-
-@dataclass(frozen=True)
 class Change:
-    """Of one parameter's sample on one rank: `unchanged` of `weights` values stayed, `ratio` as in Update."""
+    """The change of one parameter's sample on one rank: `unchanged` of `weights` values are bit for bit what they were.
+
+    `ratio` is rms(change) / rms(weight); a healthy training has it near 1e-3 a step.
+    """
 
     unchanged: int
     weights: int
@@ -57,7 +48,7 @@ class WeightSample:
         self._before = {name: part.clone() for name, part in self._sampled().items()}
 
     def state(self) -> dict[str, Tensor]:
-        """The last snapshot, for this rank's share of a checkpoint."""
+        """Return the last snapshot, for this rank's share of a checkpoint."""
         return self._before
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -65,18 +56,19 @@ class WeightSample:
         # in its own order, so that means over it are the same to the last digit
         self._before = {name: state[name].to(self.engine.device) for name in self._sampled()}
 
-    def compare(self) -> Update:
-        """What has changed since the last snapshot; ValueError before the first."""
+    def compare(self) -> tuple[float, float]:
+        """Return (share of the weights unchanged, mean ratio over the matrices) since the last snapshot.
+
+        The means of both over the ranks are those of the run.
+        """
         changes = self.changes()
         total = sum(change.weights for change in changes.values())
         matrices = [change for name, change in changes.items() if name not in self._vectors] or list(changes.values())
-        return Update(
-            unchanged=sum(change.unchanged for change in changes.values()) / total,
-            ratio=sum(change.ratio for change in matrices) / len(matrices),
-        )
+        unchanged = sum(change.unchanged for change in changes.values()) / total
+        return unchanged, sum(change.ratio for change in matrices) / len(matrices)
 
     def changes(self) -> dict[str, Change]:
-        """The same for each parameter that this rank has a part of."""
+        """Return the change of each parameter that this rank has a part of; ValueError before the first snapshot."""
         if not self._before:
             raise ValueError("a comparison needs a snapshot() before it")
         now = self._sampled()
@@ -96,7 +88,7 @@ class WeightSample:
 
 
 def _change(before: Tensor, now: Tensor) -> Tensor:
-    """(2,): how many are the same, and rms(change) / rms(weight)."""
+    """Return (2,): how many are the same, and rms(change) / rms(weight)."""
     same = (now == before).sum().double()
     before = before.double()
     change, size = (now.double() - before).square().mean().sqrt(), before.square().mean().sqrt()

@@ -8,7 +8,7 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
-from training.engine.muon import COEFFICIENTS, chosen, orthogonalize, update
+from training.engine.muon import COEFFICIENTS, install_polar, orthogonalize, update
 
 LOWEST, ERROR = 0.01, 0.27  # where the coefficients begin, and how far from 1 they end
 DEEPSPEEDS_IMPORT = "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
@@ -89,7 +89,7 @@ def test_in_16_bits_no_spectrum_makes_it_grow(values):
 
 @pytest.fixture
 def deepspeeds(monkeypatch):
-    """DeepSpeed's modules that a call of `chosen` changes; they are put back."""
+    """DeepSpeed's modules that a call of `install_polar` changes; they are put back."""
     from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
 
     for module in (original_muon, muon_optimizer):
@@ -101,9 +101,9 @@ def deepspeeds(monkeypatch):
 @pytest.mark.filterwarnings(DEEPSPEEDS_IMPORT)
 def test_deepspeed_uses_it_where_the_json_says_so(deepspeeds):
     plain = {"optimizer": {"type": "Muon", "params": {"ns_method": "standard"}}}
-    assert chosen(plain, bf16_fast=False) is plain
+    assert install_polar(plain, bf16_fast=False) is plain
     asked = {"optimizer": {"type": "Muon", "params": {"ns_method": "polar", "lr": 1}}, "steps_per_print": 1}
-    read = chosen(asked, bf16_fast=False)
+    read = install_polar(asked, bf16_fast=False)
     assert read == {"optimizer": {"type": "Muon", "params": {"ns_method": "standard", "lr": 1}}, "steps_per_print": 1}
     assert asked["optimizer"]["params"]["ns_method"] == "polar"  # what the run saves
     gradient = torch.randn(64, 16, generator=torch.Generator().manual_seed(3))
