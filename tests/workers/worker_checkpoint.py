@@ -42,7 +42,7 @@ def stage(number: int) -> tuple[str, ...]:
 CASES: dict[str, tuple[str, ModelConfig, tuple[str, ...]]] = {
     **{f"fp32 stage {number}": ("t4x2", MOE, FP32 + stage(number)) for number in (0, 1, 2)},
     **{f"fp32 stage {number} split": ("t4x2", SPLIT, FP32 + stage(number)) for number in (0, 1, 2)},
-    "fp32 stage 2 dense": ("t4x2", DENSE, FP32),
+    **{f"fp32 stage {number} dense": ("t4x2", DENSE, FP32 + stage(number)) for number in (0, 2)},
     **{f"fp16 stage {number}": ("t4x2", MOE, FP16 + stage(number)) for number in (1, 2)},
     "fp16 stage 2 split": ("t4x2", SPLIT, FP16),
     **{f"bf16 stage {number}": ("t4x2", MOE, BF16 + stage(number)) for number in (0, 1, 2)},
