@@ -37,7 +37,6 @@ TOO_LONG: set[str] = {
     "sample_stories.plots",
     "training.config.schema",
     "training.planning.memory",
-    "training.trainer",
 }
 PRIVATE_ATTRIBUTE = re.compile(r"\b(engine|optimizer|lr_scheduler|loss_scaler)\._[a-z]\w*")
 DEEPSPEED_SEAM = ROOT / "training" / "engine"
