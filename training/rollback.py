@@ -85,6 +85,22 @@ class NonFiniteMonitor:
         return None
 
 
+def checkpoint_to_go_back_to(found: Path | None, report: Report, rollbacks: int, most: int | None) -> Path:
+    """Return `found`, the last good checkpoint; Diverged if the run may not go back to it, or there is none.
+
+    The run went back `rollbacks` times before, and may `most` times: None if it is to stop at once.
+    """
+    last_good = f"the last good checkpoint is {found}" if found else "there is no checkpoint before it"
+    if most is None:
+        fix = "Try a lower learning rate, or --on_divergence rollback, which skips such batches"
+        raise Diverged(f"{report}; {last_good}. {fix}")
+    if rollbacks >= most:
+        raise Diverged(f"{report}; gone back {rollbacks} times already (--max_rollbacks); {last_good}")
+    if found is None:
+        raise Diverged("there is no checkpoint to go back to")
+    return found
+
+
 def without_batch(saved: RunState, before: RunState, batch: int) -> tuple[RunState, str]:
     """Return the state to go on with from a checkpoint of state `saved`, and which batches it skips, for people.
 

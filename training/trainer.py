@@ -111,10 +111,10 @@ class Trainer:
             self.engine.backward(losses.total)
             self.recorder.accumulator.add_micro_batch(losses.lm, losses.balance)
             bad += ~losses.lm.detach().isfinite()
-            if micro_step == len(micro_batches) and (
-                problem := self.nonfinite.check_loss(not any_rank(bad, bad.device))
-            ):
-                return problem  # before a wrong gradient reaches the weights
+            if micro_step == len(micro_batches):
+                problem = self.nonfinite.check_loss(not any_rank(bad, bad.device))
+                if problem:
+                    return problem  # before a wrong gradient reaches the weights
             self.engine.step()
         if problem := self.nonfinite.check_step(scale):
             return problem
@@ -271,16 +271,8 @@ class Trainer:
         if self.world.rank == 0:
             report.write(self.context.output)
         self.console.say(f"  DIVERGED: {report}")
-        last_good = f"the last good checkpoint is {found}" if found else "there is no checkpoint before it"
-        if self.options.on_divergence == "stop":
-            raise Diverged(
-                f"{report}; {last_good}. Try a lower learning rate, or --on_divergence rollback, "
-                "which skips such batches"
-            )
-        if before.rollbacks >= self.options.max_rollbacks:
-            raise Diverged(f"{report}; gone back {before.rollbacks} times already (--max_rollbacks); {last_good}")
-        if found is None:
-            raise Diverged("there is no checkpoint to go back to")
+        most = self.options.max_rollbacks if self.options.on_divergence == "rollback" else None
+        found = rollback.checkpoint_to_go_back_to(found, report, before.rollbacks, most)
         if wrong := broadcast_from_rank0(self.world, lambda: checkpoint.damage(found)):
             raise Diverged(f"the checkpoint to go back to is damaged: {wrong}")
         self.state, skipped = rollback.without_batch(checkpoint.read_state(found), before, batch)
@@ -290,8 +282,7 @@ class Trainer:
         self.resume(found)
         self.recorder.rewind(self.state)
         self.session.begin(self.state)
-        number, most = self.state.rollbacks, self.options.max_rollbacks
-        self.console.say(f"  back at {found} (rollback {number}, at most {most}); skipped: {skipped}")
+        self.console.say(f"  back at {found} (rollback {self.state.rollbacks}, at most {most}); skipped: {skipped}")
 
 
 def _constants(context: RunContext) -> RunConstants:
