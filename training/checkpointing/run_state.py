@@ -58,7 +58,7 @@ class RunState(Record):
     total_steps: Count | None = None
     best_loss: Number | None = None
     best_step: Count | None = None
-    evals_since_best: Count = Field(0, validation_alias=AliasChoices("evals_since_best", "stale_evaluations"))
+    evals_since_best: Count = Field(default=0, validation_alias=AliasChoices("evals_since_best", "stale_evaluations"))
     seconds: Number = 0.0
     wall_seconds: Number = 0.0
     save_seconds: Number = 0.0

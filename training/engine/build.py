@@ -50,7 +50,7 @@ def _routers_left_to_adam() -> Iterator[None]:
         mark_all(config, model)
         for name, parameter in model.named_parameters():
             if hf_name(name, model).endswith(".mlp.gate.weight") and hasattr(parameter, "use_muon"):
-                parameter.use_muon = False
+                setattr(parameter, "use_muon", False)  # noqa: B010 (no attribute that torch knows of)
 
     with mock.patch.object(deepspeed, "set_optimizer_flags", mark):
         yield
@@ -85,9 +85,11 @@ def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, r
         stack.enter_context(_routers_left_to_adam())
         if os.environ.get(FP16_ON_CPU_VARIABLE) == "1":
             stack.enter_context(_fp16_allowed_on_cpu())
+        parameters: Any = parameter_groups(model)  # DeepSpeed's annotation has no groups
+        engine: Any
         engine, *_ = deepspeed.initialize(
             model=model,
-            model_parameters=parameter_groups(model),
+            model_parameters=parameters,
             config=muon.install_polar(ds_config, bf16_fast=detect().bf16_fast),
         )
     return engine

@@ -160,14 +160,12 @@ def master_weights(engine: Engine) -> Iterator[Shard]:
     return (shard for shard in shards(engine) if shard.kind == MASTER)
 
 
-def _partitioned(
-    optimizer: Any, partitions: list[Tensor], groups: list[list[nn.Parameter]], names: Names
-) -> Iterator[Shard]:
+def _partitioned(optimizer: Any, partitions: list[Tensor], groups: list[list[Any]], names: Names) -> Iterator[Shard]:
     """Yield the shards of ZeRO-1 and 2 and of bf16: one flat partition a group, cut without regard to parameters."""
     for index, (flat, parameters) in enumerate(zip(partitions, groups, strict=True)):
         states = dict(optimizer.optimizer.state[flat]) if flat in optimizer.optimizer.state else {}
-        if _orthogonalises(optimizer, index):
-            yield from _whole_momenta(optimizer.params_in_partition[index], states.pop(MOMENTUM, None), names)
+        if _orthogonalises(optimizer, index) and MOMENTUM in states:
+            yield from _whole_momenta(optimizer.params_in_partition[index], states.pop(MOMENTUM), names)
         for parameter in parameters:
             if (mapping := parameter._hp_mapping) is None:
                 continue
@@ -184,10 +182,10 @@ def _orthogonalises(optimizer: Any, group: int) -> bool:
     return bool(inside and inside[group] and optimizer._is_muon_group(inside[group]))
 
 
-def _whole_momenta(parameters: list[nn.Parameter], momentum: Tensor | None, names: Names) -> Iterator[Shard]:
+def _whole_momenta(parameters: list[Any], momentum: Tensor, names: Names) -> Iterator[Shard]:
     """Yield Muon's momentum: whole matrices one after the other. One on a border of partitions is on both ranks."""
     offset = 0
-    for parameter in parameters if momentum is not None else ():
+    for parameter in parameters:
         values = momentum.narrow(0, offset, parameter.numel())
         offset += parameter.numel()
         yield Shard(MOMENTUM, names[parameter], 0, values, parameter._hp_mapping.lp_fragment_address.start == 0)
@@ -240,7 +238,8 @@ def step_counters(engine: Engine) -> list[dict[str, Any]]:
 
 def create_states(engine: Engine, kinds: set[str]) -> None:
     """Let the optimizer make its states anew, as a first step would; `kinds` are to be written over them."""
-    base = _base_optimizer(engine.optimizer)
+    optimizer: Any = engine.optimizer
+    base = _base_optimizer(optimizer)
     base.state.clear()
     if kinds <= {MASTER}:
         return  # saved before any step was taken
@@ -250,12 +249,13 @@ def create_states(engine: Engine, kinds: set[str]) -> None:
     base.step()
     for tensor in tensors:
         tensor.grad = None
-    for index, parameters in enumerate(getattr(engine.optimizer, "params_in_partition", ())):
-        if MOMENTUM in kinds and _orthogonalises(engine.optimizer, index):
+    partitions: list[list[nn.Parameter]] = getattr(optimizer, "params_in_partition", [])
+    for index, parameters in enumerate(partitions):
+        if MOMENTUM in kinds and _orthogonalises(optimizer, index):
             flat = base.param_groups[index]["params"][0]
             # DeepSpeed turns it into the gradients' type at the next step
             base.state[flat][MOMENTUM] = torch.zeros(sum(p.numel() for p in parameters), device=flat.device)
-    if MOMENTUM in kinds and hasattr(engine.optimizer, "fp32_groups_flat_partition"):
+    if MOMENTUM in kinds and hasattr(optimizer, "fp32_groups_flat_partition"):
         for group in base.param_groups:  # the bf16 optimizer makes Muon's momentum in its own step, for its partition
             if group.get("use_muon"):
                 for flat in group["params"]:

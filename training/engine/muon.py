@@ -103,5 +103,6 @@ def _replace_update(dtype: torch.dtype) -> None:
             return theirs(*args, ns_method=ns_method, **more)
         return update(*args, dtype=dtype, **more)
 
-    for module in (original_muon, muon_optimizer):  # with ZeRO and without
+    modules: list[Any] = [original_muon, muon_optimizer]  # with ZeRO and without
+    for module in modules:
         module.muon_update = muon_update

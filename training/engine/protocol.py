@@ -5,6 +5,7 @@ Everything here is called by users of DeepSpeed, too. What is private to it is r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -37,7 +38,7 @@ class Monitor(Protocol):
 
     enabled: bool
 
-    def write_events(self, event_list: list[tuple[str, float, int]]) -> None: ...
+    def write_events(self, event_list: Sequence[tuple[str, float, int]]) -> None: ...
 
 
 class Engine(Protocol):

@@ -64,7 +64,7 @@ class MetricAccumulator:
         if not self.layers:
             return {}
         counts = sum_over_ranks(torch.stack([layer.route_counts for layer in self.layers])).double()
-        entropy = sum_over_ranks(torch.stack([layer.entropy_sum for layer in self.layers])).double()
+        entropy = sum_over_ranks(torch.stack(self._entropies())).double()
         kept = counts[:, 1:]
         tokens = counts.sum(-1) / self.layers[0].top_k
         entropy = entropy / tokens / math.log(kept.shape[1]) if kept.shape[1] > 1 else torch.zeros_like(tokens)
@@ -80,9 +80,13 @@ class MetricAccumulator:
         state = {"sums": self.sums}
         if self.layers:
             state["routes"] = torch.stack([layer.route_counts for layer in self.layers])
-            if self.layers[0].entropy_sum is not None:
-                state["entropy"] = torch.stack([layer.entropy_sum for layer in self.layers])
+            if entropies := self._entropies():
+                state["entropy"] = torch.stack(entropies)
         return state
+
+    def _entropies(self) -> list[Tensor]:
+        """Return every layer's sum, none before the first micro-batch."""
+        return [layer.entropy_sum for layer in self.layers if layer.entropy_sum is not None]
 
     def restore(self, states: list[dict[str, Tensor]]) -> None:
         """Take over what some ranks had: its own, or on rank 0 those of all ranks if their number has changed."""

@@ -72,9 +72,10 @@ class Recorder:
         return alarms
 
     def _raise(self, alarms: list[Alarm]) -> None:
-        for alarm in alarms if self.metrics else ():
-            self.progress.alarm(alarm.step, alarm.id, alarm.message)
-            self.metrics.alarm(alarm.step, alarm.id, alarm.message)
+        if self.metrics:
+            for alarm in alarms:
+                self.progress.alarm(alarm.step, alarm.id, alarm.message)
+                self.metrics.alarm(alarm.step, alarm.id, alarm.message)
 
     # --- what happened ------------------------------------------------------------------------------------------------
 

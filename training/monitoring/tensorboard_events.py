@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -110,7 +110,7 @@ def _kept(path: Path, data: bytes, keep: Callable[[bytes], bool]) -> Iterator[by
 
 def read_events(path: Path) -> Iterator[bytes]:
     """Yield the events of a file as they were serialised, up to its end or the first that is damaged."""
-    reader = PyRecordReader_New(str(path))
+    reader: Any = PyRecordReader_New(str(path))
     while True:
         try:
             reader.GetNext()
