@@ -205,7 +205,8 @@ class Trainer:
         started = time.perf_counter()
         before = self.state.best_loss, self.state.best_step
         best = self.state.update_best(result.loss)
-        self.recorder.progress.evaluated(result.loss, result.bits_per_byte, self.context.corpus.manifest.ngram_baselines, best)
+        baselines = self.context.corpus.manifest.ngram_baselines
+        self.recorder.progress.evaluated(result.loss, result.bits_per_byte, baselines, best)
         self.session.now("measuring repetition")
         figures, problem = self.repetition.figures(self.engine)
         self.recorder.evaluated(self.state, result, figures, len(self.repetition.held_out.prompts), problem)
