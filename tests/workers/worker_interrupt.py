@@ -22,7 +22,7 @@ class Interrupted(trainer.Trainer):
 
     def _ask(self) -> None:
         if self.world.rank == self.world.size - 1:
-            self.context.stop.ask("enough")
+            self.context.stop.request("enough")
 
     def _step(self) -> str | None:
         if PLACE == "accumulation" and self.state.step == STEP - 1:
