@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Bad input: the message names the file, line or key and the mend. Scripts print it as it is and exit with 2."""
+    """Bad input: the message names the file, line or key and the fix. Scripts print it as it is and exit with 2."""
 
     def __str__(self) -> str:
         """Nothing of a file reaches the terminal as a command, and half a surrogate pair (of a name that is not UTF-8)

@@ -93,7 +93,7 @@ def _match(inputs: np.ndarray, targets: np.ndarray, counts: np.ndarray, offset: 
 
 def check_row_targets(rows: RowFigures) -> Result | None:
     """Check that targets are the next tokens; None if they are, for the loss has yet to show that it uses them."""
-    hint = "look at training/sampler.py: targets are the inputs shifted by one, ids[:, 1:]"
+    hint = "check training/sampler.py: targets are the inputs shifted by one, ids[:, 1:]"
     if rows.matches[1] < 1:
         offset = max(rows.matches, key=lambda offset: rows.matches[offset])
         if rows.matches[offset] < 0.9:
@@ -106,7 +106,7 @@ def check_row_targets(rows: RowFigures) -> Result | None:
         return failed(f"the last target is wrong in {1 - rows.last_match:.1%} of the rows", hint)
     if rows.from_corpus < 1 and not rows.padded_inputs:
         text = f"{1 - rows.from_corpus:.1%} of the rows are not those of the corpus"
-        return failed(text, "look at training/sampler.py and at what reads the shards")
+        return failed(text, "check training/sampler.py and at what reads the shards")
     return None
 
 

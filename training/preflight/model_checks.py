@@ -31,9 +31,9 @@ def check_loss_at_start(loss: float, vocab_size: int) -> Result:
     if abs(loss - expected) <= _START_TOLERANCE:
         return passed(text)
     if not math.isfinite(loss):
-        return failed(text, "the first forward pass overflows: look at the initial weights and the precision")
+        return failed(text, "the first forward pass overflows: check the initial weights and the precision")
     if loss > expected:
-        hint = "the initial logits are too large: look at the embedding's scale (initializer_range)"
+        hint = "the initial logits are too large: check the embedding's scale (initializer_range)"
         return failed(f"{text}: the untrained network is confident, and wrong", hint)
     hint = "look for answers in the inputs, or padding in the targets"
     return failed(f"{text}: it knows its targets before it has learned", hint)
@@ -73,7 +73,7 @@ def check_causality(leak: float) -> Result:
         return passed("no prediction depends on a later token")
     return failed(
         f"predictions depend on later tokens ({leak:.2g} of their dependence on earlier ones)",
-        "the attention mask lets the future through: look at model/attention.py",
+        "the attention mask lets the future through: check model/attention.py",
     )
 
 
@@ -131,7 +131,7 @@ def check_loss(losses: LossFigures, precision: str) -> Result:
     if abs(losses.by_offset[near] - losses.train) <= tolerance:
         token = {0: "the input itself", 1: "the next token"}.get(near, f"the token {near} places on")
         text += f": it is that of {token}"
-    return failed(text, "look at the targets (training/sampler.py) and at the loss (model/loss.py)")
+    return failed(text, "check the targets (training/sampler.py) and at the loss (model/loss.py)")
 
 
 def check_evaluation_repeats(losses: LossFigures, precision: str, *, drops_tokens: bool) -> Result:
@@ -145,6 +145,6 @@ def check_evaluation_repeats(losses: LossFigures, precision: str, *, drops_token
     if abs(first - losses.train) > _TOLERANCE[precision] and not drops_tokens:
         return failed(
             f"one batch has loss {losses.train:.3f} in training and {first:.3f} in evaluation",
-            "the two must compute the same: look at dropout and at what engine.eval() changes",
+            "the two must compute the same: check dropout and at what engine.eval() changes",
         )
     return passed(f"twice {first:.4f} on one batch, {losses.train:.4f} in training")

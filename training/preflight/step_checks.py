@@ -93,7 +93,7 @@ def check_gradients(gradients: GradientFigures) -> Result:
     squares, layers = gradients.squares, gradients.expert_tokens
     broken = [name for name, square in squares.items() if not math.isfinite(square)]
     if broken:
-        hint = "a loss of nan or inf is at work: look at the batch and the precision"
+        hint = "a loss of nan or inf is at work: check the batch and the precision"
         return failed(f"not finite in {_first_names(broken)}", hint)
     unused = tuple(
         f"model.layers.{layer}.mlp.experts.{expert}."
@@ -114,7 +114,7 @@ def check_gradients(gradients: GradientFigures) -> Result:
         text = f"{len(unused)} of {experts} experts got no token (an even share is {even_share:,.0f} tokens)"
         if even_share < _ENOUGH_TOKENS:
             return warned(text, "too few tokens to tell; --num_experts may be too many for the batch")
-        hint = "look at the router's initial weights, and keep --router_aux_loss_coef above 0"
+        hint = "check the router's initial weights, and keep --router_aux_loss_coef above 0"
         return failed(f"{text}: the router has collapsed", hint)
     also = f", {experts} experts and {len(layers)} routers among them" if experts else ""
     return passed(f"finite and not zero in all {len(squares)} parameters{also}")
@@ -131,7 +131,7 @@ def check_gradients_cleared(norms: list[tuple[float, float]]) -> Result:
             "gradients must be set to zero after every step",
         )
     if math.isnan(growth):
-        return warned("no gradient norm to compare", "look at the gradients line")
+        return warned("no gradient norm to compare", "check the gradients line")
     return passed(f"one batch has the same gradient {len(norms)} steps in a row")
 
 
@@ -194,7 +194,7 @@ def check_updates(updates: UpdateFigures, without_gradient: set[str]) -> Result:
     """Check that every weight moves; parameters without a gradient are left to the gradients check."""
     peak = updates.at_peak
     stuck = [n for n, change in peak.items() if change.unchanged == change.weights and n not in without_gradient]
-    hint = "look at the learning rate of this group and at what the optimizer was given"
+    hint = "check the learning rate of this group and at what the optimizer was given"
     if "float32" not in updates.dtype:
         hint = (
             f"the optimizer's weights are {updates.dtype}, too coarse for this learning rate: keep fp32 master copies "
@@ -254,7 +254,7 @@ def check_overfit(start: float, losses: list[float], ratio: float, vocab_size: i
     if fall < _FALL_FAILS and ratio < _FALL_FAILS:
         return failed(text, "the learning rate looks too low by far: try 10 or 100 times of it")
     if fall < _FALL_FAILS:
-        return failed(text, "the updates are large enough, so look at the loss and the data")
+        return failed(text, "the updates are large enough, so check the loss and the data")
     if ratio > _UPDATE_WARNS:
         return warned(text, "the learning rate is high: watch the first hundred steps")
     if fall < _FALL_WARNS:
@@ -268,7 +268,7 @@ def check_learning_rate_is_zero(total_steps: int) -> Result:
     """
     return failed(
         f"the schedule's learning rate is 0 in all {total_steps:,} steps: nothing would be learned",
-        "train for more steps (--epochs or --max_steps, or more text), or look at the scheduler's learning rates",
+        "train for more steps (--epochs or --max_steps, or more text), or check the scheduler's learning rates",
     )
 
 

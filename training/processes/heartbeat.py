@@ -23,13 +23,13 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds between heartbeats (`beat`) and between checks (`look`), and until a rank counts as hung or stuck.
+    """Seconds between heartbeats (`beat`) and between checks (`check`), and until a rank counts as hung or stuck.
 
     `first` is the timeout of anything done for the first time; `linger` is how long a failure stays readable.
     """
 
     beat: float = 1.0
-    look: float = 0.5
+    check: float = 0.5
     hung: float = 40.0
     stuck: float = 40.0
     first: float = 1800.0

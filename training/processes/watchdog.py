@@ -211,10 +211,10 @@ class Watchdog:
 
     def _check_forever(self) -> None:
         before = time.monotonic()
-        while not self._closed.wait(self.timing.look):
+        while not self._closed.wait(self.timing.check):
             now = time.monotonic()
             # a process that was stopped itself must not call others silent
-            passed, before = min(now - before, 2 * self.timing.look), now
+            passed, before = min(now - before, 2 * self.timing.check), now
             if self._launcher_gone or not all(_is_alive(process) for process in self._launchers):
                 self._launchers, self._launcher_gone = [], False
                 self.stop.request("the launcher is gone")

@@ -13,7 +13,7 @@ import pytest
 from common.errors import UserError
 from training.processes.lock import RunLock
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 HOLDER = """
 import os, sys, time
 from pathlib import Path

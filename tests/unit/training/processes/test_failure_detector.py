@@ -1,21 +1,14 @@
 """What one rank finds of the others, with invented heartbeats and an invented clock."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
-import psutil
 import pytest
 
 from training.processes.failure_detector import FailureDetector
 from training.processes.heartbeat import (
     Heartbeat,
     ProcessState,
-    ProgressClock,
     Timing,
-    find_process,
-    process_state,
 )
 
 LOCAL = ProcessState()
@@ -205,64 +198,3 @@ def test_what_a_rank_says_when_it_leaves_is_taken_up(others, ended, kind, status
     failure, _ = others.pass_seconds(1)
     assert (failure.kind, failure.ranks, failure.exit_status) == (kind, (2,), status)
     assert "no such file" in failure.message
-
-
-# --- processes --------------------------------------------------------------------------------------------------------
-
-
-def test_a_heartbeat_survives_the_store():
-    heartbeat = replace(Heartbeat.of_this_process(3), exit_reason="“引号”")
-    assert Heartbeat.decode(heartbeat.encode().encode()) == heartbeat
-
-
-def test_a_process_that_lives_dies_and_is_another():
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        mine = Heartbeat.of_this_process(0)
-        assert find_process(mine).pid == os.getpid()
-        assert process_state(replace(mine, namespace="another")) is None
-        assert find_process(replace(mine, pid=child.pid)) is None  # the number is in use, by a younger process
-        child.kill()
-        while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
-            pass
-    assert process_state(replace(mine, pid=child.pid)).gone
-
-
-def test_timing_from_the_environment(monkeypatch):
-    monkeypatch.setenv("BUFUDU_WATCHDOG", "hung=120 nonsense=3 stuck=much")
-    assert Timing.from_environment() == Timing(hung=120.0)
-
-
-# --- how long the main thread may take --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Seconds that the test lets pass."""
-    now = [0.0]
-    monkeypatch.setattr("training.processes.heartbeat.time.monotonic", lambda: now[0])
-
-    def wait(seconds):
-        now[0] += seconds
-
-    return wait
-
-
-def test_what_is_done_for_the_first_time_may_take_long(clock):
-    progress = ProgressClock(Timing())
-    progress.tick("training", 0.0)
-    assert progress.timeout == 1800
-    clock(100)
-    progress.tick("training", 0.0)
-    assert progress.timeout == 500  # as long as the first was all that is known
-    for _ in range(3):
-        clock(2)
-        progress.tick("training", 0.0)
-    assert progress.timeout == 40
-    clock(20)
-    progress.tick("saving", 0.0)
-    assert progress.timeout == 1800
-    clock(1)
-    progress.tick("training", 0.0)
-    assert progress.timeout == 100
-    progress.tick("training", 700.0)
-    assert progress.timeout == 700
