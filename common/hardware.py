@@ -63,7 +63,7 @@ class Device:
     """GPUs, or the CPU cores this process may use."""
     name: str
     memory_bytes: int
-    """Of one GPU; on a CPU all the memory, which the processes share."""
+    """The memory of one GPU; on a CPU all the memory, which the processes share."""
     compute_capability: tuple[int, int] | None
     bf16_fast: bool
     """Whether the hardware computes in bf16; PyTorch also emulates it, slowly, and calls that supported."""

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import time
 
@@ -14,12 +13,6 @@ import pytest
 pytestmark = pytest.mark.slow
 PATIENCE = 400  # seconds for a start, however busy the machine is
 SECONDS = 60  # from a fault until everything is gone
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 class Session:
@@ -56,9 +49,9 @@ class Session:
 
 
 @pytest.fixture(scope="module")
-def sessions(processes, flags, train_py, workplace):
+def sessions(processes, flags, train_py, workplace, free_port):
     """Of one run, on one port, by name of what happened to each."""
-    run, port, found = workplace / "runs" / "faults", free_port(), {}
+    run, port, found = workplace / "runs" / "faults", str(free_port()), {}
     arguments = flags(
         "runs/faults",
         "--max_steps",

@@ -18,17 +18,11 @@ QUICK = "beat=0.2 check=0.1 hung=4 stuck=4 first=10 linger=0.5"
 GONE_WITHIN = 12  # seconds from a fault, of which a busy machine takes most
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Toy:
     """A toy run of some ranks, each in a session of its own, without a launcher."""
 
-    def __init__(self, processes, folder, fault, size, **environment):
-        self.folder, self.port, self.size = folder, free_port(), size
+    def __init__(self, processes, folder, port, fault, size, **environment):
+        self.folder, self.port, self.size = folder, port, size
         (folder / "hold").touch()
         shared = {
             "WORLD_SIZE": size,
@@ -83,12 +77,12 @@ class Toy:
 
 
 @pytest.fixture
-def toy(processes, tmp_path):
+def toy(processes, tmp_path, free_port):
     """Starts a toy run that does not outlive its test."""
     started = []
 
     def start(fault="none", size=2, **environment):
-        started.append(Toy(processes, tmp_path, fault, size, **environment))
+        started.append(Toy(processes, tmp_path, free_port(), fault, size, **environment))
         return started[-1]
 
     yield start
@@ -245,7 +239,7 @@ def test_a_signal_in_set_up_loses_nothing(toy, when, asked):
 # --- the launcher -----------------------------------------------------------------------------------------------------
 
 
-def test_a_launcher_that_is_killed_stops_the_run_in_order(processes, tmp_path):
+def test_a_launcher_that_is_killed_stops_the_run_in_order(processes, tmp_path, free_port):
     """launch.py; the `deepspeed` command above it is killed in test_faults.py."""
     beside = Path(sys.executable).with_name("deepspeed")
     head = processes.start(

@@ -35,12 +35,13 @@ class Cost:
     """Seconds of the parts of an optimizer step on the slowest rank, and the most memory in use."""
 
     micro: float
-    """Of one micro-batch of the run, forward and backward."""
+    """Forward and backward of one micro-batch of the run."""
     step: float
+    """The optimizer step after the last micro-batch."""
     evaluation: float
-    """Of one micro-batch of the run."""
+    """The evaluation of one micro-batch of the run."""
     peak_bytes: int
-    """Of the fullest GPU, or of all processes of the fullest host."""
+    """The memory of the fullest GPU, or of all processes of the fullest host."""
     full_size: bool
     """Whether the batch was the run's own; the seconds are scaled up from a smaller one otherwise."""
 
@@ -158,9 +159,9 @@ class Workload:
     tokens_per_step: int
     accumulation: int
     epochs: float | None
-    """None where --max_steps decides."""
+    """The number of epochs; None where --max_steps decides."""
     evaluation_micro_batches: int
-    """Of all evaluations together."""
+    """The number for all evaluations together, on one rank."""
 
 
 def check_speed(cost: Cost, workload: Workload, seconds_left: float | None) -> Result:

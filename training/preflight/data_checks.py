@@ -129,7 +129,7 @@ class Overlap:
     """How much of the validation text is in the training text."""
 
     share: float
-    """Of the sampled validation passages, 0 to 1."""
+    """The part of the sampled validation passages, 0 to 1."""
     passages: int
     read: float
     """The part of the training text that was read, 0 to 1."""

@@ -85,9 +85,9 @@ class LossFigures:
     """Mean losses of one batch in nats a token, after some steps on it; the same on all ranks."""
 
     train: float
-    """As the forward pass of training reports it."""
+    """The loss that the forward pass of training reports."""
     evaluation: tuple[float, float]
-    """As the evaluation reports it, twice."""
+    """The losses of two evaluations."""
     by_offset: dict[int, float]
     """Cross-entropy of the logits against the corpus' token so many places on; 1 is the next token."""
 

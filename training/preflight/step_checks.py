@@ -148,9 +148,9 @@ class UpdateFigures:
     """Changes of the weights by parameter name, over all ranks; `dtype` is that of the optimizer's own weights."""
 
     at_peak: dict[str, Change]
-    """In a step at the peak learning rate."""
+    """The changes in a step at the peak learning rate."""
     at_small_lr: dict[str, Change]
-    """In a step at a hundredth of it."""
+    """The changes in a step at a hundredth of it."""
     dtype: str
 
     @property

@@ -34,7 +34,7 @@ class Step:
     loss: float
     norm: float
     micro_seconds: float
-    """Of one micro-batch, forward and backward."""
+    """The time of one micro-batch, forward and backward."""
     step_seconds: float
 
 
