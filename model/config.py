@@ -1,24 +1,44 @@
-"""The shape of the network, and its translation to and from the Hugging Face `config.json`."""
+"""The sizes of the network, and their translation to and from the Hugging Face `config.json`."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from common.files import read_json
+
 _MOST_BYTES = 2**20  # of a config.json
-_TOO_LARGE = 2**31  # for any size: the products of two still fit what PyTorch counts in
+_LIMIT = 2**31  # of any size: the products of two still fit what PyTorch counts in
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "num_experts",
+    "num_experts_per_tok",
+    "ep_size",
+    "max_position_embeddings",
+)
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_POSITIVE = ("rope_theta", "rms_norm_eps", "initializer_range")
+_EXPERTS_ONLY = ("moe_intermediate_size", "num_experts", "num_experts_per_tok")
 
 
 class ModelConfigError(ValueError):
-    """A shape that cannot be built; the message lists every problem."""
+    """A network that cannot be built; the message lists every problem."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and switches of the network; the defaults are the origin document's model (45 M parameters).
+    """Sizes and switches of the network; the defaults are the reference run's (45 M parameters).
 
     `head_dim=None` means hidden_size / num_attention_heads. `intermediate_size` is the width of the dense
     feed-forward layer (`use_moe=False`), `moe_intermediate_size` that of one expert. `capacity_factor=0` routes
@@ -53,37 +73,18 @@ class ModelConfig:
         """Width of one attention head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
-    @property
-    def active_experts(self) -> int:
-        """Experts that one token passes through in a layer; 0 for a dense model."""
-        return self.num_experts_per_tok if self.use_moe else 0
-
     def validate(self) -> None:
         """Raise ModelConfigError with every size that does not fit the others."""
         problems = list(self._problems())
         if problems:
             raise ModelConfigError("; ".join(problems))
 
-    def _problems(self):
+    def _problems(self) -> Iterator[str]:
         if self.vocab_size > 65536:
             yield f"vocab_size {self.vocab_size} is over 65,536: token ids are stored in 16 bits"
-        positive = (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "intermediate_size",
-            "moe_intermediate_size",
-            "num_experts",
-            "num_experts_per_tok",
-            "ep_size",
-            "max_position_embeddings",
-        )
-        bad = [name for name in positive if getattr(self, name) < 1]
-        if self.head_dim is not None and self.head_dim < 1:
-            bad.append("head_dim")
-        yield from (f"{name} is {getattr(self, name)}: give a number of at least 1" for name in bad)
+        sizes = _SIZES if self.head_dim is None else (*_SIZES, "head_dim")
+        bad = [name for name in sizes if not 1 <= getattr(self, name) < _LIMIT]
+        yield from (f"{name} is {getattr(self, name)}: give a number of at least 1 and below 2^31" for name in bad)
         if bad:
             return
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
@@ -102,18 +103,23 @@ class ModelConfig:
             yield (f"num_experts_per_tok {self.num_experts_per_tok} is more than num_experts {self.num_experts}")
         if self.use_moe and self.num_experts % self.ep_size:
             yield f"num_experts {self.num_experts} is no multiple of ep_size {self.ep_size}"
-        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
-            if not getattr(self, name) > 0:
-                yield f"{name} is {getattr(self, name):g}: give a number above 0"
-        if self.capacity_factor < 0:
-            yield "capacity_factor is negative: give 0 (no token dropped) or a positive factor such as 1.25"
+        for name in _POSITIVE:
+            if not 0 < getattr(self, name) < _LIMIT:
+                yield f"{name} is {getattr(self, name):g}: give a number above 0 and below 2^31"
+        if not 0 <= self.router_aux_loss_coef < _LIMIT:
+            yield f"router_aux_loss_coef is {self.router_aux_loss_coef:g}: give 0 or a small positive number"
+        if not 0 <= self.capacity_factor < _LIMIT:
+            yield f"capacity_factor is {self.capacity_factor:g}: give 0 (no token dropped) or a factor such as 1.25"
+        for name in _IDS:
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                yield f"{name} is {getattr(self, name)}, which the vocabulary does not have"
 
     def to_hf(self, dtype: str) -> dict[str, Any]:
-        """The `config.json` of the same network as Qwen3-MoE (or Qwen3 when dense) in transformers.
+        """Return the `config.json` of the same network as Qwen3-MoE (or Qwen3 when dense) in transformers.
 
         `bufudu` keeps what the standard file has no name for, so that `from_hf` gives the same object back.
         """
-        shared = {
+        shared = {name: getattr(self, name) for name in (*_SIZES, *_IDS, *_POSITIVE) if name != "ep_size"} | {
             "attention_bias": False,
             "attention_dropout": 0.0,
             "hidden_act": "silu",
@@ -122,30 +128,15 @@ class ModelConfig:
             "torch_dtype": dtype,
             "use_cache": True,
             "use_sliding_window": False,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.eos_token_id,
-            "pad_token_id": self.pad_token_id,
+            "bufudu": asdict(self),
         }
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "rope_theta",
-            "rms_norm_eps",
-            "initializer_range",
-        ):
-            shared[name] = getattr(self, name)
-        own = {"bufudu": asdict(self)}
         if not self.use_moe:
-            return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **shared, **own}
-        experts = {
-            "num_experts": self.num_experts,
-            "num_experts_per_tok": self.num_experts_per_tok,
-            "moe_intermediate_size": self.moe_intermediate_size,
+            dense = {name: value for name, value in shared.items() if name not in _EXPERTS_ONLY}
+            return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **dense}
+        return {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            **shared,
             "decoder_sparse_step": 1,
             "mlp_only_layers": [],
             "router_aux_loss_coef": self.router_aux_loss_coef,
@@ -153,29 +144,23 @@ class ModelConfig:
             # DeepSpeed weighs a single expert with its raw probability and renormalises two or more
             "norm_topk_prob": self.num_experts_per_tok > 1,
         }
-        return {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", **shared, **experts, **own}
 
     @classmethod
     def from_hf(cls, path: Path) -> ModelConfig:
-        """Read a `config.json` that `to_hf` wrote. Raises ModelConfigError for a file of another origin."""
+        """Read a `config.json` that `to_hf` wrote. Raise ModelConfigError for a file of another origin."""
         try:
-            with open(path, "rb") as file:
-                own = json.loads(file.read(_MOST_BYTES))["bufudu"]
-            config = cls(**{name: value for name, value in own.items() if name in _KINDS})
+            own = json.dumps(read_json(path, _MOST_BYTES)["bufudu"])
+            config = TypeAdapter(cls).validate_json(own, strict=True)
         except json.JSONDecodeError as error:
             raise ModelConfigError(
-                f"{path} is damaged: no valid JSON ({error.msg}, line {error.lineno}); restore "
-                "it from a copy, or give another run"
+                f"{path} is damaged: no valid JSON ({error.msg}, line {error.lineno}); restore it "
+                "from a copy, or give another run"
             ) from error
-        except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        except ValidationError as error:
+            wrong = ".".join(["bufudu", *map(str, error.errors()[0]["loc"])])
+            raise ModelConfigError(f"{path} was not written by this project ({wrong} has no usable value)") from error
+        except (KeyError, OSError, TypeError, ValueError) as error:
             raise ModelConfigError(f"{path} was not written by this project (no usable 'bufudu' block)") from error
-        for name, kinds in _KINDS.items():
-            value = getattr(config, name)
-            if type(value) not in kinds or (type(value) is not bool and value is not None and not value < _TOO_LARGE):
-                raise ModelConfigError(f"{path} was not written by this project (bufudu.{name} is no value for it)")
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if not 0 <= getattr(config, name) < config.vocab_size:
-                raise ModelConfigError(f"{path}: {name} is {getattr(config, name)}, which the vocabulary does not have")
         try:
             config.validate()
         except ModelConfigError as error:
@@ -183,11 +168,5 @@ class ModelConfig:
         return config
 
     def for_inference(self) -> ModelConfig:
-        """The same network on one process with no token dropped, as it is generated from and exported."""
+        """Return the same network on one process with no token dropped, as it is generated from and exported."""
         return replace(self, ep_size=1, capacity_factor=0.0)
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    field.name: {"int": (int,), "int | None": (int, NoneType), "float": (float, int), "bool": (bool,)}[field.type]
-    for field in fields(ModelConfig)
-}

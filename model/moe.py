@@ -176,7 +176,7 @@ def _padded(tokens: int) -> int:
 
 
 class _Dispatch(torch.autograd.Function):
-    """Gather rows `source_P` of x; the gradient of a token is the sum over its routes, gathered without atomic additions."""
+    """Gather rows `source_P` of x; a token's gradient is the sum over its routes, gathered without atomic additions."""
 
     @staticmethod
     def forward(ctx, x_SH: Tensor, source_P: Tensor, row_SK: Tensor) -> Tensor:
