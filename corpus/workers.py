@@ -27,6 +27,38 @@ PARALLELISM = "TOKENIZERS_PARALLELISM"
 TASKS_PER_WORKER = 3
 
 
+class _Worker:
+    """One child process."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.workers"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # `-m` finds the package in the working directory; the cores are shared out between the workers already.
+            cwd=Path(__file__).resolve().parent.parent,
+            env={**os.environ, PARALLELISM: "false"},
+            # Ctrl-C reaches the main process alone, which then ends the workers.
+            start_new_session=True,
+        )
+        assert self.process.stdin and self.process.stdout
+        self.requests, self.replies = self.process.stdin, self.process.stdout
+
+    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """Return function(*arguments), or raise what it raised there."""
+        try:
+            pickle.dump((function, arguments), self.requests, protocol=pickle.HIGHEST_PROTOCOL)
+            self.requests.flush()
+            succeeded, result = pickle.load(self.replies)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            raise UserError(
+                "a worker process ended early (killed, or out of memory?); run again, perhaps with fewer --workers"
+            ) from None
+        if not succeeded:
+            raise result
+        return result
+
+
 class WorkerPool:
     """Runs functions of this package on many tasks, in `workers` processes, or in this one if `workers` is 0.
 
@@ -35,28 +67,30 @@ class WorkerPool:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+        self._started: list[_Worker] = []
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._threads = ThreadPoolExecutor(max(1, workers))
 
     def __enter__(self) -> WorkerPool:
         for _ in range(self.workers):
-            self._processes.append(_start())
-            self._idle.put(self._processes[-1])
+            self._started.append(_Worker())
+            self._idle.put(self._started[-1])
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.wait()
+        for worker in self._started:
+            worker.process.kill()
+        for worker in self._started:
+            worker.process.wait()
         # The threads see the end of their pipes now, so this does not block.
         self._threads.shutdown(wait=True, cancel_futures=True)
-        for process in self._processes:
-            _close(process)
+        for worker in self._started:
+            worker.replies.close()
+            with suppress(OSError):  # what was left to write has no reader any more
+                worker.requests.close()
 
     def map(self, function: Callable[..., Any], tasks: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
-        """The results of function(*task) in the order of the tasks, taking tasks only as fast as they are done."""
+        """Yield function(*task) in the order of the tasks, taking tasks only as fast as they are done."""
         if not self.workers:
             with sequential_tokenizers():
                 for task in tasks:
@@ -71,24 +105,15 @@ class WorkerPool:
             yield running.popleft().result()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The result of one call."""
+        """Return the result of one call."""
         return next(self.map(function, iter([arguments])))
 
     def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        process = self._idle.get()
+        worker = self._idle.get()
         try:
-            pickle.dump((function, arguments), process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
-            process.stdin.flush()
-            succeeded, result = pickle.load(process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError):
-            raise UserError(
-                "a worker process ended early (killed, or out of memory?); run again, perhaps with fewer --workers"
-            ) from None
+            return worker.call(function, arguments)
         finally:
-            self._idle.put(process)
-        if not succeeded:
-            raise result
-        return result
+            self._idle.put(worker)
 
 
 @contextmanager
@@ -105,27 +130,8 @@ def sequential_tokenizers() -> Iterator[None]:
             os.environ[PARALLELISM] = before
 
 
-def _start() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", f"{__package__}.workers"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        # `-m` finds the package in the working directory; the cores are shared out between the workers already.
-        cwd=Path(__file__).resolve().parent.parent,
-        env={**os.environ, PARALLELISM: "false"},
-        # Ctrl-C reaches the main process alone, which then ends the workers.
-        start_new_session=True,
-    )
-
-
-def _close(process: subprocess.Popen[bytes]) -> None:
-    process.stdout.close()
-    with suppress(OSError):  # what was left to write has no reader any more
-        process.stdin.close()
-
-
 def serve() -> None:
-    """The worker's side: answer requests until the input ends."""
+    """Answer requests until the input ends: the worker's side."""
     requests = sys.stdin.buffer
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints must not disturb the replies

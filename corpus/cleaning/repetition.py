@@ -41,7 +41,6 @@ EXAMPLE_CHARACTERS = 120
 
 _PERCENTILES = {"p50": 50, "p90": 90, "p99": 99}
 _OTHERS = re.compile(r"[\W_]+")
-_SLOTS = 2**19  # to find n-grams that are repeated, three times as many as a chunk of Chinese has
 _STEPS = 1000  # shares are counted to a thousandth, runs up to a thousand
 
 
@@ -90,22 +89,11 @@ def _repeated_ngrams(normalized: NormalizedTexts) -> np.ndarray:
 
 
 def _repeated(keys: np.ndarray) -> np.ndarray:
-    """The places of all keys that stand at an earlier place too, ascending.
-
-    Each key looks up who came first to the slot that its lowest bits name. Only those that find another key there, one
-    in ten, are sorted.
-    """
-    slots = (keys & np.uint64(_SLOTS - 1)).astype(np.int64)
-    places = np.arange(len(keys), dtype=np.uint32)
-    written = np.empty(_SLOTS, dtype=np.uint32)
-    written[slots[::-1]] = places[::-1]  # the last one written is the first to stand there
-    first = written.take(slots)
-    assert (first <= places).all()  # numpy writes in this order, though it does not promise to
-    again = first < places
-    others = np.flatnonzero(keys.take(first) != keys)
-    others = others[np.argsort(keys[others], kind="stable")]
-    again[others] = False
-    again[others[1:]] = keys[others[1:]] == keys[others[:-1]]
+    """Return the places of all keys that stand at an earlier place too, ascending."""
+    order = np.argsort(keys)
+    starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
+    again = np.ones(len(keys), dtype=bool)
+    again[np.minimum.reduceat(order, starts)] = False
     return np.flatnonzero(again)
 
 
