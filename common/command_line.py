@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import os
 import re
 import sys
@@ -28,12 +29,12 @@ class Parser(argparse.ArgumentParser):
         self._given: Sequence[str] = ()
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """As argparse's; what was given is kept for `error`."""
+        """Parse as argparse does, and keep what was given for `error`."""
         self._given = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args(self._given, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """UserError with the message and, for flags that there are none of, what is nearest to each."""
+        """Raise UserError with the message and, for each flag that does not exist, the nearest that does."""
         raise UserError(f"{message}{''.join(map(self._hint, self._unknown()[:_MOST_NAMED]))}; --help lists the flags")
 
     def _unknown(self) -> list[str]:
@@ -55,18 +56,14 @@ def boolean(text: str) -> bool:
 
 def duration(text: str) -> float:
     """Return the seconds of "11h30m", "45m", "90s" or a plain number of seconds."""
-    match = _DURATION.fullmatch(text)
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        seconds = float(text)
-    elif match and text:
-        hours, minutes, rest = (float(part or 0) for part in match.groups())
-        seconds = 3600 * hours + 60 * minutes + rest
-    else:
+    match = _DURATION.fullmatch(f"{text}s" if re.fullmatch(r"\d+(\.\d+)?", text) else text)
+    if not match or not text:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a duration: write it like 11h30m, 45m or 90s")
+    hours, minutes, rest = (float(part or 0) for part in match.groups())
+    seconds = 3600 * hours + 60 * minutes + rest
     if not 0 < seconds <= _LONGEST_SECONDS:
-        raise argparse.ArgumentTypeError(
-            f"{text[:40]!r} is too {'long' if seconds else 'short'} a time: give more than 0 and at most ten years"
-        )
+        how = "long" if seconds else "short"
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is too {how} a time: give more than 0 and at most ten years")
     return seconds
 
 
@@ -84,26 +81,25 @@ def positive(text: str) -> int:
     return value
 
 
+def at_least_zero(text: str) -> float:
+    """Convert a finite number of at least 0."""
+    if not 0 <= (value := _number(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
+    return value
+
+
 def amount(text: str) -> float:
     """Convert a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 < value < float("inf"):
+    if not 0 < (value := _number(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text} must be above 0")
     return value
 
 
-def at_least_zero(text: str) -> float:
-    """Convert a finite number of at least 0."""
+def _number(text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
-    return value
 
 
 def one_of(*choices: str) -> Callable[[str], str]:

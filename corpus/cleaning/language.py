@@ -15,19 +15,8 @@ import numpy as np
 
 from corpus.cleaning.normalization import code_points, look_up, owners
 
-SCRIPTS: tuple[str, ...] = (
-    "han",
-    "latin",
-    "digit",
-    "punctuation",
-    "space",
-    "kana",
-    "hangul",
-    "cyrillic",
-    "greek",
-    "arabic",
-    "other",
-)
+_SCRIPT_NAMES = "han latin digit punctuation space kana hangul cyrillic greek arabic other"
+SCRIPTS = tuple(_SCRIPT_NAMES.split())
 # Han characters that are written differently in the two standards.
 FORMS: tuple[str, ...] = ("traditional", "simplified")
 

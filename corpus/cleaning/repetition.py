@@ -49,7 +49,7 @@ def scores(texts: Sequence[str], encoded: Sequence[bytes], normalized: Normalize
     result = np.zeros((len(texts), len(RULES)), dtype=np.float32)
     counts = normalized.counts()
     result[:, 1] = _repeated_ngrams(normalized) / np.maximum(counts, 1)
-    long = np.flatnonzero(counts >= MIN_CHARACTERS).tolist()
+    long: list[int] = np.flatnonzero(counts >= MIN_CHARACTERS).tolist()
     result[long, 0] = [_repeated_lines(texts[place]) for place in long]
     sizes = np.array([(len(zlib.compress(encoded[place])), len(encoded[place])) for place in long]).reshape(-1, 2)
     result[long, 2] = np.maximum(0, 1 - sizes[:, 0] / sizes[:, 1])
@@ -118,7 +118,8 @@ def breaks_a_rule(values: np.ndarray) -> np.ndarray:
 
 
 def _over(values: np.ndarray) -> np.ndarray:
-    return values > np.array([LIMITS[rule] for rule in RULES], dtype=np.float32)
+    limits = np.array([LIMITS[rule] for rule in RULES], dtype=np.float32)
+    return np.asarray(values > limits)
 
 
 @dataclass
