@@ -66,7 +66,7 @@ def test_a_streamed_text_is_the_text(cli):
     assert (status, out, err) == (0, f"> 山里\n{record['text']}\n", "")
 
 
-def test_the_end_mark_ends_and_is_not_printed(cli, model_folder, tokenizer):
+def test_eos_ends_and_is_not_printed(cli, model_folder, tokenizer):
     [before] = records(cli("--prompt", "山", "--greedy", "--json")[1])
     first = load_model(model_folder).generate(torch.tensor([[1, *tokenizer.encode("山").ids]]), do_sample=False)
     config = json.loads((model_folder / "config.json").read_text())
@@ -115,7 +115,7 @@ def test_prompts_from_json_lines(cli, tmp_path):
     assert out.startswith("> 从前\n> 有\n")
 
 
-def test_a_begin_mark_in_the_prompt_is_not_doubled(cli):
+def test_bos_in_the_prompt_is_not_doubled(cli):
     plain, marked = (
         records(cli("--prompt", text, "--seed", "1", "--json")[1])[0]["text"] for text in ("山", "<|im_start|>山")
     )
@@ -162,17 +162,16 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
     ("arguments", "words"),
     [
         (["--temperature", "0"], ["--temperature is 0", "--greedy"]),
-        (["--temperature", "-1"], ["--temperature is -1"]),
-        (["--temperature", "nan"], ["--temperature is nan"]),
-        (["--top_p", "0"], ["--top_p is 0"]),
+        (["--temperature", "-1"], ["--temperature", "-1 must be at least 0"]),
+        (["--temperature", "nan"], ["--temperature", "nan must be at least 0"]),
+        (["--top_p", "0"], ["--top_p", "0 must be above 0"]),
         (["--top_p", "1.5"], ["--top_p is 1.5"]),
-        (
-            ["--top_k", "-3", "--num_samples", "0", "--batch_size", "0"],
-            ["--top_k is -3", "--num_samples is 0", "--batch_size is 0"],
-        ),
-        (["--max_new_tokens", "0"], ["--max_new_tokens is 0"]),
-        (["--repetition_penalty", "0"], ["--repetition_penalty is 0"]),
-        (["--no_repeat_ngram", "-1"], ["--no_repeat_ngram is -1"]),
+        (["--top_k", "-3"], ["--top_k", "'-3' is not a whole number of at least 0"]),
+        (["--num_samples", "0"], ["--num_samples", "0 is too small"]),
+        (["--batch_size", "0"], ["--batch_size", "0 is too small"]),
+        (["--max_new_tokens", "0"], ["--max_new_tokens", "0 is too small"]),
+        (["--repetition_penalty", "0"], ["--repetition_penalty", "0 must be above 0"]),
+        (["--no_repeat_ngram", "-1"], ["--no_repeat_ngram", "'-1' is not a whole number of at least 0"]),
         (["--greedy", "--num_samples", "2"], ["--greedy", "--num_samples"]),
         (["--top_k", "many"], ["--top_k", "many"]),
         (["--prompts", "x"], ["--prompts", "--prompt"]),
