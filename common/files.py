@@ -23,7 +23,7 @@ _DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def check_regular(path: Path) -> os.stat_result:
-    """What the system knows of a plain file (or a link to one); OSError for anything else."""
+    """Return the status of a plain file (or of a link to one); OSError for anything else."""
     try:
         found = os.stat(path)
     except ValueError as error:  # a NUL in the name, or half a surrogate pair
@@ -40,7 +40,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path, most_bytes: int, encoding: str = "utf-8") -> str:
-    """The text of a plain file of at most `most_bytes`; OSError otherwise, UnicodeDecodeError if it is no text."""
+    """Return the text of a plain file of at most `most_bytes`; OSError otherwise, UnicodeDecodeError if it is no text."""
     with open_regular(path) as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
@@ -49,7 +49,7 @@ def read_text(path: Path, most_bytes: int, encoding: str = "utf-8") -> str:
 
 
 def read_json(path: Path, most_bytes: int) -> Any:
-    """The value in a JSON file of at most `most_bytes`; OSError if it cannot be read, ValueError if it is no JSON."""
+    """Return the value in a JSON file of at most `most_bytes`; OSError if it cannot be read, ValueError if it is no JSON."""
     try:
         return json.loads(read_text(path, most_bytes))
     except RecursionError:
@@ -69,7 +69,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold a file, or the names in a folder, even if the machine goes away."""
+    """Flush a file, or the names in a folder, to the disk, so that a crash of the machine does not lose them."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -125,7 +125,7 @@ def append_whole(path: Path, data: bytes) -> None:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that this user may write, on the disk of `path` or of the folder that it will be made in."""
+    """Return the bytes that this user may write, on the disk of `path` or of the folder that it will be made in."""
     path = path.absolute()
     while not path.exists():
         path = path.parent
@@ -133,7 +133,7 @@ def free_bytes(path: Path) -> int:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in a folder that may not be there, or be changing."""
+    """Return the bytes of all files in a folder that may not be there, or be changing."""
     total = 0
     for path in folder.rglob("*") if folder.is_dir() else ():
         try:
@@ -144,7 +144,7 @@ def size_of(folder: Path) -> int:
 
 
 def printable(value: object, most: int = 200) -> str:
-    """Text from a file, fit for a message: at most so many characters, and none that a terminal would obey."""
+    """Return text that is fit for a message: at most `most` characters, and none that a terminal would obey."""
     text = str(value)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
     return text if len(text) <= most else text[: most - 1] + "…"

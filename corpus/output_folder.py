@@ -10,15 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import UserError
-from corpus.manifest import MANIFEST_NAME, REPORT_NAME, TOKENIZER_NAME
+from corpus.manifest import MANIFEST_NAME
 
-_OWN_FILE = re.compile(
-    "|".join((r"(train|val)-\d{5,}\.bin", *map(re.escape, (TOKENIZER_NAME, MANIFEST_NAME, REPORT_NAME))))
-)
+_OWN_FILE = re.compile(r"(train|val)-\d{5,}\.bin|(tokenizer|manifest|report)\.json")
 
 
 def check_replaceable(folder: Path) -> None:
-    """UserError unless `folder` is absent, empty, or holds a prepared corpus and nothing else."""
+    """Raise UserError unless `folder` is absent, empty, or holds a prepared corpus and nothing else."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except FileNotFoundError:
@@ -27,11 +25,9 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(f"{folder}: is a file; give --output a folder") from None
     except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it
         raise UserError(f"{folder}: cannot be the output ({error}); give --output another folder") from None
-    names = [entry.name for entry in entries]
-    # a folder by the name of one of our files holds somebody's own, and would be deleted with all that is in it
-    foreign = [
-        entry.name for entry in entries if not _OWN_FILE.fullmatch(entry.name) or entry.is_dir(follow_symlinks=False)
-    ]
+    # A folder by the name of one of our files holds somebody's own, and would be deleted with all that is in it.
+    foreign = [e.name for e in entries if not _OWN_FILE.fullmatch(e.name) or e.is_dir(follow_symlinks=False)]
+    names = [e.name for e in entries]
     if foreign or (names and MANIFEST_NAME not in names):
         first = (foreign or names)[0]
         raise UserError(f"{folder}: holds other files ({first}); give --output a new or an empty folder")
@@ -39,7 +35,7 @@ def check_replaceable(folder: Path) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to fill; at the end it takes the place of `folder`, on any error it vanishes."""
+    """Yield a new folder to fill; at the end it takes the place of `folder`, on any error it vanishes."""
     folder = folder.resolve()
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)  # of a dead process with the same number

@@ -127,7 +127,7 @@ def _add_line(parsed: Parsed, line: bytes) -> str | None:
 
 
 def _blocks(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Unpacked blocks of a file, each with the number of bytes read from the disk for it."""
+    """Yield unpacked blocks of a file, each with the number of bytes read from the disk for it."""
     try:
         with open_regular(path) as file:
             magic = file.read(4)

@@ -114,12 +114,11 @@ def _longest_runs(normalized: NormalizedTexts, counts: np.ndarray) -> np.ndarray
 
 def breaks_a_rule(values: np.ndarray) -> np.ndarray:
     """Return which rows of `scores` exceed a limit, bool (texts,)."""
-    return _over(values).any(axis=1)
+    return np.any(_over(values), axis=1)
 
 
 def _over(values: np.ndarray) -> np.ndarray:
-    limits = np.array([LIMITS[rule] for rule in RULES], dtype=np.float32)
-    return np.asarray(values > limits)
+    return np.greater(values, np.array([LIMITS[rule] for rule in RULES], dtype=np.float32))
 
 
 @dataclass
