@@ -1,4 +1,4 @@
-"""A run's folder as it was left: every file may be missing or cut off in the middle, as in a run still going on."""
+"""A run's folder as it was left: every file may be missing or incomplete, as in a run that is still training."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from common.errors import UserError
 Curve = list[tuple[int, float]]
 Row = dict[str, Any]
 
-MARKS = ("run.json", "metrics.jsonl")  # a folder with one of these is a run's
-
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run wrote about itself. Rows of the metrics are in the order of their steps."""
+    """What a run wrote about itself. The rows of metrics.jsonl are in the order of their steps."""
 
     folder: Path
     train: list[Row] = field(default_factory=list)
@@ -33,101 +31,95 @@ class RunRecord:
     corpus: str | None = None
     ds_config: Row = field(default_factory=dict)
     state: Row = field(default_factory=dict)
+    """run_state.json of the newest checkpoint."""
 
     def curve(self, split: str, key: str) -> Curve:
-        """(step, value) of one metric, finite values only."""
+        """Return (step, value) of one metric, finite values only."""
         rows = self.train if split == "train" else self.val
         return [(row["step"], float(row[key])) for row in rows if _is_finite(row.get(key))]
 
     @property
     def best(self) -> tuple[int, float] | None:
         """(step, recorded validation loss) of the weights in model/."""
+        evaluations = [(step, loss) for step, loss in self.curve("val", "loss") if step > 0]
+        lowest = min(evaluations, key=lambda point: point[1], default=None)
         for source in (self.summary, self.state):
             step = source.get("best_step")
             loss = source.get("best_val_loss", source.get("best_loss"))
-            if isinstance(step, int) and _is_finite(loss) and step >= self._last_evaluation():
+            # it is out of date if the metrics have a better, later evaluation
+            if isinstance(step, int) and _is_finite(loss) and step >= (lowest[0] if lowest else 0):
                 return step, float(loss)
-        return min(
-            ((step, loss) for step, loss in self.curve("val", "loss") if step > 0),
-            key=lambda point: point[1],
-            default=None,
-        )
-
-    def _last_evaluation(self) -> int:
-        """A checkpoint's or summary's best step is out of date where the metrics know a better, later one."""
-        curve = [(step, loss) for step, loss in self.curve("val", "loss") if step > 0]
-        return min(curve, key=lambda point: point[1])[0] if curve else 0
+        return lowest
 
     @property
     def corpus_fingerprint(self) -> str | None:
-        """Of the corpus that it was trained on, where a checkpoint names it."""
+        """The fingerprint of the corpus that it was trained on, if a checkpoint has it."""
         name = _dict(self.state.get("identity")).get("corpus")
         return name if isinstance(name, str) else None
 
     @property
     def steps(self) -> int:
-        """The last step that anything was recorded of."""
+        """The last recorded step."""
         return max((row["step"] for row in (*self.train, *self.val)), default=0)
 
     @property
     def total_steps(self) -> int | None:
-        """Steps that the run was to have, where it is known."""
+        """The steps that the run was to have, if known."""
         total = self.summary.get("total_steps", self.schedule.get("total_num_steps"))
         return total if isinstance(total, int) else None
 
     @property
     def schedule(self) -> Row:
-        """The parameters of the learning rate's schedule, empty where there is none."""
+        """The parameters of the learning rate schedule, empty without one."""
         return _dict(_dict(self.ds_config.get("scheduler")).get("params"))
 
     @property
     def tokens(self) -> int | None:
-        """Training tokens seen by the last recorded step."""
+        """The training tokens seen by the last recorded step."""
         known = [row["tokens"] for row in (*self.train, *self.val) if isinstance(row.get("tokens"), int)]
         return max(known, default=None)
 
     @property
     def seq_len(self) -> int:
-        """Tokens a row."""
+        """The tokens of a packed row."""
         length = self.flags.get("max_seq_len")
         return length if isinstance(length, int) and length > 0 else 512
 
 
 def is_run(folder: Path) -> bool:
-    """Whether train.py wrote this folder."""
-    return any((folder / name).is_file() for name in MARKS)
+    """Return whether train.py wrote this folder."""
+    return any((folder / name).is_file() for name in ("run.json", "metrics.jsonl"))
 
 
 def read_run(folder: Path) -> RunRecord:
-    """All that can be read; what is missing or broken is empty. UserError if nothing at all is there."""
-    metrics = [row for row in _lines(folder / "metrics.jsonl") if isinstance(row.get("step"), int)]
-    record = _object(folder / "run.json")
+    """Read what can be read; what is missing or broken is empty. UserError if nothing at all is there."""
+    metrics = [row for row in _rows(folder / "metrics.jsonl") if isinstance(row.get("step"), int)]
+    record = read_object(folder / "run.json")
     if not metrics and not record:
         raise UserError(f"{folder} holds no run.json and no metrics.jsonl that could be read: give the folder of a run")
     metrics.sort(key=lambda row: row["step"])
-    checks = _object(folder / "preflight.json").get("checks")
+    checks = read_object(folder / "preflight.json").get("checks")
+    samples = [row for row in _rows(folder / "samples.jsonl") if isinstance(row.get("text"), str)]
+    states = [read_object(path) for path in sorted((folder / "checkpoints").glob("step-*/run_state.json"))]
+    corpus = record.get("corpus")
     return RunRecord(
         folder=folder,
         train=[row for row in metrics if row.get("split") == "train"],
         val=[row for row in metrics if row.get("split") == "val"],
-        samples=[
-            row
-            for row in _lines(folder / "samples.jsonl")
-            if isinstance(row.get("step"), int) and isinstance(row.get("text"), str)
-        ],
-        alarms=[row for row in _lines(folder / "alarms.jsonl") if "alarm" in row],
+        samples=[row for row in samples if isinstance(row.get("step"), int)],
+        alarms=[row for row in _rows(folder / "alarms.jsonl") if "alarm" in row],
         preflight=[check for check in checks if isinstance(check, dict)] if isinstance(checks, list) else None,
-        summary=_object(folder / "summary.json"),
+        summary=read_object(folder / "summary.json"),
         flags=_dict(record.get("flags")),
         model=_dict(record.get("model")),
-        corpus=record.get("corpus") if isinstance(record.get("corpus"), str) else None,
-        ds_config=_object(folder / "ds_config.json"),
-        state=_newest_state(folder / "checkpoints"),
+        corpus=corpus if isinstance(corpus, str) else None,
+        ds_config=read_object(folder / "ds_config.json"),
+        state=states[-1] if states else {},
     )
 
 
 def find_corpus(run: RunRecord) -> Path | None:
-    """The corpus that the run names; a relative path is looked for from here, and from each folder above the run."""
+    """Find the corpus that the run names; a relative path may start here or at any folder above the run."""
     if run.corpus is None:
         return None
     named = Path(run.corpus)
@@ -135,20 +127,16 @@ def find_corpus(run: RunRecord) -> Path | None:
     return next((place for place in places if (place / "manifest.json").is_file()), None)
 
 
-def _newest_state(checkpoints: Path) -> Row:
-    states = [_object(path) for path in sorted(checkpoints.glob("step-*/run_state.json"))]
-    return states[-1] if states else {}
-
-
-def _object(path: Path) -> Row:
+def read_object(path: Path) -> Row:
+    """Return the object in a JSON file, empty if there is none that can be read."""
     try:
         return _dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
         return {}
 
 
-def _lines(path: Path) -> Iterator[Row]:
-    """The objects of a .jsonl file; a line that is none, such as a last one half written, is passed over."""
+def _rows(path: Path) -> Iterator[Row]:
+    """Yield the objects of a .jsonl file; a line that is none, such as an incomplete last one, is skipped."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:

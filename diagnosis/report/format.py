@@ -1,28 +1,33 @@
-"""Numbers and texts as the page prints them; what is missing or not finite becomes a dash."""
+"""How the page prints numbers and texts; what is missing or not finite becomes a dash."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-
-from diagnosis.report.charts import finite
+from itertools import groupby
+from operator import itemgetter
+from typing import TypeGuard
 
 MISSING = "\N{EN DASH}"
 _UNPRINTABLE = re.compile(
     "[^\t\n\u0020-\u007e\u00a0-\u2027\u202f-\u2065\u2070-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010ffff]"
 )
 _UNIT = re.compile(r"[A-Za-z0-9]+|[^\sA-Za-z0-9]")
-"""What counts as one step of a text that is read: a Latin word, or one other character."""
+"""A unit of text: a Latin word, or one other character."""
+
+
+def finite(value: object) -> TypeGuard[float]:
+    """Return whether a value is a number that can be printed and drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """With thousands separators and a fixed number of decimals."""
+    """Format with thousands separators and a fixed number of decimals."""
     return f"{value:,.{digits}f}" if finite(value) else MISSING
 
 
 def percent(value: float | None) -> str:
-    """A share as percent: one decimal below ten, none above. The sign never stands on a line of its own."""
+    """Format a share as percent: one decimal below ten, none above. The sign is never alone on a line."""
     if not finite(value):
         return MISSING
     if 0 < value < 0.0005:
@@ -32,7 +37,7 @@ def percent(value: float | None) -> str:
 
 
 def plain(value: float | None) -> str:
-    """The shortest sensible form: 0.5, 12, 3,400, 2e-04."""
+    """Format in the shortest sensible form: 0.5, 12, 3,400, 2e-04."""
     if not finite(value):
         return MISSING
     if value == 0 or (abs(value) >= 1000 and value == round(value)):
@@ -41,7 +46,7 @@ def plain(value: float | None) -> str:
 
 
 def short(value: float | None) -> str:
-    """For axes: 0.02, 250, 1.5k, 20M, 2e-4."""
+    """Format for an axis: 0.02, 250, 1.5k, 20M, 2e-4."""
     if not finite(value):
         return MISSING
     size = abs(value)
@@ -55,7 +60,7 @@ def short(value: float | None) -> str:
 
 
 def amount(value: float | None, language: str) -> str:
-    """A large count in the language's own units: 45.2 million, 4,520 万."""
+    """Format a large count in the language's own units: 45.2 million, 4,520 万."""
     if not finite(value):
         return MISSING
     units = ((1e8, " 亿"), (1e4, " 万")) if language == "zh" else ((1e9, " billion"), (1e6, " million"))
@@ -66,7 +71,7 @@ def amount(value: float | None, language: str) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes in decimal units."""
+    """Format bytes in decimal units."""
     if not finite(value):
         return MISSING
     for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
@@ -75,51 +80,30 @@ def size(value: float | None) -> str:
     return f"{value:,.0f} B"
 
 
-FILTERS: dict[str, Callable[..., str]] = {
-    "number": number,
-    "percent": percent,
-    "plain": plain,
-    "short": short,
-    "amount": amount,
-    "size": size,
-}
-
-
 def printable(text: str) -> str:
-    """The text with what may not stand in HTML replaced: controls, lone surrogates, overrides of the direction."""
+    """Replace what is not allowed in HTML: controls, lone surrogates, overrides of the text direction."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def excerpt(text: object, limit: int) -> str:
-    """At most `limit` characters of a text, with an ellipsis where it was cut."""
+    """Return at most `limit` characters of a text, with an ellipsis where it was cut."""
     text = "" if text is None else str(text)
     return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def repeated_pieces(text: str, n: int = 6) -> list[tuple[str, bool]]:
-    """The text in pieces, each with whether it belongs to n units in a row that stood earlier in the text.
+    """Split a text into pieces, each with whether it is part of `n` units in a row that occurred earlier in the text.
 
-    Six characters are about the four tokens of the measure of repetition; a name, which may come again, is shorter.
+    Six characters are about the four tokens of the repetition metric; a name, which may come again, is shorter.
     """
     units = [match.span() for match in _UNIT.finditer(text)]
-    names = [text[start:end] for start, end in units]
     seen: set[tuple[str, ...]] = set()
-    repeated = [False] * len(units)
+    repeated = [False] * len(text)
     for k in range(len(units) - n + 1):
-        gram = tuple(names[k : k + n])
+        gram = tuple(text[start:end] for start, end in units[k : k + n])
         if gram in seen:
-            repeated[k : k + n] = [True] * n
+            start, end = units[k][0], units[k + n - 1][1]
+            repeated[start:end] = [True] * (end - start)
         seen.add(gram)
-    pieces: list[tuple[str, bool]] = []
-    at = 0
-    for k, (start, end) in enumerate(units):
-        inside = repeated[k] and k > 0 and repeated[k - 1]
-        for piece, mark in ((text[at:start], inside), (text[start:end], repeated[k])):
-            if piece and pieces and pieces[-1][1] == mark:
-                pieces[-1] = (pieces[-1][0] + piece, mark)
-            elif piece:
-                pieces.append((piece, mark))
-        at = end
-    if text[at:]:
-        pieces.append((text[at:], False))
-    return pieces
+    marked = groupby(zip(text, repeated, strict=True), key=itemgetter(1))
+    return [("".join(character for character, _ in piece), mark) for mark, piece in marked]

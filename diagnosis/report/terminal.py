@@ -7,90 +7,76 @@ import textwrap
 import unicodedata
 from typing import Any
 
-from diagnosis.report.messages import Words
+from diagnosis.report.messages import Messages
+from evaluation.repetition import METRICS
 
 WIDTH, BAR = 96, 30
-FIGURES = ("repetition", "copying", "distinct_2", "loops")
+CLOSING = "，。；：、！？）》」』%.,;:!?)"  # may not begin a line
+WORD = re.compile(r"[!-~]{1,40}|.", re.DOTALL)  # a Latin word or flag stays whole, unless it is longer than a line
 
 
 def screen(diagnosis: dict[str, Any]) -> str:
-    """The lines to print: verdict, causes, ladder, repetition, decoding, notes."""
-    words = Words(diagnosis["language"])
+    """Return the lines to print: verdict, causes, baselines, repetition, decoding, notes."""
+    texts = Messages(diagnosis["language"])
     parts = [
-        _head(diagnosis, words),
-        _causes(diagnosis, words),
-        _ladder(diagnosis, words),
-        _repetition(diagnosis, words),
-        _decoding(diagnosis, words),
-        _notes(diagnosis, words),
+        _head(diagnosis, texts),
+        _causes(diagnosis["causes"], texts),
+        _baselines(diagnosis["ladder"], texts),
+        _repetition(diagnosis["repetition"], texts),
+        _decoding(diagnosis["decoding"], texts),
+        _notes(diagnosis["notes"], texts),
     ]
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
-def _head(diagnosis: dict[str, Any], words: Words) -> list[str]:
+def _head(diagnosis: dict[str, Any], texts: Messages) -> list[str]:
     subject = diagnosis["subject"]
     millions = (subject["parameters"] or 0) / 1e6
     parameters = "?" if not millions else f"{millions:,.1f} M" if millions >= 0.1 else f"{millions:.2g} M"
-    facts = [words("term_subject", path=subject["path"], parameters=parameters, vocab=subject["vocab_size"])]
+    facts = [texts("terminal.model", path=subject["path"], parameters=parameters, vocab=subject["vocab_size"])]
     if subject["step"] is not None:
-        total = subject["total_steps"]
-        facts.append(words("term_step", step=subject["step"], total=total if total else subject["step"]))
+        facts.append(texts("terminal.step", step=subject["step"], total=subject["total_steps"] or subject["step"]))
     if subject["data"]:
-        facts.append(words("term_text", data=subject["data"]))
-    return [
-        ", ".join(facts) if words.language == "en" else "，".join(facts),
-        "",
-        *_wrapped(diagnosis["verdict"]["headline"], ""),
-    ]
+        facts.append(texts("terminal.text", data=subject["data"]))
+    return [texts("terminal.comma").join(facts), "", *wrap(diagnosis["verdict"]["headline"])]
 
 
-def _causes(diagnosis: dict[str, Any], words: Words) -> list[str]:
-    lines = [words("term_why")] if diagnosis["causes"] else []
-    for number, cause in enumerate(diagnosis["causes"], 1):
-        lines.append("  " + words("term_cause", number=number, title=cause["title"], confidence=cause["confidence"]))
-        for sentence in cause["evidence"]:
-            lines += _wrapped(sentence, "     ")
-        lines += _wrapped(words("term_next", next=cause["next"]), "     ")
+def _causes(causes: list[dict[str, Any]], texts: Messages) -> list[str]:
+    lines = [texts("terminal.causes")] if causes else []
+    for number, cause in enumerate(causes, 1):
+        title = texts("terminal.cause", number=number, title=cause["title"], confidence=cause["confidence"])
+        lines.append(f"  {title}")
+        for sentence in (*cause["evidence"], texts("terminal.next", next=cause["next"])):
+            lines += wrap(sentence, "     ")
     return lines
 
 
-def _ladder(diagnosis: dict[str, Any], words: Words) -> list[str]:
-    ladder = diagnosis["ladder"]
-    places = [(rung["label"], rung, "-") for rung in ladder["rungs"]]
-    if ladder["model"] and ladder["model"]["nats"] is not None:
-        places.append((words("term_model"), ladder["model"], "#"))
-    if ladder["train"] and ladder["train"]["nats"] is not None:
-        places.append((words("term_train"), ladder["train"], "="))
-    if not places:
-        return []
-    most = max(place["nats"] for _, place, _ in places)
-    label = max(_columns(name) for name, _, _ in places)
-    lines = [words("term_ladder")]
-    for name, place, mark in places:
-        bits = "" if place["bits_per_byte"] is None else f"  {place['bits_per_byte']:6.3f}"
-        bar = mark * max(1, round(place["nats"] / most * BAR))
-        lines.append(f"  {_padded(name, label)}  {place['nats']:6.3f}{bits}  {bar}")
-    lines[0] += (
-        f" — {words('term_nats')}, {words('term_bits')}"
-        if words.language == "en"
-        else f"：{words('term_nats')}，{words('term_bits')}"
-    )
-    return [*lines, *_wrapped(ladder["sentence"], "  ")]
-
-
-def _repetition(diagnosis: dict[str, Any], words: Words) -> list[str]:
-    rows = diagnosis["repetition"]
+def _baselines(found: dict[str, Any], texts: Messages) -> list[str]:
+    rows = [(row["label"], row, "-") for row in found["rungs"]]
+    rows += [(texts("terminal.this_model"), found["model"], "#"), (texts("terminal.train"), found["train"], "=")]
+    rows = [(label, row, mark) for label, row, mark in rows if row and row["nats"] is not None]
     if not rows:
         return []
-    label = max(_columns(row["label"]) for row in rows)
-    heads = [words(f"term_col_{name}") for name in FIGURES]
-    lines = [
-        words("term_repetition"),
-        "  " + " " * label + "".join(f"  {_padded(head, 10, right=True)}" for head in heads),
-    ]
+    most = max(row["nats"] for _, row, _ in rows)
+    width = max(columns(label) for label, _, _ in rows)
+    lines = [texts("terminal.baselines")]
+    for label, row, mark in rows:
+        bits = "" if row["bits_per_byte"] is None else f"  {row['bits_per_byte']:6.3f}"
+        bar = mark * max(1, round(row["nats"] / most * BAR))
+        lines.append(f"  {_padded(label, width)}  {row['nats']:6.3f}{bits}  {bar}")
+    return [*lines, *wrap(found["sentence"], "  ")]
+
+
+def _repetition(rows: list[dict[str, Any]], texts: Messages) -> list[str]:
+    if not rows:
+        return []
+    width = max(columns(row["label"]) for row in rows)
+    head = "".join(f"  {_padded(texts(f'metrics.{name}'), 10, right=True)}" for name in METRICS)
+    lines = [texts("terminal.repetition"), "  " + " " * width + head]
     for row in rows:
-        cells = "".join(f"  {_cell(row[name], name):>10}" for name in FIGURES)
-        lines.append(f"  {_padded(row['label'], label)}{cells}")
+        lines.append(
+            f"  {_padded(row['label'], width)}" + "".join(f"  {_cell(row[name], name):>10}" for name in METRICS)
+        )
     return lines
 
 
@@ -100,59 +86,42 @@ def _cell(value: float | None, name: str) -> str:
     return f"{value:.2f}" if name == "distinct_2" else f"{value:.1%}"
 
 
-def _decoding(diagnosis: dict[str, Any], words: Words) -> list[str]:
-    found = diagnosis["decoding"]
+def _decoding(found: dict[str, Any] | None, texts: Messages) -> list[str]:
     if not found:
         return []
     best = found["grid"][found["best"]]
-    sample = " ".join(f"{found['prompt']} | {best['sample']}".split())
-    return [words("term_decoding"), *_wrapped(found["sentence"], "  "), *_wrapped(sample, "  > ", lines=3)]
+    sample = wrap(" ".join(f"{found['prompt']} | {best['sample']}".split()), "  > ")
+    if len(sample) > 3:
+        sample = [*sample[:2], f"{sample[2]} ..."]
+    return [texts("terminal.decoding"), *wrap(found["sentence"], "  "), *sample]
 
 
-def _notes(diagnosis: dict[str, Any], words: Words) -> list[str]:
-    if not diagnosis["notes"]:
-        return []
-    return [words("term_notes"), *(line for note in diagnosis["notes"] for line in _wrapped(note, "  "))]
+def _notes(notes: list[str], texts: Messages) -> list[str]:
+    return [texts("terminal.notes"), *(line for note in notes for line in wrap(note, "  "))] if notes else []
 
 
-def _wrapped(text: str, indent: str, lines: int = 0) -> list[str]:
-    """Lines of at most WIDTH columns; Chinese may break anywhere, so it is cut by columns. `lines` limits them."""
-    if any(_wide(character) for character in text):
-        found = [indent + piece for piece in _cut(text, WIDTH - _columns(indent))]
-    else:
-        found = textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
-    if lines and len(found) > lines:
-        found = [*found[: lines - 1], found[lines - 1] + " ..."]
-    return found
-
-
-# may not begin a line
-CLOSING = "，。；：、！？）》」』%.,;:!?)"
-
-
-# a Latin word or flag stays whole, unless it is longer than a line
-WORD = re.compile(r"[!-~]{1,40}|.", re.DOTALL)
-
-
-def _cut(text: str, width: int) -> list[str]:
-    pieces, piece, columns = [], "", 0
+def wrap(text: str, indent: str = "") -> list[str]:
+    """Break a text into lines of at most WIDTH columns; Chinese may be broken anywhere but before a closing mark."""
+    if not any(_wide(character) for character in text):
+        return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
+    lines, line = [], indent
     for part in WORD.findall(text):
-        size = _columns(part)
-        if columns + size > width and part[0] not in CLOSING:
-            pieces.append(piece.rstrip())
-            piece, columns = "", 0
-        piece, columns = piece + part, columns + size
-    return [*pieces, piece]
+        if columns(line) + columns(part) > WIDTH and part[0] not in CLOSING:
+            lines.append(line.rstrip())
+            line = indent
+        line += part
+    return [*lines, line]
+
+
+def columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    return sum(2 if _wide(character) else 1 for character in text)
 
 
 def _wide(character: str) -> bool:
     return unicodedata.east_asian_width(character) in "WF"
 
 
-def _columns(text: str) -> int:
-    return sum(2 if _wide(character) else 1 for character in text)
-
-
 def _padded(text: str, width: int, right: bool = False) -> str:
-    room = " " * max(0, width - _columns(text))
-    return room + text if right else text + room
+    padding = " " * max(0, width - columns(text))
+    return padding + text if right else text + padding

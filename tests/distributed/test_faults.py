@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from corpus.shards import Corpus
-from diagnosis.report.messages import Words
+from diagnosis.report.messages import Messages
 from evaluation.repetition import repetition_rate
 from stress.faults import judge
 from stress.faults.__main__ import good, main, table
@@ -159,9 +159,9 @@ def test_a_case_that_does_not_exist_is_named(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_expected_causes_are_ones_that_diagnosis_can_tell():
-    words = Words("en")
-    assert all(words(cause) and words(f"{cause}_next") for case in FAULTS for cause in case.expected)
+def test_the_expected_causes_are_ones_that_the_rules_can_find():
+    texts = Messages("en").texts
+    assert all(f"causes.{cause}.title" in texts for case in FAULTS for cause in case.expected)
 
 
 def _documents(corpus: Corpus) -> list[bytes]:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from diagnosis.report.charts import (
     Curve,
     Scale,
-    finite,
     histogram,
     line_chart,
     log_ticks,
@@ -22,6 +21,7 @@ from diagnosis.report.charts import (
     stacked_bands,
     thin,
 )
+from diagnosis.report.format import finite
 
 NUMBERS = st.floats(-1e12, 1e12, allow_nan=False)
 
@@ -86,21 +86,20 @@ def test_a_chart_places_curve_levels_and_marks():
         "T",
         [Curve("a", [(0.0, 0.0), (100.0, 10.0)], "main"), Curve("none", [], "x")],
         str,
-        str,
         levels=[("five", 5.0)],
         marks=[(50, "m"), (500, "outside")],
     )
     assert [line.label for line in chart.lines] == ["a"]
     top = 10 + 0.6
-    assert chart.levels[0].at == pytest.approx(100 - 100 * 5 / top)
+    assert chart.levels[0][1] == pytest.approx(100 - 100 * 5 / top)
     assert [(mark.at, mark.label) for mark in chart.marks] == [(50, "m")]
     assert chart.lines[0].path.startswith("M0 1000L1000 ")
     assert chart.cut is None
-    assert line_chart("T", [Curve("none", [], "x")], str, str) is None
+    assert line_chart("T", [Curve("none", [], "x")], str) is None
 
 
 def test_a_diverged_curve_runs_along_the_ceiling_and_says_so():
-    chart = line_chart("T", [Curve("a", [(0.0, 5.0), (1.0, 1e30)], "main")], str, str, ceiling=12.0, floor=None)
+    chart = line_chart("T", [Curve("a", [(0.0, 5.0), (1.0, 1e30)], "main")], str, ceiling=12.0, floor=None)
     assert chart.cut == "12.0"
     assert chart.lines[0].dots[-1] == (100, 0)
 
@@ -108,17 +107,17 @@ def test_a_diverged_curve_runs_along_the_ceiling_and_says_so():
 @pytest.mark.parametrize("points", [[(7.0, 3.0)], [(7.0, 0.0)], [(1.0, 0.0), (2.0, 0.0)], [(1.0, -5.0), (2.0, 1e-300)]])
 @pytest.mark.parametrize("log", [False, True])
 def test_constant_and_single_values_have_a_chart(points, log):
-    chart = line_chart("T", [Curve("a", points, "main")], str, str, log=log)
+    chart = line_chart("T", [Curve("a", points, "main")], str, log=log)
     assert all(0 <= c <= 100 for point in chart.lines[0].dots for c in point)
     assert chart.y_ticks
 
 
 def test_a_logarithm_keeps_zeros_at_its_lower_end():
-    chart = line_chart("T", [Curve("a", [(0.0, 0.0), (1.0, 0.01), (2.0, 1.0)], "main")], str, str, log=True)
+    chart = line_chart("T", [Curve("a", [(0.0, 0.0), (1.0, 0.01), (2.0, 1.0)], "main")], str, log=True)
     assert chart.log
     heights = [y for _, y in chart.lines[0].dots]
     assert heights[0] == 100 and 0 < heights[2] < heights[1] < 100
-    assert not line_chart("T", [Curve("a", [(0.0, -1.0), (1.0, 100.0)], "main")], str, str, log=True).log
+    assert not line_chart("T", [Curve("a", [(0.0, -1.0), (1.0, 100.0)], "main")], str, log=True).log
 
 
 def test_only_noise_is_smoothed():
@@ -130,17 +129,17 @@ def test_only_noise_is_smoothed():
 
 
 def test_bands_are_stacked_shares_with_even_borders():
-    bands = stacked_bands("L", [1, 2], [[1, 1, 2], [4, 0, 0]], str, columns=10)
+    bands = stacked_bands("L", [1, 2], [[1, 1, 2], [4, 0, 0]], columns=10)
     assert bands.even == pytest.approx([100 - 100 / 3, 100 - 200 / 3])
     assert bands.last == [1, 0, 0]
     # All three, then the first two, then the first alone: each covers the one before from below.
     assert [path.split("L")[0] for path in bands.paths] == ["M0 0", "M0 500", "M0 750"]
-    assert stacked_bands("L", [1], [[1, 1]], str, columns=10) is None
+    assert stacked_bands("L", [1], [[1, 1]], columns=10) is None
 
 
 def test_bars_of_a_histogram_are_relative_to_the_highest():
     bars, ticks = histogram([1, 10, 100, 1000], [5, 10, 0], str)
-    assert [bar.height for bar in bars] == [50, 100, 0]
+    assert [height for _, height, _ in bars] == [50, 100, 0]
     assert ticks[0].label == "1" and ticks[-1].at == pytest.approx(100)
     assert position(10, [1, 10, 100, 1000]) == pytest.approx(100 / 3)
     assert position(55, [1, 10, 100, 1000]) == pytest.approx(50)

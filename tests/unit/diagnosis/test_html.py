@@ -13,13 +13,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diagnosis.report.html import TEMPLATES, page, report_page
-from diagnosis.report.page_messages import WORDS, words
-from diagnosis.report.sections import MEASURES
+from diagnosis.report.messages import Messages
+from evaluation.repetition import METRICS
 
+ENGLISH = Messages("en").section("page")
 ROOT = TEMPLATES.parents[2]
 VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
-SECTIONS = ("causes", "ladder", "repetition", "samples", "curves", "experts", "decoding", "corpus", "checks", "notes")
-RUNGS = (("uniform", 8.76), ("unigram", 6.61), ("bigram", 5.10), ("trigram", 4.69))
+SECTIONS = (
+    "causes",
+    "baselines",
+    "repetition",
+    "samples",
+    "curves",
+    "experts",
+    "decoding",
+    "corpus",
+    "checks",
+    "notes",
+)
+BASELINES = (("uniform", 8.76), ("unigram", 6.61), ("bigram", 5.10), ("trigram", 4.69))
 
 
 class Outline(HTMLParser):
@@ -67,8 +79,8 @@ def text_of(html: str) -> str:
     return "".join(outline(html).texts)
 
 
-def ladder_report() -> dict:
-    return {name: {"nats": nats, "bits_per_byte": nats / 3.4} for name, nats in RUNGS}
+def baselines_report() -> dict:
+    return {name: {"nats": nats, "bits_per_byte": nats / 3.4} for name, nats in BASELINES}
 
 
 def corpus_report() -> dict:
@@ -99,7 +111,7 @@ def corpus_report() -> dict:
         "traditional_share": 0.083,
         "languages": {"zh-Hans": 0.98, "latin": 0.02},
         "characters_per_token": {"train": 0.786, "val": 0.781},
-        "ngram_baselines": ladder_report(),
+        "ngram_baselines": baselines_report(),
     }
 
 
@@ -123,7 +135,7 @@ def diagnosis(language: str = "en", experts: int = 4, layers: int = 2, steps: in
         },
         "verdict": {"parrots": True, "healthy": False, "headline": "HEADLINE"},
         "ladder": {
-            "rungs": [{"name": n, "label": n, "nats": v, "bits_per_byte": v / 3.4} for n, v in RUNGS],
+            "rungs": [{"name": n, "label": n, "nats": v, "bits_per_byte": v / 3.4} for n, v in BASELINES],
             "model": {"nats": 7.42, "bits_per_byte": 2.18},
             "train": {"nats": 7.38, "bits_per_byte": 2.17},
             "stands": "below_uniform",
@@ -153,7 +165,7 @@ def diagnosis(language: str = "en", experts: int = 4, layers: int = 2, steps: in
         },
         "corpus": corpus_report(),
         "alarms": [{"step": 200, "alarm": "flat_loss", "message": "FLAT"}],
-        "preflight": [{"id": "x", "ok": False, "level": "fail", "text": "FAILED", "mend": "MENDED"}],
+        "preflight": [{"id": "x", "ok": False, "level": "fail", "text": "FAILED", "hint": "HINTED"}],
         "notes": ["NOTED"],
     }
 
@@ -177,7 +189,7 @@ def test_a_whole_diagnosis_shows_every_section_and_finding(language):
         "CHOOSE",
         "FLAT",
         "FAILED",
-        "MENDED",
+        "HINTED",
         "NOTED",
         "来了100",
         "来了300",
@@ -186,8 +198,18 @@ def test_a_whole_diagnosis_shows_every_section_and_finding(language):
         "舉頭望明月",
     ):
         assert said in text, said
-    own = words(language)
-    for key in ("main_cause", "further_causes", "ladder", "samples", "curves", "experts", "decoding", "corpus", "best"):
+    own = Messages(language).section("page")
+    for key in (
+        "main_cause",
+        "further_causes",
+        "baselines",
+        "samples",
+        "curves",
+        "experts",
+        "decoding",
+        "corpus",
+        "best",
+    ):
         assert own[key] in text
     assert ("lang", "zh-CN" if language == "zh" else "en") in found.attributes
 
@@ -196,7 +218,7 @@ def test_a_whole_diagnosis_shows_every_section_and_finding(language):
     "section, keys",
     [
         ("causes", ["causes"]),
-        ("ladder", ["ladder", "offsets"]),
+        ("baselines", ["ladder", "offsets"]),
         ("repetition", ["repetition"]),
         ("samples", ["samples"]),
         ("curves", ["curves"]),
@@ -223,7 +245,7 @@ def test_a_section_without_data_is_left_out_and_no_link_leads_to_it(section, key
 
 def test_next_to_nothing_is_a_page_too():
     text = text_of(page({"version": 1, "verdict": {"headline": "HEADLINE", "healthy": True, "parrots": False}}))
-    assert "HEADLINE" in text and WORDS["healthy"][0] in text
+    assert "HEADLINE" in text and ENGLISH["healthy"] in text
     assert text_of(page({}))
     assert text_of(report_page({}))
 
@@ -349,7 +371,7 @@ def test_long_runs_stay_small():
 def test_many_experts_are_drawn_as_lines(experts, drawn):
     html = page({"expert_load": diagnosis(experts=experts)["expert_load"]})
     assert drawn in html
-    assert WORDS["experts_lead" if experts == 4 else "experts_lead_many"][0] in text_of(html)
+    assert ENGLISH["experts_lead" if experts == 4 else "experts_lead_many"] in text_of(html)
 
 
 def test_the_model_stands_between_the_rungs_by_its_loss():
@@ -382,29 +404,26 @@ def test_heat_is_the_distance_from_the_true_text():
     true = {"repetition": 0.02, "copying": 0.0, "distinct_2": 0.5, "loops": 0.0}
     html = page({"decoding": {"grid": grid, "true": true, "best": 0, "prompt": "p", "sentence": "s"}})
     heats = [float(heat) for heat in re.findall(r"--heat:([\d.]+)", html)]
-    assert heats[:: len(MEASURES)] == [1.0, 0.0, 0.5]
-    assert not any(heats[k] for k in range(len(heats)) if k % len(MEASURES))
+    assert heats[:: len(METRICS)] == [1.0, 0.0, 0.5]
+    assert not any(heats[k] for k in range(len(heats)) if k % len(METRICS))
     assert html.count('class="best"') == 1
     # Ordered by the settings, of which temperature 0 is greedy; the best one keeps its mark.
     text = text_of(html)
-    assert text.index(WORDS["greedy_setting"][0]) < text.index("1.00") < text.index("1.50")
+    assert text.index(ENGLISH["greedy_setting"]) < text.index("1.00") < text.index("1.50")
     assert html.index("--heat:1.0") < html.index('class="best"') < html.index("--heat:0.5")
 
 
-def test_every_word_that_the_templates_ask_for_exists_in_both_languages():
+def test_every_text_that_the_templates_ask_for_exists():
     source = "".join(path.read_text("utf-8") for path in TEMPLATES.glob("*.j2"))
     asked = set(re.findall(r"\bt\.([a-z_0-9]+)", source))
     assert len(asked) > 30
-    assert asked <= set(WORDS)
-    for key, pair in WORDS.items():
-        assert len(pair) == 2 and all(pair), key
-        assert pair[0].count("{}") == pair[1].count("{}"), key
+    assert asked <= set(ENGLISH)
 
 
-def test_the_words_are_all_used():
+def test_the_texts_are_all_used():
     sources = [*TEMPLATES.glob("*.j2"), *(TEMPLATES.parent / f"{name}.py" for name in ("html", "sections"))]
     text = "".join(Path(path).read_text("utf-8") for path in sources)
-    named = {*MEASURES, "uniform", "unigram", "bigram", "trigram", "model", "train", "true", "sampled", "greedy"}
+    named = {*METRICS, "uniform", "unigram", "bigram", "trigram", "model", "train", "true", "sampled", "greedy"}
     scripts = {
         "han",
         "latin",
@@ -434,7 +453,7 @@ def test_the_words_are_all_used():
     composed = re.compile("alarm_|kind_|rule_|offset_|.*_knows$|.*_means$")
     unused = [
         key
-        for key in WORDS
+        for key in ENGLISH
         if key not in named | scripts
         and not composed.match(key)
         and not re.search(rf"(\bt\.|[\"']){re.escape(key)}\b", text)

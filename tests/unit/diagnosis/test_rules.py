@@ -1,4 +1,4 @@
-"""The rules on evidence made by hand: each fault's own signs name it first, and a healthy run's signs name nothing."""
+"""The rules on measurements made by hand: each fault's own signs name it first, and a healthy run's signs name nothing."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus.ngram_baselines import NGramBaselines
-from diagnosis.measurements import Data, Evidence, Losses, Router, Weights
-from diagnosis.rules import greedy_loops, judge, parrots
+from diagnosis.losses import Losses
+from diagnosis.measurements import Measurements, TrainingText, WeightChange
+from diagnosis.rules.verdict import find_causes, greedy_loops, parrots
 from diagnosis.run_record import RunRecord
 from evaluation.repetition import RepetitionMetrics
 
-LADDER = NGramBaselines(uniform=8.0, unigram=6.5, bigram=4.5, trigram=4.0, bytes_per_token=4.0, tokens=10_000)
+BASELINES = NGramBaselines(uniform=8.0, unigram=6.5, bigram=4.5, trigram=4.0, bytes_per_token=4.0, tokens=10_000)
 STEPS = range(0, 201, 10)
 TRUE = RepetitionMetrics(repetition=0.03, copying=0.02, distinct_2=0.8, loops=0.0, outputs=32)
 LOOPING = RepetitionMetrics(repetition=0.9, copying=0.1, distinct_2=0.1, loops=0.95, outputs=32)
@@ -44,38 +45,38 @@ def run(val=lambda t: 8 - 4.4 * t**0.5, train=None, **train_curves):
 
 
 def losses(loss, pad=0.0, **offsets):
-    """Losses of a model that predicts the next token best, unless told otherwise."""
+    """Losses of a model that predicts the next token best, unless the offsets say otherwise."""
     found = {0: loss + 4, 1: loss, 2: loss + 2, 3: loss + 3} | {int(k[1:]): v for k, v in offsets.items()}
-    return Losses(loss, 0.0, found, pad, 20_000)
+    return Losses(loss, 0.0, found, pad)
 
 
 def healthy(**changes):
-    """The evidence of a run that went well; its greedy text loops, as that of small models does."""
-    evidence = Evidence(
+    """The measurements of a run that went well; its greedy text loops, as that of small models does."""
+    measured = Measurements(
         vocab_size=2981,
         run=run(),
         parameters=1_000_000,
-        ladder=LADDER,
+        baselines=BASELINES,
         held_out=losses(3.6),
         train=losses(3.55),
         true=TRUE,
         sampled=RepetitionMetrics(0.02, 0.02, 0.82, 0.0, 32),
         greedy=LOOPING,
-        data=Data(duplicates=0.01, copies=3, repetitive=0.01, documents=5000),
-        weights=Weights(moved=1.5, grown=1.8),
-        router=Router([[0.3, 0.2, 0.2, 0.3]] * 4, [0.7] * 4),
+        training_text=TrainingText(duplicates=0.01, copies=3, repetitive=0.01),
+        weights=WeightChange(moved=1.5, grown=1.8),
+        expert_load=[[0.3, 0.2, 0.2, 0.3]] * 4,
         recorded_val_loss=3.6,
     )
-    return replace(evidence, **changes)
+    return replace(measured, **changes)
 
 
-def first(evidence):
-    found = judge(evidence)
+def first(measured):
+    found = find_causes(measured)
     return found[0].id if found else None
 
 
 def test_a_healthy_run_has_no_cause_and_does_not_parrot():
-    assert judge(healthy()) == []
+    assert find_causes(healthy()) == []
     assert not parrots(healthy())
     assert greedy_loops(healthy())
 
@@ -89,20 +90,20 @@ def test_a_healthy_run_has_no_cause_and_does_not_parrot():
         ("true", None),
         ("sampled", None),
         ("greedy", None),
-        ("data", None),
+        ("training_text", None),
         ("weights", None),
-        ("router", None),
+        ("expert_load", None),
         ("recorded_val_loss", None),
-        ("ladder", None),
+        ("baselines", None),
         ("run", RunRecord(Path("run"))),
     ],
 )
-def test_missing_evidence_accuses_nobody(without, value):
-    assert judge(healthy(**{without: value})) == []
+def test_missing_measurements_accuse_nobody(without, value):
+    assert find_causes(healthy(**{without: value})) == []
 
 
-def test_no_evidence_at_all_accuses_nobody():
-    assert judge(Evidence(vocab_size=100)) == []
+def test_no_measurements_at_all_accuse_nobody():
+    assert find_causes(Measurements(vocab_size=100)) == []
 
 
 def slow(t):
@@ -138,21 +139,21 @@ CASES = {
         run=run(slow, update_ratio=lambda t: 0.004),
         held_out=losses(7.85),
         train=losses(7.85),
-        weights=Weights(0.03, 1.0),
+        weights=WeightChange(0.03, 1.0),
         recorded_val_loss=7.85,
     ),
     "rate_too_high": healthy(
         run=run(lambda t: 8 + 20 * t * (1 - t)),
         held_out=losses(7.2),
         train=losses(7.2),
-        weights=Weights(60.0, 60.0),
+        weights=WeightChange(60.0, 60.0),
         recorded_val_loss=7.2,
     ),
     "diverged": healthy(finite=False, held_out=None, train=None, run=run(lambda t: 8 - 4 * t if t < 0.5 else None)),
     "evaluation_differs": healthy(recorded_val_loss=3.9),
-    "router_collapsed": healthy(router=Router([[0.5, 0.5, 0.0, 0.0]] * 4, [0.1] * 4)),
-    "duplicates": healthy(data=Data(0.9, 20, 0.01, 5000), train=losses(2.9)),
-    "repetitive_data": healthy(data=Data(0.0, 1, 0.6, 5000), true=RepetitionMetrics(0.5, 0.3, 0.3, 0.4, 32)),
+    "router_collapsed": healthy(expert_load=[[0.5, 0.5, 0.0, 0.0]] * 4),
+    "duplicates": healthy(training_text=TrainingText(0.9, 20, 0.01), train=losses(2.9)),
+    "repetitive_data": healthy(training_text=TrainingText(0.0, 1, 0.6), true=RepetitionMetrics(0.5, 0.3, 0.3, 0.4, 32)),
     "overfitted": healthy(
         run=run(lambda t: 6 - 3 * t if t < 0.5 else 4 + t, lambda t: 6 - 4 * t),
         train=losses(2.5),
@@ -172,48 +173,51 @@ def test_each_fault_is_named_first(fault):
     assert first(CASES[fault]) == fault
 
 
-def test_high_rate_without_warm_up_is_told_from_one_with():
+def test_high_rate_without_warm_up_is_distinguished_from_one_with():
     flat = {"scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": 0, "total_num_steps": 200}}}
-    evidence = CASES["rate_too_high"]
-    assert first(replace(evidence, run=replace(evidence.run, ds_config=flat))) == "no_warmup"
-    assert first(replace(evidence, run=replace(evidence.run, ds_config={}))) == "rate_too_high"
+    measured = CASES["rate_too_high"]
+    assert first(replace(measured, run=replace(measured.run, ds_config=flat))) == "no_warmup"
+    assert first(replace(measured, run=replace(measured.run, ds_config={}))) == "rate_too_high"
 
 
 def test_dead_experts_do_not_pass_for_updates_that_round_away():
-    evidence = replace(CASES["router_collapsed"], run=run(unchanged=lambda t: 0.45))
-    assert [cause.id for cause in judge(evidence)] == ["router_collapsed"]
+    measured = replace(CASES["router_collapsed"], run=run(unchanged=lambda t: 0.45))
+    assert [cause.id for cause in find_causes(measured)] == ["router_collapsed"]
 
 
 def test_wrong_targets_are_not_blamed_on_the_evaluation_too():
-    assert [cause.id for cause in judge(CASES["targets_shifted"])] == ["targets_shifted"]
+    assert [cause.id for cause in find_causes(CASES["targets_shifted"])] == ["targets_shifted"]
 
 
-def test_a_recorded_loss_tells_the_targets_before_they_are_learned():
+def test_a_recorded_loss_shows_the_targets_before_they_are_learned():
     early = healthy(
         held_out=losses(6.6, o0=4.1), train=losses(6.6), run=run(lambda t: 6.3 - 2.2 * t), recorded_val_loss=4.1
     )
-    assert [cause.id for cause in judge(early)] == ["future_leak"]
+    assert [cause.id for cause in find_causes(early)] == ["future_leak"]
     shifted = healthy(
         held_out=losses(6.6, o2=6.0), train=losses(6.6), run=run(lambda t: 6.3 - 0.3 * t), recorded_val_loss=6.0
     )
-    assert [cause.id for cause in judge(shifted)] == ["targets_shifted"]
+    assert [cause.id for cause in find_causes(shifted)] == ["targets_shifted"]
     tied = healthy(
         held_out=losses(6.6, o0=6.1), train=losses(6.6), run=run(lambda t: 8 - 1.4 * t), recorded_val_loss=6.6
     )  # untrained, tied embeddings: the last token fits best
     assert first(tied) == "undertrained"
 
 
-def test_a_rate_too_high_is_told_though_the_model_learned_in_the_end():
-    assert first(healthy(run=run(update_ratio=lambda t: 30 * (1 - t)), weights=Weights(50.0, 50.0))) == "rate_too_high"
-    assert judge(healthy(weights=Weights(50.0, 50.0))) == []
+def test_a_rate_too_high_is_found_though_the_model_learned_in_the_end():
+    assert (
+        first(healthy(run=run(update_ratio=lambda t: 30 * (1 - t)), weights=WeightChange(50.0, 50.0)))
+        == "rate_too_high"
+    )
+    assert find_causes(healthy(weights=WeightChange(50.0, 50.0))) == []
 
 
 def test_weights_that_barely_moved_because_updates_are_lost_are_not_blamed_on_the_rate():
     lost = replace(CASES["rate_too_low"], run=run(slow, update_ratio=lambda t: 0.004, unchanged=lambda t: 0.7))
-    assert [cause.id for cause in judge(lost)] == ["low_precision_weights"]
+    assert [cause.id for cause in find_causes(lost)] == ["low_precision_weights"]
 
 
-def test_the_rate_is_not_judged_during_the_warm_up():
+def test_the_rate_is_not_assessed_during_the_warm_up():
     early = CASES["rate_too_low"]
     long = {"scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": 150, "total_num_steps": 9000}}}
     assert first(replace(early, run=replace(early.run, ds_config=long))) != "rate_too_low"
@@ -225,15 +229,15 @@ def test_a_model_above_the_bigram_that_loops_parrots():
 
 
 @given(st.floats(0, 20), st.floats(0, 20), st.floats(0, 1), st.floats(0, 1), st.integers(0, 3))
-def test_judging_never_fails_and_confidence_is_a_share(held_out, train, share, other, offset):
-    evidence = healthy(
+def test_finding_causes_never_fails_and_confidence_is_a_share(held_out, train, share, other, offset):
+    measured = healthy(
         held_out=losses(held_out, **{f"o{offset}": train}),
         train=losses(train),
-        data=Data(share, 5, other, 10),
-        weights=Weights(share, 100 * other),
+        training_text=TrainingText(share, 5, other),
+        weights=WeightChange(share, 100 * other),
         run=run(unchanged=lambda t: other, grad_norm=lambda t: 20 * share * t),
         sampled=RepetitionMetrics(share, None, other, None, 3),
     )
-    found = judge(evidence)
+    found = find_causes(measured)
     assert all(0 < cause.confidence <= 1 for cause in found)
     assert [cause.confidence for cause in found] == sorted((cause.confidence for cause in found), reverse=True)
