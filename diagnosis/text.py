@@ -92,7 +92,9 @@ def _prepared(corpus: Corpus, is_own: bool) -> Text:
     if baselines is None and len(train) and len(held_out):
         vocab_size, bytes_per_token = corpus.manifest.vocab_size, info.bytes / info.tokens
         baselines = measure(train, held_out, vocab_size, bytes_per_token)
-    return Text(str(corpus.folder), train, held_out, baselines, _report(corpus.folder), is_own, corpus.manifest.settings)
+    return Text(
+        str(corpus.folder), train, held_out, baselines, _report(corpus.folder), is_own, corpus.manifest.settings
+    )
 
 
 def _encoded(
@@ -160,13 +162,6 @@ def _same_tokenizer(corpus: Corpus, model: ModelUnderTest) -> bool:
     encodings = load_tokenizer(corpus.tokenizer_path).encode_batch(texts, add_special_tokens=False)
     special = (corpus.manifest.bos_id, corpus.manifest.eos_id)
     return [encoding.ids for encoding in encodings] == model.encode(texts) and special == (model.bos_id, model.eos_id)
-
-def _report(folder: Path) -> dict[str, Any] | None:
-    try:
-        return CorpusReport.read(folder).model_dump()
-    except UserError:
-        return None
-
 
 
 def _report(folder: Path) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """What is trained: a fault each, in two settings, and healthy runs; with the cause that must be named first.
 
-Setting "a" is the one that the thresholds of diagnosis/rules.py were looked at with; "b" has other text, another seed,
+Setting "a" is the one that the thresholds of diagnosis/rules/ were looked at with; "b" has other text, another seed,
 size, batch and precision, and was judged afterwards.
 """
 
