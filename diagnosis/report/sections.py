@@ -359,7 +359,7 @@ def checks(rows: object, t: Texts) -> list[Section]:
         level = row.get("level")
         if level not in ("pass", "warn", "fail"):
             level = "pass" if row.get("ok") else "fail"
-        # reports of older runs call the hint "mend"
+        # "mend" in the reports of older runs
         hint = None if level == "pass" else row.get("hint") or row.get("mend")
         text = row.get("text") or row.get("id") or ""
         found.append({"level": level, "label": t[level], "text": text, "hint": hint})
