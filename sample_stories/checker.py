@@ -1,11 +1,11 @@
-"""Reads a text sentence by sentence, lets each one happen in a simulated world, and says where it breaks."""
+"""Read a text sentence by sentence, let each one happen in a simulated world, and say where it breaks."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from sample_stories import kinds_common, kinds_people, kinds_things  # noqa: F401  (they fill the table)
+from sample_stories import kinds_common, kinds_people, kinds_things, kinds_together  # noqa: F401  (they fill the table)
 from sample_stories.table import readings
 from sample_stories.world import FOREIGN, Broken, World
 
@@ -25,7 +25,7 @@ class Verdict:
 
 
 def split_sentences(text: str) -> list[str] | None:
-    """The sentences of a text, or None if something remains that is no sentence."""
+    """Return the sentences of a text, or None if something remains that is no sentence."""
     sentences, end = [], 0
     while end < len(text):
         match = SENTENCE.match(text, end)

@@ -1,20 +1,21 @@
-"""Draws stories by a seed: the same on every platform and Python version."""
+"""Draw stories by a seed: the same on every platform and Python version."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.files import replace_bytes
 from sample_stories.checker import LONGEST, SHORTEST
-from sample_stories.plots import HAMLET_PEOPLE, HAMLET_PLOTS, PLOTS, Teller
+from sample_stories.plots import HAMLET_PEOPLE, HAMLET_PLOTS, PLOTS
+from sample_stories.teller import Teller
 from sample_stories.world import Broken
 
 
 def draw_story(rng: random.Random, hamlet: bool = False) -> str | None:
-    """One story, or None where the drawn events did not fit together or came out too short or too long."""
+    """Return one story, or None where the drawn events did not fit together or came out too short or too long."""
     teller = Teller(rng, HAMLET_PEOPLE) if hamlet else Teller(rng)
     plots = HAMLET_PLOTS if hamlet else PLOTS
     plot = plots[int(rng.random() * len(plots))]
@@ -42,10 +43,6 @@ def generate_stories(count: int = 20000, seed: int = 0, hamlet: bool = False) ->
 
 def write_sample_corpus(path: Path, count: int = 20000, seed: int = 0, hamlet: bool = False) -> None:
     """Write the stories as JSON Lines of {"text": ...}; the file appears complete or not at all."""
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-        for story in generate_stories(count, seed, hamlet):
-            file.write(json.dumps({"text": story}, ensure_ascii=False) + "\n")
-    os.replace(unfinished, path)
+    stories = generate_stories(count, seed, hamlet)
+    replace_bytes(path, (json.dumps({"text": story}, ensure_ascii=False).encode() + b"\n" for story in stories))

@@ -220,15 +220,17 @@ REASONS = ["今天过生日", "病了", "刚搬了新家", "前几天帮过大�
 
 
 def home(person: str) -> str:
-    """The place where a person lives."""
+    """Return the place where a person lives."""
     return person + "家"
 
 
 def indoors(place: str) -> bool:
-    """Whether one is dry there when it rains."""
-    return place in HOMES or PLACES[place][0]
+    """Return whether one is dry there when it rains."""
+    return place in HOMES or (place in PLACES and PLACES[place][0])
 
 
 def acts_at(place: str) -> list[str]:
-    """What people may be found doing at a place."""
-    return HOME_ACTS if place in HOMES else PLACES[place][1]
+    """Return what people may be found doing at a place."""
+    if place in HOMES:
+        return HOME_ACTS
+    return PLACES[place][1] if place in PLACES else []  # somebody on the road (路上) is at no place

@@ -1,4 +1,4 @@
-"""Sentence kinds: wordings that can both be written and be recognised, each tied to one action on the world.
+"""Sentence kinds: wordings (wordings.txt) that can be written and be recognised, each tied to an action on the world.
 
 A wording is text with slots and choices. `{a}` is a slot: its letter says what fills it (see `LETTERS`), a form after a
 colon says how it is written: `{t:一}` is 一把伞 where `{t}` is 伞, `{a:他}` is the pronoun for the person in `{a}`.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sample_stories import lexicon as lex
 from sample_stories.world import World
@@ -40,7 +41,7 @@ for _letters, _words in (
 
 
 def surface(letter: str, form: str, value: str) -> str:
-    """How a value is written in a form."""
+    """Return a value as it is written in a form."""
     if form == "他":
         return lex.PEOPLE[value][0]
     if form == "你":
@@ -80,7 +81,7 @@ class Wording:
         return Wording(tuple(parts), re.compile(_pattern(parts)), letters, landmark)
 
     def render(self, values: Values, pick: Callable[[list[str]], str]) -> str:
-        """The sentence, free choices made by `pick`."""
+        """Return the sentence, free choices made by `pick`."""
         pieces = []
         for tag, body, form in self.parts:
             if tag == "slot":
@@ -90,7 +91,7 @@ class Wording:
         return "".join(pieces)
 
     def read(self, sentence: str) -> Values | None:
-        """The values of the slots if the sentence has this wording, pronouns and measure words included."""
+        """Return the values of the slots if the sentence has this wording, pronouns and measure words included."""
         match = self.regex.fullmatch(sentence) if self.landmark in sentence else None
         if match is None:
             return None
@@ -148,23 +149,36 @@ class Kind:
         self.action(world, values)
 
 
+def read_wordings(path: Path) -> dict[str, list[str]]:
+    """Return the wordings of each kind of sentence: a name stands at the margin, its wordings are indented below it."""
+    wordings: dict[str, list[str]] = {}
+    name = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("    "):
+            wordings[name].append(line.strip())
+        elif line and not line.startswith("#"):
+            wordings[name := line] = []
+    return wordings
+
+
+WORDINGS = read_wordings(Path(__file__).with_name("wordings.txt"))
 KINDS: dict[str, Kind] = {}
 
 
 def kind(
-    name: str, *wordings: str, opening: bool = False, most: int = 1, answers: tuple[str, ...] = ()
+    name: str, *, opening: bool = False, most: int = 1, answers: tuple[str, ...] = ()
 ) -> Callable[[Action], Action]:
     """Enter the decorated action into the table under a name, with its wordings."""
 
     def enter(action: Action) -> Action:
-        KINDS[name] = Kind(name, tuple(map(Wording.parse, wordings)), action, opening, most, answers)
+        KINDS[name] = Kind(name, tuple(map(Wording.parse, WORDINGS[name])), action, opening, most, answers)
         return action
 
     return enter
 
 
 def readings(sentence: str) -> Iterator[tuple[Kind, Values]]:
-    """Every way to understand a sentence."""
+    """Yield every way to understand a sentence."""
     for entry in KINDS.values():
         for wording in entry.wordings:
             values = wording.read(sentence)

@@ -45,7 +45,7 @@ class World:
     mentions: Counter[str] = field(default_factory=Counter)
 
     def copy(self) -> World:
-        """An independent copy, for trying one of several readings."""
+        """Return an independent copy, for trying one of several readings."""
         fields = {name: value.copy() if hasattr(value, "copy") else value for name, value in vars(self).items()}
         return World(**fields)
 

@@ -15,7 +15,7 @@ import pytest
 from sample_stories import check, generate_stories, write_sample_corpus
 from sample_stories import lexicon as lex
 from sample_stories.checker import split_sentences
-from sample_stories.table import KINDS
+from sample_stories.table import KINDS, WORDINGS
 
 PINNED = "6e8e23ccd8d63e0c6036d2caf03f9b2ca4bffc500a62248345fb5aff579a5996"
 
@@ -207,3 +207,15 @@ def test_the_hamlet_has_fewer_people_and_its_stories_hold_together():
     assert all(check(story).ok for story in stories)
     text = "".join(stories)
     assert "小明" in text and "刘师傅" not in text and "刘师傅" in "".join(generate_stories(300))
+
+
+def test_somebody_busy_on_the_road_is_a_verdict_and_no_crash() -> None:
+    verdict = check(
+        "星期天早上，天气晴朗，阿福待在家里剥豆子。阿福知道王爷爷病了，就包好一罐茶叶，想去看他。路上遇到陈阿姨，陈阿姨问：“阿福，"
+        "你去哪儿呀？”阿福说：“我去给王爷爷送一罐茶叶。”陈阿姨说：“好，早去早回。”王爷爷正在躺着休息。"
+    )
+    assert (verdict.ok, verdict.sentence) == (False, 6) and "nobody does 躺着休息 at 路上" in verdict.reason
+
+
+def test_every_wording_belongs_to_a_kind() -> None:
+    assert set(WORDINGS) == set(KINDS)
