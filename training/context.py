@@ -38,11 +38,6 @@ class RunContext:
         return self.resolved.train_batch * self.options.max_seq_len
 
     @property
-    def checkpoints(self) -> Path:
-        """Where they lie."""
-        return self.output / "checkpoints"
-
-    @property
     def unigram(self) -> float:
         """The loss of a model that knows only how frequent each token is, in nats a token."""
         manifest = self.corpus.manifest

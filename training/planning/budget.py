@@ -225,8 +225,9 @@ def _looks(run: RunContext, trial: TrialEngine) -> tuple[float, float]:
                 bytes_per_token=1.0,
             ),
         )
-        probing = RepetitionEvaluator(val, run.config, seq_len=options.max_seq_len, seed=options.seed, world=run.world)
-        evaluation = loss * len(rows) / len(few) + _second_time(trial, lambda: probing.figures(trial.engine))
+        length, seed = options.max_seq_len, options.seed
+        repetition = RepetitionEvaluator(val, run.config, seq_len=length, seed=seed, world=run.world)
+        evaluation = loss * len(rows) / len(few) + _second_time(trial, lambda: repetition.figures(trial.engine))
     samples = SampleWriter(val, load_tokenizer(run.corpus.tokenizer_path), run.config, seed=options.seed)
     return evaluation, _second_time(trial, lambda: samples.write(trial.engine))
 
