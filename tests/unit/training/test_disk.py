@@ -261,7 +261,7 @@ def test_a_run_whose_disk_fills_up_goes_on_and_saves_when_there_is_room_again(tm
             assert str(path) in done.output
         # more than once if a save that failed left room for a moment
         assert done.output.count("metrics are kept in memory") == done.output.count("can be written to again") >= 1
-        assert re.search(r"NOT SAVED: .*: No space left on device.*the checkpoints before it are whole", done.output)
+        assert re.search(r"NOT SAVED: .*: no space left on the disk.*the checkpoints before it are whole", done.output)
         assert "Traceback" not in done.output + "".join(log.read_text() for log in (run / "logs").iterdir())
         assert json.loads((run / "summary.json").read_text())["reason"] == "finished"
         rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
