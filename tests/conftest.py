@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import ForkedScript
 from hypothesis import settings
 
 settings.register_profile("busy", deadline=None)  # a property does not fail because the machine has other work
@@ -79,21 +80,37 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-class Running(subprocess.Popen):
+class Running:
     """A started process, the head of a group of its own, whose output goes into a file: a pipe could fill up."""
 
     def __init__(self, command: Sequence[str | Path], folder: Path, environment: dict[str, object]) -> None:
         inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-        self.file = tempfile.TemporaryFile()  # noqa: SIM115
-        super().__init__(
-            [str(word) for word in command],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=self.file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=inherited | ON_CPU | {name: str(value) for name, value in environment.items()},
-        )
+        variables = inherited | ON_CPU | {name: str(value) for name, value in environment.items()}
+        words = [str(word) for word in command]
+        self.file = tempfile.NamedTemporaryFile()  # noqa: SIM115
+        self.process: ForkedScript | subprocess.Popen[bytes]
+        if words[0] == sys.executable and words[1].endswith(".py"):
+            self.process = ForkedScript(words, folder, variables, Path(self.file.name))
+        else:
+            self.process = subprocess.Popen(
+                words,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=self.file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=variables,
+            )
+        self.pid = self.process.pid
+        self.poll, self.wait = self.process.poll, self.process.wait
+        self.send_signal, self.kill = self.process.send_signal, self.process.kill
+
+    @property
+    def returncode(self) -> int:
+        """The exit status of a process that has ended, negative for a signal."""
+        status = self.process.returncode
+        assert status is not None
+        return status
 
     @property
     def output(self) -> str:
