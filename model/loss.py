@@ -38,6 +38,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part_weight = (error_CV.T @ h_CH).float()
             grad_weight = part_weight if grad_weight is None else grad_weight.add_(part_weight)
             del p_CV, error_CV, part_weight  # before the next chunk takes as much again
+        assert grad_weight is not None, "there are no tokens"
         ctx.save_for_backward(grad_h.div_(tokens), grad_weight.div_(tokens))
         ctx.dtypes = h_SH.dtype, weight_VH.dtype
         return loss / tokens

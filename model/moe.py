@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +103,8 @@ class DeepSpeedMoE(nn.Module):
         self.entropy_sum = None
         self.drop_free = config.capacity_factor == 0
         self.together = config.ep_size == 1
-        self.moe.deepspeed_moe.gate.register_forward_hook(self._after_gate)
+        layer: Any = self.moe.deepspeed_moe
+        layer.gate.register_forward_hook(self._after_gate)
 
     def forward(self, x_BTH: Tensor) -> Tensor:
         """(B, T, H) -> (B, T, H)."""
@@ -112,7 +114,7 @@ class DeepSpeedMoE(nn.Module):
         return y_BTH
 
     def _own_dispatch(self, x_SH: Tensor) -> Tensor:
-        layer = self.moe.deepspeed_moe
+        layer: Any = self.moe.deepspeed_moe
         router = layer.gate.wg.weight.float()  # in fp32 whatever the weights are, as in DeepSpeed's gate
         probs_SE = F.linear(x_SH.float(), router).softmax(-1)
         weight_SK, expert_SK = probs_SE.topk(self.top_k, dim=-1)
@@ -124,7 +126,7 @@ class DeepSpeedMoE(nn.Module):
             self._count(expert_SK, probs_SE.detach())
         return run_experts(x_SH, weight_SK, expert_SK, layer.experts.deepspeed_experts)
 
-    def _after_gate(self, gate: nn.Module, args: tuple, output: tuple) -> tuple:
+    def _after_gate(self, gate: Any, args: tuple, output: tuple) -> tuple:
         """Count the routes, and round the expert capacity up to a few sizes."""
         balance_loss, capacity, num_experts, expert_KS, *rest = output
         if self.training:
@@ -206,6 +208,7 @@ class _Combine(torch.autograd.Function):
         for slot, row_S in enumerate(row_SK.unbind(1)):
             part_SH = y_PH.index_select(0, row_S).float().mul_(weight_SK[:, slot, None])
             out_SH = part_SH if out_SH is None else out_SH.add_(part_SH)
+        assert out_SH is not None, "a token has at least one route"
         return out_SH.to(y_PH.dtype)
 
     @staticmethod

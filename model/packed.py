@@ -112,7 +112,8 @@ class _BlockAttention(torch.autograd.Function):
             k_KSD, v_KSD = k[b, :, first:end], v[b, :, first:end]
             grad_v[b, :, first:end] += torch.bmm(p_KrS.mT, g_KrD)
             grad_p_KrS = torch.bmm(g_KrD, v_KSD.mT)
-            grad_s_KrS = torch._softmax_backward_data(grad_p_KrS, p_KrS, -1, p_KrS.dtype).mul_(scale)
+            softmax_backward = torch._softmax_backward_data  # pyright: ignore[reportPrivateImportUsage]
+            grad_s_KrS = softmax_backward(grad_p_KrS, p_KrS, -1, p_KrS.dtype).mul_(scale)
             grad_q[b, :, start:end] = torch.bmm(grad_s_KrS, k_KSD).view(-1, end - start, q.shape[3])
             grad_k[b, :, first:end] += torch.bmm(grad_s_KrS.mT, q_KrD)
         return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -50,7 +50,8 @@ class NumpyDecoder:
         self.final_norm = array(model.model.norm.weight)
         self.output = Matrix(model.model.embed_tokens.weight)
         caches = cache.layers.float().numpy()  # the cache itself, if it is in fp32
-        self.layers = [_Layer(block, layer) for block, layer in zip(model.model.layers, caches, strict=True)]
+        blocks = cast("list[Block]", list(model.model.layers))
+        self.layers = [_Layer(block, layer) for block, layer in zip(blocks, caches, strict=True)]
 
     @staticmethod
     def supports(model: CausalLM, batch: int) -> bool:
@@ -139,7 +140,7 @@ class _Layer:
         self.qkv = Matrices(attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
         self.output = Matrix(attention.o_proj.weight)
         moe = block.mlp if isinstance(block.mlp, LocalMoE) else None
-        self.experts = [_Expert(expert) for expert in (moe.experts if moe else [block.mlp])]
+        self.experts = [_Expert(cast(SwiGLU, expert)) for expert in (moe.experts if moe else [block.mlp])]
         self.router, self.top_k = (Matrix(moe.gate.weight), moe.top_k) if moe else (None, 1)
 
     def attend(self, x_H: np.ndarray, cos_XD: np.ndarray, sin_XD: np.ndarray, past: int) -> np.ndarray:

@@ -65,7 +65,12 @@ class TextGenerator:
     def stream(self, prompt: list[int], write: Callable[[str], object]) -> None:
         """Continue one prompt, and give `write` each piece of the text once it is certain."""
         text, eos_id = TextStream(self.tokenizer), self.model.config.eos_token_id
-        self._generate([prompt], lambda new: write(text.push(new[0])) if new[0] != eos_id else None)
+
+        def push(new_ids: list[int]) -> None:
+            if new_ids[0] != eos_id:
+                write(text.push(new_ids[0]))
+
+        self._generate([prompt], push)
         write(text.flush())
 
     def _generate(self, prompts: list[list[int]], streamer: Streamer | None = None) -> list[list[int]]:
