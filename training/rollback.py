@@ -41,7 +41,7 @@ class Report:
     where: str
 
     def write(self, folder: Path) -> None:
-        """Write a line of divergence.jsonl, if the disk has room for it: it is on the terminal, too."""
+        """Write a line of divergence.jsonl, if there is space on the disk: it is on the terminal, too."""
         line = json.dumps(asdict(self), ensure_ascii=False) + "\n"
         with suppress(OSError):
             append_whole(folder / "divergence.jsonl", line.encode())

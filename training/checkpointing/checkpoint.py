@@ -3,7 +3,7 @@
     runs/NAME/checkpoints/
         latest                    the name of the newest, for people and tools
         step-00001000/
-            run_state.json        where the run stands; sizes and hashes of the other files, and of itself
+            run_state.json        how far the run has come; sizes and hashes of the other files, and of itself
             rank-00000.safetensors, ...   fp32 weights and optimizer states, each rank's share
 
 A checkpoint is written beside its place, flushed to the disk, read back, and then renamed. What a run that was killed

@@ -121,7 +121,7 @@ def _restore_numbers(engine: Engine, saved: EngineNumbers, step: int) -> None:
     scheduler, scaler = engine.lr_scheduler, loss_scaler(engine)
     if scheduler is not None and saved.scheduler is not None:
         scheduler.load_state_dict(saved.scheduler)
-        scheduler.step(scheduler.last_batch_iteration)  # the same place again, which sets the rate
+        scheduler.step(scheduler.last_batch_iteration)  # the same place again, which sets the learning rate
     for name, value in saved.loss_scaler.items():
         if hasattr(scaler, name):
             setattr(scaler, name, value)

@@ -1,4 +1,4 @@
-"""What is kept of a run while it trains: checkpoints and the best model, and what the user is told about them."""
+"""What is kept of a run while it trains: checkpoints and the best model, and what the user hears about them."""
 
 from __future__ import annotations
 
