@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.console import Console
 from common.errors import UserError
 from common.hardware import Device, detect
-from corpus.pipeline import prepare
-from corpus.settings import PreparationSettings, fingerprint
 from corpus.shards import Corpus
-from model import ModelConfig
-from sample_stories import write_sample_corpus
 from training.checkpointing import checkpoint
-from training.checkpointing.run_state import RunState, check_config, check_identity
-from training.config import command_line
+from training.config import choices, command_line
 from training.config.command_line import Options
-from training.config.resolve import Resolved, RunFacts, load, resolve, run_defaults
+from training.config.load import load
+from training.config.resolve import Draft, check
+from training.config.validate import RunFacts
 from training.context import RunContext
+from training.data import corpus_model, prepare_data, training_rows, vocab_size
 from training.monitoring.announce import announce, sum_up
 from training.planning import budget as budgets
 from training.planning.disk_space import check_disk_space
@@ -34,18 +32,16 @@ from training.processes.process_group import World, broadcast_from_rank0
 from training.processes.rendezvous import check_corpus_visible, check_output_shared, form_process_group
 from training.processes.stopping import StopRequest
 from training.processes.watchdog import Watchdog
+from training.continuation import continue_state, new_state, nothing_left, outlook
 
-CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
-DATA_FOLDER = Path("data")
-CLEANING = ("dedup", "repetition")  # flags that prepare.py has too
-# Stories, and whether of the hamlet (fewer people and plots) rather than the village: minutes on either device
-SAMPLE_STORIES = {"cpu": (44_000, True), "cuda": (200_000, False)}
-ROWS_UNKNOWN = 10**9  # stands in until the corpus is prepared, to judge the JSON before hours of tokenising
+if TYPE_CHECKING:
+    from training.trainer import Trainer
 
 
 def main(argv: Sequence[str], description: str) -> int:
-    """Exit status of train.py: 0 for a run that ended as it should, 2 for wrong input, 1 for a fault,
-    numbers that went wrong or an end that could not be saved.
+    """Return the exit status of train.py.
+
+    0 is a run that ended as it should, 2 wrong input, 1 a fault, a loss that diverged or an end that could not be saved.
     """
     world = World.from_environment()
     console = Console(world.rank)
@@ -56,21 +52,88 @@ def main(argv: Sequence[str], description: str) -> int:
         return guarded(lambda: _run(command_line.parse(argv, description), world, console, stop, watchdog), watchdog)
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """What the flags, the files and the machine say before anything is started."""
+
+    options: Options
+    config_path: Path
+    why: str
+    """Why this configuration, if no flag names one."""
+    ds_config: dict[str, Any]
+    output: Path
+
+
 def _run(given: dict[str, Any], world: World, console: Console, stop: StopRequest, watchdog: Watchdog) -> int:
     device = detect()
     if device.kind == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for a GPU, and warn
-    path = given.get("deepspeed_config") or _default_config(device, world)
-    ds_config = load(path, given.get("set", []))
-    options = command_line.options(given, run_defaults(ds_config, command_line.run_flags(), source=path))
-    output = options.output or Path("runs") / f"{path.stem}-{_data_name(options)}"
-    _judge_early(options, ds_config, path, world, device, output)
+    chosen = _choose(given, device, world)
+    options, output = chosen.options, chosen.output
     if options.plan:
-        return _plan(options, ds_config, path, world, device, output, console)
+        return _plan(chosen, device, world, console)
+    draft = _check(chosen, device, world.size)
     console.say(f"不复读: {world.size} process{'es' if world.size > 1 else ''} on {device.summary}")
-    why = "" if "deepspeed_config" in given else _why(device, world)
-    console.say(f"configuration: {os.path.relpath(path)}{why}")
+    console.say(f"configuration: {os.path.relpath(chosen.config_path)}{chosen.why}")
     console.say(f"run: {output} (log: {output}/logs/rank0.log)")
+    corpus = _join_and_prepare(options, output, device, world, console, stop, watchdog)
+    rows, model = training_rows(corpus, options.max_seq_len), corpus_model(options, corpus)
+    context = RunContext(options, output, model, draft.unscheduled(), corpus, world, device, console, stop, watchdog)
+    return _preflight(context, draft, rows) if options.preflight else _train(context, draft, rows)
+
+
+def _choose(given: dict[str, Any], device: Device, world: World) -> _Chosen:
+    """Settle what the flags leave open, and raise UserError for flags that contradict each other."""
+    path, why = choices.default_config(device, world.size)
+    path = given.get("deepspeed_config") or path
+    ds_config = load(path, given.get("set", []))
+    options = command_line.options(given, command_line.file_flags(ds_config, path))
+    output = options.output or Path("runs") / f"{path.stem}-{choices.data_name(options)}"
+    choices.check_paths(options, output)
+    why = "" if options.deepspeed_config else f" ({why}; --deepspeed_config chooses another)"
+    return _Chosen(options, path, why, ds_config, output)
+
+
+def _check(chosen: _Chosen, device: Device, processes: int) -> Draft:
+    """Find every contradiction that does not need the data, before text is tokenised or processes join."""
+    options, output = chosen.options, chosen.output
+    model = command_line.model_config(options, vocab_size=vocab_size(options))
+    facts = RunFacts(
+        processes, options.epochs, options.max_steps, output, model.num_experts, model.ep_size, model.use_moe
+    )
+    draft = check(chosen.ds_config, facts, device, source=str(chosen.config_path))
+    checkpoint.find(output, options.resume)
+    return draft
+
+
+def _plan(chosen: _Chosen, device: Device, world: World, console: Console) -> int:
+    """Print what `--plan` says; it needs no launcher, so the processes are those that the file is made for."""
+    from training.planning.plan import PLANNED_T4X2, Plan
+
+    options, processes = chosen.options, choices.planned_processes(chosen.config_path, world.size)
+    planned = PLANNED_T4X2 if device.kind == "cpu" and chosen.ds_config.get("fp16", {}).get("enabled") else device
+    draft = _check(chosen, planned, processes)
+    if options.plan_rows is not None:
+        model, rows = command_line.model_config(options, vocab_size=vocab_size(options)), options.plan_rows
+    else:
+        corpus = Corpus.open(prepare_data(options, device.kind, console), verify="size")
+        model, rows = corpus_model(options, corpus), training_rows(corpus, options.max_seq_len)
+    plan = Plan(model, draft.resolve(rows), rows, planned, processes, options.max_seq_len)
+    for line in plan.lines(options.plan_utilisation):
+        console.say(line)
+    return 0
+
+
+def _join_and_prepare(
+    options: Options,
+    output: Path,
+    device: Device,
+    world: World,
+    console: Console,
+    stop: StopRequest,
+    watchdog: Watchdog,
+) -> Corpus:
+    """Bring the processes together, while rank 0 locks the run and prepares its corpus."""
     stop.set_time_limit(options.time_limit)
     if device.kind == "cpu":
         share_cores(world.local_size)
@@ -82,7 +145,7 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
         form_process_group(
             world,
             device.kind,
-            lambda: str(_prepare(options, device, console)),
+            lambda: str(prepare_data(options, device.kind, console)),
             before_listening=lambda: lock.acquire(console.say),
             watchdog=watchdog,
         )
@@ -91,211 +154,50 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
         keep_freed_memory()
     check_corpus_visible(folder)
     check_output_shared(output, lock.path.is_file())
-    corpus = Corpus.open(folder, verify="hash" if world.rank == 0 else "size")
-    config = _model_config(options, corpus)
-    rows = corpus.split("train").num_rows(options.max_seq_len)
-    if rows < 1:
-        tokens = corpus.manifest.splits["train"].tokens
-        raise UserError(
-            f"{folder}: {tokens:,} training tokens are less than one row of {options.max_seq_len}: give "
-            "more text or a smaller --max_seq_len"
-        )
-    facts = _facts(options, world, output, rows, config)
-    resolved = resolve(ds_config, facts, device, source=str(path))
-
-    def of_length(steps: int) -> Resolved:
-        return resolve(ds_config, replace(facts, max_steps=steps), device, source=str(path))
-
-    context = RunContext(options, output, config, resolved, corpus, world, device, console, stop, watchdog)
-    return _preflight(context, of_length) if options.preflight else _train(context, of_length)
+    return Corpus.open(folder, verify="hash" if world.rank == 0 else "size")
 
 
-def _default_config(device: Device, world: World) -> Path:
-    if device.kind == "cpu":
-        return CONFIGS / "cpu_x2.json"
-    return CONFIGS / ("t4x2.json" if world.size > 1 or device.count > 1 else "t4x1.json")
-
-
-def _why(device: Device, world: World) -> str:
-    found = "no CUDA GPU here" if device.kind == "cpu" else f"{world.size} process(es) on {device.count} CUDA GPU(s)"
-    return f" ({found}; --deepspeed_config chooses another)"
-
-
-def _data_name(options: Options) -> str:
-    if not options.data:
-        return "sample"
-    name = options.data[0].resolve().name
-    for suffix in (".gz", ".zst", ".jsonl"):
-        name = name.removesuffix(suffix)
-    return name
-
-
-def _facts(options: Options, world: World, output: Path, rows: int, config: ModelConfig | None) -> RunFacts:
-    shape = config or ModelConfig(**options.model)
-    budget = options.budget is not None
-    return RunFacts(
-        world_size=world.size,
-        rows=rows,
-        epochs=options.epochs,
-        max_steps=budgets.PROVISIONAL_STEPS if budget else options.max_steps,
-        budget=budget,
-        output=output,
-        num_experts=shape.num_experts,
-        ep_size=shape.ep_size,
-        use_moe=shape.use_moe,
-    )
-
-
-def _judge_early(
-    options: Options, ds_config: dict[str, Any], path: Path, world: World, device: Device, output: Path
-) -> None:
-    """Find every contradiction before text is tokenised or processes join."""
-    command_line.model_config(options, vocab_size=_vocab_size(options), begin_id=1, end_id=2, pad_id=0)
-    if not options.plan:
-        resolve(ds_config, _facts(options, world, output, ROWS_UNKNOWN, None), device, source=str(path))
-    if options.preflight and options.skip_preflight:
-        raise UserError("--preflight checks the run and --skip_preflight leaves that out: give one of the two")
-    if any(data.is_dir() and data.resolve() == output.resolve() for data in options.data):
-        raise UserError(f"--output {output} is the folder of the corpus: give the run another one, such as runs/NAME")
-    for data in options.data:
-        if not data.exists():
-            raise UserError(f"--data {data}: there is no such file or folder")
-    if options.tokenizer and any(data.is_dir() for data in options.data):
-        raise UserError("--tokenizer goes with .jsonl data; a prepared folder has its own")
-    for name in CLEANING:
-        if getattr(options, name) and any(data.is_dir() for data in options.data):
-            raise UserError(f"--{name} goes with .jsonl data; a prepared folder was cleaned by prepare.py --{name}")
-    if len(options.data) > 1 and any(data.is_dir() for data in options.data):
-        raise UserError("--data takes one prepared folder, or .jsonl files, not both")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output}: is a file; give a folder")
-    checkpoint.find(output, options.resume)
-
-
-def _prepare(options: Options, device: Device, console: Console) -> Path:
-    """The folder of the prepared corpus, made from .jsonl or from the sample corpus if need be; rank 0 only."""
-    inputs = list(options.data)
-    if len(inputs) == 1 and inputs[0].is_dir():
-        return inputs[0]
-    if not inputs:
-        inputs = [sample_corpus(device, console)]
-    cleaning = {name: getattr(options, name) for name in CLEANING if getattr(options, name)}
-    settings = PreparationSettings(tokenizer=options.tokenizer, vocab_size=_vocab_size(options), **cleaning)
-    key = fingerprint(inputs, settings)[:12]
-    folder = DATA_FOLDER / f"{_data_name(options)}-{key}"
-    if not (folder / "manifest.json").is_file():
-        console.say(f"preparing {', '.join(str(path) for path in inputs)} -> {folder}")
-    manifest = prepare(inputs, folder, settings, progress=console.stream)
-    train, val = manifest.splits["train"], manifest.splits["val"]
-    console.say(
-        f"corpus: {folder}: {train.documents:,} documents, {train.tokens:,} tokens to train on; "
-        f"{val.documents:,} documents, {val.tokens:,} tokens to validate"
-    )
-    return folder
-
-
-def _vocab_size(options: Options) -> int:
-    """The stories have 805 characters; with 6,400 entries names melt into clauses and could not be copied."""
-    return options.vocab_size or (6400 if options.data or options.plan_rows else 2000)
-
-
-def sample_corpus(device: Device, console: Console) -> Path:
-    """The stories that a first run learns from, written once."""
-    count, hamlet = SAMPLE_STORIES[device.kind]
-    path = DATA_FOLDER / f"sample-{'hamlet' if hamlet else 'village'}-{count}.jsonl"
-    if not path.is_file():
-        console.say(f"no --data given: writing {count:,} sample stories to {path}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_sample_corpus(path, count, hamlet=hamlet)
-    return path
-
-
-def _model_config(options: Options, corpus: Corpus) -> ModelConfig:
-    manifest = corpus.manifest
-    return command_line.model_config(
-        options,
-        vocab_size=manifest.vocab_size,
-        begin_id=manifest.bos_id,
-        end_id=manifest.eos_id,
-        pad_id=manifest.pad_id,
-    )
-
-
-def _plan(
-    options: Options,
-    ds_config: dict[str, Any],
-    path: Path,
-    world: World,
-    device: Device,
-    output: Path,
-    console: Console,
-) -> int:
-    """`--plan`: needs no launcher, so the number of processes is the one that the configuration is made for."""
-    from training.planning.plan import PLANNED_T4X2, plan_lines
-
-    processes = world.size if world.size > 1 else _planned_processes(path)
-    if device.kind == "cpu" and ds_config.get("fp16", {}).get("enabled"):
-        device = PLANNED_T4X2
-    planned = World(0, processes, 0, processes)
-    if options.plan_rows is not None:
-        vocab, rows = _vocab_size(options), options.plan_rows
-        config = command_line.model_config(options, vocab_size=vocab, begin_id=1, end_id=2, pad_id=0)
-    else:
-        corpus = Corpus.open(_prepare(options, device, console), verify="size")
-        config, rows = _model_config(options, corpus), corpus.split("train").num_rows(options.max_seq_len)
-    facts = _facts(options, planned, output, max(rows, 1), config)
-    resolved = resolve(ds_config, facts, device, source=str(path))
-    for line in plan_lines(
-        config, resolved, facts, device, seq_len=options.max_seq_len, utilisation=options.plan_utilisation
-    ):
-        console.say(line)
-    return 0
-
-
-def _planned_processes(path: Path) -> int:
-    """`..._x1`, `t4x1`: the file's name says for how many it is; two where it says nothing."""
-    return 1 if "x1" in path.stem else 2
-
-
-def _preflight(context: RunContext, of_length: Callable[[int], Resolved]) -> int:
-    """`--preflight`: exit status 1 if a check failed."""
-    context, length = _fill_budget(context, of_length)
+def _preflight(context: RunContext, draft: Draft, rows: int) -> int:
+    """Check the run and do no more; return 1 if a check failed."""
+    context, length = _with_length(context, draft, rows)
     announce(context)
     return 1 if preflight(context, length and length.cost) else 0
 
 
-def _train(context: RunContext, of_length: Callable[[int], Resolved]) -> int:
-    """Start or continue the run, and see it to its end; the exit status."""
+def _train(context: RunContext, draft: Draft, rows: int) -> int:
+    """Start or continue the run, and see it to its end; return the exit status."""
     from training.engine.build import build_engine
     from training.trainer import Trainer
 
-    options, console = context.options, context.console
-    found, warnings = broadcast_from_rank0(context.world, lambda: checkpoint.choose(context.output, options.resume))
+    options, console, world = context.options, context.console, context.world
+    found, warnings = broadcast_from_rank0(world, lambda: checkpoint.choose(context.output, options.resume))
     for warning in warnings:
         console.say(f"WARNING: {warning}")
-    if found and options.budget is not None:
-        context = replace(context, resolved=of_length(checkpoint.read_state(found).total_steps))
-    state, differences = _state(found, context)
-    if found and (why := _nothing_left(state, context)):
-        console.say(f"{context.output} {why}")
-        return 0
-    disk_space = broadcast_from_rank0(
-        context.world, lambda: check_disk_space(context.output, context.config, context.resolved, options.keep_last)
-    )
-    length = None
-    if not found:
-        context, length = _fill_budget(context, of_length)
-        state, _ = _state(None, context)
+    length: budgets.Length | None = None
+    differences: list[str] = []
+    if found:
+        state = checkpoint.read_state(found)
+        steps = None if options.budget is None else state.total_steps  # a length that was measured stays
+        context = replace(context, resolved=draft.resolve(rows, steps))
+        differences = continue_state(state, context, found)
+        if why := nothing_left(state, options.patience):
+            console.say(f"{context.output} {why}")
+            return 0
+        disk_space = _disk_space(context)
+    else:
+        disk_space = _disk_space(context)
+        context, length = _with_length(context, draft, rows)
+        state = new_state(context)
     announce(context)
     for line in differences:
         console.say(f"  differs from {found}: {line}")
     console.say(disk_space)
     if options.budget is not None:
-        console.say(length.line if length else _outlook(state, context))
+        console.say(length.line if length else outlook(state, options.budget, context.stop.elapsed))
     if not found and not options.skip_preflight:
         _check_first(context, length and length.cost)
     console.say("starting DeepSpeed (some seconds)")
-    engine = build_engine(context.config, context.resolved.config, seed=options.seed, rank=context.world.rank)
+    engine = build_engine(context.config, context.resolved.config, seed=options.seed, rank=world.rank)
     trainer = Trainer(context, engine, state)
     if found:
         trainer.resume(found)
@@ -307,8 +209,31 @@ def _train(context: RunContext, of_length: Callable[[int], Resolved]) -> int:
     return status
 
 
-def _fit(trainer: Any) -> int:
-    """Exit status: 1 if the numbers went wrong or the end could not be saved, 0 however else the run ended."""
+def _disk_space(context: RunContext) -> str:
+    """Return what the run takes on the disk; raise UserError if there is too little. Collective."""
+    output, keep_last = context.output, context.options.keep_last
+    return broadcast_from_rank0(
+        context.world, lambda: check_disk_space(output, context.config, context.resolved, keep_last)
+    )
+
+
+def _with_length(context: RunContext, draft: Draft, rows: int) -> tuple[RunContext, budgets.Length | None]:
+    """Resolve the length of a new run, which --budget has measured first; collective."""
+    length = budgets.work_out(context, context.options.budget) if context.options.budget is not None else None
+    return replace(context, resolved=draft.resolve(rows, length.steps if length else None)), length
+
+
+def _check_first(context: RunContext, cost: Cost | None) -> None:
+    """Spend no hours on a run that a check found to be wrong."""
+    if failed := preflight(context, cost):
+        raise UserError(
+            f"preflight failed in {', '.join(failed)} (above, and in {context.output}/preflight.json): "
+            "fix that, or go on anyway with --skip_preflight"
+        )
+
+
+def _fit(trainer: Trainer) -> int:
+    """Return 1 if the loss diverged or the end could not be saved, 0 however else the run ended."""
     from training.rollback import Diverged
 
     try:
@@ -328,66 +253,3 @@ def _fit(trainer: Any) -> int:
             skipped_steps=int(trainer.engine.skipped_steps),
         )
     return status
-
-
-def _fill_budget(context: RunContext, of_length: Callable[[int], Resolved]) -> tuple[RunContext, budgets.Length | None]:
-    """The same run with as many steps as fit --budget, if that is given; collective."""
-    if context.options.budget is None:
-        return context, None
-    length = budgets.work_out(context, context.options.budget, lambda: context.stop.elapsed)
-    return replace(context, resolved=of_length(length.steps)), length
-
-
-def _outlook(state: RunState, context: RunContext) -> str:
-    """Where a run that continues will end; its length stays."""
-    spent, steps_left = state.wall_seconds + context.stop.elapsed, (state.total_steps or 0) - state.step
-    return budgets.outlook(context.options.budget or 0.0, spent, steps_left, state.pace)
-
-
-def _state(found: Path | None, context: RunContext) -> tuple[RunState, list[str]]:
-    """Where the run stands, and in what it differs from then; UserError if it is another run."""
-    identity, resolved = _identity(context), context.resolved
-    if found is None:
-        return RunState(identity=identity, ds_config=resolved.config, total_steps=resolved.total_steps), []
-    state = checkpoint.read_state(found)
-    check_identity(state, identity, found, at_once=resolved.micro_batch * context.world.size)
-    differences = check_config(state, resolved.config, found, accept=context.options.accept_changes)
-    state.identity, state.ds_config, state.total_steps = identity, resolved.config, resolved.total_steps
-    return state, differences
-
-
-def _nothing_left(state: RunState, context: RunContext) -> str | None:
-    """Why a run need not be continued."""
-    if state.step >= context.resolved.total_steps and state.finished:
-        return f"has finished its {state.step:,} steps already: --output starts another run"
-    if why := state.early_stopping(context.options.patience):
-        return f"has stopped already: {why}; a larger --patience continues it"
-    return None
-
-
-def _check_first(context: RunContext, cost: Cost | None) -> None:
-    """No hours for a run that a check found to be wrong."""
-    if failed := preflight(context, cost):
-        raise UserError(
-            f"preflight failed in {', '.join(failed)} (above, and in {context.output}/preflight.json): "
-            "fix that, or go on anyway with --skip_preflight"
-        )
-
-
-def _identity(context: RunContext) -> dict[str, Any]:
-    """What must not change between the sessions of one run. The DeepSpeed JSON is judged apart, and the number of
-    processes and where the experts are may change.
-    """
-    manifest, options = context.corpus.manifest, context.options
-    shape = {
-        f"model.{name}": value
-        for name, value in asdict(context.config).items()
-        if name not in ("max_position_embeddings", "ep_size")
-    }
-    return shape | {
-        "corpus": manifest.fingerprint,
-        "tokenizer": manifest.tokenizer_sha256,
-        "train_batch_size": context.resolved.train_batch,
-        "max_seq_len": options.max_seq_len,
-        "seed": options.seed,
-    }

@@ -32,7 +32,9 @@ from benchmarks.t4.operations import (
 from benchmarks.t4.report import table
 from model import ModelConfig, count_parameters
 from stress.chaos.session import ROOT
-from training.config.resolve import Resolved, RunFacts, load, resolve
+from training.config.load import load
+from training.config.resolve import Resolved, check
+from training.config.validate import RunFacts
 from training.planning.disk_space import checkpoint_bytes
 from training.planning.flops import training_flops_per_token
 from training.planning.memory import ModelStates, estimate_memory
@@ -280,7 +282,6 @@ def resolved(scenario: Scenario) -> Resolved:
     config = scenario.config()
     facts = RunFacts(
         world_size=GPUS,
-        rows=SAMPLES,
         epochs=1,
         max_steps=None,
         output=Path("unused"),
@@ -293,7 +294,7 @@ def resolved(scenario: Scenario) -> Resolved:
         f"zero_optimization.stage={scenario.stage}",
         f"gradient_accumulation_steps={scenario.accumulation}",
     ]
-    return resolve(load(ROOT / "ds_configs" / source, sets), facts, PLANNED_T4X2, source=source)
+    return check(load(ROOT / "ds_configs" / source, sets), facts, PLANNED_T4X2, source=source).resolve(SAMPLES)
 
 
 def fits(scenario: Scenario) -> bool:

@@ -169,8 +169,8 @@ def _use_corpus(folder: Path, verify: str) -> str:
     command_line.model_config(
         command_line.options({}, {}),
         vocab_size=manifest.vocab_size,
-        begin_id=manifest.bos_id,
-        end_id=manifest.eos_id,
+        bos_id=manifest.bos_id,
+        eos_id=manifest.eos_id,
         pad_id=manifest.pad_id,
     )
     for name in ("train", "val"):

@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from learning_rate import warmup_cosine_lr
 from safetensors.torch import load_file
 
 from common.console import Console
@@ -23,7 +24,6 @@ from evaluation.held_out_prompts import GREEDY, SAMPLED, generate_continuations,
 from evaluation.repetition import measure_repetition
 from model import load_model
 from sample_stories import generate_stories
-from training.config.schedule import warmup_cosine_lr
 from training.processes.process_group import World
 from training.processes.rendezvous import form_process_group
 from training.run import main
@@ -661,7 +661,7 @@ EARLY = [
     (["--deepspeed_config", "stories.jsonl"], ["stories.jsonl, line 2", "not valid JSON"]),
     (["--deepspeed_config", "broken.json"], ["broken.json, line 1, column 9", "comma after the last entry"]),
     (["--deepspeed_config", "block.json"], ["bufudu.hiden_size", "did you mean hidden_size?"]),
-    (["--deepspeed_config", "value.json"], ['"bufudu" block, hidden_size', "'wide' is no whole number"]),
+    (["--deepspeed_config", "value.json"], ["bufudu.hidden_size", "'wide' is not a whole number"]),
     (["--preflight"], ["--preflight checks the run and --skip_preflight leaves that out"]),
     (["--set", "nonsense"], ["--set nonsense", "optimizer.params.lr=3e-4"]),
 ]

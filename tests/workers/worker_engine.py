@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from learning_rate import warmup_cosine_lr
 
 from common.hardware import detect
 from corpus.shards import TokenStream
@@ -24,8 +25,10 @@ from model.hf import hf_name
 from model.init import init_weights
 from training.checkpointing import checkpoint
 from training.checkpointing.export import gather_weights, inference_model
-from training.config.command_line import run_flags
-from training.config.resolve import Resolved, RunFacts, load, resolve, run_defaults
+from training.config.command_line import file_flags
+from training.config.load import load
+from training.config.resolve import Resolved, check
+from training.config.validate import RunFacts
 from training.engine.build import build_engine
 from training.engine.internals import loss_scale
 from training.evaluation.validation import evaluate
@@ -86,7 +89,6 @@ def resolved(here: Here, name: str, *overrides: str, config: ModelConfig, steps:
     written = load(CONFIGS / f"{name}.json", [*overrides, "tensorboard.enabled=false"])
     facts = RunFacts(
         world_size=here.world.size,
-        rows=ROWS,
         epochs=1,
         max_steps=steps,
         output=here.folder,
@@ -94,7 +96,7 @@ def resolved(here: Here, name: str, *overrides: str, config: ModelConfig, steps:
         ep_size=config.ep_size,
         use_moe=config.use_moe,
     )
-    return resolve(written, facts, detect(), source=name)
+    return check(written, facts, detect(), source=name).resolve(ROWS)
 
 
 class Training:
@@ -227,6 +229,14 @@ def overfit(here: Here, *, config: ModelConfig) -> dict[str, Any]:
     return {"losses": [line["loss"] for line in Training(here, config, plan, one_batch=True).run(150)]}
 
 
+def scheduled_lr(plan: Resolved, step: int) -> float:
+    """Return the learning rate that the file's schedule has at optimizer step `step`."""
+    floor = plan.config["scheduler"]["params"]["cos_min_ratio"]
+    return warmup_cosine_lr(
+        step, peak=plan.peak_lr, total=plan.total_steps, warmup=plan.warmup_steps, floor_ratio=floor
+    )
+
+
 def curve(here: Here) -> dict[str, Any]:
     """The rates that an engine uses, beside those that we say it uses."""
     plan = resolved(
@@ -239,12 +249,12 @@ def curve(here: Here) -> dict[str, Any]:
         steps=20,
     )
     used = [line["lr"] for line in Training(here, DENSE, plan).run(23)]
-    return {"used": used, "said": [plan.lr_at(step) for step in range(23)], "peak": plan.peak_lr}
+    return {"used": used, "said": [scheduled_lr(plan, step) for step in range(23)], "peak": plan.peak_lr}
 
 
 def shipped(here: Here, *, name: str) -> dict[str, Any]:
     """A file of ds_configs/ as it is but for the size of the batch, on the same rows again and again."""
-    defaults = run_defaults(load(CONFIGS / f"{name}.json"), run_flags(), source=name)
+    defaults = file_flags(load(CONFIGS / f"{name}.json"), name)
     config = replace(MOE, ep_size=int(defaults.get("ep_size", 1)))
     plan = resolved(here, name, "train_batch_size=auto", "train_micro_batch_size_per_gpu=2", config=config, steps=6)
     training = Training(here, config, plan, one_batch=True)
@@ -266,7 +276,7 @@ def shipped(here: Here, *, name: str) -> dict[str, Any]:
         "lines": lines,
         "precision": plan.precision,
         "dtype": str(next(training.engine.module.parameters()).dtype),
-        "said": [plan.lr_at(step) for step in range(6)],
+        "said": [scheduled_lr(plan, step) for step in range(6)],
         "peak": plan.peak_lr,
         "optimizer": plan.optimizer_name,
         "accumulation": training.engine.gradient_accumulation_steps(),

@@ -30,7 +30,9 @@ from model.packed import PackedRows
 from training import sampler
 from training.checkpointing.export import gather_weights
 from training.config.command_line import Options
-from training.config.resolve import Resolved, RunFacts, load, resolve
+from training.config.load import load
+from training.config.resolve import Resolved, check
+from training.config.validate import RunFacts
 from training.context import RunContext
 from training.engine import build
 from training.engine.build import build_engine
@@ -176,7 +178,6 @@ class Scenario:
         output = folder / "run"
         facts = RunFacts(
             world_size=world.size,
-            rows=corpus.split("train").num_rows(SEQ_LEN),
             epochs=1,
             max_steps=self.steps,
             output=output,
@@ -185,7 +186,9 @@ class Scenario:
             use_moe=config.use_moe,
         )
         device = detect()
-        resolved = resolve(load(CONFIGS / f"{name}.json", overrides), facts, device, source=name)
+        resolved = check(load(CONFIGS / f"{name}.json", overrides), facts, device, source=name).resolve(
+            corpus.split("train").num_rows(SEQ_LEN)
+        )
         options = Options(max_seq_len=SEQ_LEN, max_steps=self.steps)
         console = Console(world.rank, io.StringIO())
         stop = StopRequest(console)

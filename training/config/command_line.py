@@ -1,4 +1,4 @@
-"""The flags of train.py. A flag given wins over the JSON's "bufudu" block, which wins over the default."""
+"""The flags of train.py. A flag on the command line wins over the JSON's "bufudu" block, which wins over the default."""
 
 from __future__ import annotations
 
@@ -6,111 +6,150 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from common.command_line import Parser, amount, at_least_zero, boolean, duration, one_of, positive, whole
 from common.errors import UserError
+from common.files import printable
 from corpus.settings import DEDUP_CHOICES, REPETITION_CHOICES
 from model.config import ModelConfig, ModelConfigError
+from training.config.problems import MOST_LISTED
+from training.config.schema import OWN_BLOCK, nearest
+
+Convert = Callable[[str], Any]
 
 
-def _flag(default: Any, text: str, convert: Callable[[str], Any], metavar: str | None = None, **more: Any) -> Any:
-    meta = {"help": text, "convert": convert, "metavar": metavar, **more}
+def _flag(default: Any, text: str, convert: Convert, metavar: str | None = None, **more: Any) -> Any:
+    metadata = {"help": text, "convert": convert, "metavar": metavar, **more}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=meta)
-    return field(default=default, metadata=meta)
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _switch(text: str) -> Any:
+    return _flag(False, text, bool, action="store_true")
 
 
 @dataclass(frozen=True)
 class Options:
-    """A run's flags apart from the model's sizes; `model` holds the sizes that were given."""
+    """The flags of a run; `model` holds those model sizes that were given."""
 
-    deepspeed_config: Path | None = _flag(None, "the experiment; chosen by the machine if not given", Path, "FILE")
+    deepspeed_config: Path | None = _flag(
+        None, "DeepSpeed JSON of the experiment; if not given, the one in ds_configs/ for this machine", Path, "FILE"
+    )
+    set: list[str] = _flag(
+        [], "change values of the JSON, e.g. optimizer.params.lr=3e-4", str, "KEY=VALUE", nargs="+", action="extend"
+    )
+    output: Path | None = _flag(None, "folder of the run; if not given, runs/CONFIG-DATA", Path, "DIR")
+    seed: int = _flag(42, "seed of the initial weights and of the data order", whole, "N")
     data: list[Path] = _flag(
         [],
-        "a folder from prepare.py, or .jsonl[.gz|.zst] files; the sample corpus if not given",
+        "a folder made by prepare.py, or .jsonl[.gz|.zst] files; if not given, sample stories",
         Path,
         "PATH",
         nargs="+",
     )
-    output: Path | None = _flag(None, "the run's folder; runs/CONFIG-DATA if not given", Path, "DIR")
-    tokenizer: Path | None = _flag(None, "tokenizer.json for .jsonl data; trained on it if not given", Path, "FILE")
+    tokenizer: Path | None = _flag(
+        None, "tokenizer.json for .jsonl data; if not given, one is trained on the data", Path, "FILE"
+    )
     vocab_size: int | None = _flag(
-        None, "entries of a tokenizer trained here; 6400, for the sample stories 2000", positive, "N"
+        None,
+        "vocabulary of a tokenizer trained here; if not given, 6400, or 2000 for the sample stories",
+        positive,
+        "N",
     )
     dedup: str | None = _flag(
         None,
-        "documents of .jsonl data that repeat others: none is dropped, exact or near ones; exact if not given",
+        "which duplicate documents of .jsonl data to drop: none, exact or near ones; if not given, exact",
         one_of(*DEDUP_CHOICES),
         "|".join(DEDUP_CHOICES),
     )
     repetition: str | None = _flag(
         None,
-        "documents of .jsonl data that repeat themselves; drop if not given",
+        "what to do with documents of .jsonl data that repeat themselves; if not given, drop",
         one_of(*REPETITION_CHOICES),
         "|".join(REPETITION_CHOICES),
     )
+    max_seq_len: int = _flag(512, "tokens in a row, the sequence that the model is trained on", positive, "N")
     epochs: float = _flag(5.0, "passes over the training data", amount, "N")
-    max_steps: int | None = _flag(None, "optimizer steps; overrides --epochs", positive, "N")
-    max_seq_len: int = _flag(512, "tokens in a row", positive, "N")
-    log_interval: int = _flag(50, "optimizer steps between two lines of metrics", positive, "N")
-    eval_interval: int | None = _flag(
-        None, "steps between evaluations; a twentieth of the run if not given", positive, "N"
-    )
-    eval_tokens: int = _flag(200_000, "validation tokens an evaluation, spread over the split; 0 is all", whole, "N")
-    patience: int | None = _flag(
-        None, "stop after N evaluations without a better validation loss; the best is kept", positive, "N"
-    )
-    sample_interval: int | None = _flag(
-        None, "steps between written samples; 1000, or a tenth of the run if less", positive, "N"
-    )
-    save_interval: int = _flag(1000, "steps between checkpoints", positive, "N")
-    keep_last: int = _flag(2, "checkpoints kept", positive, "K")
-    time_limit: float | None = _flag(None, "save and stop after this long, e.g. 11h30m", duration, "TIME")
+    max_steps: int | None = _flag(None, "number of optimizer steps, instead of --epochs", positive, "N")
     budget: float | None = _flag(
         None,
-        "time of all sessions together, e.g. 25h: the schedule ends with it; instead of --epochs or --max_steps",
+        "time for all sessions together, e.g. 25h, instead of --epochs: the schedule ends with it",
         duration,
         "TIME",
     )
+    time_limit: float | None = _flag(None, "save and stop this session after, e.g., 11h30m", duration, "TIME")
+    patience: int | None = _flag(
+        None, "stop after N evaluations without a better validation loss; the best model is kept", positive, "N"
+    )
+    log_interval: int = _flag(50, "optimizer steps between two lines of metrics", positive, "N")
+    eval_interval: int | None = _flag(
+        None, "optimizer steps between evaluations; if not given, a twentieth of the run", positive, "N"
+    )
+    eval_tokens: int = _flag(
+        200_000, "validation tokens in an evaluation, spread over the split; 0 means all", whole, "N"
+    )
+    sample_interval: int | None = _flag(
+        None, "optimizer steps between text samples; if not given, 1000 or a tenth of a shorter run", positive, "N"
+    )
+    save_interval: int = _flag(1000, "optimizer steps between checkpoints", positive, "N")
+    keep_last: int = _flag(2, "checkpoints to keep", positive, "K")
     resume: str = _flag(
         "auto",
-        "auto continues the run in --output, never starts anew, or a checkpoint's folder",
+        "auto continues the run in --output if there is one, never starts anew, PATH continues from that checkpoint",
         str,
         "auto|never|PATH",
     )
+    accept_changes: bool = _switch("continue a run although the JSON changes its training; the differences are listed")
     on_divergence: str = _flag(
         "stop",
-        "when loss, gradients or weights are not finite: stop with a report, or "
-        "rollback, go back a checkpoint and leave the batch out",
+        "when the loss, gradients or weights are not finite: stop with a report, or rollback to the last checkpoint "
+        "and skip the batch",
         one_of("stop", "rollback"),
         "stop|rollback",
     )
-    max_rollbacks: int = _flag(3, "times that a run may go back", whole, "N")
-    accept_changes: bool = _flag(
-        False, "continue a run with a JSON that changes its training; what differs is listed", bool, action="store_true"
+    max_rollbacks: int = _flag(3, "rollbacks before the run stops", whole, "N")
+    preflight: bool = _switch("check the run, then exit: status 0 if no check failed, 1 otherwise")
+    skip_preflight: bool = _switch("start a new run without checking it first")
+    plan: bool = _switch("print model size, memory and hours, then exit")
+    plan_rows: int | None = _flag(
+        None, "with --plan: count with this many training rows instead of reading --data", positive, "N"
     )
-    set: list[str] = _flag(
-        [], "change a value of the JSON, e.g. optimizer.params.lr=3e-4", str, "KEY=VALUE", nargs="+", action="extend"
-    )
-    seed: int = _flag(42, "of the initial weights and the order of the data", whole, "N")
-    preflight: bool = _flag(
-        False, "check the run, then stop: status 0 if nothing failed, 1 otherwise", bool, action="store_true"
-    )
-    skip_preflight: bool = _flag(False, "start a new run without checking it first", bool, action="store_true")
-    plan: bool = _flag(False, "print sizes, memory and hours, then stop", bool, action="store_true")
-    plan_rows: int | None = _flag(None, "plan for this many training rows instead of reading --data", positive, "N")
-    plan_utilisation: float = _flag(0.1, "share of the peak FLOP/s that --plan counts with", amount, "SHARE")
+    plan_utilisation: float = _flag(0.1, "with --plan: share of the peak FLOP/s that training reaches", amount, "SHARE")
     model: dict[str, Any] = field(default_factory=dict)
 
 
-_TYPES: dict[str, Callable[[str], Any]] = {
-    "int": positive,
-    "int | None": positive,
-    "float": at_least_zero,
-    "bool": boolean,
+_GROUPS = {  # the flag that each group of --help begins with
+    "deepspeed_config": "the experiment",
+    "data": "the data",
+    "epochs": "the length of the run",
+    "log_interval": "evaluations, samples and checkpoints",
+    "resume": "continuing and recovering",
+    "preflight": "checks and planning",
 }
-# lists, needed before a block is read, or what only the person at the keyboard can mean
+_MODEL_HELP = {
+    "hidden_size": "width of the residual stream",
+    "num_hidden_layers": "transformer layers",
+    "num_attention_heads": "query heads of a layer",
+    "num_key_value_heads": "key and value heads of a layer (grouped-query attention)",
+    "head_dim": "width of a head; if not given, hidden_size / num_attention_heads",
+    "intermediate_size": "width of the feed-forward layer of a dense model",
+    "use_moe": "mixture of experts (true) or a dense model (false)",
+    "moe_intermediate_size": "width of an expert",
+    "num_experts": "experts of a layer",
+    "num_experts_per_tok": "experts that a token passes through",
+    "router_aux_loss_coef": "weight of the load-balancing loss",
+    "capacity_factor": "cap an expert at this multiple of its even share while training; 0 drops no token",
+    "ep_size": "ranks that the experts of a layer are split over",
+    "max_position_embeddings": "longest sequence in generation; at least max_seq_len if not given",
+    "rope_theta": "base of the rotary position embedding",
+    "rms_norm_eps": "epsilon of the norms",
+    "initializer_range": "standard deviation of the initial weights",
+    "mask_documents": "whether attention stops at the borders of packed documents",
+}
+# Lists, what is needed before the block is read, and what only the person at the keyboard can decide
 _COMMAND_LINE_ONLY = (
     "deepspeed_config",
     "set",
@@ -122,25 +161,29 @@ _COMMAND_LINE_ONLY = (
     "budget",
 )
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
-_MODEL_HELP = {
-    "capacity_factor": "cap an expert at this multiple of its even share while training; 0 drops no token",
-    "mask_documents": "hide packed documents from each other",
-    "use_moe": "experts (true) or a dense model (false)",
-    "ep_size": "ranks that the experts of a layer are split over",
-    "num_experts_per_tok": "experts a token passes through",
-    "router_aux_loss_coef": "weight of the load-balancing loss",
-}
+_CONVERTERS: dict[type, Convert] = {int: positive, NoneType: positive, float: at_least_zero, bool: boolean}
+_LONGEST_VALUE = 1000  # characters: a path may be long
+_MOST_SHOWN = 120  # characters of an unknown name
+
+
+def _model_defaults() -> dict[str, Any]:
+    return {name: value for name, value in vars(ModelConfig()).items() if name not in _FROM_TOKENIZER}
 
 
 def model_flags() -> list[str]:
-    """Names of the flags that shape the network."""
-    return [f.name for f in fields(ModelConfig) if f.name not in _FROM_TOKENIZER]
+    """Return the names of the flags that shape the network."""
+    return list(_model_defaults())
+
+
+def _file_converters() -> dict[str, Convert]:
+    """Return the flags that a JSON's "bufudu" block may set, each with its converter."""
+    own = {f.name: f.metadata["convert"] for f in fields(Options) if f.metadata and f.name not in _COMMAND_LINE_ONLY}
+    return own | {name: _CONVERTERS[type(default)] for name, default in _model_defaults().items()}
 
 
 def run_flags() -> list[str]:
-    """All flags that a JSON's "bufudu" block may give a default for."""
-    own = [f.name for f in fields(Options) if f.metadata and f.name not in _COMMAND_LINE_ONLY]
-    return own + model_flags()
+    """Return the names of the flags that a JSON's "bufudu" block may set."""
+    return list(_file_converters())
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -151,73 +194,84 @@ def _parser(description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    run = parser.add_argument_group("the run")
+    group = parser
     for option in (f for f in fields(Options) if f.metadata):
+        if option.name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[option.name])
         more = {key: option.metadata[key] for key in ("nargs", "action") if key in option.metadata}
         if more.get("action") != "store_true":
             more |= {"type": option.metadata["convert"], "metavar": option.metadata["metavar"]}
         default = "" if option.default in (None, MISSING, False) else f" (default {option.default})"
-        run.add_argument(f"--{option.name}", help=option.metadata["help"] + default, **more)
-    shape = parser.add_argument_group("the model")
-    kinds = {f.name: (f.type, f.default) for f in fields(ModelConfig)}
-    for name in model_flags():
-        kind, default = kinds[name]
-        shape.add_argument(
+        group.add_argument(f"--{option.name}", help=option.metadata["help"] + default, **more)
+    group = parser.add_argument_group("the model")
+    for name, default in _model_defaults().items():
+        group.add_argument(
             f"--{name}",
-            type=_TYPES[kind],
-            metavar="true|false" if kind == "bool" else "N",
-            help=f"{_MODEL_HELP.get(name, '')} (default {default})".lstrip(),
+            type=_CONVERTERS[type(default)],
+            metavar="true|false" if isinstance(default, bool) else "N",
+            help=_MODEL_HELP[name] + ("" if default is None else f" (default {str(default).lower()})"),
         )
     return parser
 
 
 def parse(argv: Sequence[str], description: str) -> dict[str, Any]:
-    """The flags that were given, by name; UserError for a wrong one."""
+    """Return the flags that were given, by name; raise UserError for a wrong one."""
     given = vars(_parser(description).parse_args(argv))
     given.pop("local_rank", None)
-    _judge_budget(given)
+    others = [f"--{name}" for name in ("epochs", "max_steps") if given.get(name)]
+    if "budget" in given and others:
+        both = "say" if len(others) > 1 else "says"
+        raise UserError(f"--budget: {' and '.join(others)} {both} how long the run is, too: leave one out")
+    if "budget" in given and given.get("plan"):
+        raise UserError("--budget: --plan trains nothing that could be measured: leave one out")
     return given
 
 
-def _judge_budget(given: dict[str, Any]) -> None:
-    """--budget says how long a run is, and needs a machine to measure that on."""
-    others = [f"--{name}" for name in ("epochs", "max_steps", "plan") if given.get(name)]
-    if "budget" in given and others:
-        what = (
-            "--plan trains nothing that could be measured"
-            if others == ["--plan"]
-            else (f"{' and '.join(others)} say{'s' if len(others) == 1 else ''} how long the run is, too")
+def file_flags(config: dict[str, Any], source: object) -> dict[str, Any]:
+    """Return the flags that the "bufudu" block of a DeepSpeed JSON sets, converted as on the command line.
+
+    DeepSpeed has no key for some choices that belong to an experiment, such as {"ep_size": 2}. Raise a UserError that
+    names everything that is wrong with the block; `source` is what it calls the file.
+    """
+    block, converters = config.get(OWN_BLOCK) or {}, _file_converters()
+    if not isinstance(block, dict):
+        raise UserError(f'{source}, {OWN_BLOCK}: must be a block of flags and their values, such as {{"ep_size": 2}}')
+    values, problems, hint = {}, [], []
+    for name, value in block.items():
+        written = f"{OWN_BLOCK}.{printable(name, _MOST_SHOWN)}"
+        if name not in converters:
+            guess = nearest(name, converters)
+            hint = hint if guess else [f"the flags are {', '.join(sorted(converters))}."]
+            problems.append(f"{written}: train.py has no such flag{f'; did you mean {guess}?' if guess else ''}")
+        elif isinstance(value, (dict, list)) or (isinstance(value, str) and len(value) > _LONGEST_VALUE):
+            problems.append(f"{written}: must be a single value, as after --{name}")
+        elif value is not None:
+            try:
+                values[name] = converters[name](str(value).lower() if isinstance(value, bool) else str(value))
+            except (argparse.ArgumentTypeError, ValueError) as error:
+                problems.append(f"{written}: {printable(error)}")
+    if problems:
+        listed = "\n  ".join([*problems[:MOST_LISTED], *hint])
+        raise UserError(f"{source}: {listed}")
+    return values
+
+
+def options(given: dict[str, Any], from_file: dict[str, Any]) -> Options:
+    """Merge the flags of the command line over those of the file."""
+    merged = from_file | given
+    sizes = {name: merged.pop(name) for name in model_flags() if name in merged}
+    return Options(**merged, model=sizes)
+
+
+def model_config(run: Options, *, vocab_size: int, bos_id: int = 1, eos_id: int = 2, pad_id: int = 0) -> ModelConfig:
+    """Return the network that the flags describe; raise a UserError that lists every size that does not fit."""
+    sizes = dict(run.model)
+    # generation may go beyond the training length; rotary positions need no weights for it
+    sizes.setdefault("max_position_embeddings", max(ModelConfig().max_position_embeddings, run.max_seq_len))
+    try:
+        config = ModelConfig(
+            vocab_size=vocab_size, bos_token_id=bos_id, eos_token_id=eos_id, pad_token_id=pad_id, **sizes
         )
-        raise UserError(f"--budget: {what}: leave one out")
-
-
-def options(given: dict[str, Any], file_defaults: dict[str, Any]) -> Options:
-    """Merge flags over the JSON's "bufudu" block over the defaults; UserError if the block holds a wrong value."""
-    merged = {name: _convert(name, value) for name, value in file_defaults.items()} | given
-    shape = {name: merged.pop(name) for name in model_flags() if name in merged}
-    return Options(**merged, model=shape)
-
-
-def _convert(name: str, value: Any) -> Any:
-    """Judge a value of the "bufudu" block as if it had been written on the command line."""
-    own = {f.name: f.metadata["convert"] for f in fields(Options) if f.metadata}
-    kinds = {f.name: f.type for f in fields(ModelConfig)}
-    convert = own.get(name) or _TYPES[kinds[name]]
-    try:
-        return convert(str(value).lower() if isinstance(value, bool) else str(value))
-    except (argparse.ArgumentTypeError, ValueError) as error:
-        raise UserError(f'"bufudu" block, {name}: {error}') from None
-
-
-def model_config(run: Options, *, vocab_size: int, begin_id: int, end_id: int, pad_id: int) -> ModelConfig:
-    """The network that the flags describe; UserError lists every size that does not fit."""
-    shape = dict(run.model)
-    # room to generate beyond the training length; rotary positions need no weights for it
-    shape.setdefault("max_position_embeddings", max(ModelConfig.max_position_embeddings, run.max_seq_len))
-    config = ModelConfig(
-        vocab_size=vocab_size, bos_token_id=begin_id, eos_token_id=end_id, pad_token_id=pad_id, **shape
-    )
-    try:
         config.validate()
     except ModelConfigError as error:
         raise UserError(f"the model cannot be built: {error}") from None

@@ -7,43 +7,44 @@ from collections.abc import Mapping
 
 from common.errors import UserError
 from common.files import printable
-from training.config import schema as keys
-from training.config.schema import AUTO, AUTO_KEYS, Schema
+from training.config import kinds, schema
+from training.config.kinds import Kind, Schema
+from training.config.schema import AUTO, AUTO_KEYS
 
 MOST_LISTED = 20
 
 
 class Problems:
-    """Every problem of one configuration, one a key: the first is the cause, others would be its echo."""
+    """Every problem of one configuration, one a key: the first is the cause, others would only repeat it."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[str, str]] = {}
 
-    def add(self, key: str, what: str, mend: str) -> None:
-        """`what` says what is wrong with `key`, `mend` what to write instead."""
-        self._found.setdefault(key, (what, mend))
+    def add(self, key: str, what: str, hint: str) -> None:
+        """Note `what` is wrong with `key`; `hint` says what to write instead."""
+        self._found.setdefault(key, (what, hint))
 
     def about(self, *keys: str) -> bool:
-        """Whether something is known to be wrong with one of the keys."""
+        """Return whether something is known to be wrong with one of the keys."""
         return any(key in self._found for key in keys)
 
     def raise_if_any(self, source: str) -> None:
-        """Ends in one UserError that lists them all."""
+        """Raise one UserError that lists them all."""
         if not self._found:
             return
         count = len(self._found)
         lines = [f"{source}: {count} problem{'s' if count > 1 else ''}, nothing was started."]
         said = set()
-        for number, (key, (what, mend)) in enumerate(list(self._found.items())[:MOST_LISTED], 1):
-            lines += [f"  {number}. {printable(key)}: {what}", f"     {'As above.' if mend in said else mend}"]
-            said.add(mend)
+        for number, (key, (what, hint)) in enumerate(list(self._found.items())[:MOST_LISTED], 1):
+            lines += [f"  {number}. {printable(key)}: {what}", f"     {'As above.' if hint in said else hint}"]
+            said.add(hint)
         if count > MOST_LISTED:
             lines.append(f"  and {count - MOST_LISTED} more.")
         raise UserError("\n".join(lines))
 
 
 def show(value: object) -> str:
-    """A value as the file writes it, cut where a message would drown in it."""
+    """Return a value as the file writes it, shortened to fit a message."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (ValueError, RecursionError):  # a number of thousands of digits, or lists in lists
@@ -52,77 +53,72 @@ def show(value: object) -> str:
 
 
 def keep_known(config: dict, problems: Problems) -> dict:
-    """A copy with only what DeepSpeed knows and can read; the rest is reported. A null counts as not written."""
-    kept = _keep(config, keys.TOP, "", problems)
+    """Return a copy with only what DeepSpeed knows and can read, and report the rest. A null counts as not written."""
+    kept = _keep(config, schema.top_level(), "", problems)
     optimizer, scheduler = kept.get("optimizer", {}), kept.get("scheduler", {})
-    name, params = optimizer.get("type", "").lower(), optimizer.get("params", {})
-    _keep_params(optimizer, keys.optimizer_params(name, params), "optimizer.params.", problems)
-    _keep_params(scheduler, keys.SCHEDULERS.get(scheduler.get("type")), "scheduler.params.", problems)
+    torch_adam = optimizer.get("params", {}).get("torch_adam") is True
+    _keep_params(optimizer, schema.optimizer_params(optimizer.get("type", ""), torch_adam), "optimizer", problems)
+    _keep_params(scheduler, schema.schedules().get(scheduler.get("type", "")), "scheduler", problems)
     return kept
 
 
-def _keep_params(block: dict, schema: Schema | None, prefix: str, problems: Problems) -> None:
+def _keep_params(block: dict, known: Schema | None, name: str, problems: Problems) -> None:
     if "params" in block:
-        # of an optimizer or schedule that we do not know everything passes, but for an "auto"
-        schema = dict.fromkeys(block["params"], keys.ANY) if schema is None else schema
-        block["params"] = _keep(block["params"], schema, prefix, problems)
+        # of an optimizer or schedule that is not known everything passes, but for an "auto"
+        known = dict.fromkeys(block["params"], kinds.ANY) if known is None else known
+        block["params"] = _keep(block["params"], known, f"{name}.params.", problems)
 
 
-def _keep(block: Mapping, schema: Schema, prefix: str, problems: Problems) -> dict:
+def _keep(block: Mapping, known: Schema, prefix: str, problems: Problems) -> dict:
     kept = {}
     for key, value in block.items():
-        path, kind = prefix + key, schema.get(key)
+        path, kind = prefix + key, known.get(key)
         if value is None:  # as if it were not written, whatever the key
             continue
         if kind is None:
-            _report_unknown(path, schema, problems)
+            _report_unknown(path, known, problems)
         elif value == AUTO:
             if _may_be_auto(path, problems):
                 kept[key] = value
         elif isinstance(kind, Mapping) and isinstance(value, dict):
             kept[key] = _keep(value, kind, f"{path}.", problems)
-        elif _fits(path, value, kind, problems):
+        elif _fits(path, value, kinds.BLOCK if isinstance(kind, Mapping) else kind, problems):
             kept[key] = value
     return kept
 
 
-def _fits(path: str, value: object, kind: keys.Kind | Schema, problems: Problems) -> bool:
-    if isinstance(kind, Mapping):
-        kind = keys.BLOCK  # a block is wanted, and this is none
+def _fits(path: str, value: object, kind: Kind, problems: Problems) -> bool:
     if not kind.fits(value):
         auto = f', or "{AUTO}"' if path in AUTO_KEYS else ""
         problems.add(path, f"{show(value)} is not what belongs here.", f"Write {kind.words}{auto}.")
         return False
-    if not path.endswith(".params"):  # params are looked through on their own, once their type is known
+    if not path.endswith(".params"):  # params are checked on their own, once their type is known
         _report_autos(path, value, problems)
     return True
 
 
-def _report_unknown(path: str, schema: Schema, problems: Problems) -> None:
-    former = keys.FORMER.get(path.rpartition(".")[2])
+def _report_unknown(path: str, known: Schema, problems: Problems) -> None:
+    former = schema.former_keys().get(path.rpartition(".")[2])
     if former:
         problems.add(path, f"not a key here: {former}.", "Take it out, or write it the new way.")
         return
-    guess = keys.nearest_key(path, schema if "." in path else [*schema, keys.OWN_BLOCK])
-    mend = f"Did you mean {guess}?" if guess else f"The keys here are {', '.join(schema)}."
-    problems.add(path, "DeepSpeed has no such key here, and would ignore it or stop.", mend)
+    guess = schema.nearest_key(path, known if "." in path else [*known, schema.OWN_BLOCK])
+    hint = f"Did you mean {guess}?" if guess else f"The keys here are {', '.join(known)}."
+    problems.add(path, "DeepSpeed has no such key here, and would ignore it or stop.", hint)
 
 
 def _may_be_auto(path: str, problems: Problems) -> bool:
-    allowed = path in AUTO_KEYS or path.startswith(keys.DEEPSPEED_AUTO)
+    allowed = path in AUTO_KEYS or path.startswith(schema.DEEPSPEED_AUTO)
     if not allowed:
-        mend = f'Write its value. "auto" can stand at {", ".join(AUTO_KEYS)}.'
-        problems.add(path, 'train.py has no rule to fill in this "auto".', mend)
+        hint = f'Write its value. "auto" can stand at {", ".join(AUTO_KEYS)}.'
+        problems.add(path, 'train.py has no rule to fill in this "auto".', hint)
     return allowed
 
 
 def _report_autos(path: str, value: object, problems: Problems) -> None:
-    """The same for an "auto" inside a list or a block whose keys are not in the table."""
+    """Report an "auto" inside a list, or inside a block whose keys are not in the table."""
     if value == AUTO:
         _may_be_auto(path, problems)
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            _report_autos(f"{path}.{key}", inner, problems)
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            _report_autos(f"{path}[{index}]", inner, problems)
+    elif isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _report_autos(f"{path}.{key}" if isinstance(value, dict) else f"{path}[{key}]", inner, problems)

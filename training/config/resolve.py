@@ -1,41 +1,32 @@
-"""The DeepSpeed configuration of a run: read, completed where the file says "auto", and judged before anything starts.
+"""The DeepSpeed configuration of a run: checked at once, and completed when the length of the run is known.
 
-config = load(Path("ds_configs/t4x2.json"), ["optimizer.params.lr=3e-4"])
-resolved = resolve(config, facts, detect(), source="ds_configs/t4x2.json")
-deepspeed.initialize(config=resolved.config, ...)
+    draft = check(load(Path("ds_configs/t4x2.json")), facts, detect(), source="t4x2.json")   # before text is prepared
+    resolved = draft.resolve(rows)                                                           # when its rows are counted
+    deepspeed.initialize(config=resolved.config, ...)
+
+A value that only the run can know is written "auto" in the file, and filled in here.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from fractions import Fraction
 
 from common.hardware import Device
-from training.config.load import load, run_defaults
 from training.config.problems import Problems, keep_known
-from training.config.schedule import warmup_cosine_lr
 from training.config.schema import AUTO, OWN_BLOCK
-from training.config.validate import CHECKS, Case, RunFacts, auto_warmup, check_run, warmup_steps
+from training.config.validate import CHECKS, Case, RunFacts, auto_warmup, check_flags, check_warmup, warmup_steps
 
-__all__ = ["Resolved", "RunFacts", "load", "resolve", "run_defaults"]
-
-_BATCH, _MICRO, _ACCUMULATION = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-)
+_BATCH, _MICRO, _ACCUMULATION = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 
 
 @dataclass(frozen=True)
-class Resolved:
-    """What deepspeed.initialize gets, and how it came to be."""
+class Settings:
+    """A DeepSpeed configuration in which all is settled but, perhaps, the length of the schedule."""
 
     config: dict
-    notes: list[str]
-    """One line for each value that was filled in, and for each default of DeepSpeed's that surprises."""
-    total_steps: int
-    """Optimizer steps of the run."""
 
     @property
     def micro_batch(self) -> int:
@@ -50,10 +41,6 @@ class Resolved:
         return self.config[_BATCH]
 
     @property
-    def warmup_steps(self) -> int:
-        return warmup_steps(self.config)
-
-    @property
     def precision(self) -> str:
         """One of "fp32", "fp16" and "bf16"."""
         enabled = (name for name in ("fp16", "bf16") if self.config.get(name, {}).get("enabled", False))
@@ -64,94 +51,109 @@ class Resolved:
         return self.config.get("zero_optimization", {}).get("stage", 0)
 
     @property
-    def gradient_clipping(self) -> float:
-        """0 is no clipping."""
-        return float(self.config.get("gradient_clipping", 0))
-
-    @property
     def optimizer_name(self) -> str:
         return self.config["optimizer"]["type"]
 
     @property
     def peak_lr(self) -> float:
-        """The highest rate of the schedule; with Muon that of the matrices."""
+        """The highest learning rate of the schedule; with Muon that of the matrices."""
         return _peak_lr(self.config)
 
-    def lr_at(self, step: int) -> float | None:
-        """The rate of optimizer step `step` (from 0), None for schedules we have no closed form of."""
-        if "scheduler" not in self.config:
-            return self.peak_lr
-        params = self.config["scheduler"].get("params", {})
-        if self.config["scheduler"]["type"] != "WarmupCosineLR":
-            return None
-        return warmup_cosine_lr(
-            step,
-            peak=self.peak_lr,
-            total=params["total_num_steps"],
-            warmup=self.warmup_steps,
-            floor_ratio=params.get("cos_min_ratio", 0.0001),  # these three defaults are DeepSpeed's
-            warmup_min_ratio=params.get("warmup_min_ratio", 0.0),
-            warmup_type=params.get("warmup_type", "log"),
-        )
+
+@dataclass(frozen=True)
+class Resolved(Settings):
+    """What `deepspeed.initialize` gets, and how it came to be."""
+
+    notes: list[str]
+    """One line for each value that was filled in, and for each default of DeepSpeed's that surprises."""
+    total_steps: int
+    """Optimizer steps of the run."""
+
+    @property
+    def warmup_steps(self) -> int:
+        return warmup_steps(self.config)
 
 
-def resolve(config: dict, run: RunFacts, device: Device, *, source: str) -> Resolved:
-    """Fills in every "auto" and judges the whole; a UserError names all that is wrong with `source` at once.
+@dataclass(frozen=True)
+class Draft(Settings):
+    """A configuration without contradictions that lacks only the length of its schedule."""
 
-    Pure: `config` stays as it is, and neither files nor devices are touched.
+    run: RunFacts
+    device: Device
+    source: str
+    notes: list[str]
+
+    def resolve(self, rows: int, steps: int | None = None) -> Resolved:
+        """Return the configuration of a run over `rows` training rows, or of `steps` that were found for --budget.
+
+        Raise UserError if the warm-up is longer than the run.
+        """
+        config, notes, problems = copy.deepcopy(self.config), [], Problems()
+        total, why = (steps, "--budget") if steps is not None else _total_steps(self.run, rows, self.train_batch)
+        _fill_schedule(config, total, why, notes)
+        check_warmup(config, total, problems)
+        problems.raise_if_any(self.source)
+        notes += self.notes
+        end = config.get("scheduler", {}).get("params", {}).get("total_num_steps", total)
+        if end != total:
+            notes.append(f"scheduler.params.total_num_steps: {end:,}, but this run takes {total:,} steps")
+        return Resolved(config, notes, total)
+
+    def unscheduled(self) -> Resolved:
+        """Return the configuration without a schedule, to measure what a step takes before the length is known."""
+        return Resolved({key: value for key, value in self.config.items() if key != "scheduler"}, self.notes, 0)
+
+
+def check(config: dict, run: RunFacts, device: Device, *, source: str) -> Draft:
+    """Fill in what needs no row count and raise a UserError that names everything that is wrong with `source` at once.
+
+    `config` stays as it is, and neither files nor devices are touched.
     """
     problems, notes = Problems(), []
-    check_run(run, problems)
+    check_flags(run, problems)
     work = keep_known({key: value for key, value in config.items() if key != OWN_BLOCK}, problems)
-    batch = _resolve_batch(work, run, problems, notes)
+    _resolve_batch(work, run, problems, notes)
     _resolve_precision(work, device, notes)
     _resolve_muon(work, device, notes)
-    total = _resolve_steps(work, run, batch, notes)
     _resolve_monitors(work, run, notes)
-    case = Case(work, run, device, total)
-    for check in CHECKS:
-        check(case, problems)
+    case = Case(work, run, device)
+    for find in CHECKS:
+        find(case, problems)
+    check_warmup(work, run.max_steps, problems)
     problems.raise_if_any(source)
-    return Resolved(work, notes + _surprises(case), total)
+    return Draft(work, run, device, source, notes + _surprises(case))
 
 
-def _resolve_batch(work: dict, run: RunFacts, problems: Problems, notes: list[str]) -> int:
-    """Micro-batch x accumulation x processes = batch; returns the batch, or a likely one if they contradict."""
+def _resolve_batch(work: dict, run: RunFacts, problems: Problems, notes: list[str]) -> None:
+    """Check or complete: micro-batch x accumulation x processes = batch."""
     micro, batch, accumulation = (work.get(key, AUTO) for key in (_MICRO, _BATCH, _ACCUMULATION))
     if micro == AUTO:
-        problems.add(_MICRO, "missing.", _micro_mend(batch, accumulation, run))
-        return 1 if batch == AUTO else batch
-    if batch == AUTO:
-        return _batch_from_parts(work, run, problems, notes)
+        problems.add(_MICRO, "missing.", _micro_hint(batch, accumulation, run))
+        return
     at_once = micro * run.world_size
-    if accumulation == AUTO:
+    if batch == AUTO:
+        if work.get(_ACCUMULATION) == AUTO:
+            what = f'"auto" is worked out from {_BATCH}, which is not a number either.'
+            problems.add(_ACCUMULATION, what, "Write one of the two as a number.")
+            return
+        accumulation = work.setdefault(_ACCUMULATION, 1)
+        work[_BATCH] = at_once * accumulation
+        notes.append(f"{_BATCH}: auto -> {work[_BATCH]:,} ({_product(micro, accumulation, run)})")
+    elif accumulation == AUTO:
         if batch % at_once:
-            mend = f"Write a multiple of {at_once:,}: {_multiples(batch, at_once)}."
-            problems.add(_BATCH, f"{batch:,} cannot be made of {_product(micro, None, run)}.", mend)
+            hint = f"Write a multiple of {at_once:,}: {_multiples(batch, at_once)}."
+            problems.add(_BATCH, f"{batch:,} cannot be made of {_product(micro, None, run)}.", hint)
         work[_ACCUMULATION] = max(1, batch // at_once)
         notes.append(f"{_ACCUMULATION}: auto -> {work[_ACCUMULATION]} ({batch:,} / {_product(micro, None, run)})")
     elif batch != at_once * accumulation:
         what = f"{batch:,} is not {_product(micro, accumulation, run)} = {at_once * accumulation:,}."
-        problems.add(_BATCH, what, _batch_mend(batch, at_once, accumulation))
-    return batch
+        problems.add(_BATCH, what, _batch_hint(batch, at_once, accumulation))
 
 
-def _micro_mend(batch: int | str, accumulation: int | str, run: RunFacts) -> str:
-    if AUTO not in (batch, accumulation) and batch % (accumulation * run.world_size) == 0:
+def _micro_hint(batch: int | str, accumulation: int | str, run: RunFacts) -> str:
+    if isinstance(batch, int) and isinstance(accumulation, int) and batch % (accumulation * run.world_size) == 0:
         return f"Here it is {batch // (accumulation * run.world_size)}."
     return "Write the rows that one process takes at a time, e.g. 32 on a 16 GB card."
-
-
-def _batch_from_parts(work: dict, run: RunFacts, problems: Problems, notes: list[str]) -> int:
-    micro = work[_MICRO]
-    if work.get(_ACCUMULATION) == AUTO:
-        what = f'"auto" is worked out from {_BATCH}, which is not a number either.'
-        problems.add(_ACCUMULATION, what, "Write one of the two as a number.")
-        work[_ACCUMULATION] = 1
-    accumulation = work.setdefault(_ACCUMULATION, 1)
-    work[_BATCH] = micro * accumulation * run.world_size
-    notes.append(f"{_BATCH}: auto -> {work[_BATCH]:,} ({_product(micro, accumulation, run)})")
-    return work[_BATCH]
 
 
 def _product(micro: int, accumulation: int | None, run: RunFacts) -> str:
@@ -164,7 +166,7 @@ def _multiples(batch: int, at_once: int) -> str:
     return " or ".join(f"{multiple:,}" for multiple in (below, below + at_once) if multiple)
 
 
-def _batch_mend(batch: int, at_once: int, accumulation: int) -> str:
+def _batch_hint(batch: int, at_once: int, accumulation: int) -> str:
     keep = f"--set {_BATCH}={at_once * accumulation} takes the batch as it comes"
     if batch % at_once:
         return f"{keep}; to keep a batch of about {batch:,}, write {_multiples(batch, at_once)}."
@@ -173,7 +175,7 @@ def _batch_mend(batch: int, at_once: int, accumulation: int) -> str:
 
 def _resolve_precision(work: dict, device: Device, notes: list[str]) -> None:
     bf16 = work.get("bf16", {})
-    if isinstance(bf16, dict) and bf16.get("enabled") == AUTO:
+    if bf16.get("enabled") == AUTO:
         bf16["enabled"] = device.bf16_fast
         why = "computes in bf16" if device.bf16_fast else "has no bf16 instructions"
         notes.append(f"bf16.enabled: auto -> {str(device.bf16_fast).lower()} ({device.name} {why})")
@@ -182,7 +184,7 @@ def _resolve_precision(work: dict, device: Device, notes: list[str]) -> None:
 def _resolve_muon(work: dict, device: Device, notes: list[str]) -> None:
     """DeepSpeed's two iterations end at the same place: "standard" works in bf16, "gram" in fp16. Ours is for CPUs."""
     params = work.get("optimizer", {}).get("params", {})
-    if not isinstance(params, dict) or params.get("ns_method") != AUTO:
+    if params.get("ns_method") != AUTO:
         return
     if device.kind == "cpu":
         method, why = "polar", "the cheapest on a CPU"
@@ -191,38 +193,6 @@ def _resolve_muon(work: dict, device: Device, notes: list[str]) -> None:
         why = f"{device.name} {'computes in bf16' if device.bf16_fast else 'has no bf16 instructions'}"
     params["ns_method"] = method
     notes.append(f"optimizer.params.ns_method: auto -> {method} ({why})")
-
-
-def _resolve_steps(work: dict, run: RunFacts, batch: int, notes: list[str]) -> int:
-    """The length of the run in optimizer steps, written into the schedule where it asks for it."""
-    total, why = _run_steps(run, batch)
-    params = work.get("scheduler", {}).get("params", {})
-    if params.get("total_num_steps") == AUTO:
-        params["total_num_steps"] = total
-        notes.append(f"scheduler.params.total_num_steps: auto -> {total:,} ({why})")
-    if params.get("warmup_num_steps") == AUTO:
-        end = params.get("total_num_steps", total)
-        if type(end) is not int:  # beside a type that there is not, which check_schedule reports, anything passes
-            end = total
-        params["warmup_num_steps"] = auto_warmup(end)
-        notes.append(
-            f"scheduler.params.warmup_num_steps: auto -> {params['warmup_num_steps']:,} "
-            f"(500, or a tenth of {end:,} steps where that is less)"
-        )
-    return total
-
-
-def _run_steps(run: RunFacts, batch: int) -> tuple[int, str]:
-    if run.max_steps is not None:
-        return max(1, run.max_steps), "--budget" if run.budget else f"--max_steps {run.max_steps:,}"
-    try:
-        # the decimal that the user wrote: 0.1 as a binary fraction is a little more, and would add a step
-        rows = Fraction(repr(float(run.epochs))) * run.rows
-    except (ValueError, OverflowError):  # check_run has reported it
-        return 1, ""
-    # the data order is one endless stream of shuffled epochs, so no epoch ends in a partial batch
-    why = f"{run.epochs:g} epoch{'s' if run.epochs != 1 else ''} x {run.rows:,} rows / {batch:,} a step"
-    return max(1, math.ceil(rows / batch)), why
 
 
 def _resolve_monitors(work: dict, run: RunFacts, notes: list[str]) -> None:
@@ -238,6 +208,29 @@ def _resolve_monitors(work: dict, run: RunFacts, notes: list[str]) -> None:
             notes.append(f'{name}.job_name: auto -> "{block["job_name"]}"')
 
 
+def _total_steps(run: RunFacts, rows: int, batch: int) -> tuple[int, str]:
+    if run.max_steps is not None:
+        return run.max_steps, f"--max_steps {run.max_steps:,}"
+    # the decimal that the user wrote: 0.1 as a binary fraction is a little more, and would add a step
+    total = math.ceil(Fraction(repr(float(run.epochs))) * rows / batch)
+    # the data order is one endless stream of shuffled epochs, so no epoch ends in a partial batch
+    return total, f"{run.epochs:g} epoch{'s' if run.epochs != 1 else ''} x {rows:,} rows / {batch:,} a step"
+
+
+def _fill_schedule(config: dict, total: int, why: str, notes: list[str]) -> None:
+    params = config.get("scheduler", {}).get("params", {})
+    if params.get("total_num_steps") == AUTO:
+        params["total_num_steps"] = total
+        notes.append(f"scheduler.params.total_num_steps: auto -> {total:,} ({why})")
+    if params.get("warmup_num_steps") == AUTO:
+        end = params.get("total_num_steps", total)
+        params["warmup_num_steps"] = auto_warmup(end)
+        notes.append(
+            f"scheduler.params.warmup_num_steps: auto -> {params['warmup_num_steps']:,} "
+            f"(500, or a tenth of {end:,} steps where that is less)"
+        )
+
+
 def _peak_lr(config: dict) -> float:
     optimizer, scheduler = config["optimizer"], config.get("scheduler", {})
     params, curve = optimizer["params"], scheduler.get("params", {})
@@ -250,29 +243,17 @@ def _peak_lr(config: dict) -> float:
 
 
 def _surprises(case: Case) -> list[str]:
-    """Defaults of DeepSpeed's that nobody expects, and values that will not be what they seem."""
-    return [*_schedule_surprises(case), *_other_surprises(case)]
-
-
-def _schedule_surprises(case: Case) -> list[str]:
-    if "scheduler" not in case.config:
-        return ["scheduler: not written, so the learning rate is constant"]
-    name, params = case.config["scheduler"]["type"], case.config["scheduler"].get("params", {})
-    notes = []
+    """Return a note for each default of DeepSpeed's that nobody expects, and each value that will not be what it seems."""
+    notes, scheduler = [], case.block("scheduler")
+    name, params = scheduler.get("type", ""), scheduler.get("params", {})
+    if not scheduler:
+        notes.append("scheduler: not written, so the learning rate is constant")
     if name.startswith("Warmup") and "warmup_type" not in params:
         notes.append('scheduler.params.warmup_type: not written, and DeepSpeed\'s default is "log", not "linear"')
     if name.startswith("Warmup") and "warmup_num_steps" not in params:
         notes.append("scheduler.params.warmup_num_steps: not written, and DeepSpeed's default is 1,000")
     if name == "WarmupDecayLR" or (name == "WarmupLR" and "warmup_max_lr" in params):
         notes.append(f"scheduler: {name} rises to {_peak_lr(case.config):g}, its warmup_max_lr, not the optimizer's lr")
-    end = params.get("total_num_steps", case.total_steps)
-    if end != case.total_steps:
-        notes.append(f"scheduler.params.total_num_steps: {end:,}, but this run takes {case.total_steps:,} steps")
-    return notes
-
-
-def _other_surprises(case: Case) -> list[str]:
-    notes = []
     if case.optimizer == "adam" and case.optimizer_params.get("adam_w_mode", True):
         notes.append("optimizer.type: DeepSpeed's Adam is AdamW unless optimizer.params.adam_w_mode is false")
     if case.block("bf16").get("enabled") and not case.device.bf16_fast:

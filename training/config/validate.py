@@ -1,4 +1,4 @@
-"""The contradictions of a configuration: within the file, with the run's flags, and with the machine."""
+"""Contradictions in a configuration: within the file, with the run's flags, and with the machine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 from common.hardware import Device, dotted
 from training.config import schema
+from training.config.kinds import as_number
 from training.config.problems import Problems, show
-from training.config.schema import AUTO_KEYS
+from training.config.schema import AUTO, AUTO_KEYS
 
 LEAST_MUON_CLIP = 10
 _MOST_EPOCHS = 1_000_000
@@ -23,32 +24,28 @@ _NEEDED: Mapping[str, Iterable[str]] = {
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What only the run knows, and the file's "auto" values are made of."""
+    """What the machine and the flags say of a run before its text is prepared; "auto" values are made of it."""
 
     world_size: int
-    rows: int
-    """Training rows of max_seq_len tokens in one epoch."""
     epochs: float
     max_steps: int | None
+    """The length of the run, if a flag gives it."""
     output: Path
     num_experts: int
     ep_size: int
     use_moe: bool
-    budget: bool = False
-    """Whether `max_steps` was worked out from --budget."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A configuration without "auto", the run and the device that it is to be right for."""
+    """A configuration, the run and the device that it is to be right for."""
 
     config: dict
     run: RunFacts
     device: Device
-    total_steps: int
 
     def block(self, name: str) -> dict:
-        """A block of the file, empty if it is not written."""
+        """Return a block of the file, empty if it is not written."""
         return self.config.get(name, {})
 
     @property
@@ -65,11 +62,9 @@ class Case:
         return self.block("zero_optimization").get("stage", 0)
 
 
-def check_run(run: RunFacts, problems: Problems) -> None:
-    """The flags that the "auto" values are made of."""
-    if run.rows < 1:
-        problems.add("--data", "there is not one full row of --max_seq_len tokens to train on.", "Give more text.")
-    if schema.as_number(run.epochs) is None or not 0 < run.epochs <= _MOST_EPOCHS:
+def check_flags(run: RunFacts, problems: Problems) -> None:
+    """Check the flags that give the length of the run."""
+    if as_number(run.epochs) is None or not 0 < run.epochs <= _MOST_EPOCHS:
         what = f"{show(run.epochs)} is not a number above 0 and at most {_MOST_EPOCHS:,}."
         problems.add("--epochs", what, "Write e.g. --epochs 5.")
     if run.max_steps is not None and run.max_steps < 1:
@@ -77,7 +72,7 @@ def check_run(run: RunFacts, problems: Problems) -> None:
 
 
 def check_precision(case: Case, problems: Problems) -> None:
-    """fp16 and bf16 on devices that have them, and not both."""
+    """Check that not both of fp16 and bf16 are on, and that the device has the one that is."""
     fp16, bf16 = (case.block(name).get("enabled", False) for name in ("fp16", "bf16"))
     device = case.device
     if fp16 and bf16:
@@ -102,7 +97,7 @@ def _instead_of_fp16(device: Device) -> str:
 
 
 def check_zero(case: Case, problems: Problems) -> None:
-    """What ZeRO does not do: with experts, and without a GPU to take the load off."""
+    """Check for what ZeRO does not do with experts, or without a GPU."""
     zero, key = case.block("zero_optimization"), "zero_optimization."
     if case.zero_stage == 3:
         # besides, DeepSpeed's expert layers refuse it; a model of this size gains nothing by it
@@ -111,8 +106,8 @@ def check_zero(case: Case, problems: Problems) -> None:
     if case.run.use_moe and case.zero_stage in (1, 2) and zero.get("reduce_scatter") is False:
         problems.add(f"{key}reduce_scatter", "DeepSpeed wants it true for a model with experts.", "Set it to true.")
     if case.run.use_moe and case.zero_stage == 2 and zero.get("contiguous_gradients") is False:
-        mend = "Set it to true."
-        problems.add(f"{key}contiguous_gradients", "ZeRO-2 wants it true for a model with experts.", mend)
+        hint = "Set it to true."
+        problems.add(f"{key}contiguous_gradients", "ZeRO-2 wants it true for a model with experts.", hint)
     for name in ("offload_optimizer", "offload_param"):
         if case.device.kind == "cpu" and zero.get(name, {}).get("device", "none") != "none":
             what = "there is no GPU whose memory it could relieve."
@@ -120,35 +115,33 @@ def check_zero(case: Case, problems: Problems) -> None:
 
 
 def check_optimizer(case: Case, problems: Problems) -> None:
-    """That there is one, that it has a rate, and that DeepSpeed can build and run it."""
+    """Check that there is an optimizer with a learning rate, and that DeepSpeed can build and run it."""
     name, params = case.optimizer, case.optimizer_params
     written = case.block("optimizer").get("type")
     if written is None:
-        mend = 'Write e.g. {"type": "AdamW", "params": {"lr": 2e-4, "torch_adam": true}}; --set can change parts of it.'
-        problems.add("optimizer", "missing, or without a type; there is no other place for it.", mend)
+        hint = 'Write e.g. {"type": "AdamW", "params": {"lr": 2e-4, "torch_adam": true}}; --set can change parts of it.'
+        problems.add("optimizer", "missing, or without a type; there is no other place for it.", hint)
         return
-    if name not in schema.DEEPSPEED_OPTIMIZERS and written not in schema.TORCH_OPTIMIZERS:
-        guess = schema.nearest(written, schema.OPTIMIZER_NAMES)
-        mend = f"Did you mean {guess}?" if guess else f"There are {', '.join(schema.OPTIMIZER_NAMES)}."
-        problems.add("optimizer.type", f"neither DeepSpeed nor torch.optim has {show(written)}.", mend)
+    in_any_case, as_spelled = schema.optimizers()
+    if name not in in_any_case and written not in as_spelled:
+        guess = schema.nearest(written, schema.optimizer_names())
+        hint = f"Did you mean {guess}?" if guess else f"There are {', '.join(schema.optimizer_names())}."
+        problems.add("optimizer.type", f"neither DeepSpeed nor torch.optim has {show(written)}.", hint)
         return
-    has_rate = "lr" in params or (name == "muon" and {"muon_lr", "adam_lr"} <= params.keys())
-    if not has_rate and not problems.about(*(f"optimizer.params.{rate}" for rate in ("lr", "muon_lr", "adam_lr"))):
+    has_lr = "lr" in params or (name == "muon" and {"muon_lr", "adam_lr"} <= params.keys())
+    if not has_lr and not problems.about(*(f"optimizer.params.{key}" for key in ("lr", "muon_lr", "adam_lr"))):
         problems.add("optimizer.params.lr", "missing.", "Write the peak of the schedule, e.g. 2e-4.")
-    if case.zero_stage > 0 and name not in schema.ZERO_TESTED and not _untested_allowed(case):
-        mend = "Set it to true to insist, or choose Adam, AdamW or Muon."
-        problems.add("zero_allow_untested_optimizer", f"DeepSpeed has not tested {written} with ZeRO.", mend)
+    allowed = name in schema.ZERO_TESTED or case.config.get("zero_allow_untested_optimizer", False)
+    if case.zero_stage > 0 and not allowed:
+        hint = "Set it to true to use it all the same, or choose Adam, AdamW or Muon."
+        problems.add("zero_allow_untested_optimizer", f"DeepSpeed has not tested {written} with ZeRO.", hint)
     if name in ("adam", "adamw") and not params.get("torch_adam") and not case.device.has_compiler:
         what = f"DeepSpeed's own {written} is compiled at the first start, and there is no C++ compiler here."
         problems.add("optimizer.params.torch_adam", what, "Set it to true for PyTorch's, or install g++.")
 
 
-def _untested_allowed(case: Case) -> bool:
-    return case.config.get("zero_allow_untested_optimizer", False)
-
-
 def check_muon(case: Case, problems: Problems) -> None:
-    """Muon's traps, each of which trains badly without a word."""
+    """Check for the settings with which Muon trains badly without an error."""
     if case.optimizer != "muon":
         return
     clip = case.config.get("gradient_clipping", 0)
@@ -163,27 +156,33 @@ def check_muon(case: Case, problems: Problems) -> None:
 
 
 def check_schedule(case: Case, problems: Problems) -> None:
-    """A schedule that DeepSpeed has, with an end, and with a warm-up that is over before the end."""
-    name = case.block("scheduler").get("type")
-    if "scheduler" in case.config and name not in schema.SCHEDULERS:
-        guess = schema.nearest(name or "", schema.SCHEDULERS) or "WarmupCosineLR"
-        mend = f"Did you mean {guess}? Or take the block out for a constant rate: --set scheduler=null."
-        problems.add("scheduler.type", f"{show(name)} is none of {', '.join(schema.SCHEDULERS)}.", mend)
+    """Check that DeepSpeed has the schedule, and that what its constructor needs is there."""
+    name, known = case.block("scheduler").get("type"), schema.schedules()
+    if "scheduler" in case.config and name not in known:
+        guess = schema.nearest(name or "", known) or "WarmupCosineLR"
+        hint = f"Did you mean {guess}? Or take the block out for a constant learning rate: --set scheduler=null."
+        problems.add("scheduler.type", f"{show(name)} is none of {', '.join(known)}.", hint)
         return
     params = case.block("scheduler").get("params", {})
     for needed in _NEEDED.get(name, ()):
         if needed not in params:
-            mend = 'Write "auto".' if f"scheduler.params.{needed}" in AUTO_KEYS else "Write it."
-            problems.add(f"scheduler.params.{needed}", f"missing; {name} cannot do without.", mend)
-    warmup, total = warmup_steps(case.config), params.get("total_num_steps", case.total_steps)
-    if warmup >= total and warmup > 1:  # the least that "auto" gives is 1, whatever the total
-        what = f"a warm-up of {warmup:,} steps in a schedule of {total:,} never comes to an end."
-        mend = f'Write "auto" ({auto_warmup(total):,} here) or less than {total:,}, or train longer.'
-        problems.add("scheduler.params.warmup_num_steps", what, mend)
+            hint = 'Write "auto".' if f"scheduler.params.{needed}" in AUTO_KEYS else "Write it."
+            problems.add(f"scheduler.params.{needed}", f"missing; {name} needs it.", hint)
+
+
+def check_warmup(config: dict, total: int | None, problems: Problems) -> None:
+    """Check that the warm-up is over before the end; `total` steps are the run's, None while they are not known."""
+    end = config.get("scheduler", {}).get("params", {}).get("total_num_steps", AUTO)
+    warmup, end = warmup_steps(config), total if end == AUTO else end
+    # an "auto" is filled in to fit; the least that it gives is 1, whatever the total
+    if isinstance(warmup, int) and isinstance(end, int) and warmup >= end and warmup > 1:
+        what = f"a warm-up of {warmup:,} steps in a schedule of {end:,} never comes to an end."
+        hint = f'Write "auto" ({auto_warmup(end):,} here) or less than {end:,}, or train longer.'
+        problems.add("scheduler.params.warmup_num_steps", what, hint)
 
 
 def check_experts(case: Case, problems: Problems) -> None:
-    """Experts that can be split over the processes."""
+    """Check that the experts can be split over the processes."""
     run = case.run
     if run.ep_size < 1:
         problems.add("--ep_size", f"{run.ep_size} is not at least 1.", "1 keeps every expert on every process.")
@@ -214,7 +213,7 @@ CHECKS: tuple[Callable[[Case, Problems], None], ...] = (
 
 
 def warmup_steps(config: dict) -> int:
-    """The warm-up of the file's schedule in optimizer steps; 0 without one."""
+    """Return the warm-up of the file's schedule in optimizer steps; 0 without one."""
     scheduler = config.get("scheduler", {})
     if not scheduler.get("type", "").startswith("Warmup"):
         return 0
@@ -222,5 +221,5 @@ def warmup_steps(config: dict) -> int:
 
 
 def auto_warmup(total: int) -> int:
-    """The origin's 500 steps, or a tenth of a shorter run."""
+    """Return the warm-up of the reference run, 500 steps, or a tenth of a shorter run."""
     return max(1, min(500, total // 10))

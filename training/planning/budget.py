@@ -31,7 +31,6 @@ from training.preflight.step_checks import OVERFIT_STEPS
 from training.preflight.trial_engine import MAX_ACCUMULATION, MAX_OVERFLOWS, Step, TrialEngine, preserved_rng_state
 from training.processes.process_group import broadcast_from_rank0, gather_from_ranks
 
-PROVISIONAL_STEPS = 10_000  # of the run whose copy is measured: the length has no influence on the speed
 MEASURED_SECONDS = 20.0  # that the timed steps may take together
 _FEWEST, _MOST = 3, 20  # timed steps
 _OTHER_STEPS = 10  # of the preflight, beside those on one batch
@@ -120,15 +119,15 @@ class Length:
     cost: cost_checks.Cost
 
 
-def work_out(run: RunContext, budget: float, now: Callable[[], float]) -> Length:
-    """How many steps of `run` fit `budget` seconds, `now()` of which are gone; collective.
+def work_out(run: RunContext, budget: float) -> Length:
+    """How many steps of `run` fit `budget` seconds, of which this process has used some; collective.
 
     UserError if it does not fit into memory or on the disk, or no step fits the budget.
     """
     run.console.say("budget: measuring what a step, an evaluation and a save take, on a trial engine")
-    costs, cost = _measure(run, now)
+    costs, cost = _measure(run)
     ahead = costs.build + (0.0 if run.options.skip_preflight else preflight_seconds(run, costs, cost))
-    spent = broadcast_from_rank0(run.world, now) + ahead
+    spent = broadcast_from_rank0(run.world, lambda: run.stop.elapsed) + ahead
     steps = total_steps(budget, spent, costs, run.options)
     epochs = steps * run.resolved.train_batch / run.corpus.split("train").num_rows(run.options.max_seq_len)
     return Length(
@@ -147,9 +146,9 @@ def preflight_seconds(run: RunContext, costs: Costs, cost: cost_checks.Cost) -> 
     return min(PREFLIGHT_SECONDS, costs.build + costs.evaluation + (OVERFIT_STEPS + other) * step)
 
 
-def _measure(run: RunContext, now: Callable[[], float]) -> tuple[Costs, cost_checks.Cost]:
+def _measure(run: RunContext) -> tuple[Costs, cost_checks.Cost]:
     """Measure with a trial engine that takes some steps at learning rate 0, evaluates, writes texts and is saved."""
-    started = now()
+    started = run.stop.elapsed
     with preserved_rng_state():
         trial = TrialEngine(
             run.config,
@@ -160,7 +159,7 @@ def _measure(run: RunContext, now: Callable[[], float]) -> tuple[Costs, cost_che
             seq_len=run.options.max_seq_len,
         )
         try:
-            return _measure_parts(run, trial, min(started, _START_SECONDS), now() - started)
+            return _measure_parts(run, trial, min(started, _START_SECONDS), run.stop.elapsed - started)
         except (cost_checks.OutOfMemory, RuntimeError, MemoryError) as error:
             if not (isinstance(error, cost_checks.OutOfMemory) or cost_checks.is_out_of_memory(error)):
                 raise

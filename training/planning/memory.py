@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model import CausalLM, ModelConfig, transformer
-from training.config.resolve import Resolved
+from training.config.resolve import Settings
 
 ROUTING_IMBALANCE = 1.15
 """Experts on other ranks all get the room of the busiest one, assumed to take this multiple of its even share."""
@@ -33,9 +33,9 @@ _PASS, _STEP, _EVALUATION = "forward and backward pass", "optimizer step", "eval
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that one process holds at `moment`, its fullest unless asked otherwise."""
+    """Bytes that one process holds at the fullest moment of a phase of training."""
 
-    moment: str
+    phase: str
     weights: int
     """As the network computes with them; an expert on another rank does not count."""
     optimizer: int
@@ -55,15 +55,15 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    config: ModelConfig, resolved: Resolved, *, world_size: int, seq_len: int, device_kind: str = "cuda"
+    config: ModelConfig, resolved: Settings, *, world_size: int, seq_len: int, device_kind: str = "cuda"
 ) -> MemoryEstimate:
     """The fullest moment of a training run."""
-    moments = memory_moments(config, resolved, world_size=world_size, seq_len=seq_len, device_kind=device_kind)
-    return max(moments, key=lambda estimate: estimate.total)
+    phases = memory_by_phase(config, resolved, world_size=world_size, seq_len=seq_len, device_kind=device_kind)
+    return max(phases, key=lambda phase: phase.total)
 
 
-def memory_moments(
-    config: ModelConfig, resolved: Resolved, *, world_size: int, seq_len: int, device_kind: str = "cuda"
+def memory_by_phase(
+    config: ModelConfig, resolved: Settings, *, world_size: int, seq_len: int, device_kind: str = "cuda"
 ) -> list[MemoryEstimate]:
     """The moments that can be the fullest: forward and backward pass, optimizer step, evaluation.
 
@@ -133,7 +133,7 @@ class ModelStates:
     """What does not depend on the batch, in bytes of one process. ZeRO-3, which gathers layers as it goes, is rough."""
 
     config: ModelConfig
-    resolved: Resolved
+    resolved: Settings
     world_size: int
     device_kind: str = "cuda"
     stage: int | None = None
@@ -346,7 +346,7 @@ class _Gradients:
 class _Rehearsal:
     """The network on the meta device. Expert parallelism moves tokens but leaves as many on each rank: ep_size 1."""
 
-    def __init__(self, config: ModelConfig, resolved: Resolved, seq_len: int) -> None:
+    def __init__(self, config: ModelConfig, resolved: Settings, seq_len: int) -> None:
         self.drop_free = config.use_moe and not config.capacity_factor
         self.shape = resolved.micro_batch, seq_len
         padded = config.ep_size > 1 and self.drop_free  # by DeepSpeed's dispatch; ours gives each expert its own rows

@@ -10,11 +10,13 @@ import pytest
 
 from common.hardware import Device
 from model import ModelConfig
-from training.config.resolve import RunFacts, load, resolve
+from training.config.load import load
+from training.config.resolve import check
+from training.config.validate import RunFacts
 from training.planning.flops import training_flops_per_token
-from training.planning.plan import PLANNED_T4X2, plan_lines
+from training.planning.plan import PLANNED_T4X2, Plan
 
-CONFIGS = Path(__file__).resolve().parents[3] / "ds_configs"
+CONFIGS = Path(__file__).resolve().parents[4] / "ds_configs"
 CPU = Device(
     kind="cpu",
     count=2,
@@ -41,7 +43,6 @@ def plan(
 ) -> str:
     facts = RunFacts(
         world_size=world,
-        rows=rows,
         epochs=5,
         max_steps=None,
         output=Path("unused"),
@@ -49,8 +50,8 @@ def plan(
         ep_size=config.ep_size,
         use_moe=config.use_moe,
     )
-    resolved = resolve(load(CONFIGS / file, list(sets)), facts, device, source=file)
-    return "\n".join(plan_lines(config, resolved, facts, device, seq_len=seq_len, utilisation=0.35))
+    resolved = check(load(CONFIGS / file, list(sets)), facts, device, source=file).resolve(rows)
+    return "\n".join(Plan(config, resolved, rows, device, world, seq_len).lines(0.35))
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,12 @@ import pytest
 
 from common.hardware import Device
 from model import ModelConfig
-from training.config.resolve import Resolved, RunFacts, load, resolve
-from training.planning.memory import MemoryEstimate, ModelStates, estimate_memory, memory_moments
+from training.config.load import load
+from training.config.resolve import Resolved, check
+from training.config.validate import RunFacts
+from training.planning.memory import MemoryEstimate, ModelStates, estimate_memory, memory_by_phase
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 CPU = Device(
     kind="cpu",
     count=2,
@@ -60,7 +62,6 @@ def resolved(config: ModelConfig, *sets: str, file: str = "t4x2.json", world: in
     ]
     facts = RunFacts(
         world_size=world,
-        rows=1000,
         epochs=1,
         max_steps=None,
         output=Path("unused"),
@@ -68,7 +69,7 @@ def resolved(config: ModelConfig, *sets: str, file: str = "t4x2.json", world: in
         ep_size=config.ep_size,
         use_moe=config.use_moe,
     )
-    return resolve(load(ROOT / "ds_configs" / file, [*common, *sets]), facts, CPU, source=file)
+    return check(load(ROOT / "ds_configs" / file, [*common, *sets]), facts, CPU, source=file).resolve(1000)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Case:
     seq_len: int = 256
 
     def moments(self) -> list[MemoryEstimate]:
-        return memory_moments(
+        return memory_by_phase(
             self.config, self.resolved, world_size=self.world, seq_len=self.seq_len, device_kind="cpu"
         )
 
@@ -121,7 +122,7 @@ def start(folder: Path, cases: dict[str, Case], world: int) -> list[subprocess.P
         "WORLD_SIZE": world,
         "LOCAL_SIZE": world,
     }
-    child = Path(__file__).resolve().parents[2] / "workers" / "worker_memory.py"
+    child = Path(__file__).resolve().parents[3] / "workers" / "worker_memory.py"
     command = [sys.executable, child, folder / "specs.json", folder / "found.json"]
     started = []
     for rank in range(world):
@@ -191,7 +192,7 @@ def test_two_processes_share_the_optimizer_as_estimated(name: str, found) -> Non
 
 
 def moment(config: ModelConfig, *sets: str, world: int = 2, micro: int = 4, kind: str = "cuda") -> MemoryEstimate:
-    return memory_moments(
+    return memory_by_phase(
         config, resolved(config, *sets, world=world, micro=micro), world_size=world, seq_len=64, device_kind=kind
     )[0]
 

@@ -7,7 +7,8 @@ import pytest
 
 from common.errors import UserError
 from training.config import command_line
-from training.config.command_line import duration, model_config, options, parse, run_flags
+from training.config.command_line import duration, file_flags, model_config, options, parse, run_flags
+from training.config.load import load
 
 
 def wrong(capsys, *argv):
@@ -94,11 +95,11 @@ def test_numbers_may_be_grouped_and_set_repeated():
 def test_a_flag_wins_over_the_block_which_wins_over_the_default():
     given = parse(["--seed", "1", "--hidden_size", "64"], "")
     block = {"seed": 2, "hidden_size": 128, "log_interval": 10, "num_experts": 8, "use_moe": False, "time_limit": "2h"}
-    run = options(given, block)
+    run = options(given, file_flags({"bufudu": block}, "x.json"))
     assert (run.seed, run.log_interval, run.save_interval) == (1, 10, 1000)
     assert run.time_limit == 7_200
     assert run.model == {"hidden_size": 64, "num_experts": 8, "use_moe": False}
-    config = model_config(run, vocab_size=100, begin_id=1, end_id=2, pad_id=0)
+    config = model_config(run, vocab_size=100, bos_id=1, eos_id=2, pad_id=0)
     assert (config.hidden_size, config.num_experts, config.num_hidden_layers) == (64, 8, 8)
     assert (config.vocab_size, config.bos_token_id, config.eos_token_id, config.pad_token_id) == (100, 1, 2, 0)
 
@@ -112,13 +113,36 @@ def test_a_flag_wins_over_the_block_which_wins_over_the_default():
         ({"hidden_size": True}, "hidden_size: 'true' is not a whole number"),
         ({"time_limit": "long"}, "time_limit: 'long' is not a duration"),
         ({"ep_size": 0}, "ep_size: 0 is too small"),
+        ({"ep_sise": 2}, "bufudu.ep_sise: train.py has no such flag; did you mean ep_size?"),
+        ({"zzzzzz": 2}, "the flags are capacity_factor, dedup"),
+        ({"ep_size": [2]}, "bufudu.ep_size: must be a single value"),
+        ([2], "must be a block"),
     ],
 )
 def test_a_wrong_value_in_the_block_is_named(block, words):
     with pytest.raises(UserError) as caught:
-        options({}, block)
-    assert str(caught.value).startswith('"bufudu" block, ')
+        file_flags({"bufudu": block}, "x.json")
+    assert str(caught.value).startswith("x.json")
     assert words in str(caught.value)
+
+
+def test_everything_wrong_with_the_block_is_named_at_once():
+    with pytest.raises(UserError) as caught:
+        file_flags({"bufudu": {"epochs": -1, "ep_sise": 2, "use_moe": 1}}, "x.json")
+    assert all(f"bufudu.{name}: " in str(caught.value) for name in ("epochs", "ep_sise", "use_moe"))
+
+
+def test_the_block_of_the_file_for_split_experts():
+    configs = Path(__file__).parents[4] / "ds_configs"
+    assert file_flags(load(configs / "t4x2_ep2.json"), "x.json") == {"ep_size": 2}
+    assert file_flags(load(configs / "t4x2.json"), "x.json") == {}
+    assert file_flags(load(configs / "t4x2_ep2.json", ["bufudu.ep_size=null"]), "x.json") == {}
+
+
+def test_a_message_about_the_block_stays_readable_whatever_it_holds():
+    with pytest.raises(UserError) as caught:
+        file_flags({"bufudu": {f"zzzzz{i}\n": 1 for i in range(300)} | {"output": "x" * 2000}}, "x.json")
+    assert len(str(caught.value)) < 4500 and "the flags are capacity_factor" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["deepspeed_config", "set", "plan", "data"])
@@ -132,7 +156,7 @@ def test_the_model_names_every_size_that_does_not_fit():
         {},
     )
     with pytest.raises(UserError) as caught:
-        model_config(run, vocab_size=100, begin_id=1, end_id=2, pad_id=0)
+        model_config(run, vocab_size=100, bos_id=1, eos_id=2, pad_id=0)
     for part in ("hidden_size 65", "num_key_value_heads 3", "num_experts_per_tok 9", "ep_size 3"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -140,9 +164,9 @@ def test_the_model_names_every_size_that_does_not_fit():
 
 def test_rows_longer_than_the_models_positions_make_room():
     run = options({"max_seq_len": 4096}, {})
-    assert model_config(run, vocab_size=100, begin_id=1, end_id=2, pad_id=0).max_position_embeddings == 4096
+    assert model_config(run, vocab_size=100, bos_id=1, eos_id=2, pad_id=0).max_position_embeddings == 4096
     run = options({"max_seq_len": 64}, {})
-    assert model_config(run, vocab_size=100, begin_id=1, end_id=2, pad_id=0).max_position_embeddings == 2048
+    assert model_config(run, vocab_size=100, bos_id=1, eos_id=2, pad_id=0).max_position_embeddings == 2048
 
 
 def test_every_shape_of_the_network_has_its_flag():
@@ -187,4 +211,4 @@ def test_defaults_are_the_design_documents():
 def test_a_size_of_zero_that_would_train_on_nan_is_refused(name):
     run = options({name: 0.0}, {})
     with pytest.raises(UserError, match=f"{name} is 0: give a number above 0"):
-        model_config(run, vocab_size=100, begin_id=1, end_id=2, pad_id=0)
+        model_config(run, vocab_size=100, bos_id=1, eos_id=2, pad_id=0)

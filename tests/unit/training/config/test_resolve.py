@@ -1,11 +1,8 @@
 """The DeepSpeed files: what they become on the machine they are for, and every way in which one can be wrong."""
 
 import copy
-import inspect
 import json
 import string
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +13,11 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from common.hardware import Device
 from training.config import schema
-from training.config.resolve import RunFacts, load, resolve, run_defaults
+from training.config.load import load
+from training.config.resolve import check
+from training.config.validate import RunFacts
 
-CONFIGS = Path(__file__).parents[3] / "ds_configs"
+CONFIGS = Path(__file__).parents[4] / "ds_configs"
 FILES = sorted(file.stem for file in CONFIGS.glob("*.json"))
 
 T4X2 = Device("cuda", 2, "Tesla T4", 15 * 2**30, (7, 5), False, True, True, {"fp32": 8.1e12, "fp16": 65e12})
@@ -27,9 +26,9 @@ P100 = Device("cuda", 1, "Tesla P100-PCIE-16GB", 16 * 2**30, (6, 0), False, Fals
 CPU = Device("cpu", 2, "Some Processor", 8 * 2**30, None, True, False, True, None)
 OLD_CPU = replace(CPU, bf16_fast=False)
 
+ROWS = 1_413_103
 RUN = RunFacts(
     world_size=2,
-    rows=1_413_103,
     epochs=5.0,
     max_steps=None,
     output=Path("runs/first"),
@@ -47,10 +46,10 @@ MACHINES = {
 }
 
 
-def resolved(*overrides, name="t4x2", device=None, run=None):
+def resolved(*overrides, name="t4x2", device=None, run=None, rows=ROWS):
     usual_device, usual_run = MACHINES[name]
     config = load(CONFIGS / f"{name}.json", overrides)
-    return resolve(config, run or usual_run, device or usual_device, source=f"{name}.json")
+    return check(config, run or usual_run, device or usual_device, source=f"{name}.json").resolve(rows)
 
 
 def complaint(*overrides, **where):
@@ -82,7 +81,8 @@ def test_a_file_resolves_on_its_machine(name):
     assert result.train_batch == result.micro_batch * result.accumulation * MACHINES[name][1].world_size
     assert result.total_steps == result.config["scheduler"]["params"]["total_num_steps"]
     assert json.loads(json.dumps(result.config)) == result.config
-    assert resolve(result.config, MACHINES[name][1], MACHINES[name][0], source="again").config == result.config
+    device, run = MACHINES[name]
+    assert check(result.config, run, device, source="again").resolve(ROWS).config == result.config
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -98,11 +98,11 @@ def test_the_readme_names_the_file(name):
     assert f"`{name}.json`" in (CONFIGS / "README.md").read_text(encoding="utf-8")
 
 
-def test_t4x2_is_the_origins_recipe():
+def test_t4x2_is_the_recipe_of_the_reference_run():
     result = resolved()
     assert (result.micro_batch, result.accumulation, result.train_batch) == (32, 4, 256)
     assert (result.warmup_steps, result.total_steps) == (500, 27_600)
-    assert (result.peak_lr, result.gradient_clipping) == (2e-4, 1.0)
+    assert (result.peak_lr, result.config["gradient_clipping"]) == (2e-4, 1.0)
     assert (result.precision, result.zero_stage, result.optimizer_name) == ("fp16", 2, "AdamW")
     assert result.config["optimizer"]["params"] == {
         "lr": 2e-4,
@@ -114,9 +114,6 @@ def test_t4x2_is_the_origins_recipe():
     }
     assert result.config["scheduler"]["params"]["cos_min_ratio"] == 0.1
     assert result.config["fp16"]["loss_scale"] == 0
-    assert result.lr_at(0) == 0
-    assert result.lr_at(251) == pytest.approx(1e-4)
-    assert result.lr_at(27_600) == pytest.approx(2e-5)
 
 
 def test_notes_say_where_the_figures_come_from():
@@ -148,7 +145,7 @@ def test_muons_iteration_is_chosen_for_the_device(device, method):
 
 def test_muon_is_not_clipped():
     result = resolved(name="t4x2_muon")
-    assert (result.gradient_clipping, result.peak_lr, result.optimizer_name) == (0, 0.02, "Muon")
+    assert (result.config["gradient_clipping"], result.peak_lr, result.optimizer_name) == (0, 0.02, "Muon")
 
 
 @pytest.mark.parametrize(("device", "precision"), [(CPU, "bf16"), (OLD_CPU, "fp32"), (T4X2, "fp32"), (A100X2, "bf16")])
@@ -158,32 +155,13 @@ def test_bf16_auto_follows_the_device(device, precision):
     assert any(note.startswith(f"bf16.enabled: auto -> {str(precision == 'bf16').lower()}") for note in result.notes)
 
 
-def test_ep2_is_told_by_the_block_of_our_own():
-    config = load(CONFIGS / "t4x2_ep2.json")
-    assert run_defaults(config, {"ep_size", "seed"}, source="x.json") == {"ep_size": 2}
-    assert run_defaults(load(CONFIGS / "t4x2.json"), {"ep_size"}, source="x.json") == {}
-    assert run_defaults(load(CONFIGS / "t4x2_ep2.json", ["bufudu.ep_size=null"]), {"ep_size"}, source="x.json") == {}
-
-
-@pytest.mark.parametrize(
-    ("block", "words"),
-    [
-        ({"ep_sise": 2}, "did you mean ep_size?"),
-        ({"zzzzzz": 2}, "the flags are ep_size, seed"),
-        ({"ep_size": [2]}, "single value"),
-        ([2], "must be a block"),
-    ],
-)
-def test_a_wrong_block_of_our_own(block, words):
-    with pytest.raises(UserError, match=words):
-        run_defaults({"bufudu": block}, {"ep_size", "seed"}, source="x.json")
-
-
-def test_resolve_leaves_its_input_alone():
+def test_neither_step_changes_its_input():
     config = load(CONFIGS / "cpu_x2.json")
     before = copy.deepcopy(config)
-    resolve(config, RUN, CPU, source="cpu_x2.json")
-    assert config == before
+    draft = check(config, RUN, CPU, source="cpu_x2.json")
+    checked = copy.deepcopy(draft.config)
+    draft.resolve(ROWS)
+    assert (config, draft.config) == (before, checked)
 
 
 # --- what "auto" becomes ----------------------------------------------------------------------------------------------
@@ -199,7 +177,7 @@ def test_max_steps_ends_the_schedule():
     ("epochs", "rows", "steps"), [(1, 256, 1), (1, 257, 2), (0.1, 2560, 1), (0.5, 512, 1), (3, 256, 3), (1, 1, 1)]
 )
 def test_steps_round_up_as_decimals_do(epochs, rows, steps):
-    assert resolved(run=replace(RUN, epochs=epochs, rows=rows)).total_steps == steps
+    assert resolved(run=replace(RUN, epochs=epochs), rows=rows).total_steps == steps
 
 
 def test_accumulation_from_the_batch():
@@ -221,10 +199,10 @@ def test_tensorboard_lands_in_the_run_or_where_the_user_says():
     assert elsewhere == {"enabled": True, "output_path": "/logs", "job_name": "first"}
 
 
-def test_no_schedule_is_a_constant_rate():
+def test_no_schedule_is_a_constant_learning_rate():
     result = resolved("scheduler=null")
     assert "scheduler" not in result.config
-    assert (result.warmup_steps, result.lr_at(0), result.lr_at(999)) == (0, 2e-4, 2e-4)
+    assert (result.warmup_steps, result.peak_lr) == (0, 2e-4)
     assert any("constant" in note for note in result.notes)
 
 
@@ -239,7 +217,7 @@ def test_no_schedule_is_a_constant_rate():
 )
 def test_other_schedules_pass(scheduler, warmup, peak):
     result = resolved(f"scheduler={json.dumps(scheduler)}")
-    assert (result.warmup_steps, result.peak_lr, result.lr_at(5)) == (warmup, peak, None)
+    assert (result.warmup_steps, result.peak_lr) == (warmup, peak)
     assert result.config["scheduler"]["params"].get("total_num_steps", 27_600) == 27_600
 
 
@@ -369,7 +347,6 @@ def test_contradiction_with_the_machine(name, overrides, device, words):
         ({"epochs": 0.0}, ["--epochs"]),
         ({"epochs": float("nan")}, ["--epochs"]),
         ({"epochs": float("inf")}, ["--epochs"]),
-        ({"rows": 0}, ["--data", "--max_seq_len"]),
         ({"ep_size": 0}, ["--ep_size"]),
         ({"ep_size": 3}, ["4 experts cannot be split evenly over 3", "It can be 1 or 2."]),
         ({"ep_size": 4}, ["2 processes cannot form groups of 4", "It can be 1 or 2"]),
@@ -383,7 +360,7 @@ def test_contradiction_with_the_run(facts, words):
 
 
 def test_muon_may_be_clipped_widely():
-    assert resolved("gradient_clipping=50", name="t4x2_muon").gradient_clipping == 50
+    assert resolved("gradient_clipping=50", name="t4x2_muon").config["gradient_clipping"] == 50
 
 
 def test_zero3_is_refused_for_dense_models_too():
@@ -400,7 +377,7 @@ def test_all_problems_come_at_once_and_numbered():
         "scheduler.params.warmup_num_steps=99999",
         "optimizer.params.lr=-1",
         device=CPU,
-        run=replace(RUN, ep_size=3),
+        run=replace(RUN, ep_size=3, max_steps=27_600),
     )
     assert message.startswith("t4x2.json: 7 problems, nothing was started.")
     for key in (
@@ -416,100 +393,7 @@ def test_all_problems_come_at_once_and_numbered():
     assert "  7. " in message
 
 
-# --- reading and --set ------------------------------------------------------------------------------------------------
-
-
-def written(tmp_path, text):
-    file = tmp_path / "mine.json"
-    file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return file
-
-
-@pytest.mark.parametrize(
-    ("override", "path", "value"),
-    [
-        ("optimizer.params.lr=3e-4", "optimizer.params.lr", 3e-4),
-        ("optimizer.params.betas=[0.9, 0.95]", "optimizer.params.betas", [0.9, 0.95]),
-        ("fp16.enabled=false", "fp16.enabled", False),
-        ("bf16.enabled=auto", "bf16.enabled", "auto"),
-        ("wandb.project=a=b", "wandb.project", "a=b"),
-        ('wandb.project="7"', "wandb.project", "7"),
-        ("wandb.project=", "wandb.project", ""),
-        ("wandb.project=NaN", "wandb.project", "NaN"),
-        ("wandb.project=不复读", "wandb.project", "不复读"),
-        ('scheduler={"type": "WarmupLR"}', "scheduler.type", "WarmupLR"),
-        ("zero_optimization.offload_optimizer.device=cpu", "zero_optimization.offload_optimizer.device", "cpu"),
-    ],
-)
-def test_set(override, path, value):
-    config = load(CONFIGS / "t4x2.json", [override])
-    for key in path.split("."):
-        config = config[key]
-    assert config == value
-    assert type(config) is type(value)
-
-
-def test_set_later_wins_and_the_rest_stays():
-    config = load(CONFIGS / "t4x2.json", ["fp16.enabled=false", "fp16.enabled=true", "optimizer.params.lr=1e-3"])
-    assert config["fp16"]["enabled"] is True
-    expected = json.loads((CONFIGS / "t4x2.json").read_text())
-    expected["optimizer"]["params"]["lr"] = 1e-3
-    assert config == expected
-
-
-@pytest.mark.parametrize("override", ["", "lr", "=3", ".lr=3", "a..b=3", "a b=3", "optimizer.=3"])
-def test_set_wants_a_key_and_a_value(override):
-    with pytest.raises(UserError, match="write it as"):
-        load(CONFIGS / "t4x2.json", [override])
-
-
-def test_set_cannot_go_through_a_value():
-    with pytest.raises(UserError) as caught:
-        load(CONFIGS / "t4x2.json", ["gradient_clipping.max=3", "optimizer.params.betas.0=0.8", "nonsense"])
-    assert "gradient_clipping is no block but 1.0" in str(caught.value)
-    assert "optimizer.params.betas is no block but [0.9, 0.999]" in str(caught.value)
-    assert "--set nonsense" in str(caught.value)
-
-
-def test_a_missing_file_lists_the_ones_there_are(tmp_path):
-    with pytest.raises(UserError) as caught:
-        load(CONFIGS / "t4x3.json")
-    assert "there is no such file" in str(caught.value)
-    assert all(f"{name}.json" in str(caught.value) for name in FILES)
-    with pytest.raises(UserError, match="no such file"):
-        load(tmp_path / "none.json")
-    with pytest.raises(UserError, match="cannot be read"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('{\n  "a": 1\n  "b": 2\n}', "line 3, column 3: not valid JSON"),
-        ('{"a": 1,}', "comma after the last entry"),
-        ('{\n"a": 1, // the first\n"b": 2}', "no comments"),
-        ('{"a": True}', "true, false, null"),
-        ("{'a': 1}", "double quotes"),
-        ("", "the file is empty"),
-        ("{,}", "line 1, column 2"),
-        ('{"fp16": {"enabled": true, "enabled": false}}', '"enabled" stands twice'),
-        ('{"a": NaN}', "NaN is no JSON value"),
-        ("[1, 2]", "one block"),
-        (b"\xff\xfe{", "not UTF-8"),
-        ('{"a": ' * 5000 + "1" + "}" * 5000, "blocks within blocks"),
-        ('{"a": ' * 60 + "1" + "}" * 60, "more than 30 deep"),
-    ],
-)
-def test_unreadable_files(tmp_path, text, words):
-    with pytest.raises(UserError) as caught:
-        load(written(tmp_path, text))
-    assert words in str(caught.value)
-    assert "mine.json" in str(caught.value)
-
-
-def test_a_byte_order_mark_is_no_error(tmp_path):
-    assert load(written(tmp_path, b"\xef\xbb\xbf{}")) == {}
-
+# --- any content ------------------------------------------------------------------------------------------------------
 
 keys = st.one_of(
     st.sampled_from([path.rpartition(".")[2] for path in schema.known_paths()] + ["type", "lr", "total_num_steps"]),
@@ -544,11 +428,10 @@ def only_user_errors(action):
 def test_no_content_is_more_than_a_user_error(changes):
     config = {**json.loads((CONFIGS / "t4x2.json").read_text()), **changes}
     for device in (T4X2, CPU):
-        result = only_user_errors(lambda device=device: resolve(config, RUN, device, source="random.json"))
+        result = only_user_errors(lambda device=device: check(config, RUN, device, source="random.json").resolve(ROWS))
         if result is not None:
             assert result.total_steps >= 1
             assert result.peak_lr > 0
-            assert result.lr_at(3) is None or result.lr_at(3) >= 0
 
 
 @settings(max_examples=150, deadline=None)
@@ -558,7 +441,7 @@ def test_no_override_is_more_than_a_user_error(override):
         override = f"{override[0]}={only_json(override[1])}"
     config = only_user_errors(lambda: load(CONFIGS / "t4x2.json", [override]))
     if config is not None:
-        only_user_errors(lambda: resolve(config, RUN, T4X2, source="t4x2.json"))
+        only_user_errors(lambda: check(config, RUN, T4X2, source="t4x2.json").resolve(ROWS))
 
 
 def only_json(value):
@@ -566,102 +449,6 @@ def only_json(value):
         return json.dumps(value)
     except ValueError:
         return "1"
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.binary(max_size=60))
-def test_no_bytes_are_more_than_a_user_error(tmp_path_factory, content):
-    file = tmp_path_factory.getbasetemp() / "random.json"
-    file.write_bytes(content)
-    only_user_errors(lambda: load(file))
-
-
-# --- the table against the installed DeepSpeed ------------------------------------------------------------------------
-
-
-class Watched(dict):
-    """A configuration that remembers which keys DeepSpeed asked it for."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.asked = set()
-
-    def get(self, key, default=None):
-        self.asked.add(key)
-        return super().get(key, default)
-
-    def __contains__(self, key):
-        self.asked.add(key)
-        return super().__contains__(key)
-
-    def keys(self):
-        return self
-
-    def __copy__(self):
-        return self
-
-
-def test_the_table_has_every_top_level_key_that_deepspeed_reads():
-    from deepspeed.runtime.config import DeepSpeedConfig
-
-    config = Watched(train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1)
-    DeepSpeedConfig(config)
-    assert "zero_optimization" in config.asked
-    assert config.asked <= schema.TOP.keys() | schema.FORMER.keys()
-
-
-def test_the_table_has_every_key_of_deepspeeds_models():
-    from deepspeed.monitor import config as monitors
-    from deepspeed.runtime import precision_config as precision
-    from deepspeed.runtime.activation_checkpointing import config as checkpointing
-    from deepspeed.runtime.zero import config as zero
-    from deepspeed.runtime.zero import offload_config as offload
-
-    top = schema.TOP
-    blocks = [
-        (precision.DeepSpeedFP16Config, top["fp16"]),
-        (precision.DeepSpeedBF16Config, top["bf16"]),
-        (monitors.TensorBoardConfig, top["tensorboard"]),
-        (monitors.CSVConfig, top["csv_monitor"]),
-        (monitors.WandbConfig, top["wandb"]),
-        (monitors.CometConfig, top["comet"]),
-        (zero.DeepSpeedZeroConfig, top["zero_optimization"]),
-        (offload.DeepSpeedZeroOffloadOptimizerConfig, top["zero_optimization"]["offload_optimizer"]),
-        (offload.DeepSpeedZeroOffloadParamConfig, top["zero_optimization"]["offload_param"]),
-    ]
-    for model, table in blocks:
-        names = {field.alias or name for name, field in model.model_fields.items()} | set(model.model_fields)
-        assert names <= table.keys() | schema.FORMER.keys(), model.__name__
-    assert set(checkpointing.ACT_CHKPT_DEFAULT) == set(top["activation_checkpointing"])
-
-
-def test_the_table_has_every_schedule_and_its_parameters():
-    from deepspeed.runtime import lr_schedules
-
-    assert set(lr_schedules.VALID_LR_SCHEDULES) == set(schema.SCHEDULERS)
-    for name, table in schema.SCHEDULERS.items():
-        assert arguments(getattr(lr_schedules, name)) - {"optimizer"} <= set(table)
-
-
-def test_the_table_has_every_parameter_of_the_optimizers():
-    import torch
-    from deepspeed.ops.adam import FusedAdam
-    from deepspeed.runtime.engine import DeepSpeedEngine
-
-    choice = {"torch_adam", "adam_w_mode", "fp32_optimizer_states"}
-    torch_adam = schema.optimizer_params("adamw", {"torch_adam": True})
-    assert arguments(torch.optim.AdamW) - {"params"} | choice <= set(torch_adam)
-    assert arguments(FusedAdam) - {"params"} | choice <= set(schema.optimizer_params("adamw", {}))
-    halves = {*DeepSpeedEngine._MUON_HALF_KEYS, *DeepSpeedEngine._ADAM_HALF_KEYS}
-    assert halves <= set(schema.optimizer_params("muon", {}))
-    for name in schema.TORCH_OPTIMIZERS:
-        table = schema.optimizer_params(name.lower(), {})
-        if table is not None and hasattr(torch.optim, name):  # Adafactor is younger than torch 2.4
-            assert arguments(getattr(torch.optim, name)) - {"params"} <= set(table)
-
-
-def arguments(cls):
-    return set(inspect.signature(cls.__init__).parameters) - {"self"}
 
 
 def test_deepspeed_accepts_what_we_resolved():
@@ -674,53 +461,19 @@ def test_deepspeed_accepts_what_we_resolved():
     assert understood.monitor_config.tensorboard.job_name == ""
 
 
-def test_reading_a_config_imports_neither_torch_nor_deepspeed():
-    code = "import sys, training.config.resolve; sys.exit(bool({'torch', 'deepspeed'} & sys.modules.keys()))"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=CONFIGS.parent)
-
-
 # --- what fuzzing has found (python -m stress.fuzz --target config) -----------------------------------------------
 
 
 def test_a_total_that_is_a_text_beside_no_type_of_schedule():
     config = load(CONFIGS / "t4x2.json", ['scheduler={"params": {"total_num_steps": ".", "warmup_num_steps": "auto"}}'])
     with pytest.raises(UserError, match=r"1\. scheduler\.type"):
-        resolve(config, RUN, T4X2, source="t4x2.json")
+        check(config, RUN, T4X2, source="t4x2.json")
 
 
 def test_a_message_stays_readable_whatever_the_file_holds():
     config = json.loads((CONFIGS / "t4x2.json").read_text()) | {f"zq{i}\x1b\ud800": "长" * 3000 for i in range(300)}
     with pytest.raises(UserError) as caught:
-        resolve(config, RUN, T4X2, source="t4x2.json")
+        check(config, RUN, T4X2, source="t4x2.json")
     text = str(caught.value)
     assert len(text) < 6000 and text.replace("\n", "").isprintable()
     assert "300 problems" in text and "and 280 more." in text and text.count("The keys here are") == 1
-    block = {f"zzzzz{i}\n": 1 for i in range(300)} | {"output": "x" * 2000}
-    with pytest.raises(UserError) as caught:
-        run_defaults({"bufudu": block}, {"output", "seed"}, source="x.json")
-    assert len(str(caught.value)) < 4000 and "the flags are output, seed" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "\ud800=1",
-        "a\x1b[31m=1",
-        ".".join(["a"] * 5000) + "=1",
-        "x" * 9000,
-        "optimizer.type.x.y=1",
-        "train_batch_size.x=1",
-    ],
-)
-def test_an_override_of_any_kind_is_shown_in_part(override):
-    with pytest.raises(UserError) as caught:
-        load(CONFIGS / "t4x2.json", [override])
-    text = str(caught.value)
-    assert len(text) < 600 and text.isprintable() and text.startswith("--set ")
-
-
-def test_a_file_of_another_kind_of_thing_is_refused(tmp_path):
-    for text in ("[" * 100_000, '{"a":' * 100_000, '{"a": ' + "[" * 400 + "]" * 400 + "}", '{"a": ' + "9" * 5000 + "}"):
-        (tmp_path / "x.json").write_text(text)
-        with pytest.raises(UserError, match=r"x\.json.{1,300}$"):
-            load(tmp_path / "x.json", ["a.b=1"])

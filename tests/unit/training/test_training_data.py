@@ -8,10 +8,9 @@ import pytest
 
 from common.console import Console
 from common.errors import UserError
-from common.hardware import detect
 from corpus.manifest import Manifest
-from training import run
 from training.config.command_line import options, parse
+from training.data import prepare_data
 
 TEXT = "床前明月光，疑是地上霜。举头望明月，低头思故乡。白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"
 COPY = "床前明月光，疑是地上霜；舉頭望明月，低頭思故鄉。白日依山盡，黃河入海流。欲窮千里目，更上一層樓！"
@@ -23,7 +22,7 @@ def prepared(tmp_path: Path, *flags: str) -> Manifest:
     texts = [TEXT, COPY, OTHER, OTHER, "红豆生南国，" * 40]
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     given = options(parse(["--data", str(source), "--vocab_size", "300", *flags], ""), {})
-    return Manifest.read(run._prepare(given, detect(), Console(0, io.StringIO())))
+    return Manifest.read(prepare_data(given, "cpu", Console(0, io.StringIO())))
 
 
 @pytest.mark.parametrize(

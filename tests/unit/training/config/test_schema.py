@@ -1,0 +1,101 @@
+"""The table of keys against the installed DeepSpeed, and the words that go with a wrong value."""
+
+import inspect
+
+import pytest
+
+from training.config import kinds, schema
+
+
+def test_kinds_come_from_deepspeeds_models():
+    zero = schema.top_level()["zero_optimization"]
+    assert zero["stage"].words == "one of 0, 1, 2, 3"
+    assert zero["overlap_comm"] is kinds.BOOL
+    assert zero["reduce_bucket_size"] is kinds.POSITIVE_SIZE
+    assert zero["stage3_max_live_parameters"] is zero["max_live_parameters"] is kinds.SIZE
+    assert zero["offload_optimizer"]["ratio"] is kinds.RATIO
+    assert zero["offload_param"]["nvme_path"] is kinds.TEXT
+    assert "cpu_offload" not in zero and "cpu_offload" in schema.former_keys()
+    assert schema.top_level()["fp16"]["loss_scale_window"] is kinds.COUNT
+
+
+@pytest.mark.parametrize(
+    ("kind", "fitting", "others"),
+    [
+        (kinds.BOOL, [True, False], [1, 0, "true"]),
+        (kinds.COUNT, [1, 2**53], [0, True, 1.0, 2**53 + 1]),
+        (kinds.POSITIVE_SIZE, [1, 5e8], [0, 1.5, True, 1e300, 10**400]),
+        (kinds.NOT_NEGATIVE, [0, 0.5], [-1, float("inf"), float("nan"), False]),
+        (kinds.NUMBERS, [1e-3, [1e-3, 2]], [[], [True], ["1"]]),
+        (kinds.BETAS, [[0.9, 0.999], [0, 0]], [[0.9], [0.9, 1], 0.9]),
+        (kinds.one_of(0, 1), [0, 1], [True, 1.0, 2, "1"]),
+    ],
+)
+def test_kinds(kind, fitting, others):
+    assert all(map(kind.fits, fitting))
+    assert not any(map(kind.fits, others))
+
+
+class Watched(dict):
+    """A configuration that remembers which keys DeepSpeed asked it for."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.asked = set()
+
+    def get(self, key, default=None):
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def __contains__(self, key):
+        self.asked.add(key)
+        return super().__contains__(key)
+
+    def keys(self):
+        return self
+
+    def __copy__(self):
+        return self
+
+
+def test_the_table_has_every_top_level_key_that_deepspeed_reads():
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    config = Watched(train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1)
+    DeepSpeedConfig(config)
+    assert "zero_optimization" in config.asked
+    assert config.asked <= schema.top_level().keys() | schema.former_keys().keys()
+
+
+def test_the_table_has_every_schedule_and_its_parameters():
+    from deepspeed.runtime import lr_schedules
+
+    assert set(lr_schedules.VALID_LR_SCHEDULES) == set(schema.schedules())
+    for name, table in schema.schedules().items():
+        assert arguments(getattr(lr_schedules, name)) - {"optimizer"} == set(table)
+        assert kinds.ANY not in table.values()
+
+
+def test_the_table_has_every_parameter_of_the_optimizers():
+    import torch
+    from deepspeed.ops.adam import FusedAdam
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    choice = {"torch_adam", "adam_w_mode", "fp32_optimizer_states"}
+    assert arguments(torch.optim.AdamW) - {"params"} | choice == set(schema.optimizer_params("adamw", True))
+    assert arguments(FusedAdam) - {"params"} | choice == set(schema.optimizer_params("AdamW", False))
+    halves = {*DeepSpeedEngine._MUON_HALF_KEYS, *DeepSpeedEngine._ADAM_HALF_KEYS}
+    assert halves <= set(schema.optimizer_params("muon", False))
+    assert schema.optimizer_params("Adafactor", False)["eps"] is kinds.ANY
+    assert schema.optimizer_params("MuAdam", False) is None
+
+
+def test_every_optimizer_has_a_name_to_show():
+    names = schema.optimizer_names()
+    assert {"Adam", "AdamW", "Adagrad", "Lamb", "Lion", "Muon", "SGD", "Adafactor"} <= set(names)
+    assert len({name.lower() for name in names}) == len(names)
+    assert set(schema.ZERO_TESTED) <= set(schema.optimizers()[0])
+
+
+def arguments(cls):
+    return set(inspect.signature(cls.__init__).parameters) - {"self"}

@@ -1,0 +1,60 @@
+"""What a run is called and configured with where no flag says it, and contradictions between its flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.errors import UserError
+from common.hardware import Device
+from training.config.command_line import Options
+
+CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+
+
+def default_config(device: Device, processes: int) -> tuple[Path, str]:
+    """Return the file of ds_configs/ that fits the machine, and why."""
+    if device.kind == "cpu":
+        return CONFIGS / "cpu_x2.json", "no CUDA GPU here"
+    name = "t4x2.json" if processes > 1 or device.count > 1 else "t4x1.json"
+    return CONFIGS / name, f"{processes} process{'es' if processes > 1 else ''} on {device.count} CUDA GPU(s)"
+
+
+def planned_processes(config: Path, processes: int) -> int:
+    """Return how many processes to plan for without a launcher: `t4x1` is made for one, all others for two."""
+    return processes if processes > 1 else 1 if "x1" in config.stem else 2
+
+
+def data_name(options: Options) -> str:
+    """Return what folders of this data are called."""
+    if not options.data:
+        return "sample"
+    name = options.data[0].resolve().name
+    for suffix in (".gz", ".zst", ".jsonl"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def check_paths(options: Options, output: Path) -> None:
+    """Raise UserError for flags that contradict each other or the files that they name."""
+    if options.preflight and options.skip_preflight:
+        raise UserError("--preflight checks the run and --skip_preflight leaves that out: give one of the two")
+    for path in options.data:
+        if not path.exists():
+            raise UserError(f"--data {path}: there is no such file or folder")
+    if any(path.is_dir() for path in options.data):
+        _check_prepared(options, output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: is a file; give a folder")
+
+
+def _check_prepared(options: Options, output: Path) -> None:
+    """Check the flags that go with a folder made by prepare.py."""
+    if any(path.resolve() == output.resolve() for path in options.data):
+        raise UserError(f"--output {output} is the folder of the corpus: give the run another one, such as runs/NAME")
+    if options.tokenizer:
+        raise UserError("--tokenizer goes with .jsonl data; a prepared folder has its own")
+    for name in ("dedup", "repetition"):
+        if getattr(options, name):
+            raise UserError(f"--{name} goes with .jsonl data; a prepared folder was cleaned by prepare.py --{name}")
+    if len(options.data) > 1:
+        raise UserError("--data takes one prepared folder, or .jsonl files, not both")

@@ -1,0 +1,80 @@
+"""The corpus that a run trains on: a prepared folder, or one that is made from the user's text or from sample stories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.console import Console
+from common.errors import UserError
+from corpus.pipeline import prepare
+from corpus.settings import PreparationSettings, fingerprint
+from corpus.shards import Corpus
+from model import ModelConfig
+from sample_stories import write_sample_corpus
+from training.config.choices import data_name
+from training.config.command_line import Options, model_config
+
+DATA_FOLDER = Path("data")
+# Stories, and whether of the hamlet (fewer people and plots) rather than the village: minutes on either device
+SAMPLE_STORIES = {"cpu": (44_000, True), "cuda": (200_000, False)}
+
+
+def prepare_data(options: Options, device_kind: str, console: Console) -> Path:
+    """Return the folder of the prepared corpus, made from .jsonl or from the sample corpus if need be; rank 0 only."""
+    inputs = list(options.data)
+    if len(inputs) == 1 and inputs[0].is_dir():
+        return inputs[0]
+    if not inputs:
+        inputs = [_sample_corpus(device_kind, console)]
+    cleaning = {name: getattr(options, name) for name in ("dedup", "repetition") if getattr(options, name)}
+    settings = PreparationSettings(tokenizer=options.tokenizer, vocab_size=vocab_size(options), **cleaning)
+    folder = DATA_FOLDER / f"{data_name(options)}-{fingerprint(inputs, settings)[:12]}"
+    if not (folder / "manifest.json").is_file():
+        console.say(f"preparing {', '.join(str(path) for path in inputs)} -> {folder}")
+    manifest = prepare(inputs, folder, settings, progress=console.stream)
+    train, val = manifest.splits["train"], manifest.splits["val"]
+    console.say(
+        f"corpus: {folder}: {train.documents:,} documents, {train.tokens:,} tokens to train on; "
+        f"{val.documents:,} documents, {val.tokens:,} tokens to validate"
+    )
+    return folder
+
+
+def vocab_size(options: Options) -> int:
+    """Return the vocabulary of a tokenizer trained here.
+
+    The sample stories have 805 characters; with 6,400 entries names would become parts of longer tokens, and a model
+    could not copy them.
+    """
+    return options.vocab_size or (6400 if options.data or options.plan_rows else 2000)
+
+
+def _sample_corpus(device_kind: str, console: Console) -> Path:
+    """Return the file of the stories that a first run learns from, written once."""
+    count, hamlet = SAMPLE_STORIES[device_kind]
+    path = DATA_FOLDER / f"sample-{'hamlet' if hamlet else 'village'}-{count}.jsonl"
+    if not path.is_file():
+        console.say(f"no --data given: writing {count:,} sample stories to {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sample_corpus(path, count, hamlet=hamlet)
+    return path
+
+
+def corpus_model(options: Options, corpus: Corpus) -> ModelConfig:
+    """Return the network that the flags describe, with the vocabulary of the corpus."""
+    made = corpus.manifest
+    return model_config(
+        options, vocab_size=made.vocab_size, bos_id=made.bos_id, eos_id=made.eos_id, pad_id=made.pad_id
+    )
+
+
+def training_rows(corpus: Corpus, seq_len: int) -> int:
+    """Return how many rows of `seq_len` tokens an epoch has; raise UserError if there is none."""
+    rows = corpus.split("train").num_rows(seq_len)
+    if rows < 1:
+        tokens = corpus.manifest.splits["train"].tokens
+        raise UserError(
+            f"{corpus.folder}: {tokens:,} training tokens are less than one row of {seq_len}: give more text or "
+            "a smaller --max_seq_len"
+        )
+    return rows
