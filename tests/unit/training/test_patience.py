@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import UserError
 from training.checkpointing.checkpoint import RunState
-from training.config.command_line import options, parse
+from training.config.command_line import file_flags, options, parse
 
 
 def judged(*losses):
@@ -67,8 +67,8 @@ def test_the_flag_and_the_block_take_a_count():
     assert options({}, {}).patience is None
     with pytest.raises(UserError, match=r"patience.*0 is too small"):
         parse(["--patience", "0"], "")
-    with pytest.raises(UserError, match='"bufudu" block, patience: 0 is too small'):
-        options({}, {"patience": 0})
+    with pytest.raises(UserError, match=r'bufudu\.patience: 0 is too small'):
+        file_flags({"bufudu": {"patience": 0}}, "x.json")
 
 
 @pytest.mark.slow
