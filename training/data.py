@@ -63,9 +63,7 @@ def _sample_corpus(device_kind: str, console: Console) -> Path:
 def corpus_model(options: Options, corpus: Corpus) -> ModelConfig:
     """Return the network that the flags describe, with the vocabulary of the corpus."""
     made = corpus.manifest
-    return model_config(
-        options, vocab_size=made.vocab_size, bos_id=made.bos_id, eos_id=made.eos_id, pad_id=made.pad_id
-    )
+    return model_config(options, vocab_size=made.vocab_size, bos_id=made.bos_id, eos_id=made.eos_id, pad_id=made.pad_id)
 
 
 def training_rows(corpus: Corpus, seq_len: int) -> int:

@@ -19,6 +19,7 @@ from training.config.load import load
 from training.config.resolve import Draft, check
 from training.config.validate import RunFacts
 from training.context import RunContext
+from training.continuation import continue_state, new_state, nothing_left, outlook
 from training.data import corpus_model, prepare_data, training_rows, vocab_size
 from training.monitoring.announce import announce, sum_up
 from training.planning import budget as budgets
@@ -32,7 +33,6 @@ from training.processes.process_group import World, broadcast_from_rank0
 from training.processes.rendezvous import check_corpus_visible, check_output_shared, form_process_group
 from training.processes.stopping import StopRequest
 from training.processes.watchdog import Watchdog
-from training.continuation import continue_state, new_state, nothing_left, outlook
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
