@@ -109,7 +109,7 @@ def sample(logits_BV: Tensor, parameters: SamplingParameters, uniform_B: list[fl
     """
     logits_BC, token_BC = _candidates(logits_BV / parameters.temperature, parameters)
     # fp64 keeps a point below the line's end; `right` steps over banned tokens, whose share of the line is empty
-    end_BC = logits_BC.softmax(-1, dtype=torch.float64).cumsum(-1)
+    end_BC = logits_BC.softmax(-1).double().cumsum(-1)
     if parameters.top_p < 1:
         last_B1 = (end_BC < parameters.top_p * end_BC[:, -1:]).sum(-1, keepdim=True).clamp(max=end_BC.shape[1] - 1)
         length_B1 = end_BC.gather(1, last_B1)
