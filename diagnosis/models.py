@@ -22,6 +22,7 @@ from corpus.tokenizer import load_tokenizer
 from diagnosis.run_record import read_object
 from evaluation.held_out_prompts import DecodingSettings, Generator, make_generator
 from model import CausalLM, GenerationError, ModelConfigError, load_model, pad_left
+from model.moe import LocalMoE
 
 # A tokenizer without a vocabulary turns this into one unknown token, or nothing.
 TOKENIZER_CHECK = "A parrot, 一只鹦鹉。"
@@ -132,8 +133,8 @@ class OwnModel(ModelUnderTest):
 
     def routers(self) -> list[tuple[nn.Module, Tensor]]:
         """See ModelUnderTest."""
-        layers = self.network.model.layers
-        return [(block.mlp, block.mlp.gate.weight) for block in layers if hasattr(block.mlp, "gate")]
+        experts = [module for module in self.network.modules() if isinstance(module, LocalMoE)]
+        return [(layer, layer.gate.weight) for layer in experts]
 
 
 class HuggingFaceModel(ModelUnderTest):
@@ -269,9 +270,10 @@ def _load_transformers(folder: Path) -> tuple[Any, Any]:
             f"{folder}: the tokenizer has no vocabulary: copy its files (tokenizer.json and the like) into the folder"
         )
     try:
-        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, **local
         )
+        model, loading = loaded
     except Exception as error:
         raise UserError(
             f"{folder}: transformers cannot load it as a causal language model ({_short(error)}): check that config.json "

@@ -3,6 +3,9 @@
 All of them work on sequences of token ids, are shares from 0 to 1, and None for a text that is too short. They grow
 with the length of a text, so compare texts of one length, or better each output with the true continuation of its
 prompt.
+
+To add a metric, write its function, add it to RepetitionMetrics, METRICS and `measure_repetition`, and its names to
+diagnosis/report/locales/ ("metrics" for the terminal, "page" for the page).
 """
 
 from __future__ import annotations

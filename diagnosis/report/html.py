@@ -49,7 +49,7 @@ def page(diagnosis: dict[str, Any]) -> str:
     elif verdict.get("healthy"):
         state = "healthy"
     else:
-        state = "ailing" if found["causes"] else "unknown"
+        state = "faulty" if found["causes"] else "unknown"
     return _render(
         "page.html.j2",
         language,

@@ -211,7 +211,7 @@ def _extremes(title: str, steps: Sequence[float], rows: Sequence[Sequence[float]
     if not whole:
         return None
     count = len(whole[0][1])
-    named = (("busiest", -1, "loop"), ("middle", count // 2, "main"), ("idlest", 0, "true"))
+    named = (("busiest", -1, "loop"), ("middle", count // 2, "main"), ("least_busy", 0, "true"))
     lines = [Curve(t[name], [(step, row[at]) for step, row in whole], style) for name, at, style in named]
     return line_chart(title, lines, percent, levels=[(t["even_share"], 1 / count)])
 

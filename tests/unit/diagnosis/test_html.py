@@ -447,7 +447,7 @@ def test_the_texts_are_all_used():
         "fail",
         "parrots",
         "healthy",
-        "ailing",
+        "faulty",
         "unknown",
     }
     composed = re.compile("alarm_|kind_|rule_|offset_|.*_knows$|.*_means$")
