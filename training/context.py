@@ -1,4 +1,4 @@
-"""All that a run was started with."""
+"""What a run was started with."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class RunContext:
 
     @property
     def tokens_per_step(self) -> int:
-        """Of all ranks and accumulated micro-batches."""
+        """Tokens of an optimizer step, over all ranks and accumulated micro-batches."""
         return self.resolved.train_batch * self.options.max_seq_len
 
     @property
     def unigram(self) -> float:
-        """The loss of a model that knows only how frequent each token is, in nats a token."""
+        """The unigram baseline: the loss of a model that knows only token frequencies, in nats a token."""
         manifest = self.corpus.manifest
         return manifest.ngram_baselines.unigram if manifest.ngram_baselines else manifest.entropy_nats
 
     def bytes_per_token(self, split: str) -> float:
-        """To turn nats a token into bits a byte, which do not depend on the tokenizer."""
+        """Return what turns nats a token into bits a byte, which do not depend on the tokenizer."""
         info = self.corpus.manifest.splits[split]
         return info.bytes / info.tokens if info.tokens else math.nan

@@ -1,5 +1,4 @@
-"""`make demo`: train on the sample stories, write some, diagnose the run, and say honestly how many stories hold
-together."""
+"""`make demo`: train on the sample stories, write some, diagnose the run, and count the stories that make sense."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ TEMPERATURE, TOP_P = 0.7, 0.95
 
 
 def main() -> int:
-    """Exit status 0 if every step ended well, else the status of the one that did not."""
+    """Return 0 if every command ended well, else the status of the one that did not."""
     started = time.monotonic()
     device = detect()
     processes = 2 if device.kind == "cpu" else min(2, device.count)
@@ -76,13 +75,13 @@ def main() -> int:
 
 
 def verdict(run: Path, device: str) -> list[str]:
-    """What the run has learned: loss beside that of token frequencies alone, and stories judged by the checker."""
+    """Say what the run has learned: its loss beside the unigram baseline, and what the checker says of its stories."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     corpus = Path(json.loads((run / "run.json").read_text(encoding="utf-8"))["corpus"])
     stories = write_stories(load_model(run / "model", device=device), run / "model" / "tokenizer.json")
     verdicts = [check(story) for story in stories]
     known = set(_training_stories(corpus))
-    good = [story for story, judged in zip(stories, verdicts, strict=True) if judged.ok]
+    good = [story for story, found in zip(stories, verdicts, strict=True) if found.ok]
     new = sum(story not in known for story in good)
     # a run that an earlier version finished has the entropy alone
     loss, unigram = summary["best_val_loss"], summary.get("unigram_loss", summary["token_entropy"])
@@ -94,7 +93,7 @@ def verdict(run: Path, device: str) -> list[str]:
         f"  {len(good)} of {len(stories)} freely written stories ({len(good) / len(stories):.0%}) are well-formed and "
         f"consistent with the stories' world; {new} of those {len(good)} stand nowhere in the training text",
     ]
-    wrong = next((judged for judged in verdicts if not judged.ok), None)
+    wrong = next((found for found in verdicts if not found.ok), None)
     if wrong:
         lines.append(f"  a rejected one: {wrong.reason}")
     lines += [
@@ -108,19 +107,19 @@ def verdict(run: Path, device: str) -> list[str]:
 
 
 def beside(program: Path | str) -> str:
-    """The program as the user's shell finds it: by its path, unless the environment that it is in is active."""
+    """Return the program as the user's shell finds it: by its path, unless the environment that it is in is active."""
     program = Path(program)
     found = shutil.which(program.name)
     return program.name if found and Path(found).parent == program.parent else os.path.relpath(program)
 
 
 def load_vocabulary(run: Path) -> int:
-    """Entries of the run's vocabulary."""
+    """Return the size of the run's vocabulary."""
     return json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))["vocab_size"]
 
 
 def write_stories(model: CausalLM, tokenizer_file: Path, count: int = STORIES, seed: int = 0) -> list[str]:
-    """Stories from the begin mark alone, sampled with a fixed seed."""
+    """Return stories that begin with nothing but BOS, sampled with a fixed seed."""
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     stories = []
     for first in range(0, count, BATCH):

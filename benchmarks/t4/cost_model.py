@@ -37,7 +37,8 @@ from training.config.resolve import Resolved, check
 from training.config.validate import RunFacts
 from training.planning.disk_space import checkpoint_bytes
 from training.planning.flops import training_flops_per_token
-from training.planning.memory import ModelStates, estimate_memory
+from training.planning.memory import estimate_memory
+from training.planning.model_states import ModelStates
 from training.planning.plan import PLANNED_T4X2
 
 __all__ = ["NAME", "add_flags", "measure", "table"]

@@ -27,10 +27,7 @@ MODULES_A_FOLDER, LINES_A_MODULE, LINES_A_FUNCTION = 15, 400, 60
 BANNED_WORDS = re.compile(r"\b(mend|mended|mends|rungs?|ladders?|the origin)\b|\btold\(", re.IGNORECASE)
 STILL_OLD_WORDS = {"training"}
 OLD_KEYS = ('"ladder"', '"rungs"', '"mend"')  # keys of JSON files that earlier versions wrote, or that users read
-TOO_LONG: set[str] = {
-    "training.config.schema",
-    "training.planning.memory",
-}
+TOO_LONG: set[str] = set()
 PRIVATE_ATTRIBUTE = re.compile(r"\b(engine|optimizer|lr_scheduler|loss_scaler)\._[a-z]\w*")
 DEEPSPEED_SEAM = ROOT / "training" / "engine"
 

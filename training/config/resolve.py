@@ -234,12 +234,12 @@ def _fill_schedule(config: dict, total: int, why: str, notes: list[str]) -> None
 def _peak_lr(config: dict) -> float:
     optimizer, scheduler = config["optimizer"], config.get("scheduler", {})
     params, curve = optimizer["params"], scheduler.get("params", {})
-    rate = params["muon_lr"] if optimizer["type"].lower() == "muon" and "muon_lr" in params else params["lr"]
+    lr = params["muon_lr"] if optimizer["type"].lower() == "muon" and "muon_lr" in params else params["lr"]
     if scheduler.get("type") in ("WarmupLR", "WarmupDecayLR"):
-        rate = curve.get("warmup_max_lr", 0.001 if scheduler["type"] == "WarmupDecayLR" else rate)
+        lr = curve.get("warmup_max_lr", 0.001 if scheduler["type"] == "WarmupDecayLR" else lr)
     elif scheduler.get("type") == "OneCycle":
-        rate = curve["cycle_max_lr"]
-    return float(max(rate)) if isinstance(rate, list) else float(rate)
+        lr = curve["cycle_max_lr"]
+    return float(max(lr)) if isinstance(lr, list) else float(lr)
 
 
 def _surprises(case: Case) -> list[str]:

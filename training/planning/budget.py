@@ -45,17 +45,17 @@ class Costs:
 
     step: float
     evaluation: float
-    """With its texts and a model that is kept."""
+    """An evaluation with its text samples and a best model that is kept."""
     sample: float
     save: float
     build: float
-    """Of the engine."""
+    """Building the engine."""
     setup: float
-    """Of one session until its first step, without preparing the corpus."""
+    """One session until its first step, without preparing the corpus."""
 
 
 def run_seconds(steps: int, costs: Costs, options: Options) -> float:
-    """Of a run in one session, after its set-up."""
+    """Return the seconds of a run in one session, after its set-up."""
     every = intervals(options, steps)
     return (
         steps * costs.step
@@ -66,7 +66,7 @@ def run_seconds(steps: int, costs: Costs, options: Options) -> float:
 
 
 def total_steps(budget: float, spent: float, costs: Costs, options: Options) -> int:
-    """The longest run that fits `budget` seconds, of which `spent` are gone; UserError if that is none.
+    """Return the longest run that fits `budget` seconds, of which `spent` are gone; raise UserError if that is none.
 
     With a --time_limit there will be more sessions than one, each with a set-up and a save of its own.
     """
@@ -91,7 +91,7 @@ def total_steps(budget: float, spent: float, costs: Costs, options: Options) -> 
 
 
 def outlook(budget: float, spent: float, steps_left: int, seconds_a_step: float | None) -> str:
-    """What is left of the budget, and where the run will end at the speed of the last session (all included).
+    """Say what is left of the budget, and where the run will end at the speed of the last session (all included).
 
     `spent` are the seconds of all sessions so far; `seconds_a_step` is None where there is no speed to go by.
     """
@@ -112,7 +112,7 @@ def outlook(budget: float, spent: float, steps_left: int, seconds_a_step: float 
 
 @dataclass(frozen=True)
 class Length:
-    """Of a run, worked out from its budget: optimizer steps, the line that states them, and what was measured."""
+    """The length of a run for its budget: optimizer steps, the line that states them, and what was measured."""
 
     steps: int
     line: str
@@ -120,9 +120,9 @@ class Length:
 
 
 def work_out(run: RunContext, budget: float) -> Length:
-    """How many steps of `run` fit `budget` seconds, of which this process has used some; collective.
+    """Return how many steps of `run` fit `budget` seconds, of which this process has used some; collective.
 
-    UserError if it does not fit into memory or on the disk, or no step fits the budget.
+    Raise UserError if it does not fit into memory or on the disk, or no step fits the budget.
     """
     run.console.say("budget: measuring what a step, an evaluation and a save take, on a trial engine")
     costs, cost = _measure(run)
@@ -139,7 +139,7 @@ def work_out(run: RunContext, budget: float) -> Length:
 
 
 def preflight_seconds(run: RunContext, costs: Costs, cost: cost_checks.Cost) -> float:
-    """What the checks will take at most, about: an engine, and steps on a few rows."""
+    """Return about what the checks will take at most: an engine, and steps on a few rows."""
     rows = checked_rows(run.resolved.micro_batch, run.options.max_seq_len) / run.resolved.micro_batch
     step = min(run.resolved.accumulation, MAX_ACCUMULATION) * cost.micro * rows + cost.step
     other = MAX_OVERFLOWS if run.resolved.precision == "fp16" else _OTHER_STEPS
@@ -166,7 +166,7 @@ def _measure(run: RunContext) -> tuple[Costs, cost_checks.Cost]:
             result = cost_checks.check_out_of_memory(str(error), run.resolved)
             raise UserError(f"{result.text}: {result.hint}") from None
         except DiskFull as error:
-            raise UserError(f"{error}: make room, or give another --output") from None
+            raise UserError(f"{error}: free some space, or give another --output") from None
         finally:
             trial.close()
 
@@ -175,20 +175,20 @@ def _measure_parts(run: RunContext, trial: TrialEngine, start: float, build: flo
     cost = cost_checks.measure_cost(trial, trial.rows(run.resolved.micro_batch), full_size=True, steps=1)
     micro, step = _step_parts(trial, run.resolved.micro_batch)
     cost = replace(cost, micro=micro, step=step)
-    evaluation, sample = _looks(run, trial)
-    export, save = _writes(run, trial)
+    evaluation, sample = _evaluation_seconds(run, trial)
+    export, save = _writing_seconds(run, trial)
     parts = (evaluation + export, sample, save, build, start + build)
     evaluation, sample, save, build, setup = _slowest(trial, parts)
     return Costs(micro * run.resolved.accumulation + step, evaluation, sample, save, build, setup), cost
 
 
 def _slowest(trial: TrialEngine, seconds: Iterable[float]) -> list[float]:
-    """Of all ranks; collective."""
+    """Return the longest times over all ranks; collective."""
     return [max(values) for values in zip(*gather_from_ranks(tuple(seconds)), strict=True)]
 
 
 def _step_parts(trial: TrialEngine, micro_batch: int) -> list[float]:
-    """Seconds of a micro-batch, and of what comes after the last of them: medians, on the slowest rank."""
+    """Return the seconds of a micro-batch, and of what comes after the last of them: medians, on the slowest rank."""
     taken: list[Step] = []
     started = trial.clock()
     while len(taken) < _MOST:
@@ -204,8 +204,8 @@ def _step_parts(trial: TrialEngine, micro_batch: int) -> list[float]:
     )
 
 
-def _looks(run: RunContext, trial: TrialEngine) -> tuple[float, float]:
-    """Seconds of an evaluation with the texts that repetition is counted in, and of a sample."""
+def _evaluation_seconds(run: RunContext, trial: TrialEngine) -> tuple[float, float]:
+    """Return the seconds of an evaluation with the texts that repetition is counted in, and of a sample."""
     options, val, micro_batch = run.options, run.corpus.split("val"), run.resolved.micro_batch
     if not len(val):
         return 0.0, 0.0
@@ -232,15 +232,15 @@ def _looks(run: RunContext, trial: TrialEngine) -> tuple[float, float]:
 
 
 def _second_time(trial: TrialEngine, work: Callable[[], object]) -> float:
-    """Seconds that `work` takes when it is not new."""
+    """Return the seconds that `work` takes the second time, when nothing is compiled or allocated any more."""
     work()
     started = trial.clock()
     work()
     return trial.clock() - started
 
 
-def _writes(run: RunContext, trial: TrialEngine) -> tuple[float, float]:
-    """Seconds of keeping a model and of a checkpoint, where the run will write them."""
+def _writing_seconds(run: RunContext, trial: TrialEngine) -> tuple[float, float]:
+    """Return the seconds of writing a model and a checkpoint, where the run will write them."""
     folder = run.output / "measuring"
     try:
         started = trial.clock()

@@ -8,7 +8,7 @@ from common.errors import UserError
 from common.files import free_bytes, size_of
 from model import ModelConfig, count_parameters
 from training.config.resolve import Resolved
-from training.planning.memory import parameter_split
+from training.planning.model_states import parameter_split
 
 _FP32_BYTES = 4
 _STATES = {"sgd": 0, "adagrad": 1, "lion": 1, "muon": 2}  # of what Muon leaves to Adam; 2, Adam's, where not named

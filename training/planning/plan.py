@@ -9,7 +9,8 @@ from common.hardware import Device, peak_flops
 from model import ModelConfig, count_parameters
 from training.config.resolve import Resolved
 from training.planning.flops import training_flops_per_token
-from training.planning.memory import ROUTING_IMBALANCE, MemoryEstimate, ModelStates, memory_by_phase
+from training.planning.memory import ROUTING_IMBALANCE, MemoryEstimate, memory_by_phase
+from training.planning.model_states import ModelStates
 
 PLANNED_T4X2 = Device(
     kind="cuda",

@@ -67,7 +67,7 @@ def test_the_flag_and_the_block_take_a_count():
     assert options({}, {}).patience is None
     with pytest.raises(UserError, match=r"patience.*0 is too small"):
         parse(["--patience", "0"], "")
-    with pytest.raises(UserError, match=r'bufudu\.patience: 0 is too small'):
+    with pytest.raises(UserError, match=r"bufudu\.patience: 0 is too small"):
         file_flags({"bufudu": {"patience": 0}}, "x.json")
 
 

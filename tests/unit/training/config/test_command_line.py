@@ -12,7 +12,7 @@ from training.config.load import load
 
 
 def wrong(capsys, *argv):
-    """What the user is told: one sentence, not the whole usage."""
+    """Return what the user reads: one sentence, not the whole usage."""
     with pytest.raises(UserError) as caught:
         parse(argv, "")
     assert capsys.readouterr().err == ""

@@ -18,7 +18,8 @@ from model import ModelConfig
 from training.config.load import load
 from training.config.resolve import Resolved, check
 from training.config.validate import RunFacts
-from training.planning.memory import MemoryEstimate, ModelStates, estimate_memory, memory_by_phase
+from training.planning.memory import MemoryEstimate, estimate_memory, memory_by_phase
+from training.planning.model_states import ModelStates
 
 ROOT = Path(__file__).resolve().parents[4]
 CPU = Device(
@@ -204,7 +205,7 @@ def test_activations_grow_with_the_micro_batch() -> None:
     assert three.weights == one.weights and three.optimizer == one.optimizer
 
 
-def test_more_room_for_an_expert_takes_more() -> None:
+def test_more_expert_capacity_takes_more() -> None:
     split = replace(TINY, ep_size=2)  # by DeepSpeed's dispatch; without a capacity as much as the busiest expert needs
     even, double = (moment(replace(split, capacity_factor=factor), micro=32) for factor in (1.0, 2.0))
     assert even.activations < moment(split, micro=32).activations < double.activations
@@ -241,5 +242,5 @@ def test_buckets_count_in_full_on_a_gpu_only() -> None:
 
 
 @pytest.mark.parametrize("choices", [1, 2, 3])
-def test_any_number_of_experts_a_token_can_be_rehearsed(choices: int) -> None:
+def test_any_number_of_experts_a_token_can_be_traced(choices: int) -> None:
     assert moment(replace(TINY, num_experts_per_tok=choices)).activations > 0

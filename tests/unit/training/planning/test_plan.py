@@ -1,4 +1,4 @@
-"""What `--plan` says, above all for the origin document's run."""
+"""What `--plan` says, above all for the reference run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CPU = Device(
     has_compiler=True,
     peak_flops=None,
 )
-ORIGIN_ROWS = 1_413_103
+REFERENCE_ROWS = 1_413_103
 SMALL = ModelConfig(hidden_size=64, num_hidden_layers=2, use_moe=False)
 
 
@@ -37,7 +37,7 @@ def plan(
     *sets: str,
     config: ModelConfig = SMALL,
     device: Device = PLANNED_T4X2,
-    rows: int = ORIGIN_ROWS,
+    rows: int = REFERENCE_ROWS,
     seq_len: int = 512,
     world: int = 2,
 ) -> str:
@@ -55,23 +55,24 @@ def plan(
 
 
 @pytest.fixture(scope="module")
-def origin() -> str:
+def reference() -> str:
     return plan("t4x2.json", config=ModelConfig())
 
 
-def test_origin_run_has_the_documents_figures(origin: str) -> None:
-    assert "44.2 M parameters" in origin
-    assert "= 256 rows, 131,072 tokens a step" in origin
-    assert "5,520 an epoch (22,080 micro-batches a process), 27,600 in all (5 epochs" in origin
-    assert "500 steps, 1.8% of the run" in origin
+def test_the_reference_run_has_its_documents_figures(reference: str) -> None:
+    assert "44.2 M parameters" in reference
+    assert "= 256 rows, 131,072 tokens a step" in reference
+    assert "5,520 an epoch (22,080 micro-batches a process), 27,600 in all (5 epochs" in reference
+    assert "500 steps, 1.8% of the run" in reference
 
 
-def test_origin_run_fits_two_t4s(origin: str) -> None:
-    assert re.search(r"fits: [\d.]+ GiB of 14\.74 GiB \(Tesla T4\)", origin)
+def test_the_reference_run_fits_two_t4s(reference: str) -> None:
+    assert re.search(r"fits: [\d.]+ GiB of 14\.74 GiB \(Tesla T4\)", reference)
     parts = [
-        _mebibytes(part, origin) for part in ("weights", "optimizer", "gradients", "activations", "logits", "buffers")
+        _mebibytes(part, reference)
+        for part in ("weights", "optimizer", "gradients", "activations", "logits", "buffers")
     ]
-    assert sum(parts) == pytest.approx(_mebibytes("total", origin), rel=0.01)
+    assert sum(parts) == pytest.approx(_mebibytes("total", reference), rel=0.01)
 
 
 def _mebibytes(part: str, text: str) -> float:
@@ -79,18 +80,18 @@ def _mebibytes(part: str, text: str) -> float:
     return float(number) * (1024 if unit == "GiB" else 1)
 
 
-def test_hours_are_flops_over_peak(origin: str) -> None:
+def test_hours_are_flops_over_peak(reference: str) -> None:
     flops = training_flops_per_token(ModelConfig(), 512) * 27_600 * 256 * 512
-    assert f"{flops / (2 * 65e12 * 0.35) / 3600:.1f} hours at a utilisation of 0.35 of 2 x 65 TFLOP/s" in origin
+    assert f"{flops / (2 * 65e12 * 0.35) / 3600:.1f} hours at a utilisation of 0.35 of 2 x 65 TFLOP/s" in reference
 
 
-def test_too_large_a_micro_batch_gets_a_mend_that_fits() -> None:
+def test_too_large_a_micro_batch_gets_a_hint_that_fits() -> None:
     small_card = replace(PLANNED_T4X2, memory_bytes=2**30)
     sets = ["train_micro_batch_size_per_gpu=128", "gradient_accumulation_steps=1"]
     text = plan("t4x2.json", *sets, device=small_card)
-    mend = re.search(r"does NOT fit: .* Use --set (\S+) (\S+): the same 256 rows", text)
-    assert mend, text
-    assert " fits: " in plan("t4x2.json", *mend.groups(), device=small_card)
+    hint = re.search(r"does NOT fit: .* Use --set (\S+) (\S+): the same 256 rows", text)
+    assert hint, text
+    assert " fits: " in plan("t4x2.json", *hint.groups(), device=small_card)
 
 
 def test_a_model_too_large_for_one_row_says_so() -> None:
@@ -104,7 +105,7 @@ def test_hours_without_a_known_peak_need_a_short_run() -> None:
     assert "of 8.00 GiB (Some CPU)" in text  # two processes share the machine's memory
 
 
-def test_zero_stages_stand_side_by_side(origin: str) -> None:
-    stages = re.search(r"stage 0 / 1 / 2: (\d+) MiB / (\d+) MiB / (\d+) MiB a GPU", origin)
+def test_zero_stages_stand_side_by_side(reference: str) -> None:
+    stages = re.search(r"stage 0 / 1 / 2: (\d+) MiB / (\d+) MiB / (\d+) MiB a GPU", reference)
     zero, one, two = map(int, stages.groups())
     assert zero > one > two
