@@ -12,9 +12,11 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import jsonlines
 
 from common.errors import UserError
 
@@ -50,10 +52,7 @@ def read_text(path: Path, most_bytes: int, encoding: str = "utf-8") -> str:
 
 def read_json(path: Path, most_bytes: int) -> Any:
     """Return the value in a JSON file of at most `most_bytes`; OSError if it cannot be read, ValueError if it is no JSON."""
-    try:
-        return json.loads(read_text(path, most_bytes))
-    except RecursionError:
-        raise ValueError("blocks within blocks without end") from None
+    return _loads(read_text(path, most_bytes))
 
 
 def sha256_file(path: Path) -> str:
@@ -66,6 +65,25 @@ def sha256_file(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     return digest.hexdigest()
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON Lines file, none where there is no such file.
+
+    A line that is no object is skipped, such as the last one of a run that was killed while it wrote.
+    """
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        # The standard parser by name: jsonlines takes orjson or ujson where they are installed, which judge otherwise.
+        yield from jsonlines.Reader(file, loads=_loads).iter(type=dict, skip_invalid=True)
+
+
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("blocks within blocks without end") from None
 
 
 def sync(path: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from common.errors import UserError
+from common.files import read_json_lines
 
 Curve = list[tuple[int, float]]
 Row = dict[str, Any]
@@ -93,13 +93,13 @@ def is_run(folder: Path) -> bool:
 
 def read_run(folder: Path) -> RunRecord:
     """Read what can be read; what is missing or broken is empty. UserError if nothing at all is there."""
-    metrics = [row for row in _rows(folder / "metrics.jsonl") if isinstance(row.get("step"), int)]
+    metrics = [row for row in read_json_lines(folder / "metrics.jsonl") if isinstance(row.get("step"), int)]
     record = read_object(folder / "run.json")
     if not metrics and not record:
         raise UserError(f"{folder} holds no run.json and no metrics.jsonl that could be read: give the folder of a run")
     metrics.sort(key=lambda row: row["step"])
     checks = read_object(folder / "preflight.json").get("checks")
-    samples = [row for row in _rows(folder / "samples.jsonl") if isinstance(row.get("text"), str)]
+    samples = [row for row in read_json_lines(folder / "samples.jsonl") if isinstance(row.get("text"), str)]
     states = [read_object(path) for path in sorted((folder / "checkpoints").glob("step-*/run_state.json"))]
     corpus = record.get("corpus")
     return RunRecord(
@@ -107,7 +107,7 @@ def read_run(folder: Path) -> RunRecord:
         train=[row for row in metrics if row.get("split") == "train"],
         val=[row for row in metrics if row.get("split") == "val"],
         samples=[row for row in samples if isinstance(row.get("step"), int)],
-        alarms=[row for row in _rows(folder / "alarms.jsonl") if "alarm" in row],
+        alarms=[row for row in read_json_lines(folder / "alarms.jsonl") if "alarm" in row],
         preflight=[check for check in checks if isinstance(check, dict)] if isinstance(checks, list) else None,
         summary=read_object(folder / "summary.json"),
         flags=_dict(record.get("flags")),
@@ -133,21 +133,6 @@ def read_object(path: Path) -> Row:
         return _dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
         return {}
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    """Yield the objects of a .jsonl file; a line that is none, such as an incomplete last one, is skipped."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    for line in text.split("\n"):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            yield row
 
 
 def _dict(value: Any) -> Row:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from common.files import read_json_lines
 from common.hardware import detect
 from model import CausalLM, load_model
 from sample_stories import check
@@ -150,7 +151,7 @@ def _training_stories(corpus: Path) -> list[str]:
     for entry in manifest["inputs"]:
         path = corpus.parent / Path(entry["file"]).name
         if path.is_file():
-            texts += [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+            texts += [row["text"] for row in read_json_lines(path)]
     return texts
 
 

@@ -6,11 +6,9 @@ are wide: a healthy run must never raise one, and a sick one is far beyond them.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
@@ -103,13 +101,6 @@ class Alarms:
             return []
         self.raised.append(name)
         return [Alarm(step, name, message)]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl, none where there is no such file."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def flat_loss(train: list[dict[str, Any]], unigram: float, warmup: int) -> str | None:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from common.console import Console
+from common.files import read_json_lines
 from training.checkpointing.checkpoint import Local
 from training.checkpointing.run_state import RunState
 from training.engine.internals import loss_scale
 from training.engine.protocol import Engine
 from training.evaluation.validation import Evaluation
 from training.monitoring.accumulator import MetricAccumulator
-from training.monitoring.alarms import Alarm, Alarms, read_rows
+from training.monitoring.alarms import Alarm, Alarms
 from training.monitoring.metrics import Metrics
 from training.monitoring.progress import Progress
 from training.monitoring.weight_updates import WeightSample
@@ -68,7 +69,7 @@ class Recorder:
             raised=state.alarms,
         )
         if self.metrics and state.step:
-            alarms.remember(read_rows(self.folder / "metrics.jsonl"))
+            alarms.remember(read_json_lines(self.folder / "metrics.jsonl"))
         return alarms
 
     def _raise(self, alarms: list[Alarm]) -> None:

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from training.monitoring.alarms import Alarms, experts_in_use, read_rows
+from common.files import read_json_lines
+from training.monitoring.alarms import Alarms, experts_in_use
 
 UNIGRAM = 6.5
 EVEN = [[0.25] * 4] * 2
@@ -254,6 +255,6 @@ def test_one_better_evaluation_starts_the_count_anew():
 
 
 def test_rows_are_read_from_a_file_if_there_is_one(tmp_path):
-    assert read_rows(tmp_path / "metrics.jsonl") == []
+    assert list(read_json_lines(tmp_path / "metrics.jsonl")) == []
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
-    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert [row["step"] for row in read_json_lines(tmp_path / "metrics.jsonl")] == [1, 2]
