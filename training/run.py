@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str], description: str) -> int:
     """Return the exit status of train.py.
 
-    0 is a run that ended as it should, 2 wrong input, 1 a fault, a loss that diverged or an end that could not be saved.
+    0 is a run that ended as it should, 2 wrong input, 1 a fault, divergence, or an end that could not be saved.
     """
     world = World.from_environment()
     console = Console(world.rank)

@@ -1,4 +1,4 @@
-"""The flags of train.py. A flag on the command line wins over the JSON's "bufudu" block, which wins over the default."""
+"""The flags of train.py. The command line wins over the JSON's "bufudu" block, which wins over the defaults."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ def _peak_lr(config: dict) -> float:
 
 
 def _surprises(case: Case) -> list[str]:
-    """Return a note for each default of DeepSpeed's that nobody expects, and each value that will not be what it seems."""
+    """Return a note for each surprising default of DeepSpeed's, and for each value that is not what it seems."""
     notes, scheduler = [], case.block("scheduler")
     name, params = scheduler.get("type", ""), scheduler.get("params", {})
     if not scheduler:

@@ -117,7 +117,7 @@ _MUON = ("lr", "muon_lr", "adam_lr", "momentum", "weight_decay", "ns_method", "p
 
 @cache
 def top_level() -> Schema:
-    """Return the whole table. Importing DeepSpeed takes about a second, so it is done when the first file is checked."""
+    """Return the whole table; importing DeepSpeed, which takes a second, waits until a file is checked."""
     from deepspeed.monitor import config as monitor
     from deepspeed.runtime import config, precision_config
     from deepspeed.runtime.activation_checkpointing.config import ACT_CHKPT_DEFAULT
@@ -290,7 +290,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def nearest_key(path: str, siblings: Iterable[str]) -> str | None:
-    """Return the dotted key that the unknown `path` was probably meant to be: in its own block, or its name elsewhere."""
+    """Return the dotted key that `path` was probably meant to be: in its own block, or its name elsewhere."""
     parent, _, name = path.rpartition(".")
     inside = nearest(name, siblings)
     if inside is not None:

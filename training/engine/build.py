@@ -9,7 +9,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch._dynamo
 from torch import nn
 
 from common.hardware import FP16_ON_CPU_VARIABLE, detect
@@ -75,7 +74,9 @@ def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, r
 
     if not torch.cuda.is_available():
         # Muon's iteration is compiled with inductor at its first call: on CPU half a minute, a compiler needed, no gain
-        torch._dynamo.config.disable = True
+        from torch import _dynamo  # seconds, which --plan and a wrong JSON need not wait for
+
+        _dynamo.config.disable = True
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # expert-parallel groups are runs of consecutive ranks (deepspeed.utils.groups)
     ep_rank = rank % config.ep_size

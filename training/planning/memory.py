@@ -3,7 +3,7 @@
 Weights, gradients and optimizer states follow from the parameter count and DeepSpeed's ZeRO rules (0.19.8, read in
 zero/stage_1_and_2.py). Activations come from a trace: the real network runs forward and backward on PyTorch's
 "meta" device, where tensors have shapes but no memory, and every tensor is counted from its birth to its end. So the
-figures follow the network when it changes. Checked against measured memory in tests/training/test_memory.py.
+figures follow the network when it changes. tests/unit/training/planning/test_memory.py holds them against measurements.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ class Plan:
         return [
             f"model     {total / 1e6:.1f} M parameters, {active / 1e6:.1f} M active a token ({kind}; hidden "
             f"{model.hidden_size}, {model.num_hidden_layers} layers, vocabulary {model.vocab_size:,})",
-            f"training  {resolved.precision}, ZeRO-{resolved.zero_stage}, {resolved.optimizer_name}, peak learning rate "
-            f"{resolved.peak_lr:g}, {self._processes}",
+            f"training  {resolved.precision}, ZeRO-{resolved.zero_stage}, {resolved.optimizer_name}, "
+            f"peak learning rate {resolved.peak_lr:g}, {self._processes}",
             f"epoch     {rows:,} rows of {seq_len} tokens = {_tokens(rows * seq_len)}",
             f"batch     {micro} rows x {resolved.accumulation} accumulated x {self._processes} = {batch} rows, "
             f"{batch * seq_len:,} tokens a step",
@@ -171,8 +171,8 @@ class Plan:
         slower = ", ".join(f"{hours * factor:.1f} h at {utilisation / factor:.2g}" for factor in (2, 4, 8))
         return [
             compute,
-            f"time      {hours:.1f} hours at a utilisation of {utilisation:g} of {self.world_size} x "
-            f"{peak / 1e12:g} TFLOP/s ({self.device.name}, {self.resolved.precision}, datasheet): {speed:,.0f} tokens/s",
+            f"time      {hours:.1f} hours at a utilisation of {utilisation:g} of {self.world_size} x {peak / 1e12:g} "
+            f"TFLOP/s ({self.device.name}, {self.resolved.precision}, datasheet): {speed:,.0f} tokens/s",
             f"          {slower}; small models stay far below the peak, and a run's log tells",
         ]
 
