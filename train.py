@@ -17,4 +17,4 @@ if __name__ == "__main__":
     leave_on_signal()  # the imports below take seconds
     from training.run import main
 
-    sys.exit(main(sys.argv[1:], __doc__))
+    sys.exit(main(sys.argv[1:], __doc__ or ""))

@@ -124,7 +124,7 @@ class Manifest(Record):
 
 
 def read_folder_json(folder: Path, name: str, hint: str = "prepare the corpus again") -> Any:
-    """Return the value in a JSON file of a prepared folder; UserError if there is none, with `hint` if it is missing."""
+    """Return the value in a JSON file of a prepared folder; UserError otherwise, with `hint` if it is missing."""
     path = folder / name
     try:
         return read_json(path, MOST_BYTES)

@@ -60,7 +60,7 @@ class ScannedChunk:
 
 
 def scan_chunk(chunk: Chunk, from_val_file: bool, settings: ScanSettings, ceiling: bytes) -> ScannedChunk:
-    """Parse, hash and score a chunk; training documents with digests up to `ceiling` are sent along. Runs in a worker."""
+    """Parse, hash and score a chunk; training documents with digests up to `ceiling` come along. Runs in a worker."""
     parsed = parse_chunk(chunk)
     digests = [document_digest(encoded) for encoded in parsed.encoded]
     normalized = normalized_characters(parsed.texts)
@@ -184,9 +184,9 @@ class Scan:
         """
         if self.bad > max_bad_share * self.lines:
             raise UserError(
-                f"{self.bad:,} of {self.lines:,} lines are bad ({self.bad / self.lines:.2%}), more than --max_bad_share "
-                f"{max_bad_share:g} allows; fix them, or prepare with prepare.py and a higher --max_bad_share. "
-                f"The first:{self._first_bad_lines()}"
+                f"{self.bad:,} of {self.lines:,} lines are bad ({self.bad / self.lines:.2%}), more than "
+                f"--max_bad_share {max_bad_share:g} allows; fix them, or prepare with prepare.py and a higher "
+                f"--max_bad_share. The first:{self._first_bad_lines()}"
             )
         for files, empty in ((val_inputs, val_inputs and VAL not in self.assignment), (inputs, not self.assignment)):
             if empty:

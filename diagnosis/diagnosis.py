@@ -1,4 +1,4 @@
-"""A diagnosis: from a model's or run's folder and its text to measurements, causes and the object that --json writes."""
+"""A diagnosis: from a model's or run's folder and its text to measurements, causes and what --json writes."""
 
 from __future__ import annotations
 

@@ -203,8 +203,8 @@ class HuggingFaceModel(ModelUnderTest):
         embeddings = self.network.get_input_embeddings().weight.shape[0]
         if largest >= embeddings:
             raise UserError(
-                f"{self.path}: the tokenizer gives the id {largest:,}, but the model has only {embeddings:,} embeddings: "
-                "copy the tokenizer's files that belong to these weights into the folder"
+                f"{self.path}: the tokenizer gives the id {largest:,}, but the model has only "
+                f"{embeddings:,} embeddings: copy the tokenizer's files that belong to these weights into the folder"
             )
         return found
 
@@ -276,8 +276,8 @@ def _load_transformers(folder: Path) -> tuple[Any, Any]:
         model, loading = loaded
     except Exception as error:
         raise UserError(
-            f"{folder}: transformers cannot load it as a causal language model ({_short(error)}): check that config.json "
-            "and the weights belong together"
+            f"{folder}: transformers cannot load it as a causal language model ({_short(error)}): check that "
+            "config.json and the weights belong together"
         ) from None
     if missing := sorted(loading["missing_keys"]):  # transformers draws them at random, with no more than a warning
         more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""

@@ -1,4 +1,4 @@
-"""The corpus that a run trains on: a prepared folder, or one that is made from the user's text or from sample stories."""
+"""The corpus that a run trains on: a prepared folder, or one that is made from the user's text or sample stories."""
 
 from __future__ import annotations
 

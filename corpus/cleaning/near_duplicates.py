@@ -1,8 +1,8 @@
 """Near duplicates: texts that differ in a few characters, in script (traditional or simplified), in layout or case.
 
-A text counts as the set of the 3-grams of its normalized characters. Two texts are near if the Jaccard similarity of their sets, estimated
-by MinHash (Broder 1997), is at least 0.5: about one character in eight replaced. Candidates are found by banding (locality
-sensitive hashing), so that nothing is compared with everything.
+A text counts as the set of the 3-grams of its normalized characters. Two texts are near if the Jaccard similarity of
+their sets, estimated by MinHash (Broder 1997), is at least 0.5: about one character in eight replaced. Candidates are
+found by banding (locality sensitive hashing), so that nothing is compared with everything.
 """
 
 from __future__ import annotations

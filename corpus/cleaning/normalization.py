@@ -89,7 +89,7 @@ def mix(hashes: np.ndarray) -> np.ndarray:
 
 
 def look_up(table: np.ndarray, points: np.ndarray, unknown: int, find: Callable[[int], int]) -> np.ndarray:
-    """Return what the table holds of each code point; where that is `unknown`, what `find` says, which the table keeps."""
+    """Return what the table holds of each code point; where that is `unknown`, what `find` says, and keep it."""
     found = table.take(points)
     missing = points[found == unknown]
     if len(missing):

@@ -1,4 +1,4 @@
-"""Causes that lie in initialisation and optimizer: wrong scale, learning rate, rounding, gradients, divergence, experts."""
+"""Causes in initialisation and optimizer: wrong scale, learning rate, rounding, gradients, divergence, experts."""
 
 from __future__ import annotations
 

@@ -157,11 +157,12 @@ def check_muon(case: Case, problems: Problems) -> None:
 
 def check_schedule(case: Case, problems: Problems) -> None:
     """Check that DeepSpeed has the schedule, and that what its constructor needs is there."""
-    name, known = case.block("scheduler").get("type"), schema.schedules()
+    written, known = case.block("scheduler").get("type"), schema.schedules()
+    name = written or ""
     if "scheduler" in case.config and name not in known:
-        guess = schema.nearest(name or "", known) or "WarmupCosineLR"
+        guess = schema.nearest(name, known) or "WarmupCosineLR"
         hint = f"Did you mean {guess}? Or take the block out for a constant learning rate: --set scheduler=null."
-        problems.add("scheduler.type", f"{show(name)} is none of {', '.join(known)}.", hint)
+        problems.add("scheduler.type", f"{show(written)} is none of {', '.join(known)}.", hint)
         return
     params = case.block("scheduler").get("params", {})
     for needed in _NEEDED.get(name, ()):

@@ -108,7 +108,7 @@ MEANINGS = {
 
 
 def beside_baselines(loss: float, baselines: NGramBaselines) -> str:
-    """Return the baselines above and below the loss and what that means: "bigram 4.10, trigram 3.66: it uses context"."""
+    """Return the baselines around the loss and what that means: "bigram 4.10, trigram 3.66: it uses context"."""
     result = baselines.compare(loss)
     place = list(MEANINGS).index(result)
     nearest = list(baselines.losses().items())[max(0, min(place - 1, 2)) :][: 2 if place else 1]

@@ -240,7 +240,8 @@ def _expert_layer(config: ModelConfig) -> nn.Module:
     from model.moe import DeepSpeedMoE  # imports DeepSpeed, some seconds that a dense model need not wait
 
     layer = DeepSpeedMoE(config)
-    layer.moe.deepspeed_moe.gate.use_rts = False  # draws numbers, of which the meta device has none
+    gate: Any = layer.moe.deepspeed_moe.gate  # DeepSpeed has no types
+    gate.use_rts = False  # draws numbers, of which the meta device has none
     return layer
 
 

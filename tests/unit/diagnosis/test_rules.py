@@ -1,4 +1,4 @@
-"""The rules on measurements made by hand: each fault's own signs name it first, and a healthy run's signs name nothing."""
+"""The rules on measurements made by hand: each fault's signs name it first, and a healthy run's signs name nothing."""
 
 from dataclasses import replace
 from pathlib import Path
