@@ -42,7 +42,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path, most_bytes: int, encoding: str = "utf-8") -> str:
-    """Return the text of a plain file of at most `most_bytes`; OSError otherwise, UnicodeDecodeError if it is no text."""
+    """Return the text of a plain file of at most `most_bytes`; OSError otherwise, UnicodeDecodeError if no text."""
     with open_regular(path) as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
@@ -51,7 +51,7 @@ def read_text(path: Path, most_bytes: int, encoding: str = "utf-8") -> str:
 
 
 def read_json(path: Path, most_bytes: int) -> Any:
-    """Return the value in a JSON file of at most `most_bytes`; OSError if it cannot be read, ValueError if it is no JSON."""
+    """Return the value in a JSON file of at most `most_bytes`; OSError if unreadable, ValueError if no JSON."""
     return _loads(read_text(path, most_bytes))
 
 

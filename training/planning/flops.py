@@ -6,7 +6,7 @@ from model import ModelConfig, count_parameters
 
 
 def training_flops_per_token(config: ModelConfig, seq_len: int) -> float:
-    """Return the operations of forward and backward pass (3 x forward): matrix products, a multiply-add as two.
+    """Return the operations of forward and backward pass (3 x forward): matrix products, a multiply-add is 2.
 
     Active parameters twice each (the embedding once: its use as output matrix; looking a row up is free), and causal
     attention's two products over half the row on average, as in PaLM's appendix B.
