@@ -76,7 +76,8 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         # The standard parser by name: jsonlines takes orjson or ujson where they are installed, which judge otherwise.
-        yield from jsonlines.Reader(file, loads=_loads).iter(type=dict, skip_invalid=True)
+        lines = jsonlines.Reader(file, loads=_loads)  # pyright: ignore[reportCallIssue] (attrs makes the parameter)
+        yield from lines.iter(type=dict, skip_invalid=True)
 
 
 def _loads(text: str) -> Any:

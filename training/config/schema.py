@@ -254,7 +254,8 @@ def former_keys() -> Mapping[str, str]:
 
     removed = getattr(config, "_REMOVED_TOP_LEVEL_CONFIG_KEYS", {}) | getattr(config, "_REMOVED_ZERO_CONFIG_KEYS", {})
     fields = DeepSpeedZeroConfig.model_fields.items()
-    renamed = {name: field.json_schema_extra["new_param"] for name, field in fields if _deprecated(field)}
+    extras = {name: field.json_schema_extra for name, field in fields if _deprecated(field)}
+    renamed = {name: extra["new_param"] for name, extra in extras.items() if isinstance(extra, dict)}
     return {
         **dict.fromkeys(removed, "DeepSpeed has removed it"),
         **{name: f"now it is {new}" for name, new in renamed.items()},
