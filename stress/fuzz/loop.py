@@ -75,7 +75,7 @@ def main(name: str, folder: Path, seconds: float, seed: int) -> None:
         record.add(guard.run(case, data), data)
 
     _limit_memory(MEMORY_BYTES)
-    atheris.RunContext(
+    atheris.Setup(
         [
             name,
             f"-max_total_time={max(1, int(seconds))}",
