@@ -32,7 +32,7 @@ from evaluation.rows import evaluation_rows
 from model import CausalLM, ModelConfig, pad_left, until_eos
 from model.init import init_weights
 from model.moe import LocalMoE
-from training.sampler import SampleStream, tensors
+from training.data_sampler import SampleStream, tensors
 
 VOCABULARY, SEQ_LEN, ROWS = 6_400, 96, 8
 HELD_OUT_TOKENS, PROMPTS, NEW_TOKENS = 6_000, 24, 48

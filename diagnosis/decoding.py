@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from diagnosis.measured_text import Text
 from diagnosis.models import ModelUnderTest
-from diagnosis.text import Text
 from evaluation.held_out_prompts import (
     NEW_TOKENS,
     PROMPT_TOKENS,

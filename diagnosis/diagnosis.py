@@ -12,13 +12,13 @@ import torch
 
 from common.errors import UserError
 from diagnosis.decoding import DecodingComparison, choose_prompts, compare_settings, estimated_seconds, generate
+from diagnosis.measured_text import Text, open_text
 from diagnosis.measurements import Measurements, measure_model, measure_text
 from diagnosis.models import ModelUnderTest, load_model_under_test
 from diagnosis.report.messages import Messages
 from diagnosis.result import as_object
 from diagnosis.rules.verdict import find_causes
 from diagnosis.run_record import RunRecord, find_corpus, is_run, read_run
-from diagnosis.text import Text, open_text
 from evaluation.held_out_prompts import GREEDY, SAMPLED
 from evaluation.repetition import measure_repetition
 from model import GenerationError

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from corpus.shards import TokenStream
+from diagnosis.measured_text import documents
 from diagnosis.models import ModelUnderTest
-from diagnosis.text import documents
 from evaluation.rows import evaluation_rows
 
 OFFSETS = (0, 1, 2, 3)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from diagnosis.decoding import DecodingComparison
+from diagnosis.measured_text import Text
 from diagnosis.measurements import Measurements
 from diagnosis.models import ModelUnderTest
 from diagnosis.report.messages import Messages
 from diagnosis.rules.cause import Cause
 from diagnosis.rules.verdict import greedy_loops, parrots
 from diagnosis.run_record import Row
-from diagnosis.text import Text
 from evaluation.held_out_prompts import DecodingSettings
 from evaluation.repetition import METRICS, RepetitionMetrics
 

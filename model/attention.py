@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.inference.kv_cache import KVCache
 from model.layers import RMSNorm, rotate
-from model.packed import PackedRows
+from model.packed_attention import PackedRows
 
 
 class Attention(nn.Module):

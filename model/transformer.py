@@ -19,7 +19,7 @@ from model.inference.kv_cache import KVCache
 from model.layers import DenseMLP, RMSNorm, rotary
 from model.loss import linear_cross_entropy
 from model.moe import DeepSpeedMoE, LocalMoE
-from model.packed import PackedRows
+from model.packed_attention import PackedRows
 
 ExpertLayer = Callable[[ModelConfig], nn.Module]
 

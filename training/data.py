@@ -11,8 +11,8 @@ from corpus.settings import PreparationSettings, fingerprint
 from corpus.shards import Corpus
 from model import ModelConfig
 from sample_stories import write_sample_corpus
-from training.config.choices import data_name
 from training.config.command_line import Options, model_config
+from training.config.defaults import data_name
 
 DATA_FOLDER = Path("data")
 # Stories, and whether of the hamlet (fewer people and plots) rather than the village: minutes on either device

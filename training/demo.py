@@ -18,7 +18,7 @@ from common.files import read_json_lines
 from common.hardware import detect
 from model import CausalLM, load_model
 from sample_stories import check
-from training.monitoring.progress import human_time
+from training.monitoring.terminal import human_time
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path("runs/demo")

@@ -14,7 +14,7 @@ from torch import nn
 
 from common.files import append_whole
 from corpus.shards import TokenStream
-from training import sampler
+from training import data_sampler
 from training.checkpointing.run_state import RunState
 from training.engine.internals import loss_scale, lowest_loss_scale, master_weights
 from training.engine.protocol import Engine
@@ -159,7 +159,7 @@ def _first_bad_output(engine: Engine, stream: TokenStream, micro_batches: list[l
     try:
         with torch.no_grad():
             for rows in micro_batches:  # all of them on every rank: experts may be on other ranks
-                ids, targets = sampler.tensors(stream, rows, seq_len, engine.device)
+                ids, targets = data_sampler.tensors(stream, rows, seq_len, engine.device)
                 engine.module.loss_sum(ids, targets)
     finally:
         for hook in hooks:

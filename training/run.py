@@ -13,15 +13,14 @@ from common.errors import UserError
 from common.hardware import Device, detect
 from corpus.shards import Corpus
 from training.checkpointing import checkpoint
-from training.config import choices, command_line
+from training.config import command_line, defaults
 from training.config.command_line import Options
 from training.config.load import load
 from training.config.resolve import Draft, check
 from training.config.validate import RunFacts
 from training.context import RunContext
-from training.continuation import continue_state, new_state, nothing_left, outlook
 from training.data import corpus_model, prepare_data, training_rows, vocab_size
-from training.monitoring.announce import announce, sum_up
+from training.monitoring.run_summary import announce, sum_up
 from training.planning import budget as budgets
 from training.planning.disk_space import check_disk_space
 from training.preflight.cost_checks import Cost
@@ -33,6 +32,7 @@ from training.processes.process_group import World, broadcast_from_rank0
 from training.processes.rendezvous import check_corpus_visible, check_output_shared, form_process_group
 from training.processes.stopping import StopRequest
 from training.processes.watchdog import Watchdog
+from training.resume import continue_state, new_state, nothing_left, outlook
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -84,12 +84,12 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
 
 def _choose(given: dict[str, Any], device: Device, world: World) -> _Chosen:
     """Settle what the flags leave open, and raise UserError for flags that contradict each other."""
-    path, why = choices.default_config(device, world.size)
+    path, why = defaults.default_config(device, world.size)
     path = given.get("deepspeed_config") or path
     ds_config = load(path, given.get("set", []))
     options = command_line.options(given, command_line.file_flags(ds_config, path))
-    output = options.output or Path("runs") / f"{path.stem}-{choices.data_name(options)}"
-    choices.check_paths(options, output)
+    output = options.output or Path("runs") / f"{path.stem}-{defaults.data_name(options)}"
+    defaults.check_paths(options, output)
     why = "" if options.deepspeed_config else f" ({why}; --deepspeed_config chooses another)"
     return _Chosen(options, path, why, ds_config, output)
 
@@ -110,7 +110,7 @@ def _plan(chosen: _Chosen, device: Device, world: World, console: Console) -> in
     """Print what `--plan` says; it needs no launcher, so the processes are those that the file is made for."""
     from training.planning.plan import PLANNED_T4X2, Plan
 
-    options, processes = chosen.options, choices.planned_processes(chosen.config_path, world.size)
+    options, processes = chosen.options, defaults.planned_processes(chosen.config_path, world.size)
     planned = PLANNED_T4X2 if device.kind == "cpu" and chosen.ds_config.get("fp16", {}).get("enabled") else device
     draft = _check(chosen, planned, processes)
     if options.plan_rows is not None:

@@ -40,7 +40,7 @@ class Session:
 
     def before_micro_batch(self) -> None:
         """Say that this rank trains; the first step of a session may take long, because it compiles and allocates."""
-        self.now("training", 0.0 if self.has_stepped else self.watchdog.timing.first)
+        self.now("training", 0.0 if self.has_stepped else self.watchdog.timeouts.first)
 
     def took(self, seconds: float) -> None:
         """Note how long a part took that does not end early."""

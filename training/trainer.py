@@ -11,12 +11,13 @@ import torch
 from corpus.tokenizer import load_tokenizer
 from evaluation.rows import evaluation_rows
 from model import GenerationError
-from training import rollback, sampler
+from training import data_sampler, rollback
 from training.checkpointing import checkpoint
-from training.checkpointing.disk import NotFinite
 from training.checkpointing.run_state import RunState
 from training.checkpointing.saver import Saver
+from training.checkpointing.write_failures import NotFinite
 from training.context import RunContext
+from training.data_sampler import SampleStream
 from training.engine.internals import loss_scale
 from training.engine.protocol import Engine
 from training.evaluation.generation import RepetitionEvaluator, SampleWriter
@@ -26,7 +27,6 @@ from training.planning.disk_space import checkpoint_bytes
 from training.planning.flops import training_flops_per_token
 from training.processes.process_group import any_rank, broadcast_from_rank0
 from training.rollback import Diverged, NonFiniteMonitor
-from training.sampler import SampleStream
 from training.session import Session
 
 _SAVE_SECONDS = 300.0  # without a sign of progress it is stuck; a file system may have a bad day
@@ -106,7 +106,7 @@ class Trainer:
         bad = torch.zeros((), device=self.engine.device)
         for micro_step, rows in enumerate(micro_batches, 1):
             self.session.before_micro_batch()
-            ids, targets = sampler.tensors(self.train, rows, self.options.max_seq_len, self.engine.device)
+            ids, targets = data_sampler.tensors(self.train, rows, self.options.max_seq_len, self.engine.device)
             losses = self.engine(ids, targets)
             self.engine.backward(losses.total)
             self.recorder.accumulator.add_micro_batch(losses.lm, losses.balance)

@@ -67,10 +67,10 @@ def watch(clock: Clock, folder: Path) -> None:
     _watch_model(clock)
     from deepspeed.runtime.engine import DeepSpeedEngine
 
-    from training import sampler
+    from training import data_sampler
     from training.trainer import Trainer
 
-    sampler.tensors = clock.timed("data", sampler.tensors)
+    data_sampler.tensors = clock.timed("data", data_sampler.tensors)
     DeepSpeedEngine.forward = clock.timed("norms and sums", DeepSpeedEngine.forward)
     DeepSpeedEngine.backward = clock.timed("backward", DeepSpeedEngine.backward)
     DeepSpeedEngine.step = clock.timed("optimizer", DeepSpeedEngine.step)

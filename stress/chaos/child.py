@@ -17,9 +17,9 @@ POISON = "BUFUDU_CHAOS_POISON"
 def poison(rows: frozenset[int]) -> None:
     """Make the losses, and so the gradients, of micro-batches with these rows not a number."""
     from model.transformer import CausalLM, Losses
-    from training import sampler
+    from training import data_sampler
 
-    right_tensors, right_forward, poisoned = sampler.tensors, CausalLM.forward, False
+    right_tensors, right_forward, poisoned = data_sampler.tensors, CausalLM.forward, False
 
     def tensors(stream: Any, chosen: list[int], *more: Any) -> Any:
         nonlocal poisoned
@@ -30,7 +30,7 @@ def poison(rows: frozenset[int]) -> None:
         losses = right_forward(self, *arguments)
         return replace(losses, total=losses.total * math.nan, lm=losses.lm * math.nan) if poisoned else losses
 
-    sampler.tensors, CausalLM.forward = tensors, forward  # type: ignore[method-assign]
+    data_sampler.tensors, CausalLM.forward = tensors, forward  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

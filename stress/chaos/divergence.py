@@ -13,7 +13,7 @@ from stress.chaos.damage import checkpoints
 from stress.chaos.record import Journal, Trial
 from stress.chaos.session import Session
 from stress.chaos.workplace import BATCH, SIZES, Workplace
-from training.sampler import SampleStream
+from training.data_sampler import SampleStream
 
 CATEGORY = "numbers go wrong"
 SEED = 42  # train.py's own

@@ -32,7 +32,7 @@ def targets_not_shifted() -> None:
 
 
 def _change_batches(cut: Callable[[Tensor], Batch]) -> None:
-    import training.sampler as sampler
+    import training.data_sampler as sampler
 
     def tensors(stream: Any, rows: Sequence[int], seq_len: int, device: torch.device) -> Batch:
         ids, targets = cut(torch.from_numpy(stream.batch(rows, seq_len)))
@@ -43,7 +43,7 @@ def _change_batches(cut: Callable[[Tensor], Batch]) -> None:
 
 def padding_counted() -> None:
     """One document a row, filled up with padding that the loss counts."""
-    import training.sampler as sampler
+    import training.data_sampler as sampler
     from model.config import ModelConfig
 
     begin, padding = ModelConfig.bos_token_id, ModelConfig.pad_token_id

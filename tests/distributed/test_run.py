@@ -24,10 +24,10 @@ from evaluation.held_out_prompts import GREEDY, SAMPLED, generate_continuations,
 from evaluation.repetition import measure_repetition
 from model import load_model
 from sample_stories import generate_stories
+from training.data_sampler import tensors
 from training.processes.process_group import World
 from training.processes.rendezvous import form_process_group
 from training.run import main
-from training.sampler import tensors
 
 slow = pytest.mark.slow
 LAUNCHER_LINE = re.compile(r"\[\d{4}-[\d:, -]+\] \[(INFO|WARNING)\] \[(real_accelerator|runner|launch)\.py:\d+:")

@@ -29,12 +29,12 @@ from training.config.command_line import file_flags
 from training.config.load import load
 from training.config.resolve import Resolved, check
 from training.config.validate import RunFacts
+from training.data_sampler import SampleStream, tensors
 from training.engine.build import build_engine
 from training.engine.internals import loss_scale
 from training.evaluation.validation import evaluate
 from training.processes.process_group import World, sum_over_ranks
 from training.processes.rendezvous import form_process_group
-from training.sampler import SampleStream, tensors
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 SEQ_LEN, ROWS = 32, 80

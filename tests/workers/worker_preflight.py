@@ -26,14 +26,15 @@ from common.hardware import detect
 from corpus.shards import Corpus
 from model import CausalLM, ModelConfig, transformer
 from model.init import init_weights
-from model.packed import PackedRows
-from training import sampler
+from model.packed_attention import PackedRows
+from training import data_sampler
 from training.checkpointing.export import gather_weights
 from training.config.command_line import Options
 from training.config.load import load
 from training.config.resolve import Resolved, check
 from training.config.validate import RunFacts
 from training.context import RunContext
+from training.data_sampler import SampleStream
 from training.engine import build
 from training.engine.build import build_engine
 from training.preflight.runner import preflight
@@ -41,7 +42,6 @@ from training.processes.process_group import World
 from training.processes.rendezvous import form_process_group
 from training.processes.stopping import StopRequest
 from training.processes.watchdog import Watchdog
-from training.sampler import SampleStream
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 SEQ_LEN, STEPS = 64, 400
@@ -68,7 +68,7 @@ def shifted_by(offset: int) -> Fault:
         last = ids.shape[1] - max(offset, 1)
         return ids[:, :last].contiguous(), ids[:, offset : offset + last].contiguous()
 
-    return lambda: mock.patch.object(sampler, "tensors", tensors)
+    return lambda: mock.patch.object(data_sampler, "tensors", tensors)
 
 
 def padded(stream: Any, rows: list[int], seq_len: int, _device: torch.device) -> tuple:
@@ -251,7 +251,7 @@ def train(subject: RunContext) -> tuple[list[float], dict[str, torch.Tensor]]:
         [rows] = order.micro_batches(
             step, subject.world.rank, micro_batch=4, accumulation=1, world_size=subject.world.size
         )
-        found = built(*sampler.tensors(stream, rows, SEQ_LEN, built.device))
+        found = built(*data_sampler.tensors(stream, rows, SEQ_LEN, built.device))
         built.backward(found.total)
         losses.append(found.lm.item())
         built.step()
@@ -278,7 +278,7 @@ SCENARIOS: dict[str, Scenario] = {
     "shifted by two": Scenario(shifted_by(2)),
     "not shifted": Scenario(shifted_by(0)),
     "shifted in the loss": Scenario(lambda: mock.patch.object(CausalLM, "forward", loss_one_late)),
-    "padding": Scenario(lambda: mock.patch.object(sampler, "tensors", padded)),
+    "padding": Scenario(lambda: mock.patch.object(data_sampler, "tensors", padded)),
     "future": Scenario(future),
     "dropout": Scenario(lambda: mock.patch.object(transformer.Block, "forward", never_still)),
     "embedding": Scenario(lambda: mock.patch.object(build, "init_weights", large_embedding)),

@@ -30,9 +30,9 @@ from common.errors import UserError
 from common.files import printable, read_text, replace_bytes, sha256_file, sync
 from common.records import Count, Record, parse_record
 from training.checkpointing import engine_state
-from training.checkpointing.disk import DiskFull, NotFinite, on_all_ranks
 from training.checkpointing.engine_state import EngineNumbers
 from training.checkpointing.run_state import RunState
+from training.checkpointing.write_failures import DiskFull, NotFinite, on_all_ranks
 from training.engine.protocol import Engine
 
 FORMAT = 2  # 1 was DeepSpeed's own files

@@ -14,7 +14,7 @@ from common.files import sync
 from corpus.tokenizer import write_hf_tokenizer
 from model import CausalLM, ModelConfig, save_model
 from model.hf import hf_name, is_expert
-from training.checkpointing.disk import on_all_ranks
+from training.checkpointing.write_failures import on_all_ranks
 from training.engine.internals import expert_group
 from training.engine.protocol import Engine
 from training.processes.process_group import gather_from_ranks

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from model import ModelConfig
 from training.checkpointing import checkpoint
-from training.checkpointing.disk import DiskFull
 from training.checkpointing.export import export_model
 from training.checkpointing.run_state import RunState
+from training.checkpointing.write_failures import DiskFull
 from training.engine.protocol import Engine
 
 _DISK_SPEED = 100e6  # bytes a second, written, flushed and read back; assumed of a slow disk

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from common.errors import UserError
 from common.files import printable
-from training.config import kinds, schema
-from training.config.kinds import Kind, Schema
+from training.config import schema, value_kinds
 from training.config.schema import AUTO, AUTO_KEYS
+from training.config.value_kinds import Kind, Schema
 
 MOST_LISTED = 20
 
@@ -65,7 +65,7 @@ def keep_known(config: dict, problems: Problems) -> dict:
 def _keep_params(block: dict, known: Schema | None, name: str, problems: Problems) -> None:
     if "params" in block:
         # of an optimizer or schedule that is not known everything passes, but for an "auto"
-        known = dict.fromkeys(block["params"], kinds.ANY) if known is None else known
+        known = dict.fromkeys(block["params"], value_kinds.ANY) if known is None else known
         block["params"] = _keep(block["params"], known, f"{name}.params.", problems)
 
 
@@ -82,7 +82,7 @@ def _keep(block: Mapping, known: Schema, prefix: str, problems: Problems) -> dic
                 kept[key] = value
         elif isinstance(kind, Mapping) and isinstance(value, dict):
             kept[key] = _keep(value, kind, f"{path}.", problems)
-        elif _fits(path, value, kinds.BLOCK if isinstance(kind, Mapping) else kind, problems):
+        elif _fits(path, value, value_kinds.BLOCK if isinstance(kind, Mapping) else kind, problems):
             kept[key] = value
     return kept
 

@@ -18,7 +18,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from training.config.kinds import (
+from training.config.value_kinds import (
     ANY,
     BETAS,
     BLOCK,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from common.hardware import Device, dotted
 from training.config import schema
-from training.config.kinds import as_number
 from training.config.problems import Problems, show
 from training.config.schema import AUTO, AUTO_KEYS
+from training.config.value_kinds import as_number
 
 LEAST_MUON_CLIP = 10
 _MOST_EPOCHS = 1_000_000

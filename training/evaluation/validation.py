@@ -10,9 +10,9 @@ import torch
 
 from corpus.shards import TokenStream
 from training.config.command_line import Options
+from training.data_sampler import tensors
 from training.engine.protocol import Engine
 from training.processes.process_group import World, sum_over_ranks
-from training.sampler import tensors
 
 IGNORED = -100  # the target that cross-entropy leaves out
 

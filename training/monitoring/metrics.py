@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from training.checkpointing.disk import reason_of
 from training.checkpointing.run_state import RunState
+from training.checkpointing.write_failures import reason_of
 from training.engine.internals import summary_writer
 from training.engine.protocol import Monitor
 from training.monitoring import tensorboard_events
-from training.monitoring.appended import AppendedFile, DiskNotice, cut_back
+from training.monitoring.append_only_files import AppendedFile, DiskNotice, cut_back
 
 RECORDS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl")  # a line for each step at which something was written
 _RECORD_TAGS = {"samples.jsonl": "samples/", "alarms.jsonl": "alarms/"}  # as if their lines were figures

@@ -21,7 +21,7 @@ from training.evaluation.validation import Evaluation
 from training.monitoring.accumulator import MetricAccumulator
 from training.monitoring.alarms import Alarm, Alarms
 from training.monitoring.metrics import Metrics
-from training.monitoring.progress import Progress
+from training.monitoring.terminal import Progress
 from training.monitoring.weight_updates import WeightSample
 from training.processes.process_group import sum_over_ranks
 

@@ -16,7 +16,7 @@ from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from training.monitoring.appended import AppendedFile, DiskNotice, cut_back
+from training.monitoring.append_only_files import AppendedFile, DiskNotice, cut_back
 
 _HEADER, _FOOTER = 12, 4  # bytes of a record before and after the event: length and its checksum; the event's
 

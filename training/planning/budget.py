@@ -16,14 +16,14 @@ from common.errors import UserError
 from corpus.tokenizer import load_tokenizer
 from evaluation.rows import evaluation_rows
 from training.checkpointing import checkpoint
-from training.checkpointing.disk import DiskFull
 from training.checkpointing.export import export_model
 from training.checkpointing.run_state import RunState
+from training.checkpointing.write_failures import DiskFull
 from training.config.command_line import Options
 from training.context import RunContext
 from training.evaluation.generation import RepetitionEvaluator, SampleWriter
 from training.evaluation.validation import evaluate, intervals
-from training.monitoring.progress import human_time
+from training.monitoring.terminal import human_time
 from training.preflight import cost_checks
 from training.preflight.runner import SECONDS as PREFLIGHT_SECONDS
 from training.preflight.runner import checked_rows

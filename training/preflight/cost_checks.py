@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from common.hardware import Device
-from training import sampler
+from training import data_sampler
 from training.config.resolve import Resolved
-from training.monitoring.progress import human_time
+from training.monitoring.terminal import human_time
 from training.preflight.report import Result, failed, passed, warned
 from training.preflight.trial_engine import TrialEngine
 from training.processes.process_group import gather_from_ranks
@@ -71,7 +71,7 @@ def _try_forward(trial: TrialEngine, rows: list[int]) -> None:
     """
     failure, losses = "", None
     try:
-        losses = trial.engine.module(*sampler.tensors(trial.stream, rows, trial.seq_len, trial.device))
+        losses = trial.engine.module(*data_sampler.tensors(trial.stream, rows, trial.seq_len, trial.device))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -85,7 +85,7 @@ def _try_forward(trial: TrialEngine, rows: list[int]) -> None:
 def _evaluation_seconds(trial: TrialEngine, rows: list[int]) -> float:
     trial.engine.eval()
     started = trial.clock()
-    trial.engine.module.loss_sum(*sampler.tensors(trial.stream, rows, trial.seq_len, trial.device)).item()
+    trial.engine.module.loss_sum(*data_sampler.tensors(trial.stream, rows, trial.seq_len, trial.device)).item()
     trial.engine.train()
     return trial.clock() - started
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from corpus.shards import ID_TYPE, Corpus
-from training import sampler
+from training import data_sampler
 from training.evaluation.validation import IGNORED
 from training.preflight.report import Result, failed, passed, warned
 
@@ -67,10 +67,10 @@ class RowFigures:
 
 
 def compare_rows(corpus: Corpus, seq_len: int, pad_id: int) -> RowFigures:
-    """Read rows through `training.sampler.tensors`, as every step does, and compare them with the files."""
+    """Read rows through `training.data_sampler.tensors`, as every step does, and compare them with the files."""
     stream, raw = corpus.split("train"), RawTokens(corpus, "train")
     rows = _evenly_spaced(stream.num_rows(seq_len), _COMPARED_ROWS)
-    inputs, targets = (part.numpy() for part in sampler.tensors(stream, rows, seq_len, torch.device("cpu")))
+    inputs, targets = (part.numpy() for part in data_sampler.tensors(stream, rows, seq_len, torch.device("cpu")))
     truth = np.stack([raw.read(row * seq_len, seq_len + 1).astype(np.int64) for row in rows])
     counts = (targets != IGNORED) & (targets != pad_id)
     same_shape = inputs.shape == truth[:, :-1].shape
@@ -93,7 +93,7 @@ def _match(inputs: np.ndarray, targets: np.ndarray, counts: np.ndarray, offset: 
 
 def check_row_targets(rows: RowFigures) -> Result | None:
     """Check that targets are the next tokens; None if they are, for the loss has yet to show that it uses them."""
-    hint = "check training/sampler.py: targets are the inputs shifted by one, ids[:, 1:]"
+    hint = "check training/data_sampler.py: targets are the inputs shifted by one, ids[:, 1:]"
     if rows.matches[1] < 1:
         offset = max(rows.matches, key=lambda offset: rows.matches[offset])
         if rows.matches[offset] < 0.9:
@@ -106,7 +106,7 @@ def check_row_targets(rows: RowFigures) -> Result | None:
         return failed(f"the last target is wrong in {1 - rows.last_match:.1%} of the rows", hint)
     if rows.from_corpus < 1 and not rows.padded_inputs:
         text = f"{1 - rows.from_corpus:.1%} of the rows are not those of the corpus"
-        return failed(text, "check training/sampler.py and at what reads the shards")
+        return failed(text, "check training/data_sampler.py and at what reads the shards")
     return None
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from corpus.shards import Corpus
 from model import CausalLM
-from model.packed import document_mask
-from training import sampler
+from model.packed_attention import document_mask
+from training import data_sampler
 from training.evaluation.validation import IGNORED
 from training.preflight.data_checks import OFFSETS, RawTokens
 from training.preflight.report import Result, failed, passed
@@ -48,7 +48,7 @@ def measure_future_leak(trial: TrialEngine) -> float:
     Collective. It goes through `loss_sum`, whose path from ids to hidden states is that of training.
     """
     module = trial.engine.module
-    ids, targets = sampler.tensors(trial.stream, trial.rows(1), trial.seq_len, trial.device)
+    ids, targets = data_sampler.tensors(trial.stream, trial.rows(1), trial.seq_len, trial.device)
     half = ids.shape[1] // 2
     targets = targets.masked_fill(torch.arange(ids.shape[1], device=ids.device) >= half, IGNORED)
     embedded: list[Tensor] = []
@@ -96,7 +96,7 @@ class LossFigures:
 def measure_losses(trial: TrialEngine, corpus: Corpus, rows: list[int]) -> LossFigures:
     """Compute the loss of this rank's `rows` in several ways; collective."""
     engine = trial.engine
-    ids, targets = sampler.tensors(trial.stream, rows, trial.seq_len, trial.device)
+    ids, targets = data_sampler.tensors(trial.stream, rows, trial.seq_len, trial.device)
     count = (targets != IGNORED).sum()
     engine.train()
     train = engine(ids, targets).lm.double()
@@ -131,7 +131,7 @@ def check_loss(losses: LossFigures, precision: str) -> Result:
     if abs(losses.by_offset[near] - losses.train) <= tolerance:
         token = {0: "the input itself", 1: "the next token"}.get(near, f"the token {near} places on")
         text += f": it is that of {token}"
-    return failed(text, "check the targets (training/sampler.py) and at the loss (model/loss.py)")
+    return failed(text, "check the targets (training/data_sampler.py) and at the loss (model/loss.py)")
 
 
 def check_evaluation_repeats(losses: LossFigures, precision: str, *, drops_tokens: bool) -> Result:

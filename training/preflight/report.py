@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.console import Console
-from training.checkpointing.disk import write_text
+from training.checkpointing.write_failures import write_text
 
 
 @dataclass(frozen=True)

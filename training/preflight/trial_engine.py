@@ -15,12 +15,12 @@ import torch
 
 from corpus.shards import TokenStream
 from model import ModelConfig
-from training import sampler
+from training import data_sampler
 from training.config.resolve import Resolved
+from training.data_sampler import SampleStream
 from training.engine import build
 from training.engine.protocol import Engine
 from training.processes.process_group import World, any_rank, sum_over_ranks
-from training.sampler import SampleStream
 
 _SILENCED = ("tensorboard", "csv_monitor", "wandb", "comet", "flops_profiler", "comms_logger")
 MAX_ACCUMULATION = 2  # enough to see that micro-batches are added up; more would only take longer
@@ -100,7 +100,7 @@ class TrialEngine:
         loss, micro_seconds = torch.zeros((), dtype=torch.float64, device=self.device), 0.0
         for micro_step in range(self.accumulation):
             started = self.clock()
-            losses = self.engine(*sampler.tensors(self.stream, rows, self.seq_len, self.device))
+            losses = self.engine(*data_sampler.tensors(self.stream, rows, self.seq_len, self.device))
             self.engine.backward(losses.total)
             loss += losses.lm.detach().double()
             micro_seconds += self.clock() - started

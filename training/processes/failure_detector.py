@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from training.processes.heartbeat import Heartbeat, ProcessState, Timing, process_state
+from training.processes.heartbeat import Heartbeat, ProcessState, process_state
+from training.processes.timeouts import Timeouts
 
 FRESH_BEATS = 3.0  # a rank or a store that was heard of within so many heartbeats is alive
 BUSY_SHARE = 0.1  # of a core; a process that uses more is at work, though its other threads may not get to speak
@@ -48,9 +49,13 @@ class FailureDetector:
     """
 
     def __init__(
-        self, rank: int, size: int, timing: Timing, state_of: Callable[[Heartbeat], ProcessState | None] = process_state
+        self,
+        rank: int,
+        size: int,
+        timeouts: Timeouts,
+        state_of: Callable[[Heartbeat], ProcessState | None] = process_state,
     ) -> None:
-        self.rank, self.size, self.timing, self.state_of = rank, size, timing, state_of
+        self.rank, self.size, self.timeouts, self.state_of = rank, size, timeouts, state_of
         self.collective_failed = False  # then a rank that is silent is the likely cause
         self._peers: dict[int, _Peer] = {}
         self._exchanges, self._disconnected = 0, False
@@ -88,7 +93,7 @@ class FailureDetector:
         return any(peer.gone_since is not None for peer in self._running())
 
     def _is_fresh(self, silence: float) -> bool:
-        return silence <= FRESH_BEATS * self.timing.beat
+        return silence <= FRESH_BEATS * self.timeouts.beat
 
     def _update_peer(self, heartbeat: Heartbeat, passed: float) -> None:
         peer = self._peers.get(heartbeat.rank)
@@ -149,16 +154,16 @@ class FailureDetector:
     def _allowed_silence(self, peer: _Peer) -> float:
         state = self.state_of(peer.heartbeat)
         if state is None:
-            return self.timing.hung / 6 if self.collective_failed else self.timing.hung
+            return self.timeouts.hung / 6 if self.collective_failed else self.timeouts.hung
         at_work = not state.stopped and state.cpu - peer.cpu > BUSY_SHARE * peer.silence
-        return self.timing.hung * (BUSY_FACTOR if at_work else 1)
+        return self.timeouts.hung * (BUSY_FACTOR if at_work else 1)
 
     def _find_unreachable_store(self) -> Failure | None:
         """Find that rank 0 is gone: it has the store, without which nothing is heard of anybody."""
         if self.rank == 0 or self._rank0_has_finished():
             return None
-        lost = FRESH_BEATS * self.timing.beat + self.timing.linger
-        if self._store_silence < (lost if self._disconnected else self.timing.hung):
+        lost = FRESH_BEATS * self.timeouts.beat + self.timeouts.linger
+        if self._store_silence < (lost if self._disconnected else self.timeouts.hung):
             return None
         beat = self._peers[0].heartbeat if 0 in self._peers else None
         name = beat.name if beat else "rank 0"
@@ -171,7 +176,7 @@ class FailureDetector:
         return Failure("hung", (0,), message)
 
     def _find_missing(self) -> Failure | None:
-        if self._missing_seconds < self.timing.first:
+        if self._missing_seconds < self.timeouts.first:
             return None
         missing = sorted(set(range(self.size)) - set(self._peers) - {self.rank})
         names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"

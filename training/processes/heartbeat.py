@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -17,33 +17,10 @@ from typing import Any
 
 import psutil
 
+from training.processes.timeouts import Timeouts
+
 SLOW_FACTOR = 5.0  # an activity that takes so many times longer than the longest so far is not slow but stuck
 _ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds between heartbeats (`beat`) and between checks (`check`), and until a rank counts as hung or stuck.
-
-    `first` is the timeout of anything done for the first time; `linger` is how long a failure stays readable.
-    """
-
-    beat: float = 1.0
-    check: float = 0.5
-    hung: float = 40.0
-    stuck: float = 40.0
-    first: float = 1800.0
-    linger: float = 2.0
-
-    @classmethod
-    def from_environment(cls) -> Timing:
-        """Read BUFUDU_WATCHDOG, such as `hung=120 stuck=300`; what it leaves out keeps its default."""
-        names = {field.name for field in fields(cls)}
-        given = {}
-        for name, _, value in (word.partition("=") for word in os.environ.get("BUFUDU_WATCHDOG", "").split()):
-            with suppress(ValueError):
-                given |= {name: float(value)} if name in names else {}
-        return cls(**given)
 
 
 @dataclass(frozen=True)
@@ -155,9 +132,9 @@ def process_state(heartbeat: Heartbeat) -> ProcessState | None:
 class ProgressClock:
     """Counts the pieces of work that the main thread begins, and derives the timeout of each from earlier ones."""
 
-    def __init__(self, timing: Timing) -> None:
-        self.timing = timing
-        self.ticks, self.activity, self.timeout = 0, "starting", timing.first
+    def __init__(self, timeouts: Timeouts) -> None:
+        self.timeouts = timeouts
+        self.ticks, self.activity, self.timeout = 0, "starting", timeouts.first
         self._since = time.monotonic()
         self._first: dict[str, float] = {}  # kept apart: it compiles, allocates, or reads from a cold disk
         self._longest: dict[str, float] = {}
@@ -171,7 +148,7 @@ class ProgressClock:
         else:
             self._first[self.activity] = seconds
         longest = self._longest.get(activity, self._first.get(activity))
-        usual = self.timing.first if longest is None else max(self.timing.stuck, SLOW_FACTOR * longest)
+        usual = self.timeouts.first if longest is None else max(self.timeouts.stuck, SLOW_FACTOR * longest)
         self._since, self.activity, self.timeout = now, activity, max(usual, at_least)
         self.ticks += 1
 

@@ -29,12 +29,12 @@ from training.processes.failure_detector import Failure, FailureDetector
 from training.processes.heartbeat import (
     Heartbeat,
     ProgressClock,
-    Timing,
     find_process,
     main_thread_state,
     process_state,
 )
 from training.processes.stopping import StopRequest
+from training.processes.timeouts import Timeouts
 
 # Seconds
 LEAVE_TIMEOUT = 10.0  # in which rank 0, whose process has the store, waits for the others to know that it leaves
@@ -66,11 +66,11 @@ class Watchdog:
 
     def __init__(self, rank: int, size: int, console: Console, stop: StopRequest) -> None:
         self.rank, self.size, self.console, self.stop = rank, size, console, stop
-        self.timing = Timing.from_environment()
+        self.timeouts = Timeouts.from_environment()
         self.failure: Failure | None = None
-        self._progress = ProgressClock(self.timing)
+        self._progress = ProgressClock(self.timeouts)
         self._heartbeat = Heartbeat.of_this_process(rank)
-        self._detector = FailureDetector(rank, size, self.timing)
+        self._detector = FailureDetector(rank, size, self.timeouts)
         self._exit: dict[str, Any] = {}
         self._inbox, self._disconnected = _Inbox(), False
         self._failed, self._left, self._closed = threading.Event(), threading.Event(), threading.Event()
@@ -174,7 +174,7 @@ class Watchdog:
                 if not self._disconnected and not self._left.is_set():
                     print(f"watchdog: rank 0's store does not answer: {error}", file=sys.stderr, flush=True)
                 store, timeout, self._disconnected = None, RECONNECT_TIMEOUT, True
-            self._exchange_now.wait(self.timing.beat)
+            self._exchange_now.wait(self.timeouts.beat)
             self._exchange_now.clear()
 
     def _exchange(self, store: Store) -> None:
@@ -205,16 +205,16 @@ class Watchdog:
         deadline = time.monotonic() + seconds
         while not condition() and not self._disconnected and time.monotonic() < deadline:
             self._exchange_now.set()
-            time.sleep(min(POLL, self.timing.beat))
+            time.sleep(min(POLL, self.timeouts.beat))
 
     # --- checking -----------------------------------------------------------------------------------------------------
 
     def _check_forever(self) -> None:
         before = time.monotonic()
-        while not self._closed.wait(self.timing.check):
+        while not self._closed.wait(self.timeouts.check):
             now = time.monotonic()
             # a process that was stopped itself must not call others silent
-            passed, before = min(now - before, 2 * self.timing.check), now
+            passed, before = min(now - before, 2 * self.timeouts.check), now
             if self._launcher_gone or not all(_is_alive(process) for process in self._launchers):
                 self._launchers, self._launcher_gone = [], False
                 self.stop.request("the launcher is gone")
@@ -238,7 +238,7 @@ class Watchdog:
         self._failed.set()
         if failure.kind == "stopped":
             self.stop.request("another process was asked to stop")
-        timeouts = {"stopped": SET_UP_TIMEOUT, "failed": self.timing.linger}
+        timeouts = {"stopped": SET_UP_TIMEOUT, "failed": self.timeouts.linger}
         if failure.kind in timeouts and self._left.wait(timeouts[failure.kind]):
             return  # the main thread has met the same fault, or the end of the others, by itself
         if failure.kind != "stopped":
@@ -247,7 +247,7 @@ class Watchdog:
                 self._announce(f"train.py: {failure.message}")
             if self.stop.in_set_up:
                 self.stop.request(failure.message)  # so that half-prepared files are removed
-            time.sleep(self.timing.linger)
+            time.sleep(self.timeouts.linger)
         self._exit_process(failure)
 
     def _log_stacks(self, failure: Failure) -> None:
@@ -290,7 +290,7 @@ class Watchdog:
         beats = [self._inbox.heartbeats[rank] for rank in failure.ranks if rank in self._inbox.heartbeats]
         processes = [process for beat in beats if (process := find_process(beat))]
         with suppress(psutil.Error):
-            timeout = 2 * self.timing.linger if failure.kind == "stuck" else 0
+            timeout = 2 * self.timeouts.linger if failure.kind == "stuck" else 0
             _kill(psutil.wait_procs(processes, timeout=timeout)[1])
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from model import CausalLM, ModelConfig, ModelConfigError, count_parameters, load_model, save_model
-from model.packed import document_mask
+from model.packed_attention import document_mask
 
 
 def random_ids(batch: int, length: int, seed: int = 0) -> torch.Tensor:

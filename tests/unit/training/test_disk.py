@@ -15,9 +15,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from common import files
 from common.errors import UserError
-from training.checkpointing import checkpoint, disk
+from training.checkpointing import checkpoint, write_failures
 from training.checkpointing.run_state import RunState
-from training.monitoring.appended import AppendedFile, DiskNotice, cut_back
+from training.monitoring.append_only_files import AppendedFile, DiskNotice, cut_back
 from training.monitoring.metrics import Metrics
 from training.planning.disk_space import space_line
 
@@ -180,9 +180,9 @@ def test_a_disk_that_stays_full_does_not_fail_the_end(small_disk):
 
 def test_a_small_file_is_whole_or_as_before(small_disk):
     said = Said()
-    assert disk.write_text(small_disk / "summary.json", "old", said)
+    assert write_failures.write_text(small_disk / "summary.json", "old", said)
     fill(small_disk)
-    assert not disk.write_text(small_disk / "summary.json", "new" * 5000, said)
+    assert not write_failures.write_text(small_disk / "summary.json", "new" * 5000, said)
     assert said == [f"  {small_disk}/summary.json could not be written: no space left on the disk"]
     assert (small_disk / "summary.json").read_text() == "old"
     assert sorted(path.name for path in small_disk.iterdir()) == ["ballast", "summary.json"]
@@ -200,12 +200,12 @@ def test_the_end_of_a_file_can_be_cut_off_on_a_full_disk(small_disk):
     "error", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded")]
 )
 def test_a_full_disk_is_known_by_any_of_its_names(error):
-    assert disk.is_full(error)
-    assert disk.reason_of(error) == "no space left on the disk"
+    assert write_failures.is_full(error)
+    assert write_failures.reason_of(error) == "no space left on the disk"
 
 
 def test_another_error_is_not_called_a_full_disk():
-    assert disk.reason_of(OSError(errno.EROFS, "Read-only file system")) == "Read-only file system"
+    assert write_failures.reason_of(OSError(errno.EROFS, "Read-only file system")) == "Read-only file system"
 
 
 def test_the_free_room_is_that_of_the_disk_where_the_run_will_be(small_disk):

@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from corpus.tokenizer import train_tokenizer
 from model import CausalLM, ModelConfig, hf, load_model, save_model
-from training.checkpointing.disk import DiskFull
 from training.checkpointing.export import export_model
+from training.checkpointing.write_failures import DiskFull
 
 CONFIG = ModelConfig(
     vocab_size=300,

@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from training.checkpointing.run_state import RunState
 from training.monitoring import tensorboard_events
-from training.monitoring.appended import DiskNotice
+from training.monitoring.append_only_files import DiskNotice
 from training.monitoring.metrics import Metrics
 
 BATCH = 8

@@ -4,31 +4,31 @@ import inspect
 
 import pytest
 
-from training.config import kinds, schema
+from training.config import schema, value_kinds
 
 
 def test_kinds_come_from_deepspeeds_models():
     zero = schema.top_level()["zero_optimization"]
     assert zero["stage"].words == "one of 0, 1, 2, 3"
-    assert zero["overlap_comm"] is kinds.BOOL
-    assert zero["reduce_bucket_size"] is kinds.POSITIVE_SIZE
-    assert zero["stage3_max_live_parameters"] is zero["max_live_parameters"] is kinds.SIZE
-    assert zero["offload_optimizer"]["ratio"] is kinds.RATIO
-    assert zero["offload_param"]["nvme_path"] is kinds.TEXT
+    assert zero["overlap_comm"] is value_kinds.BOOL
+    assert zero["reduce_bucket_size"] is value_kinds.POSITIVE_SIZE
+    assert zero["stage3_max_live_parameters"] is zero["max_live_parameters"] is value_kinds.SIZE
+    assert zero["offload_optimizer"]["ratio"] is value_kinds.RATIO
+    assert zero["offload_param"]["nvme_path"] is value_kinds.TEXT
     assert "cpu_offload" not in zero and "cpu_offload" in schema.former_keys()
-    assert schema.top_level()["fp16"]["loss_scale_window"] is kinds.COUNT
+    assert schema.top_level()["fp16"]["loss_scale_window"] is value_kinds.COUNT
 
 
 @pytest.mark.parametrize(
     ("kind", "fitting", "others"),
     [
-        (kinds.BOOL, [True, False], [1, 0, "true"]),
-        (kinds.COUNT, [1, 2**53], [0, True, 1.0, 2**53 + 1]),
-        (kinds.POSITIVE_SIZE, [1, 5e8], [0, 1.5, True, 1e300, 10**400]),
-        (kinds.NOT_NEGATIVE, [0, 0.5], [-1, float("inf"), float("nan"), False]),
-        (kinds.NUMBERS, [1e-3, [1e-3, 2]], [[], [True], ["1"]]),
-        (kinds.BETAS, [[0.9, 0.999], [0, 0]], [[0.9], [0.9, 1], 0.9]),
-        (kinds.one_of(0, 1), [0, 1], [True, 1.0, 2, "1"]),
+        (value_kinds.BOOL, [True, False], [1, 0, "true"]),
+        (value_kinds.COUNT, [1, 2**53], [0, True, 1.0, 2**53 + 1]),
+        (value_kinds.POSITIVE_SIZE, [1, 5e8], [0, 1.5, True, 1e300, 10**400]),
+        (value_kinds.NOT_NEGATIVE, [0, 0.5], [-1, float("inf"), float("nan"), False]),
+        (value_kinds.NUMBERS, [1e-3, [1e-3, 2]], [[], [True], ["1"]]),
+        (value_kinds.BETAS, [[0.9, 0.999], [0, 0]], [[0.9], [0.9, 1], 0.9]),
+        (value_kinds.one_of(0, 1), [0, 1], [True, 1.0, 2, "1"]),
     ],
 )
 def test_kinds(kind, fitting, others):
@@ -73,7 +73,7 @@ def test_the_table_has_every_schedule_and_its_parameters():
     assert set(lr_schedules.VALID_LR_SCHEDULES) == set(schema.schedules())
     for name, table in schema.schedules().items():
         assert arguments(getattr(lr_schedules, name)) - {"optimizer"} == set(table)
-        assert kinds.ANY not in table.values()
+        assert value_kinds.ANY not in table.values()
 
 
 def test_the_table_has_every_parameter_of_the_optimizers():
@@ -86,7 +86,7 @@ def test_the_table_has_every_parameter_of_the_optimizers():
     assert arguments(FusedAdam) - {"params"} | choice == set(schema.optimizer_params("AdamW", False))
     halves = {*DeepSpeedEngine._MUON_HALF_KEYS, *DeepSpeedEngine._ADAM_HALF_KEYS}
     assert halves <= set(schema.optimizer_params("muon", False))
-    assert schema.optimizer_params("Adafactor", False)["eps"] is kinds.ANY
+    assert schema.optimizer_params("Adafactor", False)["eps"] is value_kinds.ANY
     assert schema.optimizer_params("MuAdam", False) is None
 
 

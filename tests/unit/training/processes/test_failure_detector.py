@@ -8,8 +8,8 @@ from training.processes.failure_detector import FailureDetector
 from training.processes.heartbeat import (
     Heartbeat,
     ProcessState,
-    Timing,
 )
+from training.processes.timeouts import Timeouts
 
 LOCAL = ProcessState()
 
@@ -24,7 +24,7 @@ class Others:
             for rank in range(size)
         }
         self.silent, self.still = set(), set(self.heartbeats)
-        self.detector = FailureDetector(me, size, Timing(), lambda beat: self.states[beat.rank])
+        self.detector = FailureDetector(me, size, Timeouts(), lambda beat: self.states[beat.rank])
 
     def change(self, rank, **values):
         self.heartbeats[rank] = replace(self.heartbeats[rank], **values)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from training.processes.heartbeat import Heartbeat, ProgressClock, Timing, find_process, process_state
+from training.processes.heartbeat import Heartbeat, ProgressClock, find_process, process_state
+from training.processes.timeouts import Timeouts
 
 
 def test_a_heartbeat_survives_the_store():
@@ -30,7 +31,7 @@ def test_a_process_that_lives_dies_and_is_another():
 
 def test_timing_from_the_environment(monkeypatch):
     monkeypatch.setenv("BUFUDU_WATCHDOG", "hung=120 nonsense=3 stuck=much")
-    assert Timing.from_environment() == Timing(hung=120.0)
+    assert Timeouts.from_environment() == Timeouts(hung=120.0)
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def clock(monkeypatch):
 
 
 def test_what_is_done_for_the_first_time_may_take_long(clock):
-    progress = ProgressClock(Timing())
+    progress = ProgressClock(Timeouts())
     progress.tick("training", 0.0)
     assert progress.timeout == 1800
     clock(100)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from corpus.shards import TokenStream
-from training.sampler import SampleStream, tensors
+from training.data_sampler import SampleStream, tensors
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.files import append_whole, replace_bytes, sync
-from training.checkpointing.disk import is_full, reason_of
+from training.checkpointing.write_failures import is_full, reason_of
 
 
 class DiskNotice:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.packed import BLOCK, PackedRows, document_mask, document_starts
+from model.packed_attention import BLOCK, PackedRows, document_mask, document_starts
 
 BEGIN, END = 1, 2
 

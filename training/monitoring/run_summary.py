@@ -8,11 +8,11 @@ from dataclasses import asdict
 
 from corpus.report import loss_to_beat
 from model import count_parameters
-from training.checkpointing.disk import write_text
 from training.checkpointing.run_state import RunState
+from training.checkpointing.write_failures import write_text
 from training.context import RunContext
 from training.evaluation.validation import Evaluation
-from training.monitoring.progress import human_time
+from training.monitoring.terminal import human_time
 
 
 def announce(context: RunContext) -> None:
