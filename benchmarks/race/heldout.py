@@ -58,14 +58,14 @@ def windows(ids: Sequence[int], max_seq_len: int) -> Iterator[Sequence[int]]:
 
 
 def write_rows(
-    path: Path, texts: Iterable[str], tokenizer: Path, *, begin_id: int, end_id: int, max_seq_len: int
+    path: Path, texts: Iterable[str], tokenizer: Path, *, bos_id: int, eos_id: int, max_seq_len: int
 ) -> HeldOut:
     """Tokenize the documents and write their windows."""
     encoder, texts = Tokenizer.from_file(str(tokenizer)), list(texts)
     rows = [
         window
         for coded in encoder.encode_batch(texts, add_special_tokens=False)
-        for window in windows([begin_id, *coded.ids, end_id], max_seq_len)
+        for window in windows([bos_id, *coded.ids, eos_id], max_seq_len)
     ]
     ids = np.zeros((len(rows), max_seq_len + 1), dtype=np.uint32)
     for row, window in zip(ids, rows, strict=True):

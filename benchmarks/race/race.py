@@ -76,8 +76,8 @@ def measure(work: Path, flags: argparse.Namespace, say: Say) -> dict[str, Any]:
         work / "rows.npz",
         held_out_texts,
         peer.tokenizer,
-        begin_id=peer.begin_id,
-        end_id=peer.end_id,
+        bos_id=peer.bos_id,
+        eos_id=peer.eos_id,
         max_seq_len=size.max_seq_len,
     )
     facts = {
@@ -332,8 +332,8 @@ def _trained(track: _Track, peer: Driver) -> _Text:
         track.work / "rows_trained.npz",
         heldout.read_texts(track.held_out_documents),
         corpus.folder / TOKENIZER_NAME,
-        begin_id=manifest.bos_id,
-        end_id=manifest.eos_id,
+        bos_id=manifest.bos_id,
+        eos_id=manifest.eos_id,
         max_seq_len=track.size.max_seq_len,
     )
     return _Text(corpus, rows)

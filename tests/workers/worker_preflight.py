@@ -168,8 +168,8 @@ class Scenario:
         made = corpus.manifest
         config = ModelConfig(
             vocab_size=made.vocab_size,
-            bos_token_id=made.begin_id,
-            eos_token_id=made.end_id,
+            bos_token_id=made.bos_id,
+            eos_token_id=made.eos_id,
             pad_token_id=made.pad_id,
             max_position_embeddings=SEQ_LEN,
             **self.shape,

@@ -69,8 +69,8 @@ class Driver(Protocol):
     pythonpath: Path | None
     tokenizer: Path
     own_tokenizer: bool  # that it came with or was given, not one made of the text, as ours is
-    begin_id: int
-    end_id: int
+    bos_id: int
+    eos_id: int
 
     def shape(self) -> dict[str, Any]:
         """The network's shape in train.py's flags."""

@@ -32,7 +32,7 @@ class HFTrainer:
     def __init__(self, folder: Path, size: Size, threads: int, texts: Sequence[str], tokenizer: Path | None) -> None:
         self.size, self.threads = size, threads
         self.source = importlib.metadata.version("transformers")
-        self.tokenizer, self.vocabulary, self.begin_id, self.end_id = tokenizer_for(texts, tokenizer, folder)
+        self.tokenizer, self.vocabulary, self.bos_id, self.eos_id = tokenizer_for(texts, tokenizer, folder)
         self.own_tokenizer = tokenizer is not None
         self.precision = "bf16" if detect().bf16_fast else "fp32"
 
@@ -59,7 +59,7 @@ class HFTrainer:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         folder, length = folder.absolute(), self.size.max_seq_len
-        ids = stream(documents, self.tokenizer, self.begin_id, self.end_id)
+        ids = stream(documents, self.tokenizer, self.bos_id, self.eos_id)
         rows = ids[: len(ids) // length * length].reshape(-1, length)
         if not len(rows):
             raise UserError(f"{documents.name} has fewer than {length} tokens: give more text or a shorter row")

@@ -57,7 +57,7 @@ class MiniMind:
         shutil.copytree(checkout, self.pythonpath, ignore=_NOT_COPIED)
         self.tokenizer, self.own_tokenizer = self.pythonpath / "model" / "tokenizer.json", True
         self.config = self._read_config()
-        self.begin_id, self.end_id = self.config["bos_token_id"], self.config["eos_token_id"]
+        self.bos_id, self.eos_id = self.config["bos_token_id"], self.config["eos_token_id"]
 
     def _read_config(self) -> dict[str, Any]:
         command = [sys.executable, "-c", _SHAPE, str(self.size.width), str(self.size.layers)]

@@ -47,7 +47,7 @@ class NanoGPT:
         self.pythonpath.mkdir(parents=True)
         for path in files:
             shutil.copy(path, self.pythonpath)
-        self.tokenizer, self.vocabulary, self.begin_id, self.end_id = tokenizer_for(texts, tokenizer, folder)
+        self.tokenizer, self.vocabulary, self.bos_id, self.eos_id = tokenizer_for(texts, tokenizer, folder)
         self.own_tokenizer = tokenizer is not None
 
     def shape(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class _Run:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self.length = peer.size.max_seq_len
-        ids = stream(documents, peer.tokenizer, peer.begin_id, peer.end_id)
+        ids = stream(documents, peer.tokenizer, peer.bos_id, peer.eos_id)
         wanted = len(ids) // (settings.batch * self.length)
         if wanted < 2:
             raise UserError(f"{documents.name} is too short for two steps of {settings.batch} rows of {self.length}")

@@ -21,14 +21,14 @@ def tokenizer_for(texts: Iterable[str], given: Path | None, folder: Path) -> tup
     if given is None:
         train_tokenizer(iter(texts), VOCABULARY).save(str(path))
     tokenizer = Tokenizer.from_file(str(path))
-    begin_id, end_id, _ = special_ids(tokenizer)
-    return path, max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1, begin_id, end_id
+    bos_id, eos_id, _ = special_ids(tokenizer)
+    return path, max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1, bos_id, eos_id
 
 
-def stream(documents: Path, tokenizer: Path, begin_id: int, end_id: int) -> np.ndarray:
+def stream(documents: Path, tokenizer: Path, bos_id: int, eos_id: int) -> np.ndarray:
     """Begin mark, document, end mark, and so on, without gaps; uint16."""
     coded = Tokenizer.from_file(str(tokenizer)).encode_batch(read_texts(documents), add_special_tokens=False)
-    return np.concatenate([np.array([begin_id, *one.ids, end_id], dtype=np.uint16) for one in coded])
+    return np.concatenate([np.array([bos_id, *one.ids, eos_id], dtype=np.uint16) for one in coded])
 
 
 def feed_forward_width(width: int) -> int:

@@ -376,7 +376,7 @@ def test_nanogpt_weights_are_those_of_their_steps_too(tmp_path, tokenizer_file):
     documents.write_text(json.dumps({"text": "abc" * 700}) + "\n", encoding="utf-8")
     peer = NanoGPT.__new__(NanoGPT)
     peer.size, peer.threads, peer.tokenizer, peer.vocabulary = race.Size(8, 1, 10), 2, tokenizer_file, 300
-    peer.begin_id, peer.end_id, peer.pythonpath = 1, 2, tmp_path / "nanogpt"
+    peer.bos_id, peer.eos_id, peer.pythonpath = 1, 2, tmp_path / "nanogpt"
     peer.pythonpath.mkdir()
     (peer.pythonpath / "train.py").write_text(_FAKE_NANOGPT, encoding="utf-8")
     course = peer.train(Settings(1e-3, 2), documents, tmp_path / "run", 4)
