@@ -13,11 +13,14 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from unittest import mock
+
+from training.processes import stopping
 
 PRELOADED = ["torch", "torch._dynamo", "deepspeed", "training.run", "training.trainer", "training.engine.build"]
 FROM_THE_START = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}  # read when the libraries are imported
@@ -71,6 +74,7 @@ def _run(command: Sequence[str], folder: Path, environment: Mapping[str, str], o
     script = str(command[0])
     sys.argv = [script, *command[1:]]
     sys.path[:0] = [str(Path(script).parent), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    stopping._IMPORTED = time.monotonic()  # of this process, not of the one that it was forked from
     status = _status(script)
     atexit._run_exitfuncs()
     with suppress(OSError):
