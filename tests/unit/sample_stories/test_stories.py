@@ -60,6 +60,7 @@ def corpus() -> list[str]:
     return list(generate_stories(20000, 0))
 
 
+@pytest.mark.slow
 def test_the_first_stories_are_pinned() -> None:
     joined = "\n".join(corpus()[:100]).encode()
     assert hashlib.sha256(joined).hexdigest() == PINNED
@@ -67,6 +68,7 @@ def test_the_first_stories_are_pinned() -> None:
     assert next(generate_stories(1, 1)) != corpus()[0]
 
 
+@pytest.mark.slow
 def test_stories_are_distinct_and_of_the_promised_length() -> None:
     assert len(set(corpus())) == 20000
     assert all(80 <= len(story) <= 400 for story in corpus())
