@@ -20,6 +20,7 @@ LANGUAGES = ("en", "zh")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Return the flags; raise UserError for a wrong one."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="folder of a run, or of any Hugging Face causal language model")
@@ -47,6 +48,7 @@ def _check_writable(flag: str, path: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Diagnose the model, and print or write what was found."""
     # imported here, so that wrong arguments are reported without waiting for torch
     from diagnosis.diagnosis import diagnose
     from diagnosis.report.html import page

@@ -24,6 +24,7 @@ TYPED = "the prompt"  # as the source of a prompt that was typed, and so is on t
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Return the flags; raise UserError for a wrong one."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     model_help = "run folder, or a folder with config.json, model.safetensors and tokenizer.json"
@@ -147,6 +148,7 @@ def _ask() -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Continue the prompts of the flags, of a file or of the terminal."""
     folder = find_model(args.checkpoint)
 
     from model import GenerationError, ModelConfigError

@@ -133,6 +133,8 @@ def run_script(body: Callable[[], object], *, interrupted: Callable[[], str] = l
     except BrokenPipeError:
         _discard_output()
     except OSError as error:
+        if error.filename is not None:  # of another file than the output, which has no name: a fault of ours
+            raise
         _discard_output()
         print(f"the output cannot be written ({error.strerror}): send it to another place", file=sys.stderr)
         return 1

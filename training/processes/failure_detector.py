@@ -21,7 +21,7 @@ class Failure:
     """Why this process must end.
 
     `kind` is "died", "hung", "stuck", "failed", or "stopped" (no fault: asked to stop before anything was trained).
-    `ranks` are the ones to blame; `announced` says that the user has been told.
+    `ranks` are the ones to blame; `announced` says that the user has read why.
     """
 
     kind: str
@@ -110,7 +110,7 @@ class FailureDetector:
         return 0 in self._peers and self._peers[0].heartbeat.ended == "finished"
 
     def _find_ended(self) -> Failure | None:
-        """Find a rank that told the others why it ends."""
+        """Find a rank that has sent the others why it ends."""
         for rank, peer in sorted(self._peers.items()):
             beat = peer.heartbeat
             if beat.ended == "failed":

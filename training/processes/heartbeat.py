@@ -48,7 +48,7 @@ class Heartbeat:
     exit_status: int = 0
     exit_reason: str = ""
     announced: bool = False
-    """Whether the user has been told the reason."""
+    """Whether the reason is on the user's terminal already."""
 
     @classmethod
     def of_this_process(cls, rank: int) -> Heartbeat:
