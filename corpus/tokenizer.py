@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from common import chat_template
 from common.errors import UserError
 from common.files import printable, read_text
 from corpus.workers import PARALLELISM
@@ -211,15 +212,19 @@ def special_ids(tokenizer: Tokenizer) -> tuple[int, int, int]:
 
 
 def write_hf_tokenizer(tokenizer_json: Path, out_folder: Path) -> None:
-    """Write the three files from which transformers.AutoTokenizer makes the same ids as the packed corpus has."""
+    """Write the files from which transformers.AutoTokenizer makes the ids of the packed corpus, but for the last EOS.
+
+    BOS is put in front by the post-processor, since every document was trained behind one; EOS is what the model
+    writes. The code of this project encodes without the post-processor and adds BOS by itself.
+    """
     tokenizer = load_tokenizer(tokenizer_json)
-    bos, eos, pad = (tokenizer.id_to_token(i) for i in special_ids(tokenizer))
+    bos_id, *_ = ids = special_ids(tokenizer)
+    bos, eos, pad = (str(tokenizer.id_to_token(i)) for i in ids)
     special = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
     files = {
-        # A post-processor would put BOS and EOS around every text that a user encodes; the packer does that by itself.
-        "tokenizer.json": json.loads(tokenizer.to_str()) | {"post_processor": None},
+        "tokenizer.json": json.loads(tokenizer.to_str()) | {"post_processor": _bos_in_front(bos, bos_id)},
         "tokenizer_config.json": {
-            "add_bos_token": False,
+            "add_bos_token": True,
             "add_eos_token": False,
             "add_prefix_space": False,
             **special,
@@ -228,6 +233,17 @@ def write_hf_tokenizer(tokenizer_json: Path, out_folder: Path) -> None:
         },
         "special_tokens_map.json": special,
     }
+    texts = {name: json.dumps(data, ensure_ascii=False, indent=2) + "\n" for name, data in files.items()}
     out_folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (out_folder / name).write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    for name, text in (texts | {chat_template.FILE_NAME: chat_template.chatml(bos, eos)}).items():
+        (out_folder / name).write_text(text, encoding="utf-8")
+
+
+def _bos_in_front(bos: str, bos_id: int) -> dict[str, Any]:
+    """Return the post-processor of a tokenizer.json that puts BOS in front of a text and of each of a pair."""
+    single, pair = (
+        [{"SpecialToken": {"id": bos, "type_id": i}}, {"Sequence": {"id": name, "type_id": i}}]
+        for i, name in enumerate("AB")
+    )
+    tokens = {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}}
+    return {"type": "TemplateProcessing", "single": single, "pair": single + pair, "special_tokens": tokens}

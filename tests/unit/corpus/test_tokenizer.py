@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
+from common.chat_template import read_chat_template, render
 from common.errors import UserError
+from corpus.packing import encode_documents
 from corpus.tokenizer import (
     PROBES,
     library_errors,
@@ -160,13 +162,45 @@ def test_auto_tokenizer_gives_the_same_ids(
     if model_type:  # as in the folder of a model, where transformers may choose a class by the model
         (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     theirs, ours = AutoTokenizer.from_pretrained(folder), load_tokenizer(source)
-    special = special_ids(ours)
-    for text in [*PROBES.values(), *make_texts(20), "<|im_start|>a<|im_end|> <|im_start|>", " lead", "a ,b . 'll"]:
-        ids = ours.encode(text, add_special_tokens=False).ids
-        assert theirs(text)["input_ids"] == ids
-        assert theirs.decode(ids) == text
+    bos_id, eos_id, _ = special = special_ids(ours)
+    for text in [*PROBES.values(), *make_texts(20), "a<|im_end|> <|im_start|>", " lead", "a ,b . 'll", ""]:
+        packed, _ = encode_documents(ours, [text], bos_id, eos_id)
+        ids = theirs(text)["input_ids"]
+        assert [*ids, eos_id] == packed.tolist()
+        assert theirs.decode(ids[1:]) == text
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ids[1:]
+    assert theirs("a", "b")["input_ids"] == theirs("a")["input_ids"] + theirs("b")["input_ids"]
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == special
     assert len(theirs) == vocab_size(ours)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_chat_is_encoded_with_one_bos_and_turns_between_the_marks(
+    tmp_path: Path, tokenizer_json: Path, own: bool
+) -> None:
+    source = tokenizer_json if own else foreign(tmp_path / "t.json", ["<s>", "</s>"])
+    write_hf_tokenizer(source, tmp_path / "hf")
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path / "hf"), load_tokenizer(source)
+    bos, eos, _ = special_ids(ours)
+    messages = [{"role": "system", "content": " 你是谁\n"}, {"role": "user", "content": "它's {{ 1 }}"}]
+    turns = [ours.encode(f"{message['role']}\n{message['content']}").ids for message in messages]
+    newline, assistant = ours.encode("\n").ids, ours.encode("assistant\n").ids
+    expected = [part for turn in turns for part in (bos, *turn, eos, *newline)]
+    assert theirs.apply_chat_template(messages)["input_ids"] == expected
+    prompt = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert prompt == [*expected, bos, *assistant]
+    text = render(read_chat_template(tmp_path / "hf") or "", messages, add_generation_prompt=True)
+    assert text == theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def test_the_files_for_transformers_are_a_tokenizer_to_prepare_with_again(tmp_path: Path, tokenizer_json: Path) -> None:
+    write_hf_tokenizer(tokenizer_json, tmp_path)
+    texts = make_texts(5)
+    before, after = (
+        encode_documents(load_tokenizer(path), texts, 1, 2)[0].tolist()
+        for path in (tokenizer_json, tmp_path / "tokenizer.json")
+    )
+    assert before == after
 
 
 def replace(pattern: object, content: str) -> dict[str, Any]:
