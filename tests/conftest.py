@@ -19,6 +19,8 @@ import pytest
 from forked import ForkedScript
 from hypothesis import settings
 
+# Models here are too small to share: threads that wait for a core with other work cost four times what they save.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("busy", deadline=None)  # a property does not fail because the machine has other work
 settings.load_profile("busy")
 ROOT = Path(__file__).resolve().parents[1]
@@ -265,7 +267,6 @@ class EngineResults:
                 [ROOT / "tests" / "workers" / "worker_engine.py", self.folder],
                 PYTHONPATH=ROOT,
                 BUFUDU_TEST_CPU_FP16=1,
-                OMP_NUM_THREADS=1,
             )
             file = self.folder / f"{processes}.json"
             self.found[processes] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -25,9 +25,7 @@ def run(processes, flags, workplace):
 
     def start(name, fault, batches, *more, count=2, **environment):
         arguments = flags(f"runs/{name}", *PACE, *more)
-        done = processes.ranks(
-            count, [WORKER, fault, batches, *arguments], PYTHONPATH=WORKER.parents[2], OMP_NUM_THREADS=1, **environment
-        )
+        done = processes.ranks(count, [WORKER, fault, batches, *arguments], PYTHONPATH=WORKER.parents[2], **environment)
         return workplace / "runs" / name, done
 
     return start

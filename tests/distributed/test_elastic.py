@@ -21,7 +21,7 @@ def found(tmp_path_factory, processes_in):
     folder, results = tmp_path_factory.mktemp("elastic"), {}
     for processes in (2, 1, 4):
         done = processes_in(folder).ranks(
-            processes, [WORKER, folder], PYTHONPATH=WORKER.parents[2], BUFUDU_TEST_CPU_FP16=1, OMP_NUM_THREADS=1
+            processes, [WORKER, folder], PYTHONPATH=WORKER.parents[2], BUFUDU_TEST_CPU_FP16=1
         )
         assert done.status == 0, done.output
         results[processes] = json.loads((folder / f"{processes}.json").read_text(encoding="utf-8"))

@@ -40,9 +40,7 @@ def run(processes, flags, workplace):
         arguments = list(flags(f"runs/{name}", "--data", "few.jsonl", "--ep_size", "2", *PACE, *more))
         at = arguments.index("--max_steps")
         del arguments[at : at + 2]  # --epochs instead
-        done = processes.ranks(
-            2, [WORKER, place, str(step), *arguments], PYTHONPATH=WORKER.parents[2], OMP_NUM_THREADS=1
-        )
+        done = processes.ranks(2, [WORKER, place, str(step), *arguments], PYTHONPATH=WORKER.parents[2])
         assert done.status == 0, done.output
         return workplace / "runs" / name, done.output
 

@@ -69,7 +69,7 @@ def sessions(processes, flags, train_py, workplace, free_port):
     )
 
     def start(name):
-        head = processes.launcher("--num_gpus", "2", "--master_port", port, arguments=arguments, OMP_NUM_THREADS=1)
+        head = processes.launcher("--num_gpus", "2", "--master_port", port, arguments=arguments)
         found[name] = Session(head, run)
         return found[name]
 
@@ -94,7 +94,6 @@ def sessions(processes, flags, train_py, workplace, free_port):
             LOCAL_SIZE=2,
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=port,
-            OMP_NUM_THREADS=1,
         )
         found["too early"] = Session(early, run)
         early.wait(timeout=PATIENCE)

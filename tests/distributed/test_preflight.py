@@ -56,7 +56,7 @@ def found(processes, workplace, tmp_path_factory):
         count, names = STARTS[place]
         if place not in started:
             started[place] = processes.ranks(
-                count, [worker, folder, *names], PYTHONPATH=worker.parents[2], BUFUDU_TEST_CPU_FP16=1, OMP_NUM_THREADS=1
+                count, [worker, folder, *names], PYTHONPATH=worker.parents[2], BUFUDU_TEST_CPU_FP16=1
             )
         file = folder / f"{count}-{scenario}.json"
         assert file.is_file(), started[place].output

@@ -500,11 +500,11 @@ def test_tokens_dropped_at_random_are_the_same_after_a_restart(processes, flags,
             "9",
         ),
     ]
-    assert processes.finish(processes.start(command, OMP_NUM_THREADS=1)).status == 0
+    assert processes.finish(processes.start(command)).status == 0
     before, lines = weights(run), metrics(run, "train")
     assert min(column(lines, "dropped_tokens")) > 0.1
     shutil.rmtree(run / "checkpoints" / "step-00000004")
-    assert processes.finish(processes.start(command, OMP_NUM_THREADS=1)).status == 0
+    assert processes.finish(processes.start(command)).status == 0
     assert largest_difference(weights(run), before) == 0
     assert column(metrics(run, "train"), "dropped_tokens") == column(lines, "dropped_tokens")
 
@@ -528,7 +528,7 @@ def test_looking_at_a_run_does_not_change_it(processes, flags, train_py, workpla
             "--sample_interval",
             interval,
         )
-        done = processes.finish(processes.start([sys.executable, train_py, *arguments], OMP_NUM_THREADS=1))
+        done = processes.finish(processes.start([sys.executable, train_py, *arguments]))
         assert done.status == 0, done.output
         found[name] = workplace / "runs" / name
     assert len(metrics(found["looked-at"], "val")) == 5
@@ -551,7 +551,7 @@ def split_run(processes, flags, train_py, workplace):
 def lone_run(processes, flags, train_py, workplace):
     """`python train.py` without a launcher, taking in turn the micro-batches that two processes take at once."""
     arguments = flags("runs/one", "--set", "gradient_accumulation_steps=2")
-    done = processes.finish(processes.start([sys.executable, train_py, *arguments], OMP_NUM_THREADS=1))
+    done = processes.finish(processes.start([sys.executable, train_py, *arguments]))
     assert done.status == 0, done.output
     return workplace / "runs" / "one"
 

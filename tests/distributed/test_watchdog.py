@@ -29,7 +29,6 @@ class Toy:
             "LOCAL_SIZE": size,
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": self.port,
-            "OMP_NUM_THREADS": 1,
             "PYTHONPATH": ROOT,
             "BUFUDU_WATCHDOG": QUICK,
         } | environment
@@ -254,7 +253,6 @@ def test_a_launcher_that_is_killed_stops_the_run_in_order(processes, tmp_path, f
             "none",
             tmp_path,
         ],
-        OMP_NUM_THREADS=1,
         PYTHONPATH=ROOT,
         BUFUDU_WATCHDOG=QUICK,
     )

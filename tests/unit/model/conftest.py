@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
@@ -19,11 +18,6 @@ SHAPES = {
     "top2": {"num_experts_per_tok": 2},
     "top3of5": {"num_experts": 5, "num_experts_per_tok": 3},
 }
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    torch.set_num_threads(1)  # these models are too small to share, and threads that wait for a busy core cost more
 
 
 def small_config(**changes) -> ModelConfig:

@@ -295,7 +295,7 @@ def test_a_run_whose_end_cannot_be_saved_says_so_by_its_status(tmp_path, process
                 40,
             ),
         ]
-        process = processes.start(command, OMP_NUM_THREADS=1)
+        process = processes.start(command)
         process.wait_until(lambda: "step-00000010 (" in process.output, "the first checkpoint")
         process.wait_until(lambda: fill(folder) and "NOT SAVED at the end" in process.output, "the end")
         done = processes.finish(process)
@@ -304,6 +304,6 @@ def test_a_run_whose_end_cannot_be_saved_says_so_by_its_status(tmp_path, process
         assert "NOT SAVED at the end (finished): 40 of 40 steps" in done.output
         assert "the same command continues the run" in done.output
         (folder / "ballast").unlink()
-        done = processes.finish(processes.start(command, OMP_NUM_THREADS=1))
+        done = processes.finish(processes.start(command))
         assert done.status == 0 and "finished: 40 of 40 steps" in done.output, done.output
         assert checkpoint.damage(checkpoint.find(folder / "run", "auto")[-1]) is None

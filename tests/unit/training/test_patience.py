@@ -96,7 +96,7 @@ def test_a_run_stops_by_it_keeps_the_best_and_stays_stopped(processes, flags, tr
             "scheduler.params.warmup_num_steps=10",
         ),
     ]
-    done = processes.finish(processes.start(command, OMP_NUM_THREADS=1))
+    done = processes.finish(processes.start(command))
     assert done.status == 0, done.output
     summary = json.loads((run / "summary.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -108,10 +108,10 @@ def test_a_run_stops_by_it_keeps_the_best_and_stays_stopped(processes, flags, tr
     assert summary["steps"] == best + 6 < 40
     assert (summary["best_step"], summary["best_val_loss"]) == (best, val[best])
     assert f"{summary['reason']}: {best + 6} of 40 steps" in done.output
-    again = processes.finish(processes.start(command, OMP_NUM_THREADS=1))
+    again = processes.finish(processes.start(command))
     assert again.status == 0
     assert re.search(r"impatient has stopped already: no better .*; a larger --patience continues it", again.output)
     assert json.loads((run / "summary.json").read_text()) == summary
-    more = processes.finish(processes.start([*command, "--patience", "4"], OMP_NUM_THREADS=1))
+    more = processes.finish(processes.start([*command, "--patience", "4"]))
     assert more.status == 0
     assert json.loads((run / "summary.json").read_text())["steps"] == best + 8

@@ -135,7 +135,7 @@ def session(processes, flags, train_py):
     command = [sys.executable, train_py, *given[:at], *given[at + 2 :], "--budget", "10m"]
 
     def run(step):
-        process = processes.start(command, OMP_NUM_THREADS=1)
+        process = processes.start(command)
         process.wait_until(lambda: re.search(rf"^step {step}/", process.output, re.MULTILINE), f"step {step}")
         process.send_signal(signal.SIGTERM)
         done = processes.finish(process)
