@@ -18,9 +18,9 @@ from diagnosis.models import ModelUnderTest, load_model_under_test
 from diagnosis.report.messages import Messages
 from diagnosis.result import as_object
 from diagnosis.rules.verdict import find_causes
-from diagnosis.run_record import RunRecord, find_corpus, is_run, read_run
 from evaluation.held_out_prompts import GREEDY, SAMPLED
 from evaluation.repetition import measure_repetition
+from evaluation.run_record import RunRecord, find_corpus, is_run, read_run
 from model import GenerationError
 
 # A model this small gains nothing from a second thread and waits for it: minutes on a machine with other work.

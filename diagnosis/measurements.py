@@ -18,9 +18,9 @@ from corpus.ngram_baselines import NGramBaselines
 from diagnosis.losses import Losses, measure_losses, sequences, spread
 from diagnosis.measured_text import Text, documents
 from diagnosis.models import ModelUnderTest, OwnModel
-from diagnosis.run_record import Curve, RunRecord
 from evaluation.repetition import RepetitionMetrics, repetition_rate
 from evaluation.rows import evaluation_rows
+from evaluation.run_record import Curve, RunRecord
 from model import CausalLM
 from model.init import init_weights
 

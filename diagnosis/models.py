@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from corpus.tokenizer import load_tokenizer
-from diagnosis.run_record import read_object
 from evaluation.held_out_prompts import DecodingSettings, Generator, make_generator
+from evaluation.run_record import read_object
 from model import CausalLM, GenerationError, ModelConfigError, load_model, pad_left
 from model.moe import LocalMoE
 

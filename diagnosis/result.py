@@ -15,9 +15,9 @@ from diagnosis.models import ModelUnderTest
 from diagnosis.report.messages import Messages
 from diagnosis.rules.cause import Cause
 from diagnosis.rules.verdict import greedy_loops, parrots
-from diagnosis.run_record import Row
 from evaluation.held_out_prompts import DecodingSettings
 from evaluation.repetition import METRICS, RepetitionMetrics
+from evaluation.run_record import Row
 
 VERSION = 1
 CURVES = {

@@ -7,7 +7,7 @@ from statistics import median
 
 from diagnosis.measurements import Measurements
 from diagnosis.rules.cause import Cause, Reasons
-from diagnosis.run_record import Curve, RunRecord
+from evaluation.run_record import Curve, RunRecord
 
 # Our loss at step 0 is ln V within 0.15 (model/init.py); a nat above it, the network is confident in wrong tokens
 # before it has seen any.

@@ -11,8 +11,8 @@ from corpus.ngram_baselines import NGramBaselines
 from diagnosis.losses import Losses
 from diagnosis.measurements import Measurements, TrainingText, WeightChange
 from diagnosis.rules.verdict import find_causes, greedy_loops, parrots
-from diagnosis.run_record import RunRecord
 from evaluation.repetition import RepetitionMetrics
+from evaluation.run_record import RunRecord
 
 BASELINES = NGramBaselines(uniform=8.0, unigram=6.5, bigram=4.5, trigram=4.0, bytes_per_token=4.0, tokens=10_000)
 STEPS = range(0, 201, 10)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from diagnosis.run_record import find_corpus, is_run, read_run
+from evaluation.run_record import find_corpus, is_run, read_run
 
 
 def write_run(folder: Path, *lines: str) -> Path:
