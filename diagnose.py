@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 from common.command_line import Parser, run_script
+from common.console import spell_out, takes_any_character
 from common.errors import UserError
 
 LANGUAGES = ("en", "zh")
@@ -64,19 +65,22 @@ def run(args: argparse.Namespace) -> None:
         device=args.device,
         show=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
     )
-    as_json = json.dumps(result, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-    print(as_json if args.json == "-" else screen(result), end="")
-    # with --json - nothing but the object may go to the standard output
-    stream = sys.stderr if args.json == "-" else sys.stdout
-    files = {args.json: as_json} if args.json and args.json != "-" else {}
+    to_stdout = args.json == "-"
+    ascii_only = to_stdout and not takes_any_character(sys.stdout)
+    as_json = json.dumps(result, ensure_ascii=ascii_only, allow_nan=False, indent=1) + "\n"
+    files = {args.json: as_json} if args.json and not to_stdout else {}
     if args.html:
         files[args.html] = page(result)
+    # before anything is printed: a terminal that has gone away must not cost the files
     for path, text in files.items():
         try:
             Path(path).write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}): give another place") from None
-        print(Messages(args.lang)("terminal.written", path=path), file=stream)
+    print(spell_out(as_json if to_stdout else screen(result)), end="")
+    for path in files:
+        # with --json - nothing but the object may go to the standard output
+        print(Messages(args.lang)("terminal.written", path=path), file=sys.stderr if to_stdout else sys.stdout)
 
 
 def main(argv: list[str] | None = None) -> int:

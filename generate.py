@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.command_line import Parser, amount, at_least_zero, positive, run_script, whole
+from common.console import spell_out, takes_any_character
 from common.errors import UserError
 
 if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
@@ -113,13 +114,14 @@ def answer(generator: TextGenerator, prompts: list[Prompt], args: argparse.Names
         prompt, ids = samples[0]
         if prompt.source != TYPED:
             print(_quoted(prompt.text), flush=True)
-        generator.stream(ids, lambda piece: print(piece, end="", flush=True))
+        generator.stream(ids, lambda piece: print(spell_out(piece), end="", flush=True))
         print()
         return
     completions = generator.complete([ids for _, ids in samples], args.batch_size)
     for index, ((prompt, _), completion) in enumerate(zip(samples, completions, strict=True)):
         if args.json:
-            print(json.dumps({"prompt": prompt.text, **vars(completion)}, ensure_ascii=False), flush=True)
+            record = {"prompt": prompt.text, **vars(completion)}
+            print(spell_out(json.dumps(record, ensure_ascii=not takes_any_character(sys.stdout))), flush=True)
         else:
             _print_block(prompt, completion, index % args.num_samples + 1, args.num_samples)
 
@@ -128,13 +130,13 @@ def _print_block(prompt: Prompt, completion: Completion, number: int, last: int)
     """Print the prompt behind "> " before its first text, and an empty line after its last."""
     if number == 1:
         print(_quoted(prompt.text))
-    print(f"[{number}] {completion.text}" if last > 1 else completion.text)
+    print(spell_out(f"[{number}] {completion.text}" if last > 1 else completion.text))
     if number == last:
         print(flush=True)
 
 
 def _quoted(text: str) -> str:
-    return "> " + text.replace("\n", "\n> ")
+    return "> " + spell_out(text).replace("\n", "\n> ")
 
 
 def _ask() -> str:

@@ -85,7 +85,11 @@ def run(options: argparse.Namespace) -> None:
 
 def main() -> int:
     """Return the exit status: 0, 2 for wrong input, 130 after Ctrl-C."""
-    return run_script(lambda: run(parse_arguments()), interrupted=lambda: "interrupted; the output folder is as it was")
+    return run_script(
+        lambda: run(parse_arguments()),
+        interrupted=lambda: "interrupted; the output folder is as it was",
+        output_is_the_work=False,
+    )
 
 
 if __name__ == "__main__":

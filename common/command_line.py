@@ -10,10 +10,13 @@ import difflib
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
+from common.console import prepare_streams
 from common.errors import UserError
 
 _MOST_NAMED = 3
@@ -35,6 +38,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with the message and, for each flag that does not exist, the nearest that does."""
+        flag = message.removeprefix("argument ").partition(": expected ")[0].split("/")[0]
+        after = dict(zip(self._given, self._given[1:], strict=False)).get(flag, "")
+        if ": expected " in message and after.startswith("-") and after not in self._option_string_actions:
+            written = after if re.fullmatch(r"[\w.,-]+", after) else shlex.quote(after)
+            raise UserError(f"{message}; a value that begins with a dash is written {flag}={written}")
         raise UserError(f"{message}{''.join(map(self._hint, self._unknown()[:_MOST_NAMED]))}; --help lists the flags")
 
     def _unknown(self) -> list[str]:
@@ -113,34 +121,51 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return convert
 
 
-def run_script(body: Callable[[], object], *, interrupted: Callable[[], str] = lambda: "") -> int:
+def run_script(
+    body: Callable[[], object], *, interrupted: Callable[[], str] = lambda: "", output_is_the_work: bool = True
+) -> int:
     """Run the body of a script and return the exit status for the shell.
 
     0 is success, 2 is wrong input (a UserError, printed as it is), 130 is Ctrl-C, after which `interrupted()` says
     what became of the output. A reader that has enough (`| head`) ends the script in silence; an output that cannot
-    be written to is status 1.
+    be written to is status 1, or 0 where it only tells of work that is done.
     """
+    prepare_streams()
+    status = 0
     try:
-        body()
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\n{interrupted()}".rstrip(), file=sys.stderr)
-        return 130
+        status = _status(body, interrupted)
+        sys.stdout.flush()
     except BrokenPipeError:
         _discard_output()
     except OSError as error:
         if error.filename is not None:  # of another file than the output, which has no name: a fault of ours
             raise
         _discard_output()
-        print(f"the output cannot be written ({error.strerror}): send it to another place", file=sys.stderr)
-        return 1
+        if not status:
+            _complain(f"the output cannot be written ({error.strerror}): send it to another place")
+            status = int(output_is_the_work)
+    return status
+
+
+def _status(body: Callable[[], object], interrupted: Callable[[], str]) -> int:
+    try:
+        body()
+    except UserError as error:
+        _complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        _complain(f"\n{interrupted()}".rstrip())
+        return 130
     return 0
+
+
+def _complain(text: str) -> None:
+    """Print to standard error, which may be full or closed as well."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _discard_output() -> None:
     """Let the interpreter's last flush succeed: what is still buffered has nowhere to go."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -32,7 +32,14 @@ from training.processes.process_group import World, broadcast_from_rank0
 from training.processes.rendezvous import check_corpus_visible, check_output_shared, form_process_group
 from training.processes.stopping import StopRequest
 from training.processes.watchdog import Watchdog
-from training.resume import continue_state, new_state, nothing_left, outlook
+from training.resume import (
+    check_earlier_run,
+    continue_state,
+    new_state,
+    nothing_left,
+    outlook,
+    set_aside_earlier_run,
+)
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -43,7 +50,11 @@ def main(argv: Sequence[str], description: str) -> int:
 
     0 is a run that ended as it should, 2 wrong input, 1 a fault, divergence, or an end that could not be saved.
     """
-    world = World.from_environment()
+    try:
+        world = World.from_environment()
+    except UserError as error:
+        Console(0).fail(f"train.py: {error}")
+        return 2
     console = Console(world.rank)
     stop = StopRequest(console)
     watchdog = Watchdog(world.rank, world.size, console, stop)
@@ -73,6 +84,7 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
     if options.plan:
         return _plan(chosen, device, world, console)
     draft = _check(chosen, device, world.size)
+    check_earlier_run(output, options.resume)
     console.say(f"不复读: {world.size} process{'es' if world.size > 1 else ''} on {device.summary}")
     console.say(f"configuration: {os.path.relpath(chosen.config_path)}{chosen.why}")
     console.say(f"run: {output} (log: {output}/logs/rank0.log)")
@@ -188,6 +200,8 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
         disk_space = _disk_space(context)
         context, length = _with_length(context, draft, rows)
         state = new_state(context)
+    if moved := broadcast_from_rank0(world, lambda: set_aside_earlier_run(context.output)):
+        console.say(moved)
     announce(context)
     for line in differences:
         console.say(f"  differs from {found}: {line}")

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import generate
+from common.console import spell_out
 from model import load_model
 
 ROOT = Path(__file__).parents[3]
@@ -63,7 +64,8 @@ def test_a_streamed_text_is_the_text(cli):
     arguments = ("--prompt", "山里", "--seed", "3")
     status, out, err = cli(*arguments)
     [record] = records(cli(*arguments, "--json")[1])
-    assert (status, out, err) == (0, f"> 山里\n{record['text']}\n", "")
+    assert (status, out, err) == (0, f"> 山里\n{spell_out(record['text'])}\n", "")
+    assert "\\u00" in out  # no terminal obeys what an untrained model writes
 
 
 def test_eos_ends_and_is_not_printed(cli, model_folder, tokenizer):
@@ -100,7 +102,7 @@ def test_the_size_of_batches_changes_no_text(cli, tmp_path):
 def test_prompts_are_blocks_with_numbered_samples(cli, stdin):
     stdin("山里\r\n从前\n".encode())
     _, out, _ = cli("--seed", "1", "--num_samples", "2", "--json")
-    texts = [record["text"] for record in records(out)]
+    texts = [spell_out(record["text"]) for record in records(out)]
     stdin("山里\r\n从前\n".encode())
     _, out, _ = cli("--seed", "1", "--num_samples", "2")
     assert out == f"> 山里\n[1] {texts[0]}\n[2] {texts[1]}\n\n> 从前\n[1] {texts[2]}\n[2] {texts[3]}\n\n"
@@ -128,7 +130,7 @@ def test_interactive(cli, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", lambda _prompt: next(answers))
     status, out, err = cli("--seed", "1")
     first, second = (
-        record["text"] for record in records(cli("--prompt", "从前", "--seed", "1", "--num_samples", "2", "--json")[1])
+        spell_out(record["text"]) for record in records(cli("--prompt", "从前", "--seed", "1", "--num_samples", "2", "--json")[1])
     )
     assert status == 0
     assert out == f"{first}\n{second}\n"  # asked twice, answered differently, and a prompt too long in between
@@ -148,6 +150,24 @@ def test_ctrl_d_ends_and_ctrl_c_interrupts(cli, monkeypatch):
     assert cli() == (0, "\n", "")
     monkeypatch.setattr("builtins.input", press(KeyboardInterrupt))
     assert cli()[0] == 130
+
+
+def test_a_terminal_without_chinese_gets_the_rest_and_json_loses_nothing(cli, monkeypatch):
+    arguments = ("--prompt", "山里", "--seed", "3")
+    text = records(cli(*arguments, "--json")[1])[0]["text"]
+    for encoding in ("ascii", "gbk"):
+        shown = printed_in(encoding, monkeypatch, lambda: cli(*arguments))
+        assert shown == f"> 山里\n{spell_out(text)}\n".encode(encoding, "replace")
+    record = json.loads(printed_in("ascii", monkeypatch, lambda: cli(*arguments, "--json")).decode("ascii"))
+    assert record["text"] == text
+
+
+def printed_in(encoding, monkeypatch, call) -> bytes:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", stream)
+        assert call()[0] == 0
+    return stream.buffer.getvalue()
 
 
 def refused(result: tuple[int, str, str], *words: str) -> None:
