@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sample_stories import lexicon as lex
-from sample_stories.table import Values, kind
+from sample_stories.table import Values, event, kind
 from sample_stories.world import World
 
 # --- plan: a and b agree on a time, a place and something to do; the weather allows it or not
@@ -42,10 +42,7 @@ def plan_do(world: World, v: Values) -> None:
     world.dry(place)
 
 
-@kind("plan_snack")
-def plan_snack(world: World, v: Values) -> None:
-    world.step("plan", "done", **v)
-    world.present(v["a"], v["b"])
+event("plan_snack", "plan", "done", here="ab")
 
 
 @kind("plan_spoilt")
@@ -71,21 +68,9 @@ def plan_instead(world: World, v: Values) -> None:
     world.question = "plan_instead"
 
 
-@kind("plan_agree", answers=("plan_instead",))
-def plan_agree(world: World, v: Values) -> None:
-    world.step("plan", "instead", "indoors", a=v["a"])
-
-
-@kind("plan_indoors")
-def plan_indoors(world: World, v: Values) -> None:
-    world.step("plan", "indoors", "done", **v)
-    world.present(v["a"], v["b"])
-
-
-@kind("plan_end")
-def plan_end(world: World, v: Values) -> None:
-    world.step("plan", "done", **v)
-    world.close("plan")
+event("plan_agree", "plan", "instead", "indoors", about="a", answers=("plan_instead",))
+event("plan_indoors", "plan", "indoors", "done", here="ab")
+event("plan_end", "plan", "done", ends=True)
 
 
 # --- message: b asks a to tell c when to come where
@@ -101,33 +86,11 @@ def msg_ask(world: World, v: Values) -> None:
     world.question = "message"
 
 
-@kind("msg_yes", answers=("message",))
-def msg_yes(world: World, v: Values) -> None:
-    world.step("message", "asked", "carrying", a=v["a"])
-
-
-@kind("msg_tell")
-def msg_tell(world: World, v: Values) -> None:
-    world.step("message", "carrying", "told", **v)
-    world.present(v["a"], v["c"])
-    world.question = "told"
-
-
-@kind("msg_got", answers=("told",))
-def msg_got(world: World, v: Values) -> None:
-    world.step("message", "told", "got", **v)
-
-
-@kind("msg_report")
-def msg_report(world: World, v: Values) -> None:
-    world.step("message", "got", "done", **v)
-    world.present(v["a"], v["b"])
-
-
-@kind("msg_end")
-def msg_end(world: World, v: Values) -> None:
-    world.step("message", "done", **v)
-    world.close("message")
+event("msg_yes", "message", "asked", "carrying", about="a", answers=("message",))
+event("msg_tell", "message", "carrying", "told", here="ac", asks="told")
+event("msg_got", "message", "told", "got", answers=("told",))
+event("msg_report", "message", "got", "done", here="ab")
+event("msg_end", "message", "done", ends=True)
 
 
 # --- plant: a brings the spade, b the bucket; hole, tree, water, in this order
@@ -158,24 +121,9 @@ def plant_bucket(world: World, v: Values) -> None:
     world.appear(v["u"], v["b"])
 
 
-@kind("plant_dig")
-def plant_dig(world: World, v: Values) -> None:
-    world.step("plant", "bucket", "hole", a=v["a"])
-    world.has(v["a"], v["t"])
-    world.present(v["a"])
-
-
-@kind("plant_set")
-def plant_set(world: World, v: Values) -> None:
-    world.step("plant", "hole", "set", **v)
-    world.present(v["b"])
-
-
-@kind("plant_water")
-def plant_water(world: World, v: Values) -> None:
-    world.step("plant", "set", "done", b=v["b"], v=v["v"])
-    world.has(v["b"], v["u"])
-    world.present(v["b"])
+event("plant_dig", "plant", "bucket", "hole", about="a", here="a", has="at")
+event("plant_set", "plant", "hole", "set", here="b")
+event("plant_water", "plant", "set", "done", about="bv", here="b", has="bu")
 
 
 @kind("plant_hope")
@@ -184,16 +132,9 @@ def plant_hope(world: World, v: Values) -> None:
     world.question = "plant_b" if "a" in v else "plant_a"
 
 
-@kind("plant_say_b", answers=("plant_b",))
-@kind("plant_say_a", answers=("plant_a",))
-def plant_say(world: World, v: Values) -> None:
-    world.step("plant", "done", **v)
-
-
-@kind("plant_end")
-def plant_end(world: World, v: Values) -> None:
-    world.step("plant", "done", **v)
-    world.close("plant")
+event("plant_say_a", "plant", "done", answers=("plant_a",))
+event("plant_say_b", "plant", "done", answers=("plant_b",))
+event("plant_end", "plant", "done", ends=True)
 
 
 # --- animal: b's animal has run off; a looks in one place, asks c, finds it in another
@@ -210,9 +151,7 @@ def animal_lost(world: World, v: Values) -> None:
     world.question = "animal_lost"
 
 
-@kind("animal_help", answers=("animal_lost",))
-def animal_help(world: World, v: Values) -> None:
-    world.step("animal", "lost", "helping", **v)
+event("animal_help", "animal", "lost", "helping", answers=("animal_lost",))
 
 
 @kind("animal_miss")
@@ -239,22 +178,9 @@ def animal_catch(world: World, v: Values) -> None:
     world.appear(v["t"], v["a"])
 
 
-@kind("animal_give")
-def animal_give(world: World, v: Values) -> None:
-    world.step("animal", "caught", "done", a=v["a"], b=v["b"], t=v["t"])
-    world.give(v["a"], v["b"], v["t"])
-
-
-@kind("animal_joy")
-def animal_joy(world: World, v: Values) -> None:
-    world.step("animal", "done", **v)
-    world.has(v["b"], v["t"])
-
-
-@kind("animal_end")
-def animal_end(world: World, v: Values) -> None:
-    world.step("animal", "done", **v)
-    world.close("animal")
+event("animal_give", "animal", "caught", "done", about="abt", gives="abt")
+event("animal_joy", "animal", "done", has="bt")
+event("animal_end", "animal", "done", ends=True)
 
 
 # --- umbrella: it rains, a has none, b brings one and both walk home
@@ -287,10 +213,7 @@ def umbrella_come(world: World, v: Values) -> None:
     world.move(v["b"], v["p"])
 
 
-@kind("umbrella_hail")
-def umbrella_hail(world: World, v: Values) -> None:
-    world.step("umbrella", "come", "hailed", **v)
-    world.present(v["a"], v["b"])
+event("umbrella_hail", "umbrella", "come", "hailed", here="ab")
 
 
 @kind("umbrella_walk")
@@ -308,7 +231,4 @@ def umbrella_wet(world: World, v: Values) -> None:
     world.present(v["b"], world.facts["a"])
 
 
-@kind("umbrella_end")
-def umbrella_end(world: World, v: Values) -> None:
-    world.step("umbrella", "done", **v)
-    world.close("umbrella")
+event("umbrella_end", "umbrella", "done", ends=True)

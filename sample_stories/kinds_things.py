@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sample_stories import lexicon as lex
-from sample_stories.table import Values, kind
+from sample_stories.table import Values, event, kind
 from sample_stories.world import World
 
 # --- lend: a needs a tool, borrows it from b, works with it, brings it back
@@ -34,16 +34,8 @@ def lend_ask(world: World, v: Values) -> None:
     world.question = "lend"
 
 
-@kind("lend_yes", answers=("lend",))
-def lend_yes(world: World, v: Values) -> None:
-    world.step("lend", "asked", "lent", a=v["a"], b=v["b"], t=v["t"])
-    world.give(v["b"], v["a"], v["t"])
-
-
-@kind("lend_thanks")
-def lend_thanks(world: World, v: Values) -> None:
-    world.step("lend", "lent", **v)
-    world.present(v["a"], v["b"])
+event("lend_yes", "lend", "asked", "lent", about="abt", gives="bat", answers=("lend",))
+event("lend_thanks", "lend", "lent", here="ab")
 
 
 @kind("lend_use")
@@ -57,10 +49,7 @@ def lend_use(world: World, v: Values) -> None:
     world.need(lex.RESULTS[v["z"]] == v["t"], f"{v['t']} does not do that: {v['z']}")
 
 
-@kind("lend_return")
-def lend_return(world: World, v: Values) -> None:
-    world.step("lend", "used", "done", a=v["a"], b=v["b"], t=v["t"])
-    world.give(v["a"], v["b"], v["t"])
+event("lend_return", "lend", "used", "done", about="abt", gives="abt")
 
 
 @kind("lend_end")
@@ -127,11 +116,7 @@ def lost_take(world: World, v: Values) -> None:
     world.appear(v["t"], v["a"])
 
 
-@kind("lost_tell")
-def lost_tell(world: World, v: Values) -> None:
-    world.step("lost", "done", a=v["a"], b=v["b"], t=v["t"])
-    world.present(v["a"], v["b"])
-    world.has(v["a"], v["t"])
+event("lost_tell", "lost", "done", about="abt", here="ab", has="at")
 
 
 @kind("lost_end")
@@ -169,40 +154,12 @@ def found_owner(world: World, v: Values) -> None:
     world.facts["c"] = v["c"]
 
 
-@kind("found_go")
-def found_go(world: World, v: Values) -> None:
-    world.step("found", "known", **v)
-    world.present(v["a"])
-
-
-@kind("found_give")
-def found_give(world: World, v: Values) -> None:
-    world.step("found", "known", "done", a=v["a"], c=v["c"], t=v["t"])
-    world.give(v["a"], v["c"], v["t"])
-
-
-@kind("found_joy")
-def found_joy(world: World, v: Values) -> None:
-    world.step("found", "done", c=v["c"], t=v["t"])
-    world.present(v["c"])
-
-
-@kind("found_ask_where")
-def found_ask_where(world: World, v: Values) -> None:
-    world.step("found", "done", **v)
-    world.present(v["c"])
-    world.question = "found_where"
-
-
-@kind("found_where", answers=("found_where",))
-def found_where(world: World, v: Values) -> None:
-    world.step("found", "done", **v)
-
-
-@kind("found_end")
-def found_end(world: World, v: Values) -> None:
-    world.step("found", "done", **v)
-    world.close("found")
+event("found_go", "found", "known", here="a")
+event("found_give", "found", "known", "done", about="act", gives="act")
+event("found_joy", "found", "done", about="ct", here="c")
+event("found_ask_where", "found", "done", here="c", asks="found_where")
+event("found_where", "found", "done", answers=("found_where",))
+event("found_end", "found", "done", ends=True)
 
 
 # --- errand: b sends a to buy something
@@ -216,10 +173,7 @@ def errand_ask(world: World, v: Values) -> None:
     world.question = "errand"
 
 
-@kind("errand_yes", answers=("errand",))
-def errand_yes(world: World, v: Values) -> None:
-    world.step("errand", "asked", "buying", a=v["a"])
-    world.present(v["a"])
+event("errand_yes", "errand", "asked", "buying", about="a", here="a", answers=("errand",))
 
 
 @kind("buy")
@@ -230,10 +184,7 @@ def buy(world: World, v: Values) -> None:
     world.appear(v["t"], v["a"])
 
 
-@kind("errand_give")
-def errand_give(world: World, v: Values) -> None:
-    world.step("errand", "bought", "done", a=v["a"], b=v["b"], t=v["t"])
-    world.give(v["a"], v["b"], v["t"])
+event("errand_give", "errand", "bought", "done", about="abt", gives="abt")
 
 
 @kind("errand_check")
@@ -243,17 +194,9 @@ def errand_check(world: World, v: Values) -> None:
     world.question = "price" if "t" in v else "crowd" if "p" in v else "tired"
 
 
-@kind("errand_price", answers=("price",))
-@kind("errand_crowd", answers=("crowd",))
-@kind("errand_tired", answers=("tired",))
-def errand_reply(world: World, v: Values) -> None:
-    world.step("errand", "done", a=v["a"])
-
-
-@kind("errand_end")
-def errand_end(world: World, v: Values) -> None:
-    world.step("errand", "done", **v)
-    world.close("errand")
+for _question in ("tired", "crowd", "price"):
+    event(f"errand_{_question}", "errand", "done", about="a", answers=(_question,))
+event("errand_end", "errand", "done", ends=True)
 
 
 # --- gift: b has a reason to be visited, a brings a present
@@ -269,10 +212,7 @@ def gift_reason(world: World, v: Values) -> None:
     world.appear(v["t"], v["a"])
 
 
-@kind("gift_give")
-def gift_give(world: World, v: Values) -> None:
-    world.step("gift", "ready", "given", a=v["a"], b=v["b"], t=v["t"])
-    world.give(v["a"], v["b"], v["t"])
+event("gift_give", "gift", "ready", "given", about="abt", gives="abt")
 
 
 def _wish(reason: str) -> None:
@@ -286,20 +226,6 @@ for _reason in lex.REASONS:
     _wish(_reason)
 
 
-@kind("gift_joy")
-def gift_joy(world: World, v: Values) -> None:
-    world.step("gift", "given", "done", **v)
-    world.has(v["b"], v["t"])
-    world.present(v["b"])
-
-
-@kind("gift_tea")
-def gift_tea(world: World, v: Values) -> None:
-    world.step("gift", "done", **v)
-    world.present(v["a"], v["b"])
-
-
-@kind("gift_end")
-def gift_end(world: World, v: Values) -> None:
-    world.step("gift", "done", **v)
-    world.close("gift")
+event("gift_joy", "gift", "given", "done", here="b", has="bt")
+event("gift_tea", "gift", "done", here="ab")
+event("gift_end", "gift", "done", ends=True)

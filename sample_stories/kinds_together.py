@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sample_stories import lexicon as lex
-from sample_stories.table import Values, kind
+from sample_stories.table import Values, event, kind
 from sample_stories.world import World
 
 # --- cook: a lacks one ingredient, buys it or asks a neighbour, cooks, shares with b
@@ -69,16 +69,8 @@ def cook_eat(world: World, v: Values) -> None:
     world.facts["b"] = v["b"]
 
 
-@kind("cook_praise")
-def cook_praise(world: World, v: Values) -> None:
-    world.step("cook", "done", **v)
-    world.present(v["b"])
-
-
-@kind("cook_end")
-def cook_end(world: World, v: Values) -> None:
-    world.step("cook", "done", **v)
-    world.close("cook")
+event("cook_praise", "cook", "done", here="b")
+event("cook_end", "cook", "done", ends=True)
 
 
 # --- swap: a and b play with each other's toys, then give them back
@@ -93,11 +85,7 @@ def swap_have(world: World, v: Values) -> None:
     world.appear(v["u"], v["b"])
 
 
-@kind("swap_ask")
-def swap_ask(world: World, v: Values) -> None:
-    world.step("swap", "have", "asked", **v)
-    world.present(v["a"], v["b"])
-    world.question = "swap"
+event("swap_ask", "swap", "have", "asked", here="ab", asks="swap")
 
 
 @kind("swap_yes", answers=("swap",))
@@ -123,7 +111,4 @@ def swap_back(world: World, v: Values) -> None:
     world.holder[v["t"]], world.holder[v["u"]] = v["a"], v["b"]
 
 
-@kind("swap_end")
-def swap_end(world: World, v: Values) -> None:
-    world.step("swap", "done", **v)
-    world.close("swap")
+event("swap_end", "swap", "done", ends=True)

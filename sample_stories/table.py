@@ -177,6 +177,42 @@ def kind(
     return enter
 
 
+def event(
+    name: str,
+    goal: str,
+    stage: str,
+    then: str = "",
+    *,
+    about: str | None = None,
+    here: str = "",
+    gives: str = "",
+    has: str = "",
+    asks: str = "",
+    answers: tuple[str, ...] = (),
+    ends: bool = False,
+) -> None:
+    """Enter a kind that moves a plot from one stage to the next and does no more than these arguments say.
+
+    Letters stand for what fills them. The plot must be `about` these (all slots, unless named); the people `here` must
+    be at one place, the first of them acting; of three letters the first `gives` the second the third; of two the
+    first `has` the second. `asks` is the question that the next sentence must answer, and `ends` closes the story.
+    """
+
+    def action(world: World, v: Values) -> None:
+        world.step(goal, stage, then, **{letter: v[letter] for letter in (v if about is None else about)})
+        if here:
+            world.present(*(v[letter] for letter in here))
+        if gives:
+            world.give(*(v[letter] for letter in gives))
+        if has:
+            world.has(*(v[letter] for letter in has))
+        world.question = asks
+        if ends:
+            world.close(goal)
+
+    kind(name, answers=answers)(action)
+
+
 def readings(sentence: str) -> Iterator[tuple[Kind, Values]]:
     """Yield every way to understand a sentence."""
     for entry in KINDS.values():
