@@ -56,11 +56,10 @@ BREAKS = {
 
 @cache
 def corpus() -> list[str]:
-    """20,000 stories, made once."""
-    return list(generate_stories(20000, 0))
+    """4,000 stories, made once."""
+    return list(generate_stories(4000, 0))
 
 
-@pytest.mark.slow
 def test_the_first_stories_are_pinned() -> None:
     joined = "\n".join(corpus()[:100]).encode()
     assert hashlib.sha256(joined).hexdigest() == PINNED
@@ -68,9 +67,8 @@ def test_the_first_stories_are_pinned() -> None:
     assert next(generate_stories(1, 1)) != corpus()[0]
 
 
-@pytest.mark.slow
 def test_stories_are_distinct_and_of_the_promised_length() -> None:
-    assert len(set(corpus())) == 20000
+    assert len(set(corpus())) == 4000
     assert all(80 <= len(story) <= 400 for story in corpus())
 
 
@@ -87,13 +85,13 @@ def test_the_written_file_is_whole(tmp_path: Path) -> None:
 
 
 def test_generated_stories_are_accepted() -> None:
-    for story in corpus()[::40]:
+    for story in corpus()[::8]:
         assert check(story).ok, (check(story).reason, story)
 
 
 def test_stories_do_not_parrot_themselves() -> None:
     repeated = 0
-    for story in corpus()[::40]:
+    for story in corpus()[::8]:
         grams = [story[i : i + 8] for i in range(len(story) - 7)]
         repeated += len(grams) - len(set(grams))
     assert repeated / 500 < 6
@@ -163,7 +161,7 @@ def detection_rate(name: str, stories: list[str]) -> float:
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_mutations_are_detected(name: str) -> None:
-    assert detection_rate(name, corpus()[7::100]) >= MUTATIONS[name][1]
+    assert detection_rate(name, corpus()[7::20]) >= MUTATIONS[name][1]
 
 
 def test_the_example_story_is_accepted() -> None:
