@@ -1,6 +1,7 @@
 # make demo   everything from nothing: environment, sample corpus, training on two processes, text, diagnosis
 # make test   everything from nothing: environment, the whole test suite
 # make check  formatting, lint, types and the fast tests: under two minutes, before every commit
+#             (make types, make fast: these alone)
 # make chaos  real runs, killed, stopped, hung, damaged and out of disk: does every one go on? (about an hour and a half)
 # make soak   a real run for 45 minutes: are memory, files and speed flat, and what does saving cost?
 # make faults models with one planted fault each, diagnosed blind
@@ -24,7 +25,7 @@ READY_DEV := $(VENV)/installed-dev
 READY_BENCH := $(VENV)/installed-bench
 endif
 
-.PHONY: demo test check chaos soak faults bench
+.PHONY: demo test check types fast chaos soak faults bench
 
 demo: $(READY)
 	@$(PY) -m training.demo
@@ -35,7 +36,12 @@ test: $(READY_DEV)
 check: $(READY_DEV)
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
+	@$(MAKE) --no-print-directory -j 2 -Oline types fast
+
+types: $(READY_DEV)
 	@$(PY) -m pyright --pythonpath "$$($(PY) -c 'import sys; print(sys.executable)')"
+
+fast: $(READY_DEV)
 	@$(PY) -m pytest $(PARALLEL) -m "not slow"
 
 chaos: $(READY)

@@ -117,3 +117,13 @@ class Console:
     def interactive(self) -> bool:
         """Whether a progress bar can move on this terminal."""
         return self.rank == 0 and self.stream.isatty()
+
+
+def human_time(seconds: float) -> str:
+    """Return a duration for people: "2 h 05 min", "4 min 10 s", "9 s"."""
+    seconds = int(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    if seconds >= 60:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds} s"

@@ -50,8 +50,6 @@ _MAKER = re.compile(r"^(NVIDIA |Tesla |GeForce )*")
 # what follows a model without making it another: board, memory size and type
 _VARIANT = re.compile(r"([- ](\d+GB|HBM\w+|PCIE|PCIe|SXM\d))*$")
 
-FP16_ON_CPU_VARIABLE = "BUFUDU_TEST_CPU_FP16"
-
 
 @dataclass(frozen=True)
 class Device:
@@ -124,9 +122,7 @@ def _detect_cpu() -> Device:
         memory_bytes=_memory_bytes(),
         compute_capability=None,
         bf16_fast=_bf16_instructions(info),
-        # DeepSpeed refuses fp16 on nearly every CPU. The variable is for the tests, which replace DeepSpeed's check
-        # to run the fp16 recipe of the T4s without one; nobody should train like that.
-        fp16_supported=os.environ.get(FP16_ON_CPU_VARIABLE) == "1",
+        fp16_supported=False,  # DeepSpeed refuses it on nearly every CPU, and nobody should train like that
         has_compiler=_has_compiler(),
         peak_flops=None,
     )

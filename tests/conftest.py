@@ -19,6 +19,8 @@ import pytest
 from forked import ForkedScript
 from hypothesis import settings
 
+from stress.chaos.session import inherited_environment
+
 # Models here are too small to share: threads that wait for a core with other work cost four times what they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("busy", deadline=None)  # a property does not fail because the machine has other work
@@ -56,17 +58,6 @@ FP32 = [
 ]
 ON_CPU = {"DS_ACCELERATOR": "cpu"}  # the same tests with and without a GPU
 COSTLY_FIXTURES = ("launched", "engine_results")  # made once a session: one worker of pytest-xdist gets all their tests
-LAUNCHER_VARIABLES = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "CROSS_RANK",
-    "CROSS_SIZE",
-)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -86,8 +77,7 @@ class Running:
     """A started process, the head of a group of its own, whose output goes into a file: a pipe could fill up."""
 
     def __init__(self, command: Sequence[str | Path], folder: Path, environment: dict[str, object]) -> None:
-        inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-        variables = inherited | ON_CPU | {name: str(value) for name, value in environment.items()}
+        variables = inherited_environment() | ON_CPU | {name: str(value) for name, value in environment.items()}
         words = [str(word) for word in command]
         self.file = tempfile.NamedTemporaryFile()  # noqa: SIM115
         self.process: ForkedScript | subprocess.Popen[bytes]
@@ -169,22 +159,26 @@ class Processes:
             max((process.returncode for process in running), key=abs), "".join(process.output for process in running)
         )
 
-    def ranks(self, count: int, script: Sequence[str | Path], **environment: object) -> Finished:
+    def start_ranks(self, count: int, script: Sequence[str | Path], **environment: object) -> list[Running]:
         """`count` processes joined as a launcher would, without the ten seconds that it takes to start one."""
         shared = {"WORLD_SIZE": count, "LOCAL_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-        return self.finish(
-            *(
-                self.start([sys.executable, *script], **shared, RANK=rank, LOCAL_RANK=rank, **environment)
-                for rank in range(count)
-            )
-        )
+        return [
+            self.start([sys.executable, *script], **shared, RANK=rank, LOCAL_RANK=rank, **environment)
+            for rank in range(count)
+        ]
 
-    def launcher(self, *flags: str, arguments: Sequence[str | Path], **environment: object) -> Running:
-        """`deepspeed FLAGS train.py ARGUMENTS`, on a port of its own unless the flags name one."""
+    def ranks(self, count: int, script: Sequence[str | Path], **environment: object) -> Finished:
+        """`start_ranks`, and wait for them."""
+        return self.finish(*self.start_ranks(count, script, **environment))
+
+    def launcher(
+        self, *flags: str, arguments: Sequence[str | Path], script: Path = ROOT / "train.py", **environment: object
+    ) -> Running:
+        """`deepspeed FLAGS SCRIPT ARGUMENTS`, on a port of its own unless the flags name one."""
         beside = Path(sys.executable).with_name("deepspeed")
         port = () if "--master_port" in flags else ("--master_port", str(_free_port()))
         return self.start(
-            [beside if beside.is_file() else "deepspeed", *port, *flags, ROOT / "train.py", *arguments], **environment
+            [beside if beside.is_file() else "deepspeed", *port, *flags, script, *arguments], **environment
         )
 
 
@@ -266,7 +260,6 @@ class EngineResults:
                 processes,
                 [ROOT / "tests" / "workers" / "worker_engine.py", self.folder],
                 PYTHONPATH=ROOT,
-                BUFUDU_TEST_CPU_FP16=1,
             )
             file = self.folder / f"{processes}.json"
             self.found[processes] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

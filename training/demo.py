@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from common.console import human_time
 from common.files import read_json_lines
 from common.hardware import detect
 from model import CausalLM, load_model
 from sample_stories import check
-from training.monitoring.terminal import human_time
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path("runs/demo")

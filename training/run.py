@@ -182,7 +182,7 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
     from training.trainer import Trainer
 
     options, console, world = context.options, context.console, context.world
-    found, warnings = broadcast_from_rank0(world, lambda: checkpoint.choose(context.output, options.resume))
+    found, warnings = broadcast_from_rank0(lambda: checkpoint.choose(context.output, options.resume))
     for warning in warnings:
         console.say(f"WARNING: {warning}")
     length: budgets.Length | None = None
@@ -200,7 +200,7 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
         disk_space = _disk_space(context)
         context, length = _with_length(context, draft, rows)
         state = new_state(context)
-    if moved := broadcast_from_rank0(world, lambda: set_aside_earlier_run(context.output)):
+    if moved := broadcast_from_rank0(lambda: set_aside_earlier_run(context.output)):
         console.say(moved)
     announce(context)
     for line in differences:
@@ -226,9 +226,7 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
 def _disk_space(context: RunContext) -> str:
     """Return what the run takes on the disk; raise UserError if there is too little. Collective."""
     output, keep_last = context.output, context.options.keep_last
-    return broadcast_from_rank0(
-        context.world, lambda: check_disk_space(output, context.config, context.resolved, keep_last)
-    )
+    return broadcast_from_rank0(lambda: check_disk_space(output, context.config, context.resolved, keep_last))
 
 
 def _with_length(context: RunContext, draft: Draft, rows: int) -> tuple[RunContext, budgets.Length | None]:

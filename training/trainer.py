@@ -253,7 +253,7 @@ class Trainer:
         if not self.kept and not self._save(last=True):
             self.state.finished = False
         # a run that was begun from a checkpoint of another may never have had a best model of its own
-        if self.state.best_loss is None or not broadcast_from_rank0(self.world, self.saver.has_model):
+        if self.state.best_loss is None or not broadcast_from_rank0(self.saver.has_model):
             self._export()
 
     def close(self) -> None:
@@ -274,7 +274,7 @@ class Trainer:
         self.console.say(f"  DIVERGED: {report}")
         most = self.options.max_rollbacks if self.options.on_divergence == "rollback" else None
         found = rollback.checkpoint_to_go_back_to(found, report, before.rollbacks, most)
-        if wrong := broadcast_from_rank0(self.world, lambda: checkpoint.damage(found)):
+        if wrong := broadcast_from_rank0(lambda: checkpoint.damage(found)):
             raise Diverged(f"the checkpoint to go back to is damaged: {wrong}")
         self.state, skipped = rollback.without_batch(checkpoint.read_state(found), before, batch)
         if not self.nonfinite.stepped:

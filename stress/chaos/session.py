@@ -47,6 +47,11 @@ class Process:
     role: str
 
 
+def inherited_environment() -> dict[str, str]:
+    """Return this process's environment without what a launcher sets: whatever is started is no rank of it."""
+    return {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+
+
 def find_processes(mark: str) -> list[Process]:
     """Those whose environment carries `mark`, whoever their parent is by now; zombies are none."""
     found = []
@@ -124,7 +129,6 @@ class Session:
             *script,
             *flags,
         ]
-        inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
         self.started, self.wall_started = time.monotonic(), time.time()
         with log.open("w", encoding="utf-8") as file:
             self.runner = subprocess.Popen(
@@ -135,7 +139,7 @@ class Session:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=_as_at_a_terminal,
-                env=inherited
+                env=inherited_environment()
                 | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), MARK: self.mark}
                 | (environment or {}),
             )

@@ -20,9 +20,7 @@ def found(tmp_path_factory, processes_in):
     """What the worker found, by number of processes: written on 2, then read on 1 and on 4."""
     folder, results = tmp_path_factory.mktemp("elastic"), {}
     for processes in (2, 1, 4):
-        done = processes_in(folder).ranks(
-            processes, [WORKER, folder], PYTHONPATH=WORKER.parents[2], BUFUDU_TEST_CPU_FP16=1
-        )
+        done = processes_in(folder).ranks(processes, [WORKER, folder], PYTHONPATH=WORKER.parents[2])
         assert done.status == 0, done.output
         results[processes] = json.loads((folder / f"{processes}.json").read_text(encoding="utf-8"))
     return results

@@ -45,9 +45,8 @@ def bench(tmp_path_factory) -> Bench:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["not_shifted", "embedding"])
-def test_the_right_cause_is_named_first(bench, name):
-    case = next(case for case in FAULTS if case.name == name)
+def test_the_right_cause_is_named_first(bench):
+    case = next(case for case in FAULTS if case.name == "not_shifted")
     bench.train(case)
     verdict = bench.judge(case)
     assert verdict.right, verdict

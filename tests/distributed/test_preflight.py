@@ -55,9 +55,7 @@ def found(processes, workplace, tmp_path_factory):
         place = next(place for place, (_, names) in enumerate(STARTS) if scenario in names)
         count, names = STARTS[place]
         if place not in started:
-            started[place] = processes.ranks(
-                count, [worker, folder, *names], PYTHONPATH=worker.parents[2], BUFUDU_TEST_CPU_FP16=1
-            )
+            started[place] = processes.ranks(count, [worker, folder, *names], PYTHONPATH=worker.parents[2])
         file = folder / f"{count}-{scenario}.json"
         assert file.is_file(), started[place].output
         content = json.loads(file.read_text(encoding="utf-8"))

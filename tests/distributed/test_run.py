@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +31,8 @@ from training.processes.rendezvous import form_process_group
 from training.run import main
 
 slow = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+CPU_FP16 = ROOT / "tests" / "workers" / "cpu_fp16.py"
 CONTINUES = "the same command continues the run"
 LAUNCHER_LINE = re.compile(r"\[\d{4}-[\d:, -]+\] \[(INFO|WARNING)\] \[(real_accelerator|runner|launch)\.py:\d+:")
 REPETITION_LINE = re.compile(
@@ -401,7 +404,7 @@ def interrupted(processes, flags, workplace):
         "fp16.hysteresis=1",
     )
     run = workplace / "runs" / "interrupted"
-    process = processes.launcher("--num_gpus", "2", arguments=arguments, BUFUDU_TEST_CPU_FP16=1)
+    process = processes.launcher("--num_gpus", "2", arguments=arguments, script=CPU_FP16, PYTHONPATH=ROOT)
     try:
         process.wait_until(lambda: (run / "metrics.jsonl").is_file() and metrics(run, "train"), "the first step")
         os.killpg(process.pid, signal.SIGTERM)
@@ -416,21 +419,21 @@ def interrupted(processes, flags, workplace):
 
 
 @pytest.fixture(scope="module")
-def out_of_time(interrupted, processes, train_py):
+def out_of_time(interrupted, processes):
     """Its second session, with too little time for a step."""
     run, arguments, _ = interrupted
     done = processes.ranks(
-        2, [train_py, *arguments, "--time_limit", "1s", "--resume", run / "checkpoints"], BUFUDU_TEST_CPU_FP16=1
+        2, [CPU_FP16, *arguments, "--time_limit", "1s", "--resume", run / "checkpoints"], PYTHONPATH=ROOT
     )
     shutil.copytree(run, run.with_name("interrupted-again"))
     return run.with_name("interrupted-again"), done
 
 
 @pytest.fixture(scope="module")
-def finished_at_last(interrupted, out_of_time, processes, train_py):
+def finished_at_last(interrupted, out_of_time, processes):
     """Its third session."""
     run, arguments, _ = interrupted
-    done = processes.ranks(2, [train_py, *arguments], BUFUDU_TEST_CPU_FP16=1)
+    done = processes.ranks(2, [CPU_FP16, *arguments], PYTHONPATH=ROOT)
     assert done.status == 0, done.output
     return run
 
@@ -610,7 +613,7 @@ def train(monkeypatch, workplace, capsys):
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setattr(Console, "redirect_libraries", lambda self, log_file: None)
     monkeypatch.setattr("training.run.form_process_group", lambda world, device_kind, prepare, **more: prepare())
-    monkeypatch.setattr("training.run.broadcast_from_rank0", lambda world, find_out: find_out())
+    monkeypatch.setattr("training.run.broadcast_from_rank0", lambda compute: compute())
     monkeypatch.setattr("training.run.check_output_shared", lambda output, visible: None)
     monkeypatch.setattr("training.run.share_cores", lambda processes: None)
     monkeypatch.setattr("training.run.keep_freed_memory", lambda: None)
@@ -692,8 +695,7 @@ LISTED = [
 
 
 @pytest.mark.parametrize(("settings", "processes", "words"), LISTED)
-def test_what_is_wrong_with_the_file_is_listed(complaint, flags, monkeypatch, settings, processes, words):
-    monkeypatch.delenv("BUFUDU_TEST_CPU_FP16", raising=False)
+def test_what_is_wrong_with_the_file_is_listed(complaint, flags, settings, processes, words):
     message = complaint(flags("runs/none", "--set", *settings), processes)
     assert "nothing was started" in message
     assert all(word in message for word in words), message

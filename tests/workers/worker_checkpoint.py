@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cpu_fp16 import allow_fp16
 from worker_engine import DENSE, MOE, SPLIT, Here, Training, moved, resolved
 
 from model import ModelConfig
@@ -103,7 +104,7 @@ def elsewhere(here: Here, name: str) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     """Every case."""
-    torch.set_num_threads(1)
+    allow_fp16()
     world = World.from_environment()
     form_process_group(world, "cpu", lambda: "")
     here, results = Here(world, folder), {}

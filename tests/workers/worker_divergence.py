@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from cpu_fp16 import allow_fp16
+
 from training import trainer
 from training.engine.internals import master_weights
 from training.run import main
@@ -74,5 +76,6 @@ def no_fault() -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    allow_fp16()
     trainer.Trainer = Planted
     sys.exit(main(sys.argv[3:], ""))

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cpu_fp16 import allow_fp16
 from learning_rate import warmup_cosine_lr
 
 from common.hardware import detect
@@ -397,7 +398,7 @@ TWO = {
 
 def main(folder: Path) -> None:
     """Every scenario of this number of processes."""
-    torch.set_num_threads(1)
+    allow_fp16()
     world = World.from_environment()
     form_process_group(world, "cpu", lambda: "")
     here, results = Here(world, folder), {}

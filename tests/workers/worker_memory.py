@@ -125,7 +125,6 @@ class Measurement:
 
 def main() -> None:
     """Join the other ranks, measure, write."""
-    torch.set_num_threads(1)
     world = World.from_environment()
     form_process_group(world, "cpu", lambda: "")
     specs = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))

@@ -20,6 +20,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from cpu_fp16 import allow_fp16
 
 from common.console import Console
 from common.hardware import detect
@@ -301,6 +302,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 def main(folder: Path, names: list[str]) -> None:
     """All scenarios in one process group."""
+    allow_fp16()
     world = World.from_environment()
     form_process_group(world, "cpu", lambda: "")
     for name in names:

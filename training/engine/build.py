@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import nn
 
-from common.hardware import FP16_ON_CPU_VARIABLE, detect
+from common.hardware import detect
 from model import CausalLM, ModelConfig
 from model.hf import hf_name
 from model.init import init_weights
@@ -55,15 +54,6 @@ def _routers_left_to_adam() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _fp16_allowed_on_cpu() -> Iterator[None]:
-    """Lift the check that keeps fp16 off the CPU: the tests exercise the T4 configurations' path."""
-    from deepspeed.accelerator import get_accelerator
-
-    with mock.patch.object(get_accelerator(), "is_fp16_supported", lambda: True):
-        yield
-
-
 def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, rank: int) -> Engine:
     """Put the network under `deepspeed.initialize`; torch.distributed must be up.
 
@@ -82,10 +72,7 @@ def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, r
     ep_rank = rank % config.ep_size
     model = CausalLM(config, lambda shape: DeepSpeedMoE(shape, ep_rank))
     init_weights(model, config, seed)
-    with ExitStack() as stack:
-        stack.enter_context(_routers_left_to_adam())
-        if os.environ.get(FP16_ON_CPU_VARIABLE) == "1":
-            stack.enter_context(_fp16_allowed_on_cpu())
+    with _routers_left_to_adam():
         parameters: Any = parameter_groups(model)  # DeepSpeed's annotation has no groups
         engine: Any
         engine, *_ = deepspeed.initialize(

@@ -6,13 +6,13 @@ import json
 import sys
 from dataclasses import asdict
 
+from common.console import human_time
 from corpus.report import loss_to_beat
 from model import count_parameters
 from training.checkpointing.run_state import RunState
 from training.checkpointing.write_failures import write_text
 from training.context import RunContext
 from training.evaluation.validation import Evaluation
-from training.monitoring.terminal import human_time
 
 
 def announce(context: RunContext) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.console import Console
+from common.console import Console, human_time
 from corpus.ngram_baselines import NGramBaselines
 
 REFRESH_SECONDS = 2.0  # reading the loss makes the host wait for the device, so not at every step
@@ -117,13 +117,3 @@ def beside_baselines(loss: float, baselines: NGramBaselines) -> str:
 
 def _share(value: float | None) -> str:
     return "none" if value is None else f"{value:.2f}"
-
-
-def human_time(seconds: float) -> str:
-    """Return a duration for people: "2 h 05 min", "4 min 10 s", "9 s"."""
-    seconds = int(seconds)
-    if seconds >= 3600:
-        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-    if seconds >= 60:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds} s"

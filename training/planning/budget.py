@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from common.console import human_time
 from common.errors import UserError
 from corpus.tokenizer import load_tokenizer
 from evaluation.rows import evaluation_rows
@@ -23,7 +24,6 @@ from training.config.command_line import Options
 from training.context import RunContext
 from training.evaluation.generation import RepetitionEvaluator, SampleWriter
 from training.evaluation.validation import evaluate, intervals
-from training.monitoring.terminal import human_time
 from training.preflight import cost_checks
 from training.preflight.runner import SECONDS as PREFLIGHT_SECONDS
 from training.preflight.runner import checked_rows
@@ -127,7 +127,7 @@ def work_out(run: RunContext, budget: float) -> Length:
     run.console.say("budget: measuring what a step, an evaluation and a save take, on a trial engine")
     costs, cost = _measure(run)
     ahead = costs.build + (0.0 if run.options.skip_preflight else preflight_seconds(run, costs, cost))
-    spent = broadcast_from_rank0(run.world, lambda: run.stop.elapsed) + ahead
+    spent = broadcast_from_rank0(lambda: run.stop.elapsed) + ahead
     steps = total_steps(budget, spent, costs, run.options)
     epochs = steps * run.resolved.train_batch / run.corpus.split("train").num_rows(run.options.max_seq_len)
     return Length(

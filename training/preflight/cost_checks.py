@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from common.console import human_time
 from common.hardware import Device
 from training import data_sampler
 from training.config.resolve import Resolved
-from training.monitoring.terminal import human_time
 from training.preflight.report import Result, failed, passed, warned
 from training.preflight.trial_engine import TrialEngine
 from training.processes.process_group import gather_from_ranks

@@ -16,7 +16,7 @@ from training.preflight import cost_checks, data_checks, model_checks, step_chec
 from training.preflight.cost_checks import Cost, Workload
 from training.preflight.report import Report, Result, warned
 from training.preflight.trial_engine import Step, TrialEngine, preserved_rng_state
-from training.processes.process_group import World, broadcast_from_rank0
+from training.processes.process_group import broadcast_from_rank0
 
 SECONDS = 60.0  # for all checks at the demo's size; the shares below are of it
 _OVERLAP_SHARE, _FULL_BATCH_SHARE, _OVERFIT_SHARE = 0.08, 0.4, 0.4
@@ -40,9 +40,9 @@ def preflight(context: RunContext, cost: Cost | None = None) -> list[str]:
         "this out)"
     )
     with preserved_rng_state():
-        _check_data(report, context.world, context.corpus, context.options.max_seq_len, context.config.pad_token_id)
+        _check_data(report, context.corpus, context.options.max_seq_len, context.config.pad_token_id)
         _check_engine(report, context, started + SECONDS, cost)
-    failed = broadcast_from_rank0(context.world, lambda: report.failed)
+    failed = broadcast_from_rank0(lambda: report.failed)
     seconds = time.monotonic() - started
     if context.world.rank == 0:
         report.write(context.output / "preflight.json", seconds)
@@ -53,7 +53,7 @@ def preflight(context: RunContext, cost: Cost | None = None) -> list[str]:
     return failed
 
 
-def _check_data(report: Report, world: World, corpus: Corpus, seq_len: int, pad_id: int) -> None:
+def _check_data(report: Report, corpus: Corpus, seq_len: int, pad_id: int) -> None:
     """Check what needs no model; the other ranks wait for rank 0."""
 
     def results() -> list[tuple[str, Result | None]]:
@@ -65,7 +65,7 @@ def _check_data(report: Report, world: World, corpus: Corpus, seq_len: int, pad_
             ("overlap", data_checks.check_overlap(overlap)),
         ]
 
-    for check_id, result in broadcast_from_rank0(world, results):
+    for check_id, result in broadcast_from_rank0(results):
         if result is not None:
             report.add(check_id, result)
 

@@ -73,14 +73,14 @@ def gather_from_ranks(value: T, group: dist.ProcessGroup | None = None) -> list[
     return values
 
 
-def broadcast_from_rank0(world: World, compute: Callable[[], T]) -> T:
+def broadcast_from_rank0(compute: Callable[[], T]) -> T:
     """Return on every rank what `compute` returns on rank 0.
 
     A UserError of `compute` is raised on rank 0; the other ranks raise SystemExit(2), without a message.
     """
     result: list[T] = []  # empty where `compute` fails
     error: UserError | None = None
-    if world.rank == 0:
+    if dist.get_rank() == 0:
         try:
             result = [compute()]
         except UserError as caught:

@@ -14,18 +14,8 @@ from pathlib import Path
 from statistics import median
 
 from common.errors import UserError
+from stress.chaos.session import inherited_environment
 
-_LAUNCHER_VARIABLES = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "CROSS_RANK",
-    "CROSS_SIZE",
-)
 _TAIL = 12  # last lines of a command that failed, for the message
 
 
@@ -43,7 +33,6 @@ def follow(
     command fails; it is ended with all its children if this process is interrupted.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    inherited = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
     tail: list[str] = []
     started = time.monotonic()
     process = subprocess.Popen(
@@ -56,7 +45,7 @@ def follow(
         text=True,
         encoding="utf-8",
         errors="replace",
-        env=inherited | {name: str(value) for name, value in environment.items()},
+        env=inherited_environment() | {name: str(value) for name, value in environment.items()},
     )
     try:
         with log.open("w", encoding="utf-8") as file:
