@@ -25,7 +25,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="folder of a run, or of any Hugging Face causal language model")
-    add("--data", type=Path, help="a folder of prepare.py or a .jsonl[.gz|.zst] file (default: the run's own corpus)")
+    add(
+        "--data",
+        type=Path,
+        help="a folder of prepare.py, or text in any format that it reads (default: the run's own corpus)",
+    )
     add("--json", metavar="FILE", help="write all figures to a file; - prints them instead of the summary")
     add("--html", type=Path, metavar="FILE", help="write one self-contained page")
     add("--lang", default="en", help="en or zh (%(default)s)")

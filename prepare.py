@@ -1,11 +1,12 @@
-"""Turn JSON Lines text into packed token shards with a tokenizer and a manifest.
+"""Turn text into packed token shards with a tokenizer and a manifest.
 
     python prepare.py --input texts.jsonl more.jsonl.gz --output data/corpus
     python prepare.py --input texts.jsonl.zst --output data/corpus --tokenizer tokenizer.json --val_input val.jsonl
     python prepare.py --report data/corpus
 
-Each line is an object {"text": ...}. The folder is what train.py takes as --data. --report shows
-again what is in a folder that was made before; report.json there holds it for programs.
+It reads JSON Lines ({"text": ...} a line), JSON, CSV, Parquet, Arrow and plain text, compressed or not. The folder is
+what train.py takes as --data. --report shows again what is in a folder that was made before; report.json there holds it
+for programs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; the flags of PreparationSettings have its names and defaults."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, default = parser.add_argument, PreparationSettings()
-    add("--input", nargs="+", type=Path, metavar="FILE", help=".jsonl, .jsonl.gz or .jsonl.zst")
+    add(
+        "--input",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="files of text, folders of them, or patterns (docs/data.md)",
+    )
+    add("--text_key", metavar="KEY", help='key or column of the text ("text", or the only one with text in it)')
+    add("--text_template", metavar="TEXT", help='text made of several keys, such as "{title}\\n{content}"')
+    add("--split_txt", action="store_true", help="take each stretch between blank lines of a .txt file as a document")
     add("--output", type=Path, metavar="DIR", help="folder to make or, if it is a prepared one, to replace")
     add("--report", type=Path, metavar="DIR", help="show the report of a folder made before, and do nothing else")
     add("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use; without it, one is trained")

@@ -30,7 +30,7 @@ import numpy as np
 
 from corpus.cleaning.near_duplicates import NGRAM, THRESHOLD, NearIndex, signatures, simplified_characters
 from corpus.cleaning.normalization import ngram_hashes, normalized_characters
-from corpus.reader import parse_chunk, read_chunks
+from corpus.reader import parse_chunk, read_chunks, text_files
 from corpus.split import document_digest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,7 @@ MEAN_BYTES = 1_214  # 1.7 GB / 1.4 million
 
 def read_texts(paths: Iterable[Path]) -> list[str]:
     """All documents of JSON Lines files."""
-    return [text for path in paths for chunk in read_chunks(path) for text in parse_chunk(chunk).texts]
+    return [text for file in text_files(paths) for chunk in read_chunks(file) for text in parse_chunk(chunk).texts]
 
 
 class Editor:

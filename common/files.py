@@ -23,6 +23,9 @@ from common.errors import UserError
 # Without it, opening a named pipe waits for somebody to write into it.
 _DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
+LFS_MARK = b"version https://git-lfs.github.com/spec/"
+"""What a file begins with that stands for another one in a Git repository whose large files were not fetched."""
+
 
 def check_regular(path: Path) -> os.stat_result:
     """Return the status of a plain file (or of a link to one); OSError for anything else."""

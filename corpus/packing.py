@@ -56,7 +56,7 @@ def pack_chunk(
     """Parse and encode a chunk, given the split assignment of each of its documents. Runs in a worker."""
     parsed = parse_chunk(chunk)
     if len(parsed.texts) != len(assignment):
-        raise UserError(f"{chunk.source}: changed while it was read; run again when nothing writes to it")
+        raise UserError(f"{chunk.source.name}: changed while it was read; run again when nothing writes to it")
     tokenizer, bos_id, eos_id = _loaded(tokenizer_path, tokenizer_sha256)
     packed, figures = {}, TextFigures()
     for side, name in SPLIT_NAMES.items():

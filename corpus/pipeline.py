@@ -1,4 +1,4 @@
-"""JSON Lines to a prepared folder: scan, tokenizer, packing, manifest, report."""
+"""Text to a prepared folder: scan, tokenizer, packing, manifest, report."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import sha256_file
+from corpus.formats.detect import TextFile
 from corpus.manifest import FORMAT, MANIFEST_NAME, TOKENIZER_NAME, InputInfo, Manifest, SplitInfo
 from corpus.ngram_baselines import NGramBaselines, measure
 from corpus.output_folder import check_replaceable, replacing
 from corpus.packing import TextFigures, pack_chunk
-from corpus.reader import Chunk, parse_chunk, read_chunks
+from corpus.reader import Chunk, parse_chunk, read_chunks, remarks, text_files
 from corpus.report import CorpusReport, build_report
 from corpus.scan import Scan, scan_chunk
-from corpus.settings import PreparationSettings, fingerprint
+from corpus.settings import PreparationSettings, fingerprint_of
 from corpus.shards import Corpus, SplitWriter, open_stream
 from corpus.tokenizer import load_tokenizer, special_ids, train_tokenizer_json, vocab_size
 from corpus.workers import WorkerPool
@@ -32,6 +33,7 @@ SAMPLE_BYTES_PER_ENTRY = 5_000
 MAX_SAMPLE_BYTES = 100 * 10**6
 # Below this, starting processes takes longer than the work.
 IN_PROCESS_BYTES = 2 * 2**20
+MOST_FILES_LISTED = 1000
 
 
 def prepare(
@@ -42,19 +44,21 @@ def prepare(
     workers: int | None = None,
     progress: TextIO | None = sys.stderr,
 ) -> Manifest:
-    """Make `output` a prepared corpus of the JSON Lines files `inputs`, or reuse it if it is one already.
+    """Make `output` a prepared corpus of the text in `inputs` (files, folders, patterns), or reuse it if it is one.
 
     The result depends on the content of the files and on the settings, never on `workers` (default: all cores) or
     chance. Memory stays constant but for 110 bytes a distinct document, with `dedup` "near" up to 1,200 (see `Scan`).
     `progress` None is silent. UserError for bad input; then `output` is as it was.
     """
-    _check(inputs, settings, workers)
+    files, val_files = _check(inputs, settings, workers)
     check_replaceable(output)
-    name = fingerprint(inputs, settings)
+    name = fingerprint_of(files, val_files, settings)
     manifest = _reusable(output, name, progress)
     if manifest is not None:
         return manifest
-    size = sum(path.stat().st_size for path in (*settings.val_inputs, *inputs))
+    for remark in remarks([*val_files, *files]):
+        _say(progress, remark)
+    size = _size([*val_files, *files])
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -62,24 +66,29 @@ def prepare(
             replacing(output) as folder,
             WorkerPool(0 if workers == 1 or size < IN_PROCESS_BYTES else workers) as pool,
         ):
-            return _Preparation(inputs, settings, folder, pool, progress).build(name)
+            return _Preparation(files, val_files, settings, folder, pool, progress).build(name)
     except OSError as error:  # of the output: the reader turns its own into UserErrors
         raise UserError(f"{output}: cannot be written ({error.strerror or error})") from None
 
 
-def _check(inputs: Sequence[Path], settings: PreparationSettings, workers: int | None) -> None:
-    """Collect every problem with the arguments, then report all of them at once."""
-    problems = [] if inputs else ["--input: give at least one JSON Lines file"]
-    for path in (*inputs, *settings.val_inputs):
-        if not path.is_file():
-            problems.append(f"{path}: {'is a folder; give the files in it' if path.is_dir() else 'no such file'}")
-    problems += settings.problems()
+def _check(
+    inputs: Sequence[Path], settings: PreparationSettings, workers: int | None
+) -> tuple[list[TextFile], list[TextFile]]:
+    """Return the files of `inputs` and of validation; report every problem with the arguments at once."""
+    problems = settings.problems() + ([] if inputs else ["--input: give at least one file, folder or pattern"])
+    sides: list[list[TextFile]] = []
+    for paths in (inputs, settings.val_inputs):
+        try:
+            sides.append(text_files(paths, settings.format))
+        except UserError as error:
+            problems.append(str(error))
     if workers is not None and workers < 1:
         problems.append(f"--workers {workers}: must be at least 1")
     if problems:
         raise UserError("\n".join(problems))
     if settings.tokenizer is not None:
         special_ids(load_tokenizer(settings.tokenizer))
+    return sides[0], sides[1]
 
 
 def _reusable(output: Path, name: str, progress: TextIO | None) -> Manifest | None:
@@ -99,6 +108,25 @@ def _reusable(output: Path, name: str, progress: TextIO | None) -> Manifest | No
     return manifest
 
 
+def _size(files: Sequence[TextFile]) -> int:
+    """Return the bytes of all files on the disk."""
+    return sum(path.stat().st_size for path in {file.path for file in files})
+
+
+def _inputs(files: Sequence[TextFile], side: str) -> list[InputInfo]:
+    """Return what the manifest says of the files of one side: of many, their folders only."""
+    paths = list(dict.fromkeys(file.path for file in files))
+    if len(paths) <= MOST_FILES_LISTED:
+        return [InputInfo(file=path.name, side=side, bytes=path.stat().st_size) for path in paths]
+    folders: dict[Path, list[int]] = {}
+    for path in paths:
+        folders.setdefault(path.parent, []).append(path.stat().st_size)
+    return [
+        InputInfo(file=f"{folder.name}/ ({len(sizes):,} files)", side=side, bytes=sum(sizes))
+        for folder, sizes in folders.items()
+    ]
+
+
 def _say(stream: TextIO | None, text: str) -> None:
     if stream is not None and text:
         print(text, file=stream, flush=True)
@@ -108,7 +136,8 @@ def _say(stream: TextIO | None, text: str) -> None:
 class _Preparation:
     """One preparation: what it reads, and the folder, the workers and the stream of messages that it uses."""
 
-    inputs: Sequence[Path]
+    files: Sequence[TextFile]
+    val_files: Sequence[TextFile]
     settings: PreparationSettings
     folder: Path
     pool: WorkerPool
@@ -126,12 +155,11 @@ class _Preparation:
         splits = {split: writer.finish() for split, writer in writers.items()}
         tokenizer = load_tokenizer(tokenizer_path)
         bos_id, eos_id, pad_id = special_ids(tokenizer)
-        files = [(path, "val") for path in settings.val_inputs] + [(path, "train") for path in self.inputs]
         manifest = Manifest(
             format=FORMAT,
             fingerprint=name,
             settings=settings.recorded(),
-            inputs=[InputInfo(file=path.name, side=side, bytes=path.stat().st_size) for path, side in files],
+            inputs=_inputs(self.val_files, "val") + _inputs(self.files, "train"),
             vocab_size=vocab_size(tokenizer),
             bos_id=bos_id,
             eos_id=eos_id,
@@ -152,9 +180,9 @@ class _Preparation:
 
     def _chunks(self) -> Iterator[tuple[Chunk, bool]]:
         """Yield all chunks with whether they are of a validation file; those come first."""
-        for paths, from_val_file in ((self.settings.val_inputs, True), (self.inputs, False)):
-            for path in paths:
-                for chunk in read_chunks(path):
+        for files, from_val_file in ((self.val_files, True), (self.files, False)):
+            for file in files:
+                for chunk in read_chunks(file):
                     yield chunk, from_val_file
 
     def _bar(self, title: str, total_bytes: int) -> tqdm:
@@ -175,14 +203,14 @@ class _Preparation:
         )
         # The ceiling is read when the task is made: by then the sample may have filled up, and less text need travel.
         tasks = ((*pair, scan.settings, scan.sample.ceiling) for pair in self._chunks())
-        with self._bar("reading", sum(path.stat().st_size for path in (*s.val_inputs, *self.inputs))) as bar:
+        with self._bar("reading", _size([*self.val_files, *self.files])) as bar:
             for found in self.pool.map(scan_chunk, tasks):
                 scan.add(found)
                 bar.set_postfix_str(f"{len(scan.assignment):,} documents", refresh=False)
                 bar.update(found.file_bytes)
         if s.dedup == "near":
             _say(self.progress, f"comparing {len(scan.assignment):,} documents for near duplicates")
-        scan.finish(s.max_bad_share, self.inputs, s.val_inputs)
+        scan.finish(s.max_bad_share, *([file.path for file in side] for side in (self.files, self.val_files)))
         return scan
 
     def _make_tokenizer(self, scan: Scan) -> str:

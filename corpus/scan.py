@@ -19,12 +19,13 @@ from corpus.cleaning.duplicate_examples import DuplicateExamples
 from corpus.cleaning.near_duplicates import NearIndex, signatures
 from corpus.cleaning.normalization import normalized_characters
 from corpus.cleaning.repetition import EXAMPLE_CHARACTERS, Repetition, breaks_a_rule, scores
-from corpus.reader import EMPTY_TEXT, REASONS, Chunk, parse_chunk
+from corpus.formats.detect import TextFile
+from corpus.formats.find_files import display_names
+from corpus.reader import EMPTY_TEXT, REASONS, Chunk, describe, parse_chunk
 from corpus.split import DIGEST_BYTES, DROP, TRAIN, VAL, HashSubset, document_digest, is_val, val_cut
 
 BAD_LINES_KEPT = 100
 BAD_LINES_NAMED = 10
-FILES_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class ScannedChunk:
     `near_duplicates.signatures`, None unless they are asked for.
     """
 
-    source: str
+    source: TextFile
     from_val_file: bool
     file_bytes: int
     lines: int
@@ -123,7 +124,7 @@ class Scan:
         for line, reason in found.problems:
             self.skipped[reason] += 1
             if len(self.bad_lines) < BAD_LINES_KEPT:
-                self.bad_lines.append(f"{found.source}:{line}: {REASONS[reason]}")
+                self.bad_lines.append(f"{found.source.place(line)}: {describe(reason, found.source.fields)}")
         start = len(self.assignment)
         self._assign(found)
         self.chunk_documents.append(len(self.assignment) - start)
@@ -182,6 +183,11 @@ class Scan:
 
         UserError if too many lines are bad, or a side that should hold documents does not; it names the files.
         """
+        if self.bad and self.bad == self.lines:
+            raise UserError(
+                f'none of the {self.lines:,} lines can be used: each should be {{"text": ...}}; the first is '
+                f"{self.bad_lines[0]}"
+            )
         if self.bad > max_bad_share * self.lines:
             raise UserError(
                 f"{self.bad:,} of {self.lines:,} lines are bad ({self.bad / self.lines:.2%}), more than "
@@ -190,8 +196,7 @@ class Scan:
             )
         for files, empty in ((val_inputs, val_inputs and VAL not in self.assignment), (inputs, not self.assignment)):
             if empty:
-                names = ", ".join(map(str, files[:FILES_NAMED])) + (" and others" if len(files) > FILES_NAMED else "")
-                raise UserError(f'no documents in {names}; each line should be {{"text": ...}}')
+                raise UserError(f'no documents in {display_names(files)}; each line should be {{"text": ...}}')
         self._drop_near()
         # A corpus too small for its fraction still gets one validation document, the same one every time.
         copies = len(self._smallest_places)
@@ -245,5 +250,7 @@ class Scan:
         """Return how many lines were skipped and the first of them; empty if there are none."""
         if not self.bad:
             return ""
-        reasons = ", ".join(f"{self.skipped[key]:,} {text}" for key, text in REASONS.items() if self.skipped[key])
+        reasons = ", ".join(
+            f"{self.skipped[reason]:,} {describe(reason)}" for reason in REASONS if self.skipped[reason]
+        )
         return f"skipped {self.bad:,} of {self.lines:,} lines ({reasons}). The first:{self._first_bad_lines()}"

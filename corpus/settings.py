@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from common.files import sha256_file
+from corpus.formats.detect import BOTH_FIELDS, FormatSettings, TextFile
+from corpus.reader import text_files
 from corpus.tokenizer import MAX_ENTRIES, MIN_ENTRIES
 
 DEDUP_CHOICES = ("none", "exact", "near")
@@ -30,6 +32,9 @@ class PreparationSettings:
     val_inputs: Sequence[Path] = ()
     max_bad_share: float = 0.01
     shard_tokens: int = 2**26  # 128 MB a shard
+    text_key: str | None = None
+    text_template: str | None = None
+    split_txt: bool = False
 
     def problems(self) -> list[str]:
         """Return one sentence for each value that is out of its range."""
@@ -45,14 +50,25 @@ class PreparationSettings:
             "max_bad_share": (0 <= self.max_bad_share <= 1, "from 0 to 1"),
             "shard_tokens": (self.shard_tokens >= 1, "at least 1"),
         }
-        return [f"--{name} {getattr(self, name)}: must be {rule}" for name, (holds, rule) in rules.items() if not holds]
+        problems = [] if self.text_key is None or self.text_template is None else [BOTH_FIELDS]
+        problems += [
+            f"--{name} {getattr(self, name)}: must be {rule}" for name, (holds, rule) in rules.items() if not holds
+        ]
+        return problems
+
+    @property
+    def format(self) -> FormatSettings:
+        """Return what decides how files are read."""
+        return FormatSettings(self.text_key, self.text_template, self.split_txt)
 
     def recorded(self) -> dict[str, Any]:
         """Return the settings that are no files, by name, as manifest.json has them.
 
-        A value that a given file makes idle is blanked, so that settings that mean the same are the same.
+        A value that a given file makes idle is blanked, so that settings that mean the same are the same; those of
+        formats are there only if they are given, as in folders that were made before there were any.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("tokenizer", "val_inputs")}
+        values = {name: value for name, value in values.items() if value or name not in vars(self.format)}
         if self.tokenizer:
             values["vocab_size"] = None
         if self.val_inputs:
@@ -63,13 +79,30 @@ class PreparationSettings:
 def fingerprint(inputs: Sequence[Path], settings: PreparationSettings) -> str:
     """Return the SHA-256 over the content of the inputs, in their order, and everything in the settings.
 
-    Files count by content, so that a moved file keeps its fingerprint. UserError if a file cannot be read.
+    Files count by content and by how they are read, so that a moved file keeps its fingerprint. UserError if a file
+    cannot be read.
     """
+    return fingerprint_of(
+        text_files(inputs, settings.format), text_files(settings.val_inputs, settings.format), settings
+    )
+
+
+def fingerprint_of(files: Sequence[TextFile], val_files: Sequence[TextFile], settings: PreparationSettings) -> str:
+    """Return the fingerprint of files whose formats are known."""
     content = {
         **settings.recorded(),
         "format": FORMAT,
-        "inputs": [sha256_file(path) for path in inputs],
+        "inputs": _contents(files),
         "tokenizer": sha256_file(settings.tokenizer) if settings.tokenizer else None,
-        "val_inputs": [sha256_file(path) for path in settings.val_inputs],
+        "val_inputs": _contents(val_files),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _contents(files: Sequence[TextFile]) -> list[str | list[str | None]]:
+    """Return the SHA-256 of every file; what is no plain JSON Lines comes with how it is read."""
+    digests = {path: sha256_file(path) for path in dict.fromkeys(file.path for file in files)}
+    return [
+        [digests[file.path], file.member, file.reading] if file.reading or file.member else digests[file.path]
+        for file in files
+    ]

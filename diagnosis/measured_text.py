@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from corpus.manifest import MANIFEST_NAME
 from corpus.ngram_baselines import NGramBaselines, measure
-from corpus.reader import parse_chunk, read_chunks
+from corpus.reader import parse_chunk, read_chunks, text_files
 from corpus.report import CorpusReport
 from corpus.shards import Corpus, TokenStream
 from corpus.split import document_digest, is_val, val_cut
@@ -43,14 +44,14 @@ class Text:
 def open_text(
     path: Path, model: ModelUnderTest | None, own_corpus: Path | None = None, fingerprint: str | None = None
 ) -> Text:
-    """Return text from a prepared folder or a .jsonl[.gz|.zst] file in the model's tokens; UserError if there is none.
+    """Return text from a prepared folder, a file or a folder of text in the model's tokens; UserError if there is none.
 
     The run's own corpus is recognised by its `fingerprint`, wherever it is now, or else by its place `own_corpus`.
     Without a model (a run that has not saved one yet) only a prepared folder can be read.
     """
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder: give --data a folder of prepare.py or a .jsonl file")
-    if path.is_dir():
+    if (path / MANIFEST_NAME).is_file():
         corpus = Corpus.open(path, verify="size")
         if model is None or _same_tokenizer(corpus, model):
             same_place = own_corpus is not None and path.resolve() == own_corpus.resolve()
@@ -142,10 +143,10 @@ def _first_bytes(texts: Iterable[str], most: int) -> Iterator[str]:
 
 
 def _texts_in(path: Path) -> Iterator[str]:
-    """Yield documents of a JSON Lines file; of a long uncompressed one, from chunks spread over all of it."""
-    uncompressed = path.suffix == ".jsonl"
-    every = max(1, path.stat().st_size // (TRAIN_BYTES + HELD_OUT_BYTES)) if uncompressed else 1
-    for chunk in islice(read_chunks(path), 0, None, every):
+    """Yield documents of text in any format; of one long uncompressed file, from chunks spread over all of it."""
+    every = max(1, path.stat().st_size // (TRAIN_BYTES + HELD_OUT_BYTES)) if path.suffix == ".jsonl" else 1
+    chunks = (chunk for file in text_files([path]) for chunk in read_chunks(file))
+    for chunk in islice(chunks, 0, None, every):
         yield from parse_chunk(chunk).texts
 
 

@@ -12,7 +12,7 @@ from corpus.shards import Corpus
 from model import ModelConfig
 from sample_stories import write_sample_corpus
 from training.config.command_line import Options, model_config
-from training.config.defaults import data_name
+from training.config.defaults import PREPARATION_FLAGS, data_name, is_prepared
 
 DATA_FOLDER = Path("data")
 # Stories, and whether of the hamlet (fewer people and plots) rather than the village: minutes on either device
@@ -20,14 +20,14 @@ SAMPLE_STORIES = {"cpu": (44_000, True), "cuda": (200_000, False)}
 
 
 def prepare_data(options: Options, device_kind: str, console: Console) -> Path:
-    """Return the folder of the prepared corpus, made from .jsonl or from the sample corpus if need be; rank 0 only."""
+    """Return the folder of the prepared corpus, made from text or from the sample corpus if need be; rank 0 only."""
     inputs = list(options.data)
-    if len(inputs) == 1 and inputs[0].is_dir():
+    if len(inputs) == 1 and is_prepared(inputs[0]):
         return inputs[0]
     if not inputs:
         inputs = [_sample_corpus(device_kind, console)]
-    cleaning = {name: getattr(options, name) for name in ("dedup", "repetition") if getattr(options, name)}
-    settings = PreparationSettings(tokenizer=options.tokenizer, vocab_size=vocab_size(options), **cleaning)
+    given = {name: getattr(options, name) for name in PREPARATION_FLAGS if getattr(options, name)}
+    settings = PreparationSettings(vocab_size=vocab_size(options), **given)
     folder = DATA_FOLDER / f"{data_name(options)}-{fingerprint(inputs, settings)[:12]}"
     if not (folder / "manifest.json").is_file():
         console.say(f"preparing {', '.join(str(path) for path in inputs)} -> {folder}")

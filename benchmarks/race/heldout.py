@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from benchmarks.race.peers import score
 from benchmarks.race.peers.process import follow
 from common.errors import UserError
-from corpus.reader import parse_chunk, read_chunks
+from corpus.reader import parse_chunk, read_chunks, text_files
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +45,7 @@ class Score:
 
 def read_texts(path: Path) -> list[str]:
     """All documents of a .jsonl[.gz|.zst] file; UserError if it holds none."""
-    texts = [text for chunk in read_chunks(path) for text in parse_chunk(chunk).texts]
+    texts = [text for file in text_files([path]) for chunk in read_chunks(file) for text in parse_chunk(chunk).texts]
     if not texts:
         raise UserError(f'{path} holds no document: give JSON Lines of {{"text": ...}}')
     return texts

@@ -45,13 +45,13 @@ class Options:
     seed: int = _flag(42, "seed of the initial weights and of the data order", whole, "N")
     data: list[Path] = _flag(
         [],
-        "a folder made by prepare.py, or .jsonl[.gz|.zst] files; if not given, sample stories",
+        "a folder made by prepare.py, or text: files, folders, patterns (docs/data.md); if not given, sample stories",
         Path,
         "PATH",
         nargs="+",
     )
     tokenizer: Path | None = _flag(
-        None, "tokenizer.json for .jsonl data; if not given, one is trained on the data", Path, "FILE"
+        None, "tokenizer.json for text; if not given, one is trained on the data", Path, "FILE"
     )
     vocab_size: int | None = _flag(
         None,
@@ -61,16 +61,21 @@ class Options:
     )
     dedup: str | None = _flag(
         None,
-        "which duplicate documents of .jsonl data to drop: none, exact or near ones; if not given, exact",
+        "which duplicate documents of text to drop: none, exact or near ones; if not given, exact",
         one_of(*DEDUP_CHOICES),
         "|".join(DEDUP_CHOICES),
     )
     repetition: str | None = _flag(
         None,
-        "what to do with documents of .jsonl data that repeat themselves; if not given, drop",
+        "what to do with documents of text that repeat themselves; if not given, drop",
         one_of(*REPETITION_CHOICES),
         "|".join(REPETITION_CHOICES),
     )
+    text_key: str | None = _flag(
+        None, 'key or column of the text; if not given, "text", or the only one with text in it', str, "KEY"
+    )
+    text_template: str | None = _flag(None, 'text made of several keys, such as "{title}\\n{content}"', str, "TEXT")
+    split_txt: bool = _switch("take each stretch between blank lines of a .txt file as a document")
     max_seq_len: int = _flag(512, "tokens in a row, the sequence that the model is trained on", positive, "N")
     epochs: float = _flag(5.0, "passes over the training data", amount, "N")
     max_steps: int | None = _flag(None, "number of optimizer steps, instead of --epochs", positive, "N")

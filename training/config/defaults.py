@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from common.errors import UserError
 from common.hardware import Device
+from corpus.formats.compression import SUFFIXES as COMPRESSED
+from corpus.formats.find_files import TEXT_SUFFIXES, has_wildcard
+from corpus.manifest import MANIFEST_NAME
 from training.config.command_line import Options
 
+# What train.py takes beside text and not beside a prepared folder.
+PREPARATION_FLAGS = ("tokenizer", "dedup", "repetition", "text_key", "text_template", "split_txt")
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
 
@@ -29,9 +35,15 @@ def data_name(options: Options) -> str:
     if not options.data:
         return "sample"
     name = options.data[0].resolve().name
-    for suffix in (".gz", ".zst", ".jsonl"):
+    for suffix in (*COMPRESSED, *TEXT_SUFFIXES):
         name = name.removesuffix(suffix)
-    return name
+    # Of a pattern, what can be part of a name
+    return re.sub(r"[*?\[\]]+", "_", name)
+
+
+def is_prepared(path: Path) -> bool:
+    """Return whether `path` is a folder made by prepare.py, and not text."""
+    return (path / MANIFEST_NAME).exists()
 
 
 def check_paths(options: Options, output: Path) -> None:
@@ -39,9 +51,9 @@ def check_paths(options: Options, output: Path) -> None:
     if options.preflight and options.skip_preflight:
         raise UserError("--preflight checks the run and --skip_preflight leaves that out: give one of the two")
     for path in options.data:
-        if not path.exists():
+        if not path.exists() and not has_wildcard(path):
             raise UserError(f"--data {path}: there is no such file or folder")
-    if any(path.is_dir() for path in options.data):
+    if any(is_prepared(path) for path in options.data):
         _check_prepared(options, output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; give a folder")
@@ -51,10 +63,8 @@ def _check_prepared(options: Options, output: Path) -> None:
     """Check the flags that go with a folder made by prepare.py."""
     if any(path.resolve() == output.resolve() for path in options.data):
         raise UserError(f"--output {output} is the folder of the corpus: give the run another one, such as runs/NAME")
-    if options.tokenizer:
-        raise UserError("--tokenizer goes with .jsonl data; a prepared folder has its own")
-    for name in ("dedup", "repetition"):
+    for name in PREPARATION_FLAGS:
         if getattr(options, name):
-            raise UserError(f"--{name} goes with .jsonl data; a prepared folder was cleaned by prepare.py --{name}")
+            raise UserError(f"--{name} goes with text; a prepared folder was made with prepare.py --{name} or without")
     if len(options.data) > 1:
-        raise UserError("--data takes one prepared folder, or .jsonl files, not both")
+        raise UserError("--data takes one prepared folder, or text, not both")

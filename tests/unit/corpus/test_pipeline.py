@@ -247,7 +247,7 @@ def test_too_many_bad_lines_name_the_first_ten(jsonl, tmp_path: Path, tokenizer_
         ({"val_inputs": [Path("none.jsonl")]}, "none.jsonl: no such file"),
         ({"tokenizer": Path("none.json")}, "none.json: cannot be read"),
         ({"inputs": []}, "--input: give at least one"),
-        ({"inputs": [Path("/")]}, "/: is a folder"),
+        ({"inputs": [Path("docs/images")]}, "docs/images: no such file"),
         ({"inputs": ["empty"]}, "empty.jsonl; each line should be"),
         ({"val_inputs": ["empty"]}, "empty.jsonl; each line should be"),
         ({"val_fraction": 0.999999}, "no document is left to train on"),

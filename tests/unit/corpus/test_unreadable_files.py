@@ -11,6 +11,7 @@ import pytest
 
 from common import files
 from common.errors import UserError
+from corpus.formats.detect import TextFile
 from corpus.reader import read_chunks
 from corpus.shards import Corpus
 from corpus.tokenizer import load_tokenizer
@@ -54,7 +55,7 @@ def little_memory() -> Iterator[None]:
 @pytest.mark.parametrize(
     "read",
     [
-        lambda path: list(read_chunks(path)),
+        lambda path: list(read_chunks(TextFile(path))),
         load_tokenizer,
         load,
         lambda path: Corpus.open(path.parent),

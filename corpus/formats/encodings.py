@@ -1,0 +1,84 @@
+"""The character encoding of a text file: recognized from its beginning, and turned into UTF-8 as it is read."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+from corpus.formats.compression import Block
+
+# Han characters and punctuation that ordinary text is made of; by-products of a wrong encoding are mostly others.
+_ORDINARY_SHARE = 0.85
+_VALID_LINES = 0.5  # a UTF-8 file with some bad lines is still one: those are counted and named
+
+
+def recognize(head: bytes) -> str | None:
+    """Return the Python codec for the beginning of a file: utf-8, utf-16-le, utf-16-be, utf-32, gb18030 or big5hkscs.
+
+    None if it reads as none of them.
+    """
+    for mark, codec in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")):
+        if head.startswith(mark):
+            return codec
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if head[:1] in (b"{", b"[", b"\0"):  # JSON begins with a bracket, whose zero bytes tell the width of a character
+        codec = json.detect_encoding(head)
+        if not codec.startswith("utf-8"):
+            return codec
+    if _decodes(head, "utf-8") or _lines_are_utf8(head):
+        return "utf-8"
+    shares = {codec: _ordinary_share(head, codec) for codec in ("gb18030", "big5hkscs")}
+    best = max(shares, key=lambda codec: shares[codec])
+    return best if shares[best] >= _ORDINARY_SHARE else None
+
+
+def to_utf8(blocks: Iterable[Block], codec: str) -> Iterator[Block]:
+    """Turn blocks of an encoding into UTF-8. Bytes that are no character stay as they are, for the parser to find."""
+    if codec == "utf-8":
+        yield from blocks
+        return
+    decoder = codecs.getincrementaldecoder(codec)("surrogateescape" if codec in ("gb18030", "big5hkscs") else "replace")
+    for block, consumed in blocks:
+        yield decoder.decode(block).encode("utf-8", "surrogateescape"), consumed
+    yield decoder.decode(b"", final=True).encode("utf-8", "surrogateescape"), 0
+
+
+def _decodes(data: bytes, codec: str) -> bool:
+    try:
+        codecs.getincrementaldecoder(codec)().decode(data)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _lines_are_utf8(head: bytes) -> bool:
+    lines = [line for line in head.splitlines() if not line.isascii()]
+    return sum(_decodes(line, "utf-8") for line in lines) > _VALID_LINES * len(lines)
+
+
+def _ordinary_share(head: bytes, codec: str) -> float:
+    """Return the share of characters beyond ASCII that ordinary Chinese text has."""
+    text = codecs.getincrementaldecoder(codec)("replace").decode(head)
+    others = [c for c in text if c > "\x7f"]
+    return sum(c in _ordinary() for c in others) / max(1, len(others))
+
+
+@lru_cache(maxsize=1)
+def _ordinary() -> frozenset[str]:
+    """Return the frequent Han characters of both standards (level 1) and the marks that go with them."""
+    pairs = [("gb2312", 0xB0, 0xD7), ("big5", 0xA4, 0xC6)]
+    han = [
+        bytes((lead, trail)).decode(codec, "ignore")
+        for codec, first, last in pairs
+        for lead in range(first, last + 1)
+        for trail in range(0x40, 0xFF)
+    ]
+    marks = [
+        chr(point)
+        for first, last in ((0x2010, 0x2030), (0x3000, 0x3020), (0xFF01, 0xFF5F))
+        for point in range(first, last)
+    ]
+    return frozenset((*han, *marks, "\u00b7", "\u2026"))

@@ -1,0 +1,213 @@
+"""JSON arrays, pretty-printed JSON, CSV, TSV and plain text, turned into JSON Lines as they are read.
+
+Every function takes blocks of UTF-8 and yields blocks of JSON Lines, a line a record.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+
+from common.errors import UserError
+from corpus.formats.compression import Block
+from corpus.formats.fields import DEFAULT_KEY
+
+MAX_RECORD_BYTES = 256 * 1024 * 1024
+_BETWEEN = re.compile(r"[\s,\x1e\ufeff]*")
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+_BLANK_ENDS = re.compile(r"\A(?:[^\S\n]*\n)+|(?:\n[^\S\n]*)+\Z")
+_SPLIT_AT = 2**16  # characters
+_CUT_OFF = "Unterminated string"  # how the parser calls a string that may go on in the next block
+_TAIL = 64  # characters before the end in which any other complaint may be due to a cut, too
+csv.field_size_limit(MAX_RECORD_BYTES)
+
+
+def _decoded(blocks: Iterable[Block]) -> Iterator[tuple[str, int]]:
+    """Yield text; bytes that are no UTF-8 become lone surrogates, which `_lines` turns back."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    for block, consumed in blocks:
+        yield decoder.decode(block), consumed
+    yield decoder.decode(b"", final=True), 0
+
+
+def _lines(records: list[str], consumed: int) -> Block:
+    return "".join(f"{record}\n" for record in records).encode("utf-8", "surrogateescape"), consumed
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def json_values(blocks: Iterable[Block], name: str) -> Iterator[Block]:
+    """Yield the elements of JSON arrays, or values that follow each other, however they are laid out.
+
+    UserError names the file, the record and the line where the text stops being JSON: nothing after it can be told.
+    """
+    scan = _ValueScan(name)
+    for text, consumed in _decoded(blocks):
+        yield _lines(scan.add(text), consumed)
+    yield _lines(scan.add("", final=True), 0)
+
+
+class _ValueScan:
+    """Finds the borders of JSON values in a text that comes in pieces."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._decode = json.JSONDecoder().raw_decode
+        self._rest, self._wanted = "", 0
+        self._in_array = False
+        self._records, self._line = 0, 1
+
+    def add(self, text: str, final: bool = False) -> list[str]:
+        """Return the values that are complete now, each on one line."""
+        self._rest += text
+        if len(self._rest) < self._wanted and not final:
+            return []
+        found, place = [], 0
+        while True:
+            start = place
+            place = self._skip(place)
+            self._line += self._rest.count("\n", start, place)
+            if place == len(self._rest):
+                break
+            end = self._end_of_value(place, final)
+            if end is None:
+                break
+            self._line += self._rest.count("\n", place, end)
+            # A line end between tokens is a space; within a string JSON has none.
+            found.append(self._rest[place:end].replace("\n", " ").replace("\r", " "))
+            self._records += 1
+            place = end
+        self._rest = self._rest[place:]
+        # A value that goes on is looked at again only when its text has doubled, so that reading stays linear.
+        self._wanted = 2 * len(self._rest)
+        return found
+
+    def _skip(self, place: int) -> int:
+        """Return where the next value begins, past commas, spaces and the brackets of an array around all."""
+        while True:
+            place = _BETWEEN.match(self._rest, place).end()  # type: ignore[union-attr]
+            if self._rest[place : place + 1] != ("]" if self._in_array else "["):
+                return place
+            self._in_array = not self._in_array
+            place += 1
+
+    def _end_of_value(self, place: int, final: bool) -> int | None:
+        """Return the end of the value at `place`, None if it is not all there yet."""
+        try:
+            end = self._decode(self._rest, place)[1]
+        except json.JSONDecodeError as error:
+            may_go_on = error.msg.startswith(_CUT_OFF) or error.pos > len(self._rest) - _TAIL
+            if not final and may_go_on and len(self._rest) - place < MAX_RECORD_BYTES:
+                return None
+            line = self._line + self._rest.count("\n", place, error.pos)
+            raise UserError(
+                f"{self.name}:{line}: record {self._records + 1} is not JSON ({error.msg}){self._hint(place, error)}"
+            ) from None
+        except RecursionError:
+            raise UserError(f"{self.name}:{self._line}: blocks within blocks without end") from None
+        # A number may go on in the next block.
+        return end if final or end < len(self._rest) else None
+
+    def _hint(self, place: int, error: json.JSONDecodeError) -> str:
+        before = self._rest[place : error.pos].rstrip()
+        if before.endswith(",") and self._rest[error.pos : error.pos + 1] in "}]":
+            return ": take out the comma before the closing bracket"
+        if self._rest[error.pos : error.pos + 1] == "'":
+            return ": it is written with single quotes, as Python prints it; write it with json.dumps"
+        return ": write the file again with json.dump"
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def csv_rows(blocks: Iterable[Block], name: str, delimiter: str) -> Iterator[Block]:
+    """Yield the rows of a table whose first row names its columns; one of another length becomes an array."""
+    consumed = [0]
+    rows: list[str] = []
+    size = 0
+    for row in table_records(blocks, name, delimiter, consumed):
+        rows.append(row)
+        size += len(row)
+        if size > _SPLIT_AT:
+            yield _lines(rows, consumed[0])
+            rows, size, consumed[0] = [], 0, 0
+    yield _lines(rows, consumed[0])
+
+
+def table_records(
+    blocks: Iterable[Block], name: str, delimiter: str, consumed: list[int] | None = None
+) -> Iterator[str]:
+    """Yield the rows as JSON, and add to `consumed[0]` what was read of the file; UserError if it is no table."""
+    reader = csv.reader(_csv_lines(blocks, consumed or [0]), delimiter=delimiter, strict=True)
+    columns: list[str] | None = None
+    try:
+        for values in reader:
+            if columns is None:
+                columns = _column_names(values, name)
+            elif values:
+                record = dict(zip(columns, values, strict=True)) if len(values) == len(columns) else values
+                yield json.dumps(record, ensure_ascii=False)
+            else:
+                yield ""
+    except csv.Error as error:
+        raise UserError(
+            f"{name}:{reader.line_num}: not a row of a table ({error}); a value with quotes or line ends in it is put "
+            "in quotes, and a quote in it doubled"
+        ) from None
+
+
+def _csv_lines(blocks: Iterable[Block], consumed: list[int]) -> Iterator[str]:
+    """Yield lines with their ends, as the csv module wants them, and add up in `consumed` what was read."""
+    rest, first = [], True
+    for text, read in _decoded(blocks):
+        consumed[0] += read
+        if first and text:
+            text, first = text.removeprefix("\ufeff"), False
+        *whole, last = text.split("\n")
+        for line in whole:
+            yield "".join(rest) + line + "\n"
+            rest = []
+        rest.append(last)
+    if last := "".join(rest):
+        yield last
+
+
+def _column_names(values: list[str], name: str) -> list[str]:
+    if len(set(values)) < len(values) or not all(value.strip() and len(value) <= 100 for value in values):
+        raise UserError(f"{name}: its first row does not name the columns; put their names there, such as text")
+    return [value.strip() for value in values]
+
+
+# --- plain text -------------------------------------------------------------------------------------------------------
+
+
+def plain_text(blocks: Iterable[Block], name: str, split: bool) -> Iterator[Block]:
+    """Yield the text as one document, or with `split` every stretch between blank lines as one.
+
+    Line ends become "\\n" whatever they were, and blank lines at both ends are left out.
+    """
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    parts: list[str] = []
+    size = read = 0
+    for text, consumed in _decoded(blocks):
+        parts.append(newlines.decode(text))
+        size += len(text)
+        read += consumed
+        if split and size > _SPLIT_AT:
+            *whole, last = _BLANK_LINES.split("".join(parts))
+            yield _lines(_as_records(whole), read)
+            parts, size, read = [last], len(last), 0
+        if size > MAX_RECORD_BYTES // 4:
+            raise UserError(f"{name}: a document of {size:,} characters; divide the file, or give --split_txt")
+    rest = "".join(parts) + newlines.decode("", final=True)
+    yield _lines(_as_records(_BLANK_LINES.split(rest) if split else [rest]), read)
+
+
+def _as_records(documents: list[str]) -> list[str]:
+    cleaned = (_BLANK_ENDS.sub("", document.removeprefix("\ufeff")) for document in documents)
+    return [json.dumps({DEFAULT_KEY: document}, ensure_ascii=False) for document in cleaned if document]
