@@ -28,7 +28,7 @@ def _flag(default: Any, text: str, convert: Convert, metavar: str | None = None,
 
 
 def _switch(text: str) -> Any:
-    return _flag(False, text, bool, action="store_true")
+    return _flag(False, text, boolean, action="store_true")
 
 
 @dataclass(frozen=True)

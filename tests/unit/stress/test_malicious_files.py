@@ -177,8 +177,7 @@ def test_as_text_and_as_tokenizer(evil, place, refused, monkeypatch):
     (place / "evil.jsonl").write_bytes(evil)
     (place / "evil.json").write_bytes(evil)
     output = ["--output", place / "out"]
-    said = refused(prepare_main(monkeypatch, "--input", place / "evil.jsonl", *output))
-    assert "lines are bad" in said
+    assert "evil.jsonl: " in refused(prepare_main(monkeypatch, "--input", place / "evil.jsonl", *output))
     flags = ["--input", place / "text.jsonl", "--tokenizer", place / "evil.json", *output]
     assert "evil.json" in refused(prepare_main(monkeypatch, *flags))
     assert not (place / "out").exists()
@@ -264,7 +263,7 @@ def test_as_a_share_of_a_forged_checkpoint(evil, place, mark):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["--data", "{place}/evil.jsonl"], "lines are bad"),
+        (["--data", "{place}/evil.jsonl"], "no text in this archive"),
         (["--data", "{place}/text.jsonl", "--tokenizer", "{place}/evil.json"], "evil.json"),
     ],
 )
