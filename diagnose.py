@@ -13,7 +13,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from common.command_line import Parser, run_script
+from common.command_line import Parser, check_output_file, run_script, write_output_file
 from common.console import spell_out, takes_any_character
 from common.errors import UserError
 
@@ -38,18 +38,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.lang not in LANGUAGES:
         raise UserError(f"--lang is {args.lang}: give en or zh")
-    for flag, path in (("--json", None if args.json in (None, "-") else Path(args.json)), ("--html", args.html)):
-        if path is not None:
-            _check_writable(flag, path)
+    check_output_file("--json", None if args.json in (None, "-") else Path(args.json))
+    check_output_file("--html", args.html)
     return args
-
-
-def _check_writable(flag: str, path: Path) -> None:
-    """Raise UserError before minutes are spent, unless `path` can be a file in a folder that exists."""
-    if path.is_dir():
-        raise UserError(f"{flag} {path} is a folder: give a file in it")
-    if not path.resolve().parent.is_dir():
-        raise UserError(f"{flag} {path}: there is no folder {path.resolve().parent}: create it first")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -77,10 +68,7 @@ def run(args: argparse.Namespace) -> None:
         files[args.html] = page(result)
     # before anything is printed: a terminal that has gone away must not cost the files
     for path, text in files.items():
-        try:
-            Path(path).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}): give another place") from None
+        write_output_file(Path(path), text)
     print(spell_out(as_json if to_stdout else screen(result)), end="")
     for path in files:
         # with --json - nothing but the object may go to the standard output

@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from common.console import prepare_streams
@@ -119,6 +120,24 @@ def one_of(*choices: str) -> Callable[[str], str]:
         return text
 
     return convert
+
+
+def check_output_file(flag: str, path: Path | None) -> None:
+    """Raise UserError before minutes are spent, unless `path` can be a file in a folder that exists."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"{flag} {path} is a folder: give a file in it")
+    if not path.resolve().parent.is_dir():
+        raise UserError(f"{flag} {path}: there is no folder {path.resolve().parent}: create it first")
+
+
+def write_output_file(path: Path, text: str) -> None:
+    """Write what a flag asked for; UserError if it cannot be written."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): give another place") from None
 
 
 def run_script(

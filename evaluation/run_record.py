@@ -32,6 +32,8 @@ class RunRecord:
     ds_config: Row = field(default_factory=dict)
     state: Row = field(default_factory=dict)
     """run_state.json of the newest checkpoint."""
+    record: Row = field(default_factory=dict)
+    """run.json as a whole."""
 
     def curve(self, split: str, key: str) -> Curve:
         """Return (step, value) of one metric, finite values only."""
@@ -115,6 +117,7 @@ def read_run(folder: Path) -> RunRecord:
         corpus=corpus if isinstance(corpus, str) else None,
         ds_config=read_object(folder / "ds_config.json"),
         state=states[-1] if states else {},
+        record=record,
     )
 
 

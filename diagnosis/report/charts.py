@@ -111,9 +111,10 @@ def log_ticks(low: float, high: float, base: int = 10, count: int = 5) -> list[f
     return [float(base) ** k for k in range(first, last + 1, math.ceil((last - first + 1) / count))]
 
 
-def step_ticks(scale: Scale) -> list[Tick]:
-    """Return ticks at whole steps, few enough for a phone."""
-    steps = [step for step in nice_ticks(scale.low, scale.high, 4) if step == round(step)] or [scale.low]
+def step_ticks(scale: Scale, whole: bool = True) -> list[Tick]:
+    """Return ticks, at whole steps unless said otherwise, few enough for a phone."""
+    ticks = nice_ticks(scale.low, scale.high, 4)
+    steps = [step for step in ticks if not whole or step == round(step)] or [scale.low]
     return [Tick(scale.share(step), short(step)) for step in steps]
 
 
@@ -173,6 +174,7 @@ def line_chart(
     log_base: int = 10,
     floor: float | None = 0.0,
     ceiling: float | None = None,
+    whole_steps: bool = True,
 ) -> Chart | None:
     """Return a chart of the curves that have points, None if none has.
 
@@ -182,6 +184,7 @@ def line_chart(
         log: use a logarithmic y axis if the values are positive and span a factor of 4 or more.
         floor: where the y axis starts if no value is below it; None: a little below the lowest value.
         ceiling: the largest end of the y axis; higher values run along the edge.
+        whole_steps: put the ticks of the x axis at whole numbers.
     """
     curves = [curve for curve in curves if curve.points]
     if not curves:
@@ -195,7 +198,7 @@ def line_chart(
     y_values = log_ticks(y_scale.low, y_scale.high, log_base) if y_scale.log else nice_ticks(y_scale.low, y_scale.high)
     return Chart(
         title=title,
-        x_ticks=step_ticks(x_scale),
+        x_ticks=step_ticks(x_scale, whole_steps),
         y_ticks=[Tick(100 - y_scale.share(y), show(y)) for y in y_values],
         lines=[_line(curve, x_scale, y_scale) for curve in curves],
         summary=[(c.label, show(c.points[0][1]), show(c.points[-1][1])) for c in curves],

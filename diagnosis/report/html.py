@@ -50,7 +50,7 @@ def page(diagnosis: dict[str, Any]) -> str:
         state = "healthy"
     else:
         state = "faulty" if found["causes"] else "unknown"
-    return _render(
+    return render(
         "page.html.j2",
         language,
         t,
@@ -67,7 +67,7 @@ def page(diagnosis: dict[str, Any]) -> str:
 def report_page(report: dict[str, Any], language: str = "en", heading: str = "") -> str:
     """Return the page of a corpus alone, from what prepare.py writes as report.json."""
     t = Messages(language).section("page")
-    return _render("report.html.j2", language, t, corpus=sections.corpus(report, t, language), heading=heading)
+    return render("report.html.j2", language, t, corpus=sections.corpus(report, t, language), heading=heading)
 
 
 def _contents(found: dict[str, Any], t: dict[str, str]) -> list[tuple[str, str]]:
@@ -91,16 +91,16 @@ def _contents(found: dict[str, Any], t: dict[str, str]) -> list[tuple[str, str]]
     return [(anchor, t.get(f"{anchor}_title", t[anchor])) for anchor in order if shown[anchor]]
 
 
-def _render(template: str, language: str, t: dict[str, str], **found: Any) -> str:
-    """Fill in one template, with everything escaped."""
-    return printable(_environment().get_template(template).render(t=t, language=language, **found))
+def render(template: str, language: str, t: dict[str, str], *, folder: Path = TEMPLATES, **found: Any) -> str:
+    """Fill in one template, with everything escaped; one of another `folder` may build on those here."""
+    return printable(_environment(folder).get_template(template).render(t=t, language=language, **found))
 
 
 @cache
-def _environment() -> Environment:
+def _environment(folder: Path) -> Environment:
     """Return the templates, compiled once; what is missing prints as nothing."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([folder, TEMPLATES]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,4 +1,4 @@
-"""The texts of diagnosis and page, in English and Chinese: locales/en.json and locales/zh.json.
+"""The texts of a report and its page, in English and Chinese: locales/en.json and locales/zh.json.
 
 A text is named by its place in the file ("causes.duplicates.title"), and its values are filled in by str.format.
 """
@@ -18,9 +18,9 @@ LANGUAGES = ("en", "zh")
 class Messages:
     """The texts of one language: `messages("notes.seen")`. An unknown language gives English."""
 
-    def __init__(self, language: str) -> None:
+    def __init__(self, language: str, locales: Path = LOCALES) -> None:
         self.language = language if language in LANGUAGES else LANGUAGES[0]
-        self.texts = load_texts(self.language)
+        self.texts = load_texts(self.language, locales)
 
     def __call__(self, key: str, **values: Any) -> str:
         """Return the text `key` with its values."""
@@ -32,9 +32,9 @@ class Messages:
 
 
 @cache
-def load_texts(language: str) -> dict[str, str]:
-    """Return all texts of a language by their dotted names."""
-    return dict(_flatten(json.loads((LOCALES / f"{language}.json").read_text(encoding="utf-8")), ""))
+def load_texts(language: str, locales: Path = LOCALES) -> dict[str, str]:
+    """Return all texts of a language by their dotted names, from the folder of one file a language."""
+    return dict(_flatten(json.loads((locales / f"{language}.json").read_text(encoding="utf-8")), ""))
 
 
 def _flatten(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

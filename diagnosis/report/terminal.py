@@ -63,7 +63,7 @@ def _baselines(found: dict[str, Any], texts: Messages) -> list[str]:
     for label, row, mark in rows:
         bits = "" if row["bits_per_byte"] is None else f"  {row['bits_per_byte']:6.3f}"
         bar = mark * max(1, round(row["nats"] / most * BAR))
-        lines.append(f"  {_padded(label, width)}  {row['nats']:6.3f}{bits}  {bar}")
+        lines.append(f"  {padded(label, width)}  {row['nats']:6.3f}{bits}  {bar}")
     return [*lines, *wrap(found["sentence"], "  ")]
 
 
@@ -71,11 +71,11 @@ def _repetition(rows: list[dict[str, Any]], texts: Messages) -> list[str]:
     if not rows:
         return []
     width = max(columns(row["label"]) for row in rows)
-    head = "".join(f"  {_padded(texts(f'metrics.{name}'), 10, right=True)}" for name in METRICS)
+    head = "".join(f"  {padded(texts(f'metrics.{name}'), 10, right=True)}" for name in METRICS)
     lines = [texts("terminal.repetition"), "  " + " " * width + head]
     for row in rows:
         lines.append(
-            f"  {_padded(row['label'], width)}" + "".join(f"  {_cell(row[name], name):>10}" for name in METRICS)
+            f"  {padded(row['label'], width)}" + "".join(f"  {_cell(row[name], name):>10}" for name in METRICS)
         )
     return lines
 
@@ -122,6 +122,7 @@ def _wide(character: str) -> bool:
     return unicodedata.east_asian_width(character) in "WF"
 
 
-def _padded(text: str, width: int, right: bool = False) -> str:
+def padded(text: str, width: int, right: bool = False) -> str:
+    """Return a text with blanks up to `width` columns, on its right or on its left."""
     padding = " " * max(0, width - columns(text))
     return padding + text if right else text + padding

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "sample_stories": {"common"},
     "evaluation": {"model", "corpus", "common"},
     "diagnosis": {"evaluation", "model", "corpus", "common"},
+    "experiments": {"training", "diagnosis", "evaluation", "model", "corpus", "common"},
     "training": {"evaluation", "model", "corpus", "sample_stories", "common"},
 }
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}

@@ -60,7 +60,7 @@ class Metrics:
         scalars = [
             (_tag(split, name), value, step)
             for name, value in row.items()
-            if isinstance(value, (int, float)) and name not in ("step", "tokens")
+            if isinstance(value, (int, float)) and name not in ("step", "tokens", "seconds")
         ]
         scalars += [
             (f"router_entropy/layer_{layer}", value, step) for layer, value in enumerate(row.get("router_entropy", ()))

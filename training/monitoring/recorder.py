@@ -101,6 +101,7 @@ class Recorder:
             peak = run.peak_flops and run.peak_flops * self.engine.world_size
             figures = {
                 "tokens": state.step * run.tokens_per_step,
+                "seconds": round(state.seconds, 2),
                 "loss": loss,
                 "bits_per_byte": loss / math.log(2) / run.bytes_per_token,
                 "balance_loss": balance if routing else None,
@@ -138,6 +139,7 @@ class Recorder:
         if self.metrics:
             figures = {
                 "tokens": state.step * self.constants.tokens_per_step,
+                "seconds": round(state.seconds, 2),
                 "loss": result.loss,
                 "perplexity": result.perplexity,
                 "bits_per_byte": result.bits_per_byte,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
 
 from common.console import human_time
+from corpus.manifest import Manifest
 from corpus.report import loss_to_beat
 from model import count_parameters
 from training.checkpointing.run_state import RunState
@@ -44,9 +48,27 @@ def _write_record(context: RunContext) -> None:
         "flags": flags,
         "model": asdict(context.config),
         "corpus": str(context.corpus.folder),
+        "text": _text_record(context.corpus.manifest),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "deepspeed")},
+        },
+        "device": context.device.summary,
+        "processes": context.world.size,
     }
     text = json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n"
     write_text(context.output / "run.json", text, say)
+
+
+def _text_record(manifest: Manifest) -> dict[str, Any]:
+    """Return what compare.py knows a text by where the corpus is not: its hashes, sizes and n-gram baselines."""
+    val, baselines = manifest.splits["val"], manifest.ngram_baselines
+    return {
+        "fingerprint": manifest.fingerprint,
+        "tokenizer": manifest.tokenizer_sha256,
+        "held_out": [val.documents, val.bytes, val.characters],
+        "ngram_baselines": baselines.model_dump() if baselines else None,
+    }
 
 
 def sum_up(

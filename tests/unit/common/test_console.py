@@ -73,7 +73,7 @@ def test_a_terminal_that_lacks_characters_gets_the_rest(tmp_path, encoding, said
 
 
 def test_a_terminal_that_was_closed_before_the_start_ends_nothing_and_stays_out_of_the_log(tmp_path):
-    closing = f"exec {sys.executable} -c \"$0\" {tmp_path / 'log'} >&- 2>&-"
+    closing = f'exec {sys.executable} -c "$0" {tmp_path / "log"} >&- 2>&-'
     done = subprocess.run(["bash", "-c", closing, SCRIPT], cwd=ROOT, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     log = (tmp_path / "log").read_text()

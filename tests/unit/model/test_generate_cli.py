@@ -130,7 +130,8 @@ def test_interactive(cli, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", lambda _prompt: next(answers))
     status, out, err = cli("--seed", "1")
     first, second = (
-        spell_out(record["text"]) for record in records(cli("--prompt", "从前", "--seed", "1", "--num_samples", "2", "--json")[1])
+        spell_out(record["text"])
+        for record in records(cli("--prompt", "从前", "--seed", "1", "--num_samples", "2", "--json")[1])
     )
     assert status == 0
     assert out == f"{first}\n{second}\n"  # asked twice, answered differently, and a prompt too long in between

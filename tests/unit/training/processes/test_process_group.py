@@ -34,7 +34,10 @@ def test_what_launchers_set_is_read(environment):
         ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK in the environment is '-1' and must be a whole number from 0 to 1"),
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "2"}, "LOCAL_RANK in the environment is '2'"),
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_SIZE": "8"}, "LOCAL_SIZE in the environment is '8'"),
-        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set in the environment and RANK is not: start with deepspeed or torchrun"),
+        (
+            {"WORLD_SIZE": "2"},
+            "WORLD_SIZE=2 is set in the environment and RANK is not: start with deepspeed or torchrun",
+        ),
     ],
 )
 def test_what_cannot_be_is_named_before_anything_starts(environment, values, said):

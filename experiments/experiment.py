@@ -1,0 +1,103 @@
+"""Runs that differ in the seed alone are one experiment: its mean, its spread, and which experiments differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from statistics import mean, stdev
+from typing import Any
+
+from experiments.run_figures import ComparedRun
+from experiments.settings import differences, experiment_key, settings_of, short_names, show_value
+from experiments.statistics import ALPHA, WelchTest, holm, welch
+
+LONGEST_LABEL = 40
+
+
+@dataclass
+class Experiment:
+    """Runs of one configuration; `values` holds one loss a seed, of the runs that are judged."""
+
+    runs: list[ComparedRun]
+    settings: dict[str, Any]
+    label: str = ""
+    values: dict[Any, float] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over the seeds, None if no run is judged."""
+        return mean(self.values.values()) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over the seeds, None with fewer than two."""
+        return stdev(self.values.values()) if len(self.values) > 1 else None
+
+    def judge(self, value_of: Callable[[ComparedRun], float | None]) -> None:
+        """Take one value for each seed: copies of a run, or a run that was repeated, are no second draw."""
+        found: dict[Any, list[float]] = {}
+        for run in self.runs:
+            if (value := value_of(run)) is not None:
+                found.setdefault(run.seed, []).append(value)
+        self.values = {seed: mean(values) for seed, values in found.items()}
+
+    @property
+    def representative(self) -> ComparedRun:
+        """The run whose best loss is the lowest: its samples are shown."""
+        return min(self.runs, key=lambda run: float("inf") if run.best is None else run.best)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two experiments by their places in the list, the lower mean first; `test` is None where nothing can be known."""
+
+    first: int
+    second: int
+    test: WelchTest | None
+    p: float | None
+    """Corrected for the number of pairs."""
+
+    @property
+    def differs(self) -> bool | None:
+        """Whether the difference is more than the noise of seeds, None if that cannot be known."""
+        return None if self.p is None else self.p < ALPHA
+
+
+def group(runs: Sequence[ComparedRun]) -> list[Experiment]:
+    """Return the experiments of some runs, in the order of their first runs, with labels."""
+    found: dict[object, Experiment] = {}
+    for run in runs:
+        settings = settings_of(run)
+        # a folder with nothing but metrics says nothing that another could share with it
+        key = experiment_key(settings) if run.record.flags else run.name
+        found.setdefault(key, Experiment([], settings)).runs.append(run)
+    experiments = list(found.values())
+    _label(experiments)
+    return experiments
+
+
+def _label(experiments: Sequence[Experiment]) -> None:
+    """Name each by the values that differ if they are few and short, and by the name of its first run otherwise."""
+    differing = differences([experiment.settings for experiment in experiments])
+    shorts = short_names(list(differing))
+    for k, experiment in enumerate(experiments):
+        words = [f"{shorts[name]}={show_value(values[k])}" for name, values in differing.items()]
+        experiment.label = " ".join(words)
+    labels = [experiment.label for experiment in experiments]
+    if len(set(labels)) < len(labels) or not all(0 < len(label) <= LONGEST_LABEL for label in labels):
+        for experiment in experiments:
+            experiment.label = experiment.runs[0].name
+
+
+def compare_pairs(experiments: Sequence[Experiment]) -> list[Pair]:
+    """Return a test for each pair of experiments that have values; Holm's correction is for all that could be made.
+
+    All pairs count, not those with the best alone: which one is best is chosen by looking at the results.
+    """
+    judged = [k for k, experiment in enumerate(experiments) if experiment.values]
+    judged.sort(key=lambda k: (experiments[k].mean, k))
+    pairs = list(combinations(judged, 2))
+    tests = [welch(list(experiments[a].values.values()), list(experiments[b].values.values())) for a, b in pairs]
+    corrected = iter(holm([test.p for test in tests if test]))
+    return [Pair(a, b, test, next(corrected) if test else None) for (a, b), test in zip(pairs, tests, strict=True)]
