@@ -8,7 +8,6 @@ same function of the same weights (tests/unit/model/test_moe.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -70,12 +69,13 @@ class DeepSpeedMoE(nn.Module):
     affair: second-expert sampling is off (its Gumbel noise would stay on in evaluation), the minimum capacity is 0, and
     evaluation never drops a token, so a validation loss does not depend on what shares the batch.
 
-    After a forward pass `balance_loss` holds DeepSpeed's l_aux (1.0 is perfect balance) and `route_counts` (E + 1,) has
-    grown, while training, by the dropped routes [0] and the routes of each expert [1:]. `entropy_sum` has grown by the
-    entropy of the router's probabilities, in nats, summed over the tokens (None before the first pass of training).
+    After a forward pass `take_balance_loss` returns DeepSpeed's l_aux (1.0 is perfect balance) and `route_counts`
+    (E + 1,) has grown, while training, by the dropped routes [0] and the routes of each expert [1:]. `entropy_sum` has
+    grown by the entropy of the router's probabilities, in nats, summed over the tokens (None before the first pass of
+    training).
     """
 
-    balance_loss: Tensor
+    balance_loss: Tensor  # of the last pass; detached once it is taken
     route_counts: Tensor
     entropy_sum: Tensor | None  # no buffer: `module.half()` would round it
 
@@ -111,7 +111,18 @@ class DeepSpeedMoE(nn.Module):
         if self.together and self.drop_free:
             return self._own_dispatch(x_BTH.flatten(0, -2)).view_as(x_BTH)
         y_BTH, self.balance_loss, _ = self.moe(x_BTH)
+        layer: Any = self.moe.deepspeed_moe
+        layer.l_aux = self.balance_loss.detach()  # DeepSpeed's own reference would keep the graph of the whole pass
         return y_BTH
+
+    def take_balance_loss(self) -> Tensor:
+        """Return the balancing loss of the last pass, and keep only its value.
+
+        It hangs on everything that the pass computed before this layer: a reference kept here would hold a whole
+        pass's activations in memory until the next one has filled as much again.
+        """
+        taken, self.balance_loss = self.balance_loss, self.balance_loss.detach()
+        return taken
 
     def _own_dispatch(self, x_SH: Tensor) -> Tensor:
         layer: Any = self.moe.deepspeed_moe
@@ -147,15 +158,16 @@ def run_experts(x_SH: Tensor, weight_SK: Tensor, expert_SK: Tensor, experts: Seq
     """(S, H) -> (S, H): the experts' outputs for the tokens routed to them, weighed and summed in fp32.
 
     The tokens are sorted by expert, so that each expert's are one slice; the slice is padded to a multiple of
-    GROUP_MULTIPLE with rows that nobody reads. The host waits for the number of tokens of each expert, once.
+    GROUP_MULTIPLE with rows that nobody reads. The host waits for the device once, to learn how many tokens each expert
+    has.
     """
     routes, top_k = expert_SK.numel(), expert_SK.shape[1]
     expert_R = expert_SK.flatten()
-    group_sizes, starts = _padded_groups(expert_R, len(experts))
-    sorted_R = expert_R.argsort(stable=True)  # of the routes, those of expert 0 first
-    sorted_expert_R = expert_R[sorted_R]
-    first_E = torch.searchsorted(sorted_expert_R, torch.arange(len(experts), device=x_SH.device))
-    row_R = torch.arange(routes, device=x_SH.device) + (starts - first_E)[sorted_expert_R]
+    sorted_expert_R, sorted_R = expert_R.sort(stable=True)  # the routes of expert 0 first
+    first_F = torch.searchsorted(sorted_expert_R, torch.arange(len(experts) + 1, device=x_SH.device))
+    size_E = _padded(first_F.diff())
+    row_R = torch.arange(routes, device=x_SH.device) + (size_E.cumsum(0) - size_E - first_F[:-1])[sorted_expert_R]
+    group_sizes = _on_host(size_E, routes)
     source_P = torch.zeros(sum(group_sizes), dtype=torch.long, device=x_SH.device).scatter_(0, row_R, sorted_R // top_k)
     row_SK = torch.empty_like(row_R).scatter_(0, sorted_R, row_R).view_as(expert_SK)
     slices = _Dispatch.apply(x_SH, source_P, row_SK).split(group_sizes)
@@ -163,17 +175,13 @@ def run_experts(x_SH: Tensor, weight_SK: Tensor, expert_SK: Tensor, experts: Seq
     return _Combine.apply(torch.cat(outputs), weight_SK, row_SK, source_P)
 
 
-def _padded_groups(expert_R: Tensor, experts: int) -> tuple[list[int], Tensor]:
-    """Return the padded size of each expert's group, and where the groups start (E,)."""
-    if expert_R.is_meta:  # nobody knows; as if they were even
-        counts = [expert_R.numel() // experts] * experts
-    else:
-        counts = expert_R.bincount(minlength=experts).tolist()
-    sizes = [_padded(count) for count in counts]
-    return sizes, torch.tensor([0, *accumulate(sizes[:-1])], device=expert_R.device)
+def _on_host(size_E: Tensor, routes: int) -> list[int]:
+    """Return the padded group sizes as numbers; on the meta device, where nobody knows them, as if they were even."""
+    return [_padded(routes // len(size_E))] * len(size_E) if size_E.is_meta else size_E.tolist()
 
 
-def _padded(tokens: int) -> int:
+def _padded(tokens: Any) -> Any:
+    """Return a number of tokens, or a tensor of them, rounded up to the next GROUP_MULTIPLE."""
     return (tokens + GROUP_MULTIPLE - 1) // GROUP_MULTIPLE * GROUP_MULTIPLE
 
 

@@ -144,7 +144,7 @@ class CausalLM(nn.Module):
         return F.linear(hidden, self.model.embed_tokens.weight)
 
     def _balance_loss(self) -> Tensor | None:
-        losses = [layer.balance_loss for layer in self.expert_layers()]
+        losses = [layer.take_balance_loss() for layer in self.expert_layers()]
         return torch.stack(losses).mean() if losses else None
 
     def expert_layers(self) -> list[DeepSpeedMoE]:

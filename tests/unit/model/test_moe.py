@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
+import weakref
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.overrides import TorchFunctionMode
 
 from model import CausalLM
 from model.hf import hf_name
 from model.init import init_weights
 from model.moe import DeepSpeedMoE, LocalMoE
+from model.packed_attention import PackedRows, document_mask
 
 ROUTES = [(4, 1), (4, 2), (5, 3)]
 
@@ -237,3 +241,61 @@ def test_the_balance_loss_is_part_of_the_total(config):
     assert torch.isclose(losses.balance, mean)
     assert torch.isclose(losses.total, losses.lm + config.router_aux_loss_coef * mean)
     assert losses.total > losses.lm
+
+
+def training_model(config) -> CausalLM:
+    model = CausalLM(config, DeepSpeedMoE)
+    for layer in model.expert_layers():
+        layer.moe.set_deepspeed_parallelism()
+    init_weights(model, config, 0)
+    return model.train()
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["ours", "deepspeeds"])
+def test_no_layer_keeps_the_graph_of_a_pass(make_config, together):
+    model = training_model(make_config())
+    for layer in model.expert_layers():
+        layer.together = together
+    ids = torch.randint(3, 300, (2, 25), generator=torch.Generator().manual_seed(0))
+    kept = []
+
+    class Saved:
+        def __init__(self, tensor):
+            self.tensor = tensor.detach()
+            kept.append(weakref.ref(self))
+
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        losses = model(ids[:, :-1], ids[:, 1:])
+    assert any(reference() for reference in kept)
+    del losses
+    gc.collect()
+    assert not any(reference() for reference in kept)
+
+
+class Waits(TorchFunctionMode):
+    """Counts the calls at which the host would wait for a GPU."""
+
+    NAMES = ("tolist", "item", "cpu", "numpy", "nonzero", "bincount", "tensor", "as_tensor", "__bool__", "__int__")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if (name := getattr(func, "__name__", "")) in self.NAMES:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_micro_batch_waits_once_a_layer_for_the_sizes_of_the_experts(make_config, monkeypatch):
+    config = make_config(num_hidden_layers=3)
+    model = training_model(config)
+    # on a CPU the borders of the documents are read as well, which costs nothing there
+    monkeypatch.setattr(
+        PackedRows, "of", lambda ids, bos, eos, mask_documents: PackedRows(document_mask(ids, bos, eos), None)
+    )
+    ids = torch.randint(3, 300, (2, 25), generator=torch.Generator().manual_seed(0))
+    with Waits() as waits:
+        losses = model(ids[:, :-1], ids[:, 1:])
+        losses.total.backward()
+    assert waits.found == ["tolist"] * 3
