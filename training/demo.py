@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from common.console import human_time
 from common.files import read_json_lines
 from common.hardware import detect
+from common.nvidia import why_unusable
 from model import CausalLM, load_model
 from sample_stories import check
 
@@ -31,6 +32,8 @@ def main() -> int:
     """Return 0 if every command ended well, else the status of the one that did not."""
     started = time.monotonic()
     device = detect()
+    if device.kind == "cpu" and (why := why_unusable(torch.__version__, torch.version.cuda)):
+        print(f"WARNING: {why}; the demo goes on on the CPU", flush=True)
     processes = 2 if device.kind == "cpu" else min(2, device.count)
     # DeepSpeed's launcher would look for a GPU, and warn
     environment = os.environ | ({"DS_ACCELERATOR": "cpu"} if device.kind == "cpu" else {})

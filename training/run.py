@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
+
 from common.console import Console
 from common.errors import UserError
 from common.hardware import Device, detect
+from common.nvidia import why_unusable
 from corpus.shards import Corpus
 from training.checkpointing import checkpoint
 from training.config import command_line, defaults
@@ -27,6 +31,7 @@ from training.preflight.cost_checks import Cost
 from training.preflight.runner import preflight
 from training.processes.cpu_tuning import keep_freed_memory, share_cores, use_huge_pages
 from training.processes.exit import guarded
+from training.processes.gpu_numerics import reproducible_kernels
 from training.processes.lock import RunLock
 from training.processes.process_group import World, broadcast_from_rank0
 from training.processes.rendezvous import check_corpus_visible, check_output_shared, form_process_group
@@ -83,6 +88,7 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
     options, output = chosen.options, chosen.output
     if options.plan:
         return _plan(chosen, device, world, console)
+    _check_gpus(device, world, console)
     draft = _check(chosen, device, world.size)
     check_earlier_run(output, options.resume)
     console.say(f"不复读: {world.size} process{'es' if world.size > 1 else ''} on {device.summary}")
@@ -91,7 +97,9 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
     corpus = _join_and_prepare(options, output, device, world, console, stop, watchdog)
     rows, model = training_rows(corpus, options.max_seq_len), corpus_model(options, corpus)
     context = RunContext(options, output, model, draft.unscheduled(), corpus, world, device, console, stop, watchdog)
-    return _preflight(context, draft, rows) if options.preflight else _train(context, draft, rows)
+    status = _preflight(context, draft, rows) if options.preflight else _train(context, draft, rows)
+    dist.destroy_process_group()  # NCCL warns, and may hang at exit, where a process just leaves it
+    return status
 
 
 def _choose(given: dict[str, Any], device: Device, world: World) -> _Chosen:
@@ -116,6 +124,22 @@ def _check(chosen: _Chosen, device: Device, processes: int) -> Draft:
     draft = check(chosen.ds_config, facts, device, source=str(chosen.config_path))
     checkpoint.find(output, options.resume)
     return draft
+
+
+def _check_gpus(device: Device, world: World, console: Console) -> None:
+    """Raise UserError for processes that would share a GPU, and for a GPU that a CUDA build cannot use."""
+    import torch
+
+    if device.kind == "cuda":
+        if world.local_size > device.count:
+            raise UserError(
+                f"{world.local_size} processes on {device.count} GPU{'s' if device.count > 1 else ''} of "
+                f"{socket.gethostname()}: start one a GPU, deepspeed --num_gpus {device.count} train.py ..."
+            )
+    elif why := why_unusable(torch.__version__, torch.version.cuda):
+        if torch.version.cuda is not None:
+            raise UserError(why)
+        console.say(f"WARNING: {why}; training on the CPU")
 
 
 def _plan(chosen: _Chosen, device: Device, world: World, console: Console) -> int:
@@ -150,6 +174,8 @@ def _join_and_prepare(
     if device.kind == "cpu":
         share_cores(world.local_size)
         use_huge_pages()
+    else:
+        reproducible_kernels()
     console.redirect_libraries(output / "logs" / f"rank{world.rank}.log")
     lock = RunLock(output)  # held until this process ends
     stop.callbacks.append(lock.mark_ending)

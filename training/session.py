@@ -12,7 +12,9 @@ from training.processes.process_group import any_rank
 from training.processes.stopping import StopRequest
 from training.processes.watchdog import Watchdog
 
-_SAVE_MARGIN, _ENDING_SECONDS = 1.5, 3.0  # of the longest save so far; to sum up and to leave
+# Of the longest save so far, and of the longest step: it is asked in the middle of a step, and then of the next one
+_SAVE_MARGIN, _STEP_MARGIN = 1.5, 1.5
+_ENDING_SECONDS = 3.0  # to sum up and to leave
 
 
 class Session:
@@ -23,6 +25,7 @@ class Session:
     ) -> None:
         self.stop, self.watchdog, self.device, self.show = stop, watchdog, device, show
         self.activity, self.has_stepped = "training", False
+        self.stopping: bool | None = None  # whether any rank is asked to stop, as all of them know; None before a step
         self.slowest = 0.0  # seconds of a part that does not end early when it is asked to: a step, a sample
         self._earlier_seconds = state.wall_seconds  # of other sessions
         self.begin(state)
@@ -46,14 +49,19 @@ class Session:
         """Note how long a part took that does not end early."""
         self.slowest = max(self.slowest, seconds)
 
-    def asked_to_stop(self, save_seconds: float) -> bool:
-        """Return whether any rank is asked to stop; collective.
+    def wants_to_stop(self, save_seconds: float) -> bool:
+        """Return whether this rank is asked to stop.
 
         The time limit leaves time for what is under way and for a save after it.
         """
         self.watchdog.tick(self.activity)
-        self.stop.reserve(_SAVE_MARGIN * save_seconds + self.slowest + _ENDING_SECONDS)
-        return any_rank(self.stop.wanted, self.device)
+        self.stop.reserve(_SAVE_MARGIN * save_seconds + _STEP_MARGIN * self.slowest + _ENDING_SECONDS)
+        return self.stop.wanted
+
+    def asked_to_stop(self, save_seconds: float) -> bool:
+        """Return whether any rank is asked to stop; collective."""
+        self.stopping = any_rank(self.wants_to_stop(save_seconds), self.device)
+        return self.stopping
 
     def reason(self) -> str:
         """Return why the run is asked to stop."""

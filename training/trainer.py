@@ -25,7 +25,7 @@ from training.evaluation.validation import Evaluation, evaluate, intervals
 from training.monitoring.recorder import Recorder, RunConstants
 from training.planning.disk_space import checkpoint_bytes
 from training.planning.flops import training_flops_per_token
-from training.processes.process_group import any_rank, broadcast_from_rank0
+from training.processes.process_group import any_rank_of_each, broadcast_from_rank0
 from training.rollback import Diverged, NonFiniteMonitor
 from training.session import Session
 
@@ -103,17 +103,19 @@ class Trainer:
         torch.manual_seed(hash((self.options.seed, self.state.step, self.world.rank)))
         self.lr, scale = float(self.engine.optimizer.param_groups[0]["lr"]), loss_scale(self.engine)
         micro_batches = self._micro_batches(self.world.rank)
-        bad = torch.zeros((), device=self.engine.device)
+        flags = torch.zeros(2, device=self.engine.device)  # a loss that is not finite; a request to stop
         for micro_step, rows in enumerate(micro_batches, 1):
             self.session.before_micro_batch()
             ids, targets = data_sampler.tensors(self.train, rows, self.options.max_seq_len, self.engine.device)
             losses = self.engine(ids, targets)
             self.engine.backward(losses.total)
             self.recorder.accumulator.add_micro_batch(losses.lm, losses.balance)
-            bad += ~losses.lm.detach().isfinite()
+            flags[0] += ~losses.lm.detach().isfinite()
             if micro_step == len(micro_batches):
-                problem = self.nonfinite.check_loss(not any_rank(bad, bad.device))
-                if problem:
+                # read together, so that a GPU is waited for once a step
+                flags[1].fill_(self.session.wants_to_stop(self.saver.seconds(self.state)))
+                bad, self.session.stopping = any_rank_of_each(flags)
+                if problem := self.nonfinite.check_loss(not bad):
                     return problem  # before a wrong gradient reaches the weights
             self.engine.step()
         if problem := self.nonfinite.check_step(scale):
@@ -153,9 +155,9 @@ class Trainer:
             return None
         if why := self.state.early_stopping(self.options.patience):
             return why
-        if self._asked_to_stop():
-            return self.session.reason()
-        return None
+        # a step has asked all ranks already
+        stopping = self._asked_to_stop() if self.session.stopping is None else self.session.stopping
+        return self.session.reason() if stopping else None
 
     def _asked_to_stop(self) -> bool:
         return self.session.asked_to_stop(self.saver.seconds(self.state))

@@ -18,6 +18,10 @@ from model.moe import DeepSpeedMoE
 from training.engine import muon
 from training.engine.protocol import Engine
 
+_NO_TIMER = {
+    "timers": {"throughput": {"enabled": False}}
+}  # it waits for the GPU twice a micro-batch; a run has its own
+
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Return two groups, one without weight decay (norms, biases, embeddings); DeepSpeed-MoE splits off the experts."""
@@ -78,6 +82,6 @@ def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, r
         engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=parameters,
-            config=muon.install_polar(ds_config, bf16_fast=detect().bf16_fast),
+            config=_NO_TIMER | muon.install_polar(ds_config, bf16_fast=detect().bf16_fast),
         )
     return engine

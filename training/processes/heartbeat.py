@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import linecache
 import os
+import re
 import socket
 import sys
 import threading
@@ -16,10 +18,12 @@ from types import FrameType
 from typing import Any
 
 import psutil
+import torch
 
 from training.processes.timeouts import Timeouts
 
 SLOW_FACTOR = 5.0  # an activity that takes so many times longer than the longest so far is not slow but stuck
+_READS_A_NUMBER = re.compile(r"\.(item|tolist|cpu|synchronize)\(")
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -162,10 +166,21 @@ def main_thread_state() -> dict[str, Any]:
     files = [frame.f_code.co_filename for frame in frames]
     return {
         "location": _innermost_own_line(frames),
-        "in_collective": any("torch/distributed/distributed_c10d" in file for file in files),
+        "in_collective": any("torch/distributed/distributed_c10d" in file for file in files) or _waits_for_gpu(frames),
         # a terminal that is held up (Ctrl-S, a pager) holds up whoever writes to it; that is no fault
         "at_terminal": any(Path(file).name == "console.py" or "/tqdm/" in file for file in files[:8]),
     }
+
+
+def _waits_for_gpu(frames: list[FrameType]) -> bool:
+    """Return whether the innermost line reads a number that a GPU has yet to compute.
+
+    NCCL's collectives return at once, and the next number that is read waits for them.
+    """
+    if not frames or not torch.cuda.is_initialized():
+        return False
+    line = linecache.getline(frames[0].f_code.co_filename, frames[0].f_lineno)
+    return _READS_A_NUMBER.search(line) is not None
 
 
 def _innermost_own_line(frames: list[FrameType]) -> str:

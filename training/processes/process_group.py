@@ -59,11 +59,15 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def any_rank(flag: bool | torch.Tensor, device: torch.device) -> bool:
-    """Return True everywhere if `flag` is true anywhere; a flag on the device need not be read before."""
-    value = torch.as_tensor(flag, device=device).float()
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Return True everywhere if `flag` is true anywhere."""
+    return any_rank_of_each(torch.full((1,), float(flag), device=device))[0]
+
+
+def any_rank_of_each(flags: torch.Tensor) -> list[bool]:
+    """Return for each of `flags` (n,) whether it is above 0 on any rank; one all-reduce, and one wait for a GPU."""
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return [value > 0 for value in flags.tolist()]
 
 
 def gather_from_ranks(value: T, group: dist.ProcessGroup | None = None) -> list[T]:

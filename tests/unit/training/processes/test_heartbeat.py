@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import psutil
 import pytest
+import torch
 
+from training.processes import heartbeat
 from training.processes.heartbeat import Heartbeat, ProgressClock, find_process, process_state
 from training.processes.timeouts import Timeouts
 
 
 def test_a_heartbeat_survives_the_store():
-    heartbeat = replace(Heartbeat.of_this_process(3), exit_reason="“引号”")
-    assert Heartbeat.decode(heartbeat.encode().encode()) == heartbeat
+    sent = replace(Heartbeat.of_this_process(3), exit_reason="“引号”")
+    assert Heartbeat.decode(sent.encode().encode()) == sent
 
 
 def test_a_process_that_lives_dies_and_is_another():
@@ -27,6 +29,22 @@ def test_a_process_that_lives_dies_and_is_another():
         while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
             pass
     assert process_state(replace(mine, pid=child.pid)).gone
+
+
+def at_an_item(tensor):
+    return [sys._getframe()], tensor.item()
+
+
+def at_work(tensor):
+    return [sys._getframe()], tensor + 1
+
+
+def test_on_a_gpu_a_rank_that_reads_a_number_waits_for_the_others(monkeypatch):
+    reading, working = at_an_item(torch.zeros(1))[0], at_work(torch.zeros(1))[0]
+    assert not heartbeat._waits_for_gpu(reading)  # on a CPU nothing is left to wait for
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert heartbeat._waits_for_gpu(reading)
+    assert not heartbeat._waits_for_gpu(working)
 
 
 def test_timing_from_the_environment(monkeypatch):
