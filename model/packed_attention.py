@@ -16,6 +16,8 @@ BLOCK = 64
 """Queries of a block on CPU. With fixed blocks a matrix product has one of T / BLOCK shapes; cut at the documents' own
 ends, each would be another, and the CPU's matrix library compiles and keeps a kernel for every shape it meets."""
 
+_ALIGNED = 8  # a head's width on a GPU must be a multiple of it; a row of the mask of twice that
+
 
 def document_starts(ids_BT: Tensor, bos_id: int, eos_id: int) -> Tensor:
     """Return the position (B, T) in its row at which the document of each token starts.
@@ -44,19 +46,22 @@ class PackedRows:
     """Where the tokens of a batch of packed rows may look, in the form that the device is fastest with."""
 
     mask: Tensor
-    """(B, 1, T, T) bool."""
+    """(B, 1, T, T): bool on CPU, else what is added to the logits, 0 or minus infinity, in the network's precision."""
     first_key: list[list[int]] | None
     """Of row b and block q, the first key that one of its queries sees, rounded down to whole blocks; on CPU only,
     where the numbers are at hand without waiting for the device."""
 
     @classmethod
-    def of(cls, ids_BT: Tensor, bos_id: int, eos_id: int, *, mask_documents: bool) -> PackedRows | None:
+    def of(
+        cls, ids_BT: Tensor, bos_id: int, eos_id: int, *, mask_documents: bool, dtype: torch.dtype
+    ) -> PackedRows | None:
         """Return the mask of a batch of rows; None where plain causal attention says the same and is as fast."""
         if not mask_documents and ids_BT.device.type != "cpu":
             return None
         start_BT = document_starts(ids_BT, bos_id, eos_id) if mask_documents else torch.zeros_like(ids_BT)
-        first = (start_BT[:, ::BLOCK] // BLOCK * BLOCK).tolist() if ids_BT.device.type == "cpu" else None
-        return cls(_mask(start_BT), first)
+        if ids_BT.device.type != "cpu":
+            return cls(_bias(_mask(start_BT), dtype), None)
+        return cls(_mask(start_BT), (start_BT[:, ::BLOCK] // BLOCK * BLOCK).tolist())
 
     def attend(self, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
         """(B, N, T, D) attention of each token to its own document so far."""
@@ -65,7 +70,49 @@ class PackedRows:
         # SDPA's own grouped-query switch leaves the memory-efficient kernel, the best one a T4 has
         repeats = q_BNTD.shape[1] // k_BKTD.shape[1]
         k_BNTD, v_BNTD = (t.repeat_interleave(repeats, dim=1) for t in (k_BKTD, v_BKTD))
+        if q_BNTD.is_cuda and q_BNTD.shape[3] % _ALIGNED == 0:
+            return _EfficientAttention.apply(q_BNTD, k_BNTD, v_BNTD, self.mask)
         return F.scaled_dot_product_attention(q_BNTD, k_BNTD, v_BNTD, attn_mask=self.mask)
+
+
+def _bias(mask_B1TT: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 0 where the mask is true, else minus infinity; rows of memory are padded as the GPU's kernel needs it."""
+    batch, _, queries, keys = mask_B1TT.shape
+    padded = (keys + 2 * _ALIGNED - 1) // (2 * _ALIGNED) * 2 * _ALIGNED
+    bias = torch.full((batch, 1, queries, padded), float("-inf"), dtype=dtype, device=mask_B1TT.device)[..., :keys]
+    return bias.masked_fill_(mask_B1TT, 0.0)
+
+
+class _EfficientAttention(torch.autograd.Function):
+    """PyTorch's memory-efficient kernel, which `scaled_dot_product_attention` would choose here too, but going backward
+    one block goes over all keys of a query.
+
+    With several, as the kernel takes for few heads, the parts of a query's gradient are added up in the order in which
+    the blocks finish, and no two runs are the same.
+    """
+
+    @staticmethod
+    def forward(ctx, q_BNTD: Tensor, k_BNTD: Tensor, v_BNTD: Tensor, bias_B1TT: Tensor) -> Tensor:
+        """(B, N, T, D)."""
+        q, k, v = (t.transpose(1, 2) for t in (q_BNTD, k_BNTD, v_BNTD))
+        bias = bias_B1TT.expand(-1, q.shape[2], -1, -1)
+        y, log_sum_exp, seed, offset, length, _ = torch.ops.aten._efficient_attention_forward(
+            q, k, v, bias, None, None, None, None, 0.0, 0, True
+        )
+        ctx.save_for_backward(q, k, v, bias, y, log_sum_exp, seed, offset)
+        ctx.length = length
+        return y.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx, grad_BNTD: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of queries, keys and values."""
+        q, k, v, bias, y, log_sum_exp, seed, offset = ctx.saved_tensors
+        grads = torch.ops.aten._efficient_attention_backward(
+            grad_BNTD.transpose(1, 2),
+            *(q, k, v, bias, y, None, None, q.shape[1], ctx.length, log_sum_exp, 0.0, seed, offset, 0, False),
+            num_splits_key=1,
+        )
+        return (*(grad.transpose(1, 2) for grad in grads[:3]), None)
 
 
 class _BlockAttention(torch.autograd.Function):

@@ -110,8 +110,9 @@ class CausalLM(nn.Module):
         return self._head(self._packed_hidden(ids_BT))
 
     def _packed_hidden(self, ids_BT: Tensor) -> Tensor:
+        config, dtype = self.config, self.model.embed_tokens.weight.dtype
         mask = PackedRows.of(
-            ids_BT, self.config.bos_token_id, self.config.eos_token_id, mask_documents=self.config.mask_documents
+            ids_BT, config.bos_token_id, config.eos_token_id, mask_documents=config.mask_documents, dtype=dtype
         )
         position = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
         return self.model(ids_BT, mask, position, None)

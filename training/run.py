@@ -175,7 +175,8 @@ def _join_and_prepare(
         share_cores(world.local_size)
         use_huge_pages()
     else:
-        reproducible_kernels()
+        sizes = options.model
+        reproducible_kernels(deepspeed_dispatch=sizes.get("ep_size", 1) > 1 or sizes.get("capacity_factor", 0) > 0)
     console.redirect_libraries(output / "logs" / f"rank{world.rank}.log")
     lock = RunLock(output)  # held until this process ends
     stop.callbacks.append(lock.mark_ending)

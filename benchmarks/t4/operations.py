@@ -256,7 +256,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         y = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
         ctx.save_for_backward(q, k, v, y)
-        bias = 0 if mask is None else q.shape[1] * extent(mask) * q.element_size()
+        bias = 0 if mask is None else q.shape[1] * extent(mask)
         ctx.more = bias, hidden, counter
         flops = (1 - hidden) * sdpa_flop_count(q.shape, k.shape, v.shape)
         counter.add("attention", ATTENTION, [q, k, v], [y], flops, 4.0 * extent(q) + bias)
@@ -279,9 +279,6 @@ def _stand_in_attention(counter: OperationCounter) -> Iterator[None]:
     def attention(
         q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, **_: Any
     ) -> Tensor:
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            # turned into one to add, anew in every layer
-            counter.add("where", ELEMENTWISE, [attn_mask], [], 0.0, extent(attn_mask) * (1.0 + q.element_size()))
         return _Attention.apply(q, k, v, attn_mask, 0.5 if is_causal else 0.0, counter)
 
     with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", attention):

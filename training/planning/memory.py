@@ -250,12 +250,10 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q_BNTD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor, mask: Tensor | None) -> Tensor:
-        # PyTorch turns a boolean mask into one to add, in the precision of the queries, and keeps it for every layer
-        bias = None if mask is None else torch.empty_like(mask, dtype=q_BNTD.dtype)
         batch, heads, length, width = q_BNTD.shape
         y_BNTD = q_BNTD.new_empty(batch, length, heads, width).transpose(1, 2)
         log_sum_exp = q_BNTD.new_empty(batch, heads, length, dtype=torch.float32)
-        ctx.save_for_backward(q_BNTD, k_BNSD, v_BNSD, bias, y_BNTD, log_sum_exp)
+        ctx.save_for_backward(q_BNTD, k_BNSD, v_BNSD, mask, y_BNTD, log_sum_exp)
         return y_BNTD
 
     @staticmethod

@@ -7,15 +7,17 @@ import os
 import torch
 
 
-def reproducible_kernels() -> None:
+def reproducible_kernels(*, deepspeed_dispatch: bool) -> None:
     """Have a continued run compute the bits of one that was never interrupted; call this before CUDA is used.
 
-    PyTorch's own switch leaves the order of every sum to no chance (above all in attention's backward pass, which
-    otherwise adds up the queries' gradients as its blocks happen to finish), and raises an error at an operation that
-    cannot do so. Half-precision matrix products may then not be summed in half precision either.
+    The network's own operations leave the order of no sum to chance. DeepSpeed's dispatch of tokens does, and takes
+    PyTorch's deterministic algorithms: a third more kernels to start. Half-precision matrix products may not be summed
+    in half precision either.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may sum with atomics; read when CUDA starts
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor, to find reads of it
+    if deepspeed_dispatch:
+        torch.use_deterministic_algorithms(True)
+        # or every new tensor would be filled, to find reads of it
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

@@ -291,9 +291,7 @@ def test_a_micro_batch_waits_once_a_layer_for_the_sizes_of_the_experts(make_conf
     config = make_config(num_hidden_layers=3)
     model = training_model(config)
     # on a CPU the borders of the documents are read as well, which costs nothing there
-    monkeypatch.setattr(
-        PackedRows, "of", lambda ids, bos, eos, mask_documents: PackedRows(document_mask(ids, bos, eos), None)
-    )
+    monkeypatch.setattr(PackedRows, "of", lambda ids, bos, eos, **_: PackedRows(document_mask(ids, bos, eos), None))
     ids = torch.randint(3, 300, (2, 25), generator=torch.Generator().manual_seed(0))
     with Waits() as waits:
         losses = model(ids[:, :-1], ids[:, 1:])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.packed_attention import BLOCK, PackedRows, document_mask, document_starts
+from model.packed_attention import BLOCK, PackedRows, _bias, document_mask, document_starts
 
 BEGIN, END = 1, 2
 
@@ -34,7 +34,7 @@ def both(ids: torch.Tensor, heads: int, kv_heads: int, dtype: torch.dtype, *, ma
     mask = document_mask(ids, BEGIN, END) if mask_documents else torch.ones(length, length, dtype=torch.bool).tril()
     repeated = (t.repeat_interleave(heads // kv_heads, 1) for t in (k, v))
     expected = F.scaled_dot_product_attention(q, *repeated, attn_mask=mask)
-    packed = PackedRows.of(ids, BEGIN, END, mask_documents=mask_documents)
+    packed = PackedRows.of(ids, BEGIN, END, mask_documents=mask_documents, dtype=dtype)
     assert packed is not None and packed.first_key is not None
     found = packed.attend(q, k, v)
     return [[y, *torch.autograd.grad(y, (q, k, v), direction)] for y in (found, expected)]
@@ -68,5 +68,17 @@ def test_a_document_starts_at_a_begin_after_an_end():
 
 
 def test_keys_before_the_first_document_of_a_block_are_not_read():
-    packed = PackedRows.of(rows(4 * BLOCK, [[2 * BLOCK + 5]]), BEGIN, END, mask_documents=True)
+    packed = PackedRows.of(rows(4 * BLOCK, [[2 * BLOCK + 5]]), BEGIN, END, mask_documents=True, dtype=torch.float32)
     assert packed.first_key == [[0, 0, 0, 2 * BLOCK]]
+
+
+@pytest.mark.parametrize("length", [40, 3 * BLOCK])
+def test_the_mask_of_a_gpu_says_the_same(length):
+    ids = rows(length, [[13], []])
+    bias = _bias(document_mask(ids, BEGIN, END), torch.float16)
+    assert bias.shape == (2, 1, length, length)
+    assert bias.stride(2) % 16 == 0
+    q, k, v = (torch.randn(2, 2, length, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    on_gpu = PackedRows(bias.float(), None).attend(q, k, v)
+    packed = PackedRows.of(ids, BEGIN, END, mask_documents=True, dtype=torch.float32)
+    torch.testing.assert_close(on_gpu, packed.attend(q, k, v), atol=2e-5, rtol=1e-4)

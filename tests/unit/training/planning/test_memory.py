@@ -215,10 +215,11 @@ def test_experts_that_are_together_take_the_rows_they_have() -> None:
     assert moment(TINY, micro=32).activations < moment(replace(TINY, ep_size=2), micro=32).activations
 
 
-def test_a_document_mask_is_kept_by_every_layer() -> None:
+def test_a_document_mask_is_kept_once_for_all_layers() -> None:
     with_mask, without = (moment(replace(TINY, mask_documents=mask), micro=32) for mask in (True, False))
-    kept = 2 * 32 * 64 * 64 * TINY.num_hidden_layers
-    assert with_mask.activations + with_mask.logits >= without.activations + without.logits + kept
+    kept = 2 * 32 * 64 * 64
+    more = with_mask.activations + with_mask.logits - without.activations - without.logits
+    assert TINY.num_hidden_layers > 1 and kept <= more < 2 * kept
 
 
 def test_zero_stages_share_more_and_more() -> None:
