@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ from training.checkpointing import checkpoint
 from training.config import command_line, defaults
 from training.config.command_line import Options
 from training.config.load import load
-from training.config.resolve import Draft, check
+from training.config.resolve import MICRO, Draft, check
+from training.config.schema import AUTO
 from training.config.validate import RunFacts
 from training.context import RunContext
 from training.data import corpus_model, prepare_data, training_rows, vocab_size
@@ -89,6 +91,8 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
     if options.plan:
         return _plan(chosen, device, world, console)
     _check_gpus(device, world, console)
+    if options.tune is not None:
+        return _tune(chosen, device, world, console)
     draft = _check(chosen, device, world.size)
     check_earlier_run(output, options.resume)
     console.say(f"不复读: {world.size} process{'es' if world.size > 1 else ''} on {device.summary}")
@@ -121,9 +125,25 @@ def _check(chosen: _Chosen, device: Device, processes: int) -> Draft:
     facts = RunFacts(
         processes, options.epochs, options.max_steps, output, model.num_experts, model.ep_size, model.use_moe
     )
-    draft = check(chosen.ds_config, facts, device, source=str(chosen.config_path))
-    checkpoint.find(output, options.resume)
-    return draft
+    found = checkpoint.find(output, options.resume)
+
+    def checked(config: dict[str, Any]) -> Draft:
+        return check(config, facts, device, source=str(chosen.config_path))
+
+    if chosen.ds_config.get(MICRO) != AUTO:
+        return checked(chosen.ds_config)
+    from training.planning.micro_batch import fill_in_auto
+
+    before = _micro_batch_of(found)
+    return fill_in_auto(chosen.ds_config, checked, model, device, processes, options.max_seq_len, before)
+
+
+def _micro_batch_of(found: list[Path]) -> int | None:
+    """Return the micro-batch of the newest checkpoint that can be read."""
+    for path in reversed(found):
+        with suppress(UserError):
+            return checkpoint.read_state(path).ds_config.get(MICRO)
+    return None
 
 
 def _check_gpus(device: Device, world: World, console: Console) -> None:
@@ -158,6 +178,37 @@ def _plan(chosen: _Chosen, device: Device, world: World, console: Console) -> in
     for line in plan.lines(options.plan_utilisation):
         console.say(line)
     return 0
+
+
+def _tune(chosen: _Chosen, device: Device, world: World, console: Console) -> int:
+    """Measure variations of the configuration in processes of their own, and write the fastest."""
+    from training.planning.tune import Tuner, tune
+
+    if world.size > world.local_size:
+        raise UserError("--tune measures one machine: start it on each kind of machine alone, python train.py --tune")
+    if world.rank > 0:
+        return 0  # the trials have processes of their own
+    options = chosen.options
+    processes = defaults.planned_processes(chosen.config_path, world.size)
+    if device.kind == "cuda":
+        processes = min(processes, device.count)
+    _check(chosen, device, processes)  # before text is prepared
+    console.say(f"不复读: tuning for {processes} process{'es' if processes > 1 else ''} on {device.summary}")
+    corpus = Corpus.open(prepare_data(options, device.kind, console), verify="size")
+    training_rows(corpus, options.max_seq_len)
+    tuner = Tuner(
+        chosen.ds_config,
+        lambda config: _check(replace(chosen, ds_config=config), device, processes),
+        corpus_model(options, corpus),
+        device,
+        processes,
+        corpus=corpus.folder,
+        seq_len=options.max_seq_len,
+        seed=options.seed,
+        seconds=60 * (options.tune or 0.0),
+        say=console.say,
+    )
+    return tune(tuner, chosen.config_path, chosen.output, defaults.CONFIGS)
 
 
 def _join_and_prepare(

@@ -50,6 +50,7 @@ def numbers_not_real() -> Iterator[None]:
     from model import moe
     from training import rollback
     from training.checkpointing import engine_state
+    from training.monitoring import accumulator
     from training.planning.memory import ROUTING_IMBALANCE
     from training.preflight import step_checks
     from training.processes import process_group
@@ -78,6 +79,7 @@ def numbers_not_real() -> Iterator[None]:
             (rollback.NonFiniteMonitor, "check_loss", lambda *_: None),
             (rollback.NonFiniteMonitor, "check_step", lambda *_: None),
             (step_checks, "overfit", lambda trial, rows, _seconds: [trial.step(rows, 1.0).loss] * 2),
+            (accumulator.MetricAccumulator, "steps_per_second", lambda _accumulator: 1.0),
             (engine_state, "master_weights_finite", lambda _engine: True),
         ):
             stack.enter_context(mock.patch.object(where, name, other))

@@ -118,6 +118,15 @@ class Options:
     max_rollbacks: int = _flag(3, "rollbacks before the run stops", whole, "N")
     preflight: bool = _switch("check the run, then exit: status 0 if no check failed, 1 otherwise")
     skip_preflight: bool = _switch("start a new run without checking it first")
+    tune: float | None = _flag(
+        None,
+        "measure micro-batches and ZeRO settings on this machine for so many minutes (10), write the fastest as "
+        "ds_configs/tuned-NAME.json, then exit",
+        amount,
+        "MINUTES",
+        nargs="?",
+        const=10.0,
+    )
     plan: bool = _switch("print model size, memory and hours, then exit")
     plan_rows: int | None = _flag(
         None, "with --plan: count with this many training rows instead of reading --data", positive, "N"
@@ -159,6 +168,7 @@ _COMMAND_LINE_ONLY = (
     "deepspeed_config",
     "set",
     "plan",
+    "tune",
     "data",
     "preflight",
     "skip_preflight",
@@ -203,7 +213,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     for option in (f for f in fields(Options) if f.metadata):
         if option.name in _GROUPS:
             group = parser.add_argument_group(_GROUPS[option.name])
-        more = {key: option.metadata[key] for key in ("nargs", "action") if key in option.metadata}
+        more = {key: option.metadata[key] for key in ("nargs", "action", "const") if key in option.metadata}
         if more.get("action") != "store_true":
             more |= {"type": option.metadata["convert"], "metavar": option.metadata["metavar"]}
         default = "" if option.default in (None, MISSING, False) else f" (default {option.default})"
@@ -229,6 +239,9 @@ def parse(argv: Sequence[str], description: str) -> dict[str, Any]:
         raise UserError(f"--budget: {' and '.join(others)} {both} how long the run is, too: leave one out")
     if "budget" in given and given.get("plan"):
         raise UserError("--budget: --plan trains nothing that could be measured: leave one out")
+    others = [f"--{name}" for name in ("plan", "preflight", "budget") if given.get(name)]
+    if "tune" in given and others:
+        raise UserError(f"--tune: {others[0]} is another thing to do: leave one out")
     return given
 
 

@@ -19,7 +19,7 @@ from training.config.problems import Problems, keep_known
 from training.config.schema import AUTO, OWN_BLOCK
 from training.config.validate import CHECKS, Case, RunFacts, auto_warmup, check_flags, check_warmup, warmup_steps
 
-_BATCH, _MICRO, _ACCUMULATION = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
+BATCH, MICRO, ACCUMULATION = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Settings:
 
     @property
     def micro_batch(self) -> int:
-        return self.config[_MICRO]
+        return self.config[MICRO]
 
     @property
     def accumulation(self) -> int:
-        return self.config[_ACCUMULATION]
+        return self.config[ACCUMULATION]
 
     @property
     def train_batch(self) -> int:
-        return self.config[_BATCH]
+        return self.config[BATCH]
 
     @property
     def precision(self) -> str:
@@ -126,28 +126,29 @@ def check(config: dict, run: RunFacts, device: Device, *, source: str) -> Draft:
 
 def _resolve_batch(work: dict, run: RunFacts, problems: Problems, notes: list[str]) -> None:
     """Check or complete: micro-batch x accumulation x processes = batch."""
-    micro, batch, accumulation = (work.get(key, AUTO) for key in (_MICRO, _BATCH, _ACCUMULATION))
+    micro, batch, accumulation = (work.get(key, AUTO) for key in (MICRO, BATCH, ACCUMULATION))
     if micro == AUTO:
-        problems.add(_MICRO, "missing.", _micro_hint(batch, accumulation, run))
+        what = "missing." if MICRO not in work else f'"auto" is worked out from {BATCH}, which is not a number.'
+        problems.add(MICRO, what, _micro_hint(batch, accumulation, run))
         return
     at_once = micro * run.world_size
     if batch == AUTO:
-        if work.get(_ACCUMULATION) == AUTO:
-            what = f'"auto" is worked out from {_BATCH}, which is not a number either.'
-            problems.add(_ACCUMULATION, what, "Write one of the two as a number.")
+        if work.get(ACCUMULATION) == AUTO:
+            what = f'"auto" is worked out from {BATCH}, which is not a number either.'
+            problems.add(ACCUMULATION, what, "Write one of the two as a number.")
             return
-        accumulation = work.setdefault(_ACCUMULATION, 1)
-        work[_BATCH] = at_once * accumulation
-        notes.append(f"{_BATCH}: auto -> {work[_BATCH]:,} ({_product(micro, accumulation, run)})")
+        accumulation = work.setdefault(ACCUMULATION, 1)
+        work[BATCH] = at_once * accumulation
+        notes.append(f"{BATCH}: auto -> {work[BATCH]:,} ({_product(micro, accumulation, run)})")
     elif accumulation == AUTO:
         if batch % at_once:
             hint = f"Write a multiple of {at_once:,}: {_multiples(batch, at_once)}."
-            problems.add(_BATCH, f"{batch:,} cannot be made of {_product(micro, None, run)}.", hint)
-        work[_ACCUMULATION] = max(1, batch // at_once)
-        notes.append(f"{_ACCUMULATION}: auto -> {work[_ACCUMULATION]} ({batch:,} / {_product(micro, None, run)})")
+            problems.add(BATCH, f"{batch:,} cannot be made of {_product(micro, None, run)}.", hint)
+        work[ACCUMULATION] = max(1, batch // at_once)
+        notes.append(f"{ACCUMULATION}: auto -> {work[ACCUMULATION]} ({batch:,} / {_product(micro, None, run)})")
     elif batch != at_once * accumulation:
         what = f"{batch:,} is not {_product(micro, accumulation, run)} = {at_once * accumulation:,}."
-        problems.add(_BATCH, what, _batch_hint(batch, at_once, accumulation))
+        problems.add(BATCH, what, _batch_hint(batch, at_once, accumulation))
 
 
 def _micro_hint(batch: int | str, accumulation: int | str, run: RunFacts) -> str:
@@ -167,10 +168,10 @@ def _multiples(batch: int, at_once: int) -> str:
 
 
 def _batch_hint(batch: int, at_once: int, accumulation: int) -> str:
-    keep = f"--set {_BATCH}={at_once * accumulation} takes the batch as it comes"
+    keep = f"--set {BATCH}={at_once * accumulation} takes the batch as it comes"
     if batch % at_once:
         return f"{keep}; to keep a batch of about {batch:,}, write {_multiples(batch, at_once)}."
-    return f"--set {_ACCUMULATION}={batch // at_once} keeps the batch of {batch:,}; {keep}."
+    return f"--set {ACCUMULATION}={batch // at_once} keeps the batch of {batch:,}; {keep}."
 
 
 def _resolve_precision(work: dict, device: Device, notes: list[str]) -> None:

@@ -44,6 +44,7 @@ OWN_BLOCK = "bufudu"
 AUTO = "auto"
 AUTO_KEYS = (
     "train_batch_size",
+    "train_micro_batch_size_per_gpu",
     "gradient_accumulation_steps",
     "scheduler.params.total_num_steps",
     "scheduler.params.warmup_num_steps",

@@ -7,9 +7,17 @@ from dataclasses import dataclass, replace
 
 from common.hardware import Device, peak_flops
 from model import ModelConfig, count_parameters
-from training.config.resolve import Resolved
+from training.config.resolve import ACCUMULATION, MICRO, Resolved
 from training.planning.flops import training_flops_per_token
 from training.planning.memory import ROUTING_IMBALANCE, MemoryEstimate, memory_by_phase
+from training.planning.micro_batch import (
+    CLOSE,
+    available_bytes,
+    largest_micro_batch,
+    planned_bytes,
+    process_bytes,
+    with_micro_batch,
+)
 from training.planning.model_states import ModelStates
 
 PLANNED_T4X2 = Device(
@@ -24,12 +32,6 @@ PLANNED_T4X2 = Device(
     peak_flops=peak_flops("Tesla T4"),
 )
 """Two T4s as on Kaggle, to plan for them on a machine without."""
-
-_RUNTIME = {"cuda": 600 * 2**20, "cpu": 500 * 2**20}
-"""Bytes a process assumed for what is no tensor: CUDA context, cuBLAS, NCCL; on CPU Python and its libraries."""
-_ROUNDING = {"cuda": 0.05, "cpu": 0.0}
-"""Share assumed to be lost in the caching allocator's gaps."""
-_MICRO, _ACCUMULATION = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Plan:
         phases, resolved = self._memory(self.resolved), self.resolved
         peak = max(phases, key=lambda phase: phase.total)
         others = ", ".join(f"{phase.phase} {_bytes(phase.total)}" for phase in phases if phase is not peak)
-        rest = _needed(peak, self.device) - peak.total
+        rest = process_bytes(peak, self.device) - peak.total
         what = "CUDA context, libraries, allocator" if self.device.kind == "cuda" else "Python and its libraries"
         rough = "; rough, the layers that ZeRO-3 gathers are not in it" if resolved.zero_stage == 3 else ""
         stages = [
@@ -124,30 +126,26 @@ class Plan:
             _part("buffers", peak.buffers, "DeepSpeed's, above all reduce_bucket_size"),
         ]
 
-    def _available(self) -> int:
-        """Return the bytes for one process: a GPU of its own, or a share of the machine's memory."""
-        return self.device.memory_bytes // (self.world_size if self.device.kind == "cpu" else 1)
-
     def _verdict(self, peak: MemoryEstimate) -> str:
-        needed, available = _needed(peak, self.device), self._available()
+        needed, available = process_bytes(peak, self.device), available_bytes(self.device, self.world_size)
         figures = f"{_bytes(needed)} of {_bytes(available)} ({self.device.name})"
         if needed > available:
             return f"does NOT fit: {figures}. {self._hint()}"
-        close = ", but closely: the estimate is good to some 15 %" if needed > 0.85 * available else ""
+        close = ", but closely: the estimate is good to some 15 %" if needed > CLOSE * available else ""
         return f"fits: {figures}, {1 - needed / available:.0%} free{close}"
 
     def _hint(self) -> str:
         """Return the largest smaller micro-batch that fits, with the accumulation that keeps the batch."""
-        resolved = self.resolved
+        resolved, where = self.resolved, (self.device, self.world_size, self.seq_len)
         rows = resolved.micro_batch * resolved.accumulation
-        for micro in (size for size in range(resolved.micro_batch // 2, 0, -1) if rows % size == 0):
-            smaller = replace(resolved, config=resolved.config | {_MICRO: micro, _ACCUMULATION: rows // micro})
-            needed = max(_needed(phase, self.device) for phase in self._memory(smaller))
-            if needed <= self._available():
-                return (
-                    f"Use --set {_MICRO}={micro} {_ACCUMULATION}={rows // micro}: the same {resolved.train_batch} rows "
-                    f"a step in {_bytes(needed)}."
-                )
+        micro = largest_micro_batch(self.model, resolved, *where, below=resolved.micro_batch)
+        if micro is not None:
+            smaller = replace(resolved, config=with_micro_batch(resolved.config, micro, rows))
+            needed = planned_bytes(self.model, smaller, *where)
+            return (
+                f"Use --set {MICRO}={micro} {ACCUMULATION}={rows // micro}: the same {resolved.train_batch} rows a "
+                f"step in {_bytes(needed)}."
+            )
         zero = "" if resolved.zero_stage >= 2 else " --set zero_optimization.stage=2,"
         experts = " --ep_size 2," if self.model.use_moe and self.model.ep_size == 1 and self.world_size % 2 == 0 else ""
         return f"Not even one row at a time would: use{zero}{experts} a smaller model or a smaller --max_seq_len."
@@ -175,11 +173,6 @@ class Plan:
             f"TFLOP/s ({self.device.name}, {self.resolved.precision}, datasheet): {speed:,.0f} tokens/s",
             f"          {slower}; small models stay far below the peak, and a run's log tells",
         ]
-
-
-def _needed(estimate: MemoryEstimate, device: Device) -> int:
-    """Return the bytes of one process, tensors and all else."""
-    return int(estimate.total * (1 + _ROUNDING[device.kind])) + _RUNTIME[device.kind]
 
 
 def _part(name: str, size: int, note: str) -> str:

@@ -92,6 +92,7 @@ def _evaluation_seconds(trial: TrialEngine, rows: list[int]) -> float:
 
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what smaller batches left lies in pieces that a larger one cannot use
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:

@@ -42,11 +42,20 @@ class TrialEngine:
     """An engine with its own weights, whose learning rates are set by hand; all methods but `clock` are collective."""
 
     def __init__(
-        self, config: ModelConfig, resolved: Resolved, *, seed: int, world: World, stream: TokenStream, seq_len: int
+        self,
+        config: ModelConfig,
+        resolved: Resolved,
+        *,
+        seed: int,
+        world: World,
+        stream: TokenStream,
+        seq_len: int,
+        accumulation: int = MAX_ACCUMULATION,
     ) -> None:
+        """Build the engine; no more than `accumulation` micro-batches are accumulated, whatever the run does."""
         self.config, self.world, self.stream, self.seq_len = config, world, stream, seq_len
         self.micro_batch, self.total_steps = resolved.micro_batch, resolved.total_steps
-        self.accumulation = min(MAX_ACCUMULATION, resolved.accumulation)
+        self.accumulation = min(accumulation, resolved.accumulation)
         self.engine = build.build_engine(config, self._trial_config(resolved), seed=seed, rank=world.rank)
         self.learning_rates = scheduled_learning_rates(self.engine, self.total_steps)
         self.peak_learning_rates = max(self.learning_rates, key=sum)

@@ -1,0 +1,193 @@
+"""`--tune`: which trials it takes on a machine of given speeds, and what it writes; trials that go wrong."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import ModelConfig
+from training.config.load import load
+from training.config.resolve import check
+from training.config.validate import RunFacts
+from training.planning import tune_trial
+from training.planning.plan import PLANNED_T4X2
+from training.planning.tune import Candidate, Tuner, tune
+from training.planning.tune_trial import Measured, Work, run_trial
+
+CONFIG = Path(__file__).parents[4] / "ds_configs" / "t4x2.json"
+DENSE = ModelConfig(hidden_size=64, num_hidden_layers=1, use_moe=False, vocab_size=512, intermediate_size=96)
+OUT_OF_MEMORY = Measured(problem="out of memory")
+
+
+class Machine:
+    """Answers trials by `speed`, a function of a Candidate that returns tokens a second, or a Measured."""
+
+    def __init__(self, speed):
+        self.speed, self.tried = speed, []
+
+    def __call__(self, work, processes, _timeout):
+        zero = work.ds_config["zero_optimization"]
+        micro = work.ds_config["train_micro_batch_size_per_gpu"]
+        candidate = Candidate(micro, zero["stage"], zero["overlap_comm"])
+        self.tried.append(candidate)
+        assert micro * work.ds_config["gradient_accumulation_steps"] * processes == 256
+        answer = self.speed(candidate)
+        return answer if isinstance(answer, Measured) else Measured(256 * 64 / answer, 2**30)
+
+
+def tuner(machine, *, model=DENSE, seconds=3600.0, said=None):
+    facts = RunFacts(2, 1.0, None, Path("runs/x"), model.num_experts, model.ep_size, model.use_moe)
+    return Tuner(
+        load(CONFIG, []),
+        lambda config: check(config, facts, PLANNED_T4X2, source="t4x2.json"),
+        model,
+        PLANNED_T4X2,
+        2,
+        corpus=Path("data/x"),
+        seq_len=64,
+        seed=1,
+        seconds=seconds,
+        say=(said if said is not None else []).append,
+        try_out=machine,
+    )
+
+
+def test_it_goes_up_to_the_largest_micro_batch_that_fits():
+    machine = Machine(lambda candidate: OUT_OF_MEMORY if candidate.micro_batch > 64 else candidate.micro_batch * 100)
+    found = tuner(machine)
+    assert found.run().candidate == Candidate(64, 2, True)
+    assert [c.micro_batch for c in machine.tried[:3]] == [32, 64, 128]
+    assert {c.micro_batch for c in machine.tried[3:]} == {32, 64}  # other settings of the best, then in turn
+    assert next(trial for trial in found.trials if trial.candidate.micro_batch == 128).problem == "out of memory"
+
+
+def test_it_goes_down_where_smaller_ones_are_faster_or_the_first_does_not_fit():
+    assert tuner(Machine(lambda c: 1000 / c.micro_batch)).run().candidate.micro_batch == 1
+    fits = tuner(Machine(lambda c: OUT_OF_MEMORY if c.micro_batch > 8 else 100 + c.micro_batch))
+    assert fits.run().candidate.micro_batch == 8
+
+
+def test_zero_and_overlap_are_tried_at_the_best_micro_batch():
+    machine = Machine(lambda c: 100 + 50 * (c.zero_stage == 1) + 50 * (not c.overlap_comm))
+    assert tuner(machine).run().candidate == Candidate(32, 1, False)
+    machine = Machine(lambda c: 100 + 50 * (not c.overlap_comm))
+    split = replace(DENSE, use_moe=True, ep_size=2, moe_intermediate_size=48)
+    tuner(machine, model=split).run()
+    assert all(candidate.overlap_comm for candidate in machine.tried)  # two communicators at once may hang
+
+
+def test_a_lead_that_does_not_last_is_no_lead():
+    seen = []
+
+    def speed(candidate):
+        seen.append(candidate)
+        first_time = seen.count(candidate) == 1
+        return {64: 130 if first_time else 60}.get(candidate.micro_batch, 100)
+
+    found = tuner(Machine(speed))
+    assert found.run() is found.trials[0]
+
+
+def test_without_time_the_first_trial_is_the_only_one():
+    machine = Machine(lambda candidate: candidate.micro_batch)
+    found = tuner(machine, seconds=0.0)
+    assert found.run() is found.trials[0]
+    assert len(machine.tried) == 1
+
+
+def test_the_winner_is_a_complete_file_and_every_trial_is_written(tmp_path):
+    said = []
+    found = tuner(Machine(lambda c: 100 + c.micro_batch * (c.micro_batch <= 64)), said=said)
+    assert tune(found, CONFIG, tmp_path / "run", tmp_path) == 0
+    written = load(tmp_path / "tuned-t4x2.json", [])
+    before = load(CONFIG, [])
+    assert {key for key in written if written[key] != before.get(key)} == {
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+    }
+    assert (written["train_micro_batch_size_per_gpu"], written["gradient_accumulation_steps"]) == (64, 2)
+    report = json.loads((tmp_path / "run" / "tune.json").read_text())
+    assert report["changes"] == {"train_micro_batch_size_per_gpu": 64, "gradient_accumulation_steps": 2}
+    assert [trial["micro_batch"] for trial in report["trials"][:3]] == [32, 64, 128]
+    assert any("wrote" in line and "gradient_accumulation_steps=2" in line for line in said)
+    tune(tuner(Machine(lambda c: 100 + (c.micro_batch == 64) * 50), said=said), CONFIG, tmp_path / "run", tmp_path)
+    assert any("replaced" in line for line in said)
+
+
+def test_nothing_is_written_where_the_first_is_the_fastest_or_nothing_runs(tmp_path):
+    said = []
+    assert tune(tuner(Machine(lambda _: 100), said=said), CONFIG, tmp_path / "run", tmp_path) == 0
+    assert "fastest as it is" in said[-1]
+    assert tune(tuner(Machine(lambda _: OUT_OF_MEMORY), said=said), CONFIG, tmp_path / "run", tmp_path) == 1
+    assert "out of memory" in said[-1]
+    assert not list(tmp_path.glob("tuned-*"))
+
+
+def test_an_interruption_keeps_what_was_measured(tmp_path):
+    def speed(candidate):
+        if candidate.micro_batch == 64:
+            raise KeyboardInterrupt
+        return 100
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(tuner(Machine(speed)), CONFIG, tmp_path, tmp_path)
+    assert json.loads((tmp_path / "tune.json").read_text())["trials"][0]["tokens_per_second"] == 100
+
+
+# --- one trial --------------------------------------------------------------------------------------------------------
+
+
+def played(monkeypatch, *scripts):
+    """Let the processes of a trial be others, that know their folder as `folder`."""
+
+    def start(folder, _processes):
+        lines = [f"folder = {str(folder)!r}\n{script}" for script in scripts]
+        (folder / "rank0.log").write_text("Traceback\nValueError: no such thing\n")
+        return [subprocess.Popen([sys.executable, "-c", line]) for line in lines]
+
+    monkeypatch.setattr(tune_trial, "_start", start)
+    monkeypatch.setattr(tune_trial, "_GRACE", 0.5)
+    return run_trial(Work({}, {}, "", 64, 1), len(scripts), timeout=8.0)
+
+
+def test_a_rank_out_of_memory_ends_the_trial_though_the_others_wait_for_it(monkeypatch):
+    tell = "open(folder + '/rank0.json', 'w').write('{\"problem\": \"out of memory\"}')"
+    assert played(monkeypatch, tell, "import time; time.sleep(60)").problem == "out of memory"
+
+
+@pytest.mark.parametrize(
+    ("script", "problem"),
+    [
+        ("raise SystemExit(1)", "failed: ValueError: no such thing"),
+        ("import os; os.kill(os.getpid(), 9)", "killed, perhaps for lack of memory"),
+    ],
+)
+def test_a_trial_that_dies_is_no_more_than_a_line(monkeypatch, script, problem):
+    assert played(monkeypatch, script).problem == problem
+
+
+def test_a_trial_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(tune_trial, "run_trial", run_trial)
+
+    def start(_folder, _processes):
+        return [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])]
+
+    monkeypatch.setattr(tune_trial, "_start", start)
+    assert run_trial(Work({}, {}, "", 64, 1), 1, timeout=0.3).problem == "did not end in 0 s"
+
+
+def test_out_of_memory_is_told_by_the_process_itself(tmp_path, monkeypatch):
+    def measure(_work):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    ended = []
+    monkeypatch.setattr(tune_trial, "_measure", measure)
+    monkeypatch.setattr(tune_trial.os, "_exit", ended.append)
+    (tmp_path / "work.json").write_text(json.dumps(vars(Work({}, {}, "", 64, 1))))
+    tune_trial.main(tmp_path, 1)
+    assert json.loads((tmp_path / "rank1.json").read_text())["problem"] == "out of memory"
+    assert ended == [0]

@@ -1,0 +1,292 @@
+"""`--tune`: measure on the machine at hand what no table knows, and write the fastest configuration as a file.
+
+    training.planning.tune.Tuner   one session: which trials, in which order, and what they say
+    tune_trial.run_trial           one trial, in processes of its own
+
+The global batch stays what it is, so that no trial changes what is learned (but for the balancing loss, which is
+computed a micro-batch).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from common.files import replace_bytes
+from common.hardware import Device
+from model import ModelConfig
+from training.config.resolve import ACCUMULATION, BATCH, MICRO, Draft
+from training.planning.micro_batch import CLOSE, available_bytes, divisors, planned_bytes
+from training.planning.tune_trial import Measured, Work, run_trial
+
+_GIB = 2**30
+_FIRST_TIMEOUT = 300.0  # seconds of a trial at most, before it is known how long one takes
+_SLOWER = 3.0  # a trial may take so many times as long as the longest so far
+_BETTER = 1.02  # times the tokens a second: less may be noise
+_WORSE = 0.97  # a direction in which it gets slower than this is not followed
+_WITH_CONFIRMATION = 3  # a trial, and the first and the best once more
+# Of the memory: up to where the plan's estimate lets a trial start. A GPU's failing is harmless; a host's is not.
+_MOST_PLANNED = {"cuda": 1.3, "cpu": CLOSE}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a trial may change of a configuration."""
+
+    micro_batch: int
+    zero_stage: int
+    overlap_comm: bool
+
+    def describe(self, rows: int) -> str:
+        """Return it in words; `rows` is what a process trains on in a step."""
+        overlap = ", overlapped" if self.overlap_comm else ""
+        return f"{self.micro_batch} rows x {rows // self.micro_batch}, ZeRO-{self.zero_stage}{overlap}"
+
+    def changes(self, ds_config: dict[str, Any], rows: int) -> dict[str, Any]:
+        """Return the keys, dotted, that it gives other values than `ds_config` has."""
+        zero = ds_config.get("zero_optimization", {})
+        wanted = {MICRO: self.micro_batch, ACCUMULATION: rows // self.micro_batch}
+        changed = {key: value for key, value in wanted.items() if ds_config.get(key) != value}
+        if self.zero_stage != zero.get("stage", 0):
+            changed["zero_optimization.stage"] = self.zero_stage
+        if self.overlap_comm != zero.get("overlap_comm", False):
+            changed["zero_optimization.overlap_comm"] = self.overlap_comm
+        return changed
+
+
+@dataclass
+class Trial:
+    """A candidate, what the plan says of it, and what was measured: the mean of its tries."""
+
+    candidate: Candidate
+    planned_bytes: int
+    tokens_per_second: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+    problem: str = ""
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second; 0 where it failed."""
+        return sum(self.tokens_per_second) / len(self.tokens_per_second) if self.tokens_per_second else 0.0
+
+
+@dataclass
+class Tuner:
+    """A session of trials on `processes` processes of this machine, `seconds` at most.
+
+    `check` completes a changed DeepSpeed JSON, or raises UserError for one that cannot be; `try_out` is `run_trial`.
+    """
+
+    ds_config: dict[str, Any]
+    check: Callable[[dict[str, Any]], Draft]
+    model: ModelConfig
+    device: Device
+    processes: int
+    corpus: Path
+    seq_len: int
+    seed: int
+    seconds: float
+    say: Callable[[str], None]
+    try_out: Callable[[Work, int, float], Measured] = run_trial
+    trials: list[Trial] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.started, self._longest = time.monotonic(), 0.0  # seconds of the longest trial so far
+        self.draft = self.check(self.ds_config)
+        self.rows = self.draft.micro_batch * self.draft.accumulation
+        zero = self.draft.config.get("zero_optimization", {})
+        self.base = Candidate(self.draft.micro_batch, self.draft.zero_stage, zero.get("overlap_comm", False))
+
+    def run(self) -> Trial | None:
+        """Try the configuration as it is, then one change after the other; return the best, None if none ran."""
+        best = self._try(self.base)
+        best = self._other_micro_batches(best)
+        for change in self._other_settings(best.candidate):
+            best = self._better(best, self._try(replace(best.candidate, **change)))
+        return self._confirmed(best) if best.speed else None
+
+    # --- which trials -------------------------------------------------------------------------------------------------
+
+    def _other_micro_batches(self, best: Trial) -> Trial:
+        """Double the micro-batch as long as that is no slower; if it never was faster, halve it."""
+        sizes = divisors(self.rows)
+        for larger in (True, False):
+            before, size = best, self.base.micro_batch
+            while size := _next_size(sizes, size, larger=larger):
+                trial = self._try(replace(best.candidate, micro_batch=size))
+                stop = trial.speed < _WORSE * best.speed or (larger and not trial.speed and best.speed)
+                best = self._better(best, trial)
+                if stop or self._late(_WITH_CONFIRMATION):
+                    break
+            if best is not before:
+                break
+        return best
+
+    def _other_settings(self, candidate: Candidate) -> list[dict[str, Any]]:
+        """Return the single changes worth a trial beside the micro-batch."""
+        if self.processes == 1 or candidate.zero_stage not in (1, 2):
+            return []
+        changes: list[dict[str, Any]] = [{"zero_stage": 3 - candidate.zero_stage}]
+        if self.model.ep_size == 1:  # with experts on several ranks, two communicators would be at work at once
+            changes.append({"overlap_comm": not candidate.overlap_comm})
+        return changes
+
+    @staticmethod
+    def _better(best: Trial, other: Trial) -> Trial:
+        return other if other.speed > best.speed * (_BETTER if best.speed else 1) else best
+
+    def _confirmed(self, best: Trial) -> Trial:
+        """Measure the best and the first again, in turn; the first stays unless it is beaten in the mean."""
+        first = self.trials[0]
+        if best is first:
+            return first
+        for trial in (first, best):
+            if not self._late(1):
+                self._try_again(trial)
+        return self._better(first, best)
+
+    # --- one trial ----------------------------------------------------------------------------------------------------
+
+    def _late(self, trials: int) -> bool:
+        """Return whether so many more trials, as long as the longest so far, would go over the time."""
+        return time.monotonic() - self.started + trials * self._longest > self.seconds
+
+    def _try(self, candidate: Candidate) -> Trial:
+        known = next((trial for trial in self.trials if trial.candidate == candidate), None)
+        if known is not None:
+            return known
+        draft = self.check(self.changed(candidate))
+        planned = planned_bytes(self.model, draft, self.device, self.processes, self.seq_len)
+        trial = Trial(candidate, planned)
+        available = available_bytes(self.device, self.processes)
+        if self.trials and self._late(_WITH_CONFIRMATION):
+            trial.problem = "no time left"
+            return trial
+        self.trials.append(trial)
+        if planned > _MOST_PLANNED[self.device.kind] * available:
+            trial.problem = f"not tried: --plan estimates {planned / _GIB:.1f} of {available / _GIB:.1f} GiB"
+            self.say(self._line(trial))
+        else:
+            self._try_again(trial)
+        return trial
+
+    def _try_again(self, trial: Trial) -> None:
+        config = self.check(self.changed(trial.candidate)).unscheduled().config
+        work = Work(asdict(self.model), config, str(self.corpus), self.seq_len, self.seed)
+        started = time.monotonic()
+        timeout = max(_FIRST_TIMEOUT, _SLOWER * self._longest) if self._longest == 0 else _SLOWER * self._longest + 60
+        measured = self.try_out(work, self.processes, timeout)
+        self._longest = max(self._longest, time.monotonic() - started)
+        trial.problem = measured.problem
+        if not measured.problem:
+            tokens = self.rows * self.processes * self.seq_len
+            trial.tokens_per_second.append(tokens / measured.step_seconds)
+            trial.peak_bytes = max(trial.peak_bytes, measured.peak_bytes)
+        self.say(self._line(trial))
+
+    def changed(self, candidate: Candidate) -> dict[str, Any]:
+        """Return the DeepSpeed JSON with a candidate's values, complete but for the "auto" values of a run."""
+        zero = self.ds_config.get("zero_optimization", {})
+        settings = {"stage": candidate.zero_stage, "overlap_comm": candidate.overlap_comm}
+        if candidate.zero_stage == 0 and not zero:
+            settings = {}
+        return self.ds_config | {
+            BATCH: self.rows * self.processes,
+            MICRO: candidate.micro_batch,
+            ACCUMULATION: self.rows // candidate.micro_batch,
+            **({"zero_optimization": zero | settings} if settings else {}),
+        }
+
+    # --- what it says -------------------------------------------------------------------------------------------------
+
+    def _line(self, trial: Trial, *, mean: bool = False) -> str:
+        what = f"  {trial.candidate.describe(self.rows):<40}"
+        if not trial.speed:
+            return f"{what} {trial.problem}"
+        latest = trial.speed if mean else trial.tokens_per_second[-1]
+        where = "of a GPU" if self.device.kind == "cuda" else "of all processes"
+        return f"{what} {latest:>10,.0f} tokens/s  {trial.peak_bytes / _GIB:.2f} GiB {where}"
+
+    def table(self, best: Trial) -> list[str]:
+        """Return the trials, fastest first."""
+        first = self.trials[0].speed
+        ranked = sorted(self.trials, key=lambda trial: -trial.speed)
+        lines = []
+        for trial in ranked:
+            mark = "*" if trial is best else " "
+            ratio = f"x {trial.speed / first:.2f}" if first and trial.speed else ""
+            lines.append(f"{mark}{self._line(trial, mean=True)[1:]}  {ratio}".rstrip())
+        return ["tune: fastest first, beside the first; * is chosen", *lines]
+
+    def report(self, best: Trial | None) -> dict[str, Any]:
+        """Return what tune.json holds."""
+        return {
+            "machine": self.device.summary,
+            "processes": self.processes,
+            "train_batch_size": self.rows * self.processes,
+            "seconds": round(time.monotonic() - self.started, 1),
+            "trials": [
+                asdict(trial.candidate)
+                | {
+                    "gradient_accumulation_steps": self.rows // trial.candidate.micro_batch,
+                    "tokens_per_second": round(trial.speed, 1) or None,
+                    "tries": [round(speed, 1) for speed in trial.tokens_per_second],
+                    "peak_gib": round(trial.peak_bytes / _GIB, 3) or None,
+                    "planned_gib_a_process": round(trial.planned_bytes / _GIB, 3),
+                    "problem": trial.problem or None,
+                }
+                for trial in self.trials
+            ],
+            "best": asdict(best.candidate) if best else None,
+            "changes": best.candidate.changes(self.draft.config, self.rows) if best else None,
+        }
+
+
+def _next_size(sizes: list[int], size: int, *, larger: bool) -> int | None:
+    """Return the nearest of `sizes` that is at least twice `size`, or at most half of it."""
+    if larger:
+        return next((other for other in sizes if other >= 2 * size), None)
+    return next((other for other in reversed(sizes) if 2 * other <= size), None)
+
+
+def tune(tuner: Tuner, began_with: Path, output: Path, configs: Path) -> int:
+    """Run the trials, write OUTPUT/tune.json and the winner as CONFIGS/tuned-NAME.json; return the exit status.
+
+    `began_with` is the file of the configuration; 1 means that no trial at all could be measured.
+    """
+    shown = os.path.relpath(output / "tune.json")
+    tuner.say(
+        f"tune: {tuner.rows * tuner.processes} rows a step, a few steps a trial, {tuner.seconds / 60:g} minutes at most"
+    )
+    best: Trial | None = None
+    try:
+        best = tuner.run()
+    finally:  # what was measured before an interruption is kept
+        output.mkdir(parents=True, exist_ok=True)
+        report: dict[str, Any] = {"ds_config": str(began_with)} | tuner.report(best)
+        replace_bytes(output / "tune.json", [(json.dumps(report, indent=2) + "\n").encode()])
+    if best is None:
+        tuner.say(f"tune: no trial could be measured ({tuner.trials[0].problem}); see {shown}")
+        return 1
+    for line in tuner.table(best):
+        tuner.say(line)
+    first, changes = tuner.trials[0], report["changes"]
+    if not changes:
+        tuner.say(f"tune: {os.path.relpath(began_with)} is the fastest as it is; every trial is in {shown}")
+        return 0
+    path = configs / f"tuned-{began_with.stem.removeprefix('tuned-')}.json"
+    wrote = "replaced" if path.exists() else "wrote"
+    text = json.dumps(tuner.changed(best.candidate), indent=2, ensure_ascii=False) + "\n"
+    replace_bytes(path, [text.encode()])
+    gain = f", {best.speed / first.speed:.2f} times as fast" if first.speed else ""
+    listed = ", ".join(f"{key}={value}" for key, value in changes.items())
+    tuner.say(
+        f"tune: {wrote} {os.path.relpath(path)}: {began_with.name} with {listed}{gain}; every trial is in {shown}"
+    )
+    tuner.say(f"      train with it: --deepspeed_config {os.path.relpath(path)}")
+    return 0
