@@ -5,7 +5,10 @@ Shapes in names: S tokens, C tokens of one chunk, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_ELEMENTS = 2**22  # logits held at a time: 16 MB in fp32, which an allocator still keeps for reuse
@@ -26,9 +29,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         tokens = h_SH.shape[0]
         grad_h, grad_weight = torch.empty_like(h_SH, dtype=torch.float32), None
         loss = torch.zeros((), dtype=torch.float32, device=h_SH.device)
-        chunk = max(1, CHUNK_ELEMENTS // weight_VH.shape[0])
-        for start in range(0, tokens, chunk):
-            rows = slice(start, start + chunk)
+        for rows in _chunks(tokens, weight_VH.shape[0]):
             h_CH, target_C1 = h_SH[rows], target_S[rows, None]
             p_CV = (h_CH @ weight_VH.T).softmax(-1, dtype=torch.float32)
             p_target_C1 = p_CV.gather(1, target_C1)
@@ -54,3 +55,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(h_SH: Tensor, weight_VH: Tensor, target_S: Tensor) -> Tensor:
     """Mean cross-entropy in nats of the logits h W^T, differentiable in both; every target counts."""
     return _LinearCrossEntropy.apply(h_SH, weight_VH, target_S)
+
+
+def cross_entropy_sum(h_SH: Tensor, weight_VH: Tensor, target_S: Tensor) -> Tensor:
+    """Summed cross-entropy in nats of the logits h W^T, in fp32, targets of -100 left out: for evaluation."""
+    total = torch.zeros((), dtype=torch.float32, device=h_SH.device)
+    for rows in _chunks(h_SH.shape[0], weight_VH.shape[0]):
+        total += F.cross_entropy((h_SH[rows] @ weight_VH.T).float(), target_S[rows], reduction="sum")
+    return total
+
+
+def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
+    """Yield the tokens whose logits are held at a time."""
+    chunk = max(1, CHUNK_ELEMENTS // vocabulary)
+    return (slice(start, start + chunk) for start in range(0, tokens, chunk))

@@ -17,7 +17,7 @@ from model.config import ModelConfig
 from model.inference.generate import generate
 from model.inference.kv_cache import KVCache
 from model.layers import DenseMLP, RMSNorm, rotary
-from model.loss import linear_cross_entropy
+from model.loss import cross_entropy_sum, linear_cross_entropy
 from model.moe import DeepSpeedMoE, LocalMoE
 from model.packed_attention import PackedRows
 
@@ -102,8 +102,8 @@ class CausalLM(nn.Module):
 
     def loss_sum(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Summed cross-entropy of packed rows, targets of -100 left out: for evaluation."""
-        logits = self.packed_logits(ids_BT).float().flatten(0, 1)
-        return F.cross_entropy(logits, targets_BT.flatten(), reduction="sum")
+        hidden = self._packed_hidden(ids_BT).flatten(0, 1)
+        return cross_entropy_sum(hidden, self.model.embed_tokens.weight, targets_BT.flatten())
 
     def packed_logits(self, ids_BT: Tensor) -> Tensor:
         """(B, T) packed rows -> (B, T, V) logits of the next token, as training and evaluation see them."""

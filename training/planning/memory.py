@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -43,7 +43,7 @@ class MemoryEstimate:
     activations: int
     """What the forward pass keeps for the backward pass, and the working set of the layer being computed."""
     logits: int
-    """Logits of the loss: a chunk while training, those of a whole micro-batch in an evaluation."""
+    """Logits of the loss, a chunk at a time."""
     buffers: int
     """DeepSpeed's gradient buckets on their way to other ranks, and its copies in the optimizer step."""
 
@@ -220,17 +220,13 @@ class _MetaTrace:
         self.model.train(
             self.drop_free
         )  # DeepSpeed's expert capacity in evaluation differs only where tokens may be dropped
-        head = self.model._head
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(_stand_in_attention())
-            stack.enter_context(live)
-
-            def label_from_here(hidden: Tensor) -> Tensor:
-                live.label = "logits"
-                return head(hidden)
-
-            stack.enter_context(mock.patch.object(self.model, "_head", label_from_here))
+        loss = live.labelled("logits", transformer.cross_entropy_sum)
+        with (
+            torch.no_grad(),
+            _stand_in_attention(),
+            live,
+            mock.patch.object(transformer, "cross_entropy_sum", loss),
+        ):
             self.model.loss_sum(ids, ids)
         self.model.train()
         return live.peak

@@ -94,13 +94,13 @@ class Plan:
         sizes = " / ".join(_bytes(states.optimizer + states.accumulated) for states in stages)
         return [
             f"memory    peak of one {self._unit}, in the {peak.phase} ({others})",
-            *self._component_lines(peak, *phases[1:]),
+            *self._component_lines(peak, phases[1]),
             _part("total", peak.total, f"and {_bytes(rest)} for {what} (assumed){rough}"),
             f"          {self._verdict(peak)}",
             f"ZeRO      optimizer and gradients at stage 0 / 1 / 2: {sizes} a {self._unit}",
         ]
 
-    def _component_lines(self, peak: MemoryEstimate, step: MemoryEstimate, evaluation: MemoryEstimate) -> list[str]:
+    def _component_lines(self, peak: MemoryEstimate, step: MemoryEstimate) -> list[str]:
         model, resolved, zero = self.model, self.resolved, self.resolved.zero_stage
         shared = f", 1/{self.world_size} of them (ZeRO-{zero})" if zero and self.world_size > 1 else ""
         experts = elsewhere = ""
@@ -117,12 +117,7 @@ class Plan:
                 f"accumulated{shared if zero >= 2 else ''}; {_bytes(step.gradients)} in the optimizer step",
             ),
             _part("activations", peak.activations, f"{resolved.micro_batch} x {self.seq_len} tokens{experts}"),
-            _part(
-                "logits",
-                peak.logits,
-                "the training loss computes them in chunks and keeps none; "
-                f"{_bytes(evaluation.logits)} in an evaluation",
-            ),
+            _part("logits", peak.logits, "the loss computes them in chunks and keeps none"),
             _part("buffers", peak.buffers, "DeepSpeed's, above all reduce_bucket_size"),
         ]
 

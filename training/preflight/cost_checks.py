@@ -51,8 +51,8 @@ def measure_cost(trial: TrialEngine, rows: list[int], *, full_size: bool, steps:
 
     Raise OutOfMemory where the forward pass does not fit; an allocation that fails later is left to the caller.
     """
-    _reset_peak(trial.device)
     _try_forward(trial, rows)
+    _reset_peak(trial.device)  # a pass alone is no part of training, and leaves its memory in pieces
     taken = [trial.step(rows) for _ in range(steps)]
     mine = (
         min(step.micro_seconds for step in taken),
@@ -92,7 +92,7 @@ def _evaluation_seconds(trial: TrialEngine, rows: list[int]) -> float:
 
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what smaller batches left lies in pieces that a larger one cannot use
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
