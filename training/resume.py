@@ -16,7 +16,7 @@ from training.checkpointing.run_state import RunState, check_config, check_ident
 from training.context import RunContext
 from training.planning import budget as budgets
 
-# What a run leaves beside its checkpoints and logs. Metrics and the record of the flags are moved last: they are judged.
+# What a run leaves beside its checkpoints and logs. Metrics and the flags' record are moved last: they are judged.
 _RESULTS = ("model", "samples.jsonl", "alarms.jsonl", "divergence.jsonl", "tensorboard", "csv_monitor", "summary.json")
 _METRICS, _RECORDS = "metrics.jsonl", ("preflight.json", "ds_config.json", "run.json")
 _MOST_BYTES = 2**20
@@ -27,7 +27,7 @@ def check_earlier_run(output: Path, resume: str) -> None:
     left = _results(output)
     if resume != "auto" or not left or checkpoint.find(output, resume):
         return
-    if (steps := _unsaved_steps(output)) is None:
+    if _unsaved_steps(output) is None:
         raise UserError(
             f"{output} holds {', '.join(left[:3])} of an earlier run, but no checkpoint to continue it from: copy its "
             f"checkpoints/ there too, give another --output, or let --resume never start anew and move those to "
@@ -44,7 +44,9 @@ def set_aside_earlier_run(output: Path) -> str | None:
     for name in (*_RESULTS, _METRICS, *_RECORDS):
         if os.path.lexists(output / name):
             os.replace(output / name, place / name)
-    what = "the earlier run" if steps is None else f"a run that ended after {steps:,} steps, before its first checkpoint"
+    what = "the earlier run"
+    if steps is not None:
+        what = f"a run that ended after {steps:,} steps, before its first checkpoint"
     return f"{output} has no checkpoint of its own: the files of {what} are now in {place}"
 
 
@@ -61,7 +63,8 @@ def _unsaved_steps(output: Path) -> int | None:
     if not (output / _METRICS).is_file():
         return None
     try:
-        summary = read_json(output / "summary.json", _MOST_BYTES) if (output / "summary.json").exists() else {"steps": 0}
+        path = output / "summary.json"
+        summary = read_json(path, _MOST_BYTES) if path.exists() else {"steps": 0}
         interval = read_json(output / "run.json", _MOST_BYTES)["flags"]["save_interval"]
         steps = int(deque(({"step": 0}, *read_json_lines(output / _METRICS)), maxlen=1)[0]["step"])
         return steps if summary["steps"] == 0 and steps < interval else None

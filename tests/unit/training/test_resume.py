@@ -1,4 +1,4 @@
-"""A folder with results of an earlier run, but without the large checkpoints that people leave behind when they copy."""
+"""A folder with results of an earlier run, but without the large checkpoints that people leave behind."""
 
 from __future__ import annotations
 
