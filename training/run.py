@@ -70,6 +70,14 @@ def main(argv: Sequence[str], description: str) -> int:
         return guarded(lambda: _run(command_line.parse(argv, description), world, console, stop, watchdog), watchdog)
 
 
+def check_command(argv: Sequence[str], processes: int) -> Path:
+    """Return the DeepSpeed JSON of a command line; UserError if train.py would refuse it before it reads any text."""
+    device = detect()
+    chosen = _choose(command_line.parse(argv, ""), device, World(0, processes, 0, processes))
+    _check(chosen, device, processes)
+    return chosen.config_path
+
+
 @dataclass(frozen=True)
 class _Chosen:
     """What the flags, the files and the machine say before anything is started."""
