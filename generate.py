@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from common.command_line import Parser, amount, at_least_zero, positive, run_script, whole
 from common.console import spell_out, takes_any_character
 from common.errors import UserError
+from common.model_folder import find_model
 
 if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
     from model.inference.prompts import Prompt
@@ -57,25 +58,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.greedy and args.num_samples > 1:
         raise UserError("--greedy writes one text a prompt: leave it or --num_samples out")
     return args
-
-
-def find_model(checkpoint: Path) -> Path:
-    """Return the model folder of a run, or the folder itself if it is one."""
-    if (checkpoint / "model").is_dir():
-        return checkpoint / "model"
-    if (checkpoint / "config.json").is_file() or (checkpoint / "model.safetensors").is_file():
-        return checkpoint
-    if not checkpoint.exists():
-        raise UserError(f"{checkpoint} does not exist: give --checkpoint the folder of a run, such as runs/NAME")
-    if not checkpoint.is_dir():
-        raise UserError(f"{checkpoint} is a file: give --checkpoint the folder that it is in")
-    for run in checkpoint.parents[:2]:
-        if (run / "model" / "config.json").is_file() and (run / "run.json").is_file():
-            raise UserError(f"{checkpoint} holds no model: give --checkpoint {run}, the run that it is in")
-    raise UserError(
-        f"{checkpoint} has no model/ yet, which training writes when it first evaluates: wait for that, "
-        "or give another run"
-    )
 
 
 def load(folder: Path, args: argparse.Namespace) -> TextGenerator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +21,7 @@ _DEEPSPEED_GATE = re.compile(r"(.*\.mlp)\.moe\.deepspeed_moe\.gate\.wg\.weight$"
 _DEEPSPEED_EXPERT = re.compile(r"(.*\.mlp)\.moe\.deepspeed_moe\.experts\.deepspeed_experts\.(\d+)\.(.*)$")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What weights can be stored in."""
+GENERATION_CONFIG = "generation_config.json"
 
 
 def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:
@@ -29,14 +31,23 @@ def save_model(folder: Path, config: ModelConfig, weights: dict[str, Tensor]) ->
     """
     folder.mkdir(parents=True, exist_ok=True)
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-    text = json.dumps(config.for_inference().to_hf(dtype), indent=2, ensure_ascii=False) + "\n"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     replace_files(
         {
-            folder / "config.json": lambda path: path.write_text(text, encoding="utf-8"),
+            folder / "config.json": lambda path: _write_json(path, config.for_inference().to_hf(dtype)),
+            folder / GENERATION_CONFIG: lambda path: _write_json(path, generation_config(config)),
             folder / "model.safetensors": lambda path: _save_tensors(tensors, path),
         }
     )
+
+
+def generation_config(config: ModelConfig) -> dict[str, Any]:
+    """Return the `generation_config.json`: where a text begins and ends. Sampling is left to who generates."""
+    return {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -56,7 +67,7 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     for path in (config_file, weights_file):
         if not path.is_file():
-            raise ModelConfigError(f"{path} is missing: give the folder of a run or of a saved model")
+            raise ModelConfigError(f"{path} is missing: {_instead(folder)}")
     config = ModelConfig.from_hf(config_file)
     try:
         weights = _read_tensors(weights_file, config)
@@ -69,6 +80,21 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch
             f"{' '.join(str(error).split())[:300]}; restore it from a copy"
         ) from error
     return model.to(device=device, dtype=dtype).eval()
+
+
+def _instead(folder: Path) -> str:
+    """Return what to do about a folder without model.safetensors, by what else is there."""
+    if (folder / "model.safetensors.index.json").is_file():
+        return (
+            "the weights are in several files; join them with from_pretrained and save_pretrained(FOLDER, "
+            'max_shard_size="100GB") of transformers'
+        )
+    if next(folder.glob("pytorch_model*.bin"), None):
+        return (
+            "pytorch_model.bin is never read, since it may hold code; convert it with from_pretrained and "
+            "save_pretrained of transformers"
+        )
+    return "give the folder of a run or of a saved model"
 
 
 def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:

@@ -100,6 +100,9 @@ def test_a_run_leaves_its_files(finished_run):
         "model/model.safetensors",
         "model/tokenizer.json",
         "model/tokenizer_config.json",
+        "model/chat_template.jinja",
+        "model/generation_config.json",
+        "model/README.md",
     ):
         assert name in files
     assert steps_of_checkpoints(finished_run) == [6, 12]

@@ -17,9 +17,10 @@ MAY_IMPORT = {
     "corpus": {"common"},
     "sample_stories": {"common"},
     "evaluation": {"model", "corpus", "common"},
+    "exporting": {"evaluation", "model", "corpus", "common"},
     "diagnosis": {"evaluation", "model", "corpus", "common"},
     "experiments": {"training", "diagnosis", "evaluation", "model", "corpus", "common"},
-    "training": {"evaluation", "model", "corpus", "sample_stories", "common"},
+    "training": {"exporting", "evaluation", "model", "corpus", "sample_stories", "common"},
 }
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 PRODUCT = set(MAY_IMPORT) | SCRIPTS

@@ -12,9 +12,10 @@ from typing import Any
 from common.console import human_time
 from corpus.manifest import Manifest
 from corpus.report import loss_to_beat
+from exporting.hugging_face import write_card
 from model import count_parameters
 from training.checkpointing.run_state import RunState
-from training.checkpointing.write_failures import write_text
+from training.checkpointing.write_failures import reason_of, write_text
 from training.context import RunContext
 from training.evaluation.validation import Evaluation
 
@@ -95,6 +96,7 @@ def sum_up(
     }
     console = context.console
     write_text(context.output / "summary.json", json.dumps(summary, indent=2) + "\n", console.say)
+    _write_card(context)
     console.say(
         f"{reason}: {state.step:,} of {total_steps:,} steps, {tokens / 1e6:.2f} M tokens in "
         f"{human_time(state.seconds)} of training"
@@ -114,3 +116,14 @@ def sum_up(
             if context.options.resume == "auto"
             else "the same command with --resume auto continues the run"
         )
+
+
+def _write_card(context: RunContext) -> None:
+    """Write model/README.md from the records of the run, so that whoever gets the folder knows what it is."""
+    folder = context.output / "model"
+    if not (folder / "config.json").is_file():
+        return
+    try:
+        write_card(folder, context.output, context.config.for_inference())
+    except OSError as error:
+        context.console.say(f"  {folder} has no new model card: {reason_of(error)}")

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from common.hardware import Device, peak_flops
+from exporting.quantization import plan_line
 from model import ModelConfig, count_parameters
 from training.config.resolve import ACCUMULATION, MICRO, Resolved
 from training.planning.flops import training_flops_per_token
@@ -66,6 +67,7 @@ class Plan:
         return [
             f"model     {total / 1e6:.1f} M parameters, {active / 1e6:.1f} M active a token ({kind}; hidden "
             f"{model.hidden_size}, {model.num_hidden_layers} layers, vocabulary {model.vocab_size:,})",
+            f"export    {plan_line(model)}",
             f"training  {resolved.precision}, ZeRO-{resolved.zero_stage}, {resolved.optimizer_name}, "
             f"peak learning rate {resolved.peak_lr:g}, {self._processes}",
             f"epoch     {rows:,} rows of {seq_len} tokens = {_tokens(rows * seq_len)}",

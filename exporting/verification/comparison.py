@@ -1,0 +1,149 @@
+"""The same documents through the trained model and through a program that serves it: is it the same model?
+
+Shapes in names: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+import numpy as np
+
+from exporting.verification.backends import Backend, OwnModel
+
+PROMPTS, PROMPT_CHARACTERS, NEW_TOKENS = 20, 24, 32
+SHOWN = 3  # tokens in front of and behind a difference
+
+# The mean difference of a logit that rounding explains, as a share of the logits' standard deviation, by the type of
+# the weights. docs/export.md has what was measured. A quantised expert layer sends some tokens to another expert, so
+# its limits are wide; that its weights are the model's is checked tensor by tensor (structure.py).
+LIMITS = {"f32": 0.005, "f16": 0.01, "bf16": 0.05, "q8_0": 0.1, "q6_k": 0.2, "q5_0": 0.4, "q5_1": 0.4, "q5_k": 0.4}
+COARSEST_LIMIT = 0.8
+
+
+@dataclass
+class Figures:
+    """What was measured of one backend, over all documents; sums of which the properties are means."""
+
+    documents: int = 0
+    same_ids: int = 0
+    largest: float = 0.0
+    difference_sum: float = 0.0
+    logits: int = 0
+    square_sum: float = 0.0
+    own_nats: float = 0.0
+    nats: float = 0.0
+    bytes: int = 0
+    prompts: int = 0
+    same_text: int = 0
+    first_difference: str = ""
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        """Mean difference of a logit."""
+        return self.difference_sum / max(1, self.logits)
+
+    @property
+    def relative(self) -> float:
+        """The mean difference as a share of the logits' standard deviation."""
+        return self.mean / (math.sqrt(self.square_sum / max(1, self.logits)) or 1.0)
+
+    @property
+    def own_bits_per_byte(self) -> float:
+        """Bits a byte of the trained model."""
+        return self.own_nats / math.log(2) / max(1, self.bytes)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits a byte of the backend on the ids that it makes itself, as its user would measure it."""
+        return self.nats / math.log(2) / max(1, self.bytes)
+
+    def verdict(self, precision: str) -> list[str]:
+        """Return why the backend is not the trained model, in sentences; empty if it is."""
+        reasons = [self.first_difference] if self.first_difference else []
+        reasons += self.faults
+        limit = LIMITS.get(precision, COARSEST_LIMIT)
+        if not self.relative <= limit and not self.faults:  # NaN is over the limit too
+            reasons.append(
+                f"the logits differ by {self.relative:.2%} of their spread on the same ids, where {precision} explains "
+                f"{limit:.2%}"
+            )
+        return reasons
+
+
+def compare(
+    own: OwnModel, backends: Sequence[Backend], texts: Sequence[str], positions: int, progress: Callable[[int], object]
+) -> list[Figures]:
+    """Return the figures of each backend over `texts`, which fit the positions; `progress` gets each one's number."""
+    figures = [Figures(faults=backend.faults()) for backend in backends]
+    for number, text in enumerate(texts, 1):
+        ids = own.encode(text)
+        own_logits_TV = own.logits(ids)
+        for backend, found in zip(backends, figures, strict=True):
+            _compare_document(found, own, backend, text, ids, own_logits_TV, positions)
+        progress(number)
+    new_tokens = min(NEW_TOKENS, positions // 2)
+    for text in texts[:PROMPTS]:
+        ids = own.encode(text[:PROMPT_CHARACTERS])[: positions - new_tokens]
+        expected = own.greedy(ids, new_tokens)
+        for backend, found in zip(backends, figures, strict=True):
+            found.prompts += 1
+            found.same_text += backend.greedy(ids, new_tokens) == expected
+    return figures
+
+
+def _compare_document(
+    found: Figures,
+    own: OwnModel,
+    backend: Backend,
+    text: str,
+    ids: list[int],
+    own_logits_TV: np.ndarray,
+    positions: int,
+) -> None:
+    eos_id = own.config.eos_token_id
+    theirs = backend.encode(text)
+    logits_TV = backend.logits(ids)
+    found.documents += 1
+    found.bytes += len(text.encode("utf-8"))
+    found.own_nats += _nats(own_logits_TV, ids, eos_id)
+    difference = np.abs(logits_TV - own_logits_TV)
+    found.largest = max(found.largest, float(difference.max())) if np.isfinite(difference).all() else math.inf
+    found.difference_sum += float(difference.sum(dtype=np.float64))
+    found.square_sum += float(np.square(own_logits_TV - own_logits_TV.mean()).sum(dtype=np.float64))
+    found.logits += difference.size
+    if theirs == ids:
+        found.same_ids += 1
+        found.nats += _nats(logits_TV, ids, eos_id)
+        return
+    found.nats += _nats(backend.logits(theirs[:positions]), theirs, eos_id) if theirs else math.nan
+    found.first_difference = found.first_difference or in_words(own, backend, ids, theirs)
+
+
+def _nats(logits_TV: np.ndarray, ids: Sequence[int], eos_id: int) -> float:
+    """Return the loss of a document in nats: all ids after the first, and EOS."""
+    targets = np.array([*ids[1:], eos_id])[: len(logits_TV)]
+    shifted = logits_TV - logits_TV.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(shifted).sum(axis=1, dtype=np.float64))
+    return float((log_sum - shifted[np.arange(len(targets)), targets]).sum(dtype=np.float64))
+
+
+def in_words(own: OwnModel, backend: Backend, ids: list[int], theirs: list[int]) -> str:
+    """Return how the ids of a text differ from those of training, in a sentence."""
+    bos_id = own.config.bos_token_id
+    if theirs == ids[1:]:
+        return "BOS is missing: training put it in front of every document"
+    if theirs == [bos_id, *ids]:
+        return "BOS is doubled: it is put in front twice"
+    if theirs and theirs[-1] == own.config.eos_token_id and theirs[:-1] == ids:
+        return "EOS is put behind the text, so a prompt is taken for a finished document"
+    where = next(i for i, (a, b) in enumerate(zip_longest(ids, theirs)) if a != b)
+    ours, others = ids[where : where + SHOWN], theirs[where : where + SHOWN]
+    before = own.decode(ids[max(0, where - SHOWN) : where])
+    cut = f"{'|'.join(own.pieces(ours))!r} became {'|'.join(backend.pieces(others))!r}"
+    kind = "vocabulary" if own.pieces(ours) == backend.pieces(others) else "pre-tokenizer"
+    return f"the {kind} differs at token {where:,}, after {before!r}: {cut} (ids {ours} became {others})"
