@@ -16,7 +16,7 @@ from torch import Tensor
 from corpus.shards import TokenStream
 from diagnosis.measured_text import documents
 from diagnosis.models import ModelUnderTest
-from evaluation.rows import evaluation_rows
+from evaluation.rows import measured_rows
 
 OFFSETS = (0, 1, 2, 3)
 FLOP_BUDGET = 4e11  # of a loss on a CPU, some ten seconds; a GPU gets a hundred times that
@@ -50,7 +50,7 @@ def sequences(
     most = int(min(most_tokens, budget / (2 * model.active_parameters)))
     if model.masks_documents:
         if rows is None:
-            rows = evaluation_rows(stream.num_rows(seq_len), most, seq_len) if stream.num_rows(seq_len) else []
+            rows, seq_len = measured_rows(stream, most, seq_len)
         chosen = [rows[i] for i in spread(len(rows), most // seq_len)]
         return list(stream.batch(chosen, seq_len)) if chosen else []
     eos = [model.eos_id] if model.eos_id >= 0 else []

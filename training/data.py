@@ -66,6 +66,22 @@ def corpus_model(options: Options, corpus: Corpus) -> ModelConfig:
     return model_config(options, vocab_size=made.vocab_size, bos_id=made.bos_id, eos_id=made.eos_id, pad_id=made.pad_id)
 
 
+def validation_remark(corpus: Corpus, seq_len: int) -> str | None:
+    """Return what to know of a split that is too short to judge a model by, None of others."""
+    tokens = corpus.manifest.splits["val"].tokens
+    if tokens < 2:
+        return (
+            "there is no validation text: no validation loss, no best model, no use of --patience; give more "
+            "text, or some with prepare.py --val_input"
+        )
+    if tokens <= seq_len:
+        return (
+            f"the validation text has {tokens:,} tokens, less than a row of {seq_len:,}: its loss, the best model and "
+            "--patience rest on these alone; give more text, or some with prepare.py --val_input"
+        )
+    return None
+
+
 def training_rows(corpus: Corpus, seq_len: int) -> int:
     """Return how many rows of `seq_len` tokens an epoch has; raise UserError if there is none."""
     rows = corpus.split("train").num_rows(seq_len)

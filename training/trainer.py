@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from corpus.tokenizer import load_tokenizer
-from evaluation.rows import evaluation_rows
+from evaluation.rows import measured_rows
 from model import GenerationError
 from training import data_sampler, rollback
 from training.checkpointing import checkpoint
@@ -41,8 +41,7 @@ class Trainer:
         corpus, config, resolved = context.corpus, context.config, context.resolved
         seq_len, seed = self.options.max_seq_len, self.options.seed
         self.train, self.val = corpus.split("train"), corpus.split("val")
-        val_rows = self.val.num_rows(seq_len) if len(self.val) else 0
-        self.val_rows = evaluation_rows(val_rows, self.options.eval_tokens, seq_len)
+        self.val_rows, self.val_length = measured_rows(self.val, self.options.eval_tokens, seq_len)
         self.total_steps = resolved.total_steps
         self.every = intervals(self.options, self.total_steps)
         self.order = SampleStream(self.train.num_rows(seq_len), seed)
@@ -195,7 +194,7 @@ class Trainer:
             self.engine,
             self.val,
             self.val_rows,
-            seq_len=self.options.max_seq_len,
+            seq_len=self.val_length,
             micro_batch=self.context.resolved.micro_batch,
             world=self.world,
             bytes_per_token=self.context.bytes_per_token("val"),

@@ -285,7 +285,12 @@ def model_config(run: Options, *, vocab_size: int, bos_id: int = 1, eos_id: int 
     """Return the network that the flags describe; raise a UserError that lists every size that does not fit."""
     sizes = dict(run.model)
     # generation may go beyond the training length; rotary positions need no weights for it
-    sizes.setdefault("max_position_embeddings", max(ModelConfig().max_position_embeddings, run.max_seq_len))
+    positions = sizes.setdefault("max_position_embeddings", max(ModelConfig().max_position_embeddings, run.max_seq_len))
+    if positions < run.max_seq_len:
+        raise UserError(
+            f"--max_position_embeddings {positions}: rows have {run.max_seq_len} tokens (--max_seq_len), and other "
+            "programs would keep to the smaller one; give at least as many, or leave it out"
+        )
     try:
         config = ModelConfig(
             vocab_size=vocab_size, bos_token_id=bos_id, eos_token_id=eos_id, pad_token_id=pad_id, **sizes

@@ -21,6 +21,7 @@ PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 32, 32, 40
 MODES = {"sampled": SAMPLED, "greedy": GREEDY}
 
 SAMPLES, SAMPLE_PROMPT_TOKENS, SAMPLE_NEW_TOKENS = 3, 12, 60
+SAMPLED_TOKENS = 2049  # of validation text that the first documents are looked for in
 TEMPERATURE, TOP_P = 0.8, 0.95
 
 
@@ -92,7 +93,7 @@ class SampleWriter:
 
     def __init__(self, stream: TokenStream, tokenizer: Tokenizer, config: ModelConfig, *, seed: int) -> None:
         self.tokenizer, self.config, self.seed = tokenizer, config, seed
-        self.prompts = _document_starts(stream, config) if len(stream) else []
+        self.prompts = _document_starts(stream, config)
 
     def write(self, engine: Engine) -> list[dict[str, str]]:
         """Return the lines of samples.jsonl on rank 0, none on the others; collective.
@@ -123,8 +124,7 @@ class SampleWriter:
 
 def _document_starts(stream: TokenStream, config: ModelConfig) -> list[list[int]]:
     """Return the first tokens of the first few documents; of a short document its first half."""
-    row_length = 2048
-    ids = stream.batch([0], row_length if stream.num_rows(row_length) else len(stream) - 1)[0].tolist()
+    ids = stream.read(0, SAMPLED_TOKENS).tolist()
     boundary = (config.eos_token_id, config.bos_token_id)
     starts = [0, *(i for i in range(1, len(ids)) if (ids[i - 1], ids[i]) == boundary)]
     documents = (ids[start:end] for start, end in zip(starts, [*starts[1:], len(ids)], strict=True))

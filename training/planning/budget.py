@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from common.console import human_time
 from common.errors import UserError
 from corpus.tokenizer import load_tokenizer
-from evaluation.rows import evaluation_rows
+from evaluation.rows import measured_rows
 from training.checkpointing import checkpoint
 from training.checkpointing.export import export_model
 from training.checkpointing.run_state import RunState
@@ -207,9 +207,8 @@ def _step_parts(trial: TrialEngine, micro_batch: int) -> list[float]:
 def _evaluation_seconds(run: RunContext, trial: TrialEngine) -> tuple[float, float]:
     """Return the seconds of an evaluation with the texts that repetition is counted in, and of a sample."""
     options, val, micro_batch = run.options, run.corpus.split("val"), run.resolved.micro_batch
-    if not len(val):
-        return 0.0, 0.0
-    evaluation, rows = 0.0, evaluation_rows(val.num_rows(options.max_seq_len), options.eval_tokens, options.max_seq_len)
+    rows, row_length = measured_rows(val, options.eval_tokens, options.max_seq_len)
+    evaluation = 0.0
     if rows:
         few = rows[: _PASSES * run.world.size * micro_batch]
         loss = _second_time(
@@ -218,7 +217,7 @@ def _evaluation_seconds(run: RunContext, trial: TrialEngine) -> tuple[float, flo
                 trial.engine,
                 val,
                 few,
-                seq_len=options.max_seq_len,
+                seq_len=row_length,
                 micro_batch=micro_batch,
                 world=run.world,
                 bytes_per_token=1.0,

@@ -72,16 +72,29 @@ def compare_rows(corpus: Corpus, seq_len: int, pad_id: int) -> RowFigures:
     rows = _evenly_spaced(stream.num_rows(seq_len), _COMPARED_ROWS)
     inputs, targets = (part.numpy() for part in data_sampler.tensors(stream, rows, seq_len, torch.device("cpu")))
     truth = np.stack([raw.read(row * seq_len, seq_len + 1).astype(np.int64) for row in rows])
-    counts = (targets != IGNORED) & (targets != pad_id)
     same_shape = inputs.shape == truth[:, :-1].shape
+    padded_inputs, padded_targets = _padding(inputs, truth[:, :-1], pad_id), _padding(targets, truth[:, 1:], pad_id)
+    counts = (targets != IGNORED) & ~padded_targets
     return RowFigures(
         matches={offset: _match(inputs, targets, counts, offset) for offset in OFFSETS},
         last_match=float((targets[:, -1] == truth[:, -1])[counts[:, -1]].mean()) if counts[:, -1].any() else 1.0,
-        padded_inputs=float((inputs == pad_id).mean()),
-        padded_targets=float((targets == pad_id).mean()),
+        padded_inputs=float(padded_inputs.mean()),
+        padded_targets=float(padded_targets.mean()),
         ignored_targets=float((targets == IGNORED).mean()),
         from_corpus=float((inputs == truth[:, :-1]).all(-1).mean()) if same_shape else 0.0,
     )
+
+
+def _padding(ids: np.ndarray, truth: np.ndarray, pad_id: int) -> np.ndarray:
+    """Return where rows are filled up at an end, bool (rows, T).
+
+    The id alone says nothing: a text may hold it, as its EOS or as a word. Padding is not the text that is there.
+    """
+    fills = ids == pad_id
+    to_the_end = np.logical_and.accumulate(fills[:, ::-1], axis=1)[:, ::-1]
+    from_the_start = np.logical_and.accumulate(fills, axis=1)
+    replaced = ids != truth if ids.shape == truth.shape else True
+    return (to_the_end | from_the_start) & replaced
 
 
 def _match(inputs: np.ndarray, targets: np.ndarray, counts: np.ndarray, offset: int) -> float:
@@ -160,6 +173,8 @@ def measure_overlap(corpus: Corpus, seconds: float) -> Overlap | None:
 
 def _passage_hashes(ids: np.ndarray) -> np.ndarray:
     """Return hashes (uint64) of the sampled passages: a polynomial, doubled in length until it covers a passage."""
+    if len(ids) < _PASSAGE:
+        return np.empty(0, np.uint64)
     with np.errstate(over="ignore"):
         value, length = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15), 1
         while length < _PASSAGE:

@@ -6,7 +6,7 @@ import math
 import time
 
 from corpus.shards import Corpus
-from evaluation.rows import evaluation_rows
+from evaluation.rows import measured_rows
 from model import ModelConfig
 from training.config.command_line import Options
 from training.config.resolve import Resolved
@@ -130,12 +130,11 @@ def _measure_cost(trial: TrialEngine, rows: list[int], micro_seconds: float) -> 
 
 
 def _workload(options: Options, resolved: Resolved, corpus: Corpus, world_size: int) -> Workload:
-    val, seq_len = corpus.split("val"), options.max_seq_len
-    rows = evaluation_rows(val.num_rows(seq_len), options.eval_tokens, seq_len) if len(val) > seq_len else []
+    rows, _ = measured_rows(corpus.split("val"), options.eval_tokens, options.max_seq_len)
     evaluations = 1 + math.ceil(resolved.total_steps / intervals(options, resolved.total_steps).evaluation)
     return Workload(
         steps=resolved.total_steps,
-        tokens_per_step=resolved.train_batch * seq_len,
+        tokens_per_step=resolved.train_batch * options.max_seq_len,
         accumulation=resolved.accumulation,
         epochs=None if options.max_steps else options.epochs,
         evaluation_micro_batches=evaluations * math.ceil(len(rows) / world_size / resolved.micro_batch),

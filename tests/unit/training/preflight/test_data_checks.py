@@ -1,8 +1,24 @@
 """What the checks of the data make of their figures."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
-from training.preflight.data_checks import Overlap, RowFigures, check_overlap, check_padding, check_row_targets
+from corpus.shards import TokenStream
+from evaluation.rows import measured_rows
+from model import ModelConfig
+from training.evaluation.generation import RepetitionEvaluator, SampleWriter
+from training.preflight import data_checks
+from training.preflight.data_checks import (
+    Overlap,
+    RowFigures,
+    check_overlap,
+    check_padding,
+    check_row_targets,
+    compare_rows,
+    measure_overlap,
+)
 
 ROWS = RowFigures({0: 0.01, 1: 1.0, 2: 0.01, 3: 0.01}, 1.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -40,3 +56,57 @@ def test_overlaps(share, level):
 
 def test_without_validation_text_nothing_is_compared():
     assert check_overlap(None).level == "warn"
+
+
+class FakeCorpus:
+    """Streams of given ids, without files."""
+
+    def __init__(self, **splits):
+        self.ids = {name: np.asarray(ids, dtype=np.uint16) for name, ids in splits.items()}
+
+    def split(self, name):
+        return TokenStream([self.ids[name]])
+
+
+@pytest.fixture
+def without_files(monkeypatch):
+    def parts(self, corpus, split):
+        self.parts = [corpus.ids[split]]
+        self.starts = np.array([0, len(corpus.ids[split])])
+
+    monkeypatch.setattr(data_checks.RawTokens, "__init__", parts)
+
+
+def test_the_id_of_padding_in_the_text_is_no_padding(without_files):
+    """PAD = EOS = BOS, as GPT-2 has it, and texts of nothing else."""
+    ids = np.tile([0, 5, 6, 0, 0, 0], 40)
+    for pad_id in (0, 5, 6):
+        assert check_padding(compare_rows(FakeCorpus(train=ids), 4, pad_id)).level == "pass"
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_padding_in_place_of_text_is_found_whatever_the_text_holds(without_files, monkeypatch, ignored):
+    right = data_checks.data_sampler.tensors
+
+    def padded(stream, rows, seq_len, device):
+        inputs, targets = right(stream, rows, seq_len, device)
+        inputs[:, 6:], targets[:, 5:] = 0, -100 if ignored else 0
+        return inputs, targets
+
+    monkeypatch.setattr(data_checks.data_sampler, "tensors", padded)
+    rows = compare_rows(FakeCorpus(train=np.tile([0, 5, 6, 7], 60)), 8, 0)
+    assert check_padding(rows).level == ("warn" if ignored else "fail")
+    assert rows.padded_inputs == pytest.approx(0.1875, abs=0.07)
+
+
+@pytest.mark.parametrize("tokens", range(42))
+def test_a_validation_split_of_a_few_tokens_is_measured_as_a_short_row(without_files, tokens):
+    corpus = FakeCorpus(train=np.arange(500) % 90, val=np.arange(tokens) % 90)
+    assert (measure_overlap(corpus, 1.0) is None) <= (tokens < 200)
+    rows, length = measured_rows(corpus.split("val"), 0, 16)
+    assert (len(rows), length) == ((tokens - 1) // 16, 16) if tokens > 16 else (int(tokens > 1), max(1, tokens - 1))
+    if rows:
+        assert corpus.split("val").batch(rows, length).shape == (len(rows), length + 1)
+    config = ModelConfig(vocab_size=100)
+    RepetitionEvaluator(corpus.split("val"), config, seq_len=16, seed=0, world=SimpleNamespace(rank=0, size=1))
+    assert len(SampleWriter(corpus.split("val"), None, config, seed=0).prompts) == int(tokens > 2)
