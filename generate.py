@@ -17,11 +17,13 @@ from common.command_line import Parser, amount, at_least_zero, positive, run_scr
 from common.console import spell_out, takes_any_character
 from common.errors import UserError
 from common.model_folder import find_model
+from common.training_text import TrainingText
 
 if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
     from model.inference.prompts import Prompt
     from model.inference.text_generator import Completion, TextGenerator
 
+UNKNOWN_SHOWN = 20  # characters
 TYPED = "the prompt"  # as the source of a prompt that was typed, and so is on the screen already
 
 
@@ -86,11 +88,21 @@ def load(folder: Path, args: argparse.Namespace) -> TextGenerator:
         )
     sampling = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
     sampling |= {"do_sample": not args.greedy, "no_repeat_ngram_size": args.no_repeat_ngram}
-    return TextGenerator(model, tokenizer, max_new_tokens=args.max_new_tokens, seed=args.seed, **sampling)
+    known = TrainingText.read(folder)
+    return TextGenerator(
+        model, tokenizer, max_new_tokens=args.max_new_tokens, seed=args.seed, training_text=known, **sampling
+    )
 
 
 def answer(generator: TextGenerator, prompts: list[Prompt], args: argparse.Namespace) -> None:
     """Write and print `--num_samples` texts for each prompt."""
+    for prompt in prompts:
+        if unknown := generator.encoder.unknown_characters(prompt.text):
+            print(
+                f"{prompt.source}: the training text has no {'、'.join(unknown[:UNKNOWN_SHOWN])}"
+                f"{' and others' if len(unknown) > UNKNOWN_SHOWN else ''}, so the model knows nothing of it",
+                file=sys.stderr,
+            )
     samples = [(prompt, ids) for prompt in prompts for ids in [generator.encode(prompt)] * args.num_samples]
     if len(samples) == 1 and not args.json:
         prompt, ids = samples[0]

@@ -15,13 +15,21 @@ from tokenizers import Tokenizer
 from common.errors import UserError
 from corpus.cleaning.language import FORMS, SCRIPTS, count_scripts, languages
 from corpus.reader import Chunk, parse_chunk
-from corpus.split import TRAIN, VAL
-from corpus.tokenizer import library_errors, load_tokenizer, special_ids, without_special_tokens
+from corpus.split import LEFT_OUT, TRAIN, VAL
+from corpus.tokenizer import (
+    is_byte_level,
+    library_errors,
+    load_tokenizer,
+    normalized,
+    special_ids,
+    without_special_tokens,
+)
 
 ID_TYPE = np.dtype("<u2")
 LENGTH_TYPE = np.dtype("<u4")
 # Documents: the library keeps some 100 bytes a token, and a small batch gets those of the last one, still in the cache.
 ENCODED_AT_ONCE = 32
+EXAMPLE_CHARACTERS = 120
 SPLIT_NAMES = {TRAIN: "train", VAL: "val"}
 
 
@@ -37,17 +45,80 @@ class Packed:
 
 @dataclass
 class TextFigures:
-    """What the report says of texts: tokens of each document (of LENGTH_TYPE), characters by script, languages."""
+    """What the report says of texts: tokens of each document (of LENGTH_TYPE), characters by script, languages.
+
+    Of those that are left out, documents and bytes by reason; of those that are packed, how many the tokenizer does not
+    give back as they were, with the beginning of one, and the special tokens that stand in the texts themselves.
+    `characters` are those of the training texts.
+    """
 
     lengths: bytearray = field(default_factory=bytearray)
     scripts: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
+    left_out_documents: Counter[str] = field(default_factory=Counter)
+    left_out_bytes: Counter[str] = field(default_factory=Counter)
+    changed: int = 0
+    changed_example: str = ""
+    special_tokens: int = 0
+    characters: set[str] = field(default_factory=set)
 
     def add(self, other: TextFigures) -> None:
         """Take in the figures of other texts."""
         self.lengths += other.lengths
         self.scripts += other.scripts
         self.languages += other.languages
+        self.left_out_documents += other.left_out_documents
+        self.left_out_bytes += other.left_out_bytes
+        self.changed += other.changed
+        self.changed_example = self.changed_example or other.changed_example
+        self.special_tokens += other.special_tokens
+        self.characters |= other.characters
+
+
+class RoundTrip:
+    """Tells which documents a tokenizer does not give back as they were."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._sizes = _entry_bytes(tokenizer)
+
+    def changed(
+        self, texts: Sequence[str], encoded: Sequence[bytes], ids: np.ndarray, lengths: np.ndarray
+    ) -> list[int]:
+        """Return the places of the texts that their `ids` (of all texts, `lengths` of each) do not decode to.
+
+        Bytes are counted first, which costs next to nothing; only where they differ, the ids are decoded.
+        """
+        if not len(lengths):
+            return []
+        ends = np.cumsum(lengths.astype(np.int64))
+        starts = ends - lengths
+        if self._sizes is None:
+            suspects = range(len(texts))
+        else:
+            inner = self._sizes[ids]
+            inner[starts] = inner[ends - 1] = 0
+            sizes = np.array([len(data) for data in encoded])
+            suspects = np.flatnonzero(np.add.reduceat(inner, starts) != sizes).tolist()
+        return [i for i in suspects if not self._comes_back(texts[i], ids[starts[i] : ends[i]].tolist())]
+
+    def _comes_back(self, text: str, ids: list[int]) -> bool:
+        text = normalized(self.tokenizer, text)
+        # A BOS or EOS of the text's own is not doubled.
+        parts = (ids[1:-1], ids[:-1], ids[1:], ids)
+        return any(self.tokenizer.decode(part, skip_special_tokens=False) == text for part in parts)
+
+
+def _entry_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
+    """Return the bytes of text that each entry stands for, int64 (entries,); None if only decoding can tell."""
+    if not is_byte_level(tokenizer):
+        return None
+    sizes = np.zeros(2**16, dtype=np.int64)
+    for entry, place in tokenizer.get_vocab(with_added_tokens=False).items():
+        sizes[place] = len(entry)
+    for place, token in tokenizer.get_added_tokens_decoder().items():
+        sizes[place] = len(token.content.encode())
+    return sizes
 
 
 def pack_chunk(
@@ -57,26 +128,36 @@ def pack_chunk(
     parsed = parse_chunk(chunk)
     if len(parsed.texts) != len(assignment):
         raise UserError(f"{chunk.source.name}: changed while it was read; run again when nothing writes to it")
-    tokenizer, bos_id, eos_id = _loaded(tokenizer_path, tokenizer_sha256)
+    tokenizer, (bos_id, eos_id, pad_id), round_trip = _loaded(tokenizer_path, tokenizer_sha256)
     packed, figures = {}, TextFigures()
     for side, name in SPLIT_NAMES.items():
         chosen = [i for i, assigned in enumerate(assignment) if assigned == side]
         texts = [parsed.texts[i] for i in chosen]
         ids, lengths = encode_documents(tokenizer, texts, bos_id, eos_id)
-        size = sum(len(parsed.encoded[i]) for i in chosen)
+        encoded = [parsed.encoded[i] for i in chosen]
+        size = sum(map(len, encoded))
+        changed = [texts[i] for i in round_trip.changed(texts, encoded, ids, lengths)]
+        figures.changed += len(changed)
+        figures.changed_example = figures.changed_example or "".join(changed[:1])[:EXAMPLE_CHARACTERS]
+        figures.special_tokens += int(np.isin(ids, (bos_id, eos_id, pad_id)).sum()) - 2 * len(texts)
         packed[name] = Packed(ids.tobytes(), len(texts), size, sum(map(len, texts)))
         counts = count_scripts([without_special_tokens(text) for text in texts])
         scripts = dict(zip((*SCRIPTS, *FORMS), counts.sum(axis=0).tolist(), strict=True))
         figures.add(TextFigures(bytearray(lengths.tobytes()), Counter(scripts), languages(counts)))
+        if side == TRAIN:
+            figures.characters.update(*texts)
+    for encoded, assigned in zip(parsed.encoded, assignment, strict=True):
+        if why := LEFT_OUT.get(assigned):
+            figures.left_out_documents[why] += 1
+            figures.left_out_bytes[why] += len(encoded)
     return packed, figures
 
 
 @lru_cache(maxsize=1)
-def _loaded(path: Path, sha256: str) -> tuple[Tokenizer, int, int]:
-    """Return the tokenizer with its BOS and EOS; `sha256` is there since a path can get another content."""
+def _loaded(path: Path, sha256: str) -> tuple[Tokenizer, tuple[int, int, int], RoundTrip]:
+    """Return the tokenizer with its BOS, EOS and padding; `sha256` is there since a path can get another content."""
     tokenizer = load_tokenizer(path)
-    bos_id, eos_id, _ = special_ids(tokenizer)
-    return tokenizer, bos_id, eos_id
+    return tokenizer, special_ids(tokenizer), RoundTrip(tokenizer)
 
 
 def encode_documents(

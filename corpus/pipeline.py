@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import sha256_file
+from common.training_text import TrainingText
 from corpus.formats.detect import TextFile
 from corpus.manifest import FORMAT, MANIFEST_NAME, TOKENIZER_NAME, InputInfo, Manifest, SplitInfo
 from corpus.ngram_baselines import NGramBaselines, measure
@@ -24,7 +25,7 @@ from corpus.report import CorpusReport, build_report
 from corpus.scan import Scan, scan_chunk
 from corpus.settings import PreparationSettings, fingerprint_of
 from corpus.shards import Corpus, SplitWriter, open_stream
-from corpus.tokenizer import load_tokenizer, special_ids, train_tokenizer_json, vocab_size
+from corpus.tokenizer import entry_ids, load_tokenizer, special_ids, train_tokenizer_json, vocab_size
 from corpus.workers import WorkerPool
 
 # Text to train a tokenizer on: 32 MB for 6,400 entries, which settles their merges in about a minute; training takes
@@ -100,11 +101,22 @@ def _reusable(output: Path, name: str, progress: TextIO | None) -> Manifest | No
         if manifest.fingerprint != name:
             return None
         Corpus.open(output)
-        CorpusReport.read(output)
+        repetition = CorpusReport.read(output).repetition
     except UserError as error:
         _say(progress, f"preparing again: {error}")
         return None
     _say(progress, f"{output}: already prepared from the same content and settings; reused")
+    if (
+        repetition
+        and repetition.dropped
+        and repetition.by_rule.get("runs")
+        and "run_share" not in repetition.thresholds
+    ):
+        _say(
+            progress,
+            f"it was prepared when one long run of a letter left a whole document out, and {repetition.by_rule['runs']:,} "
+            "have such runs; remove the folder to prepare it by the present rule",
+        )
     return manifest
 
 
@@ -154,7 +166,9 @@ class _Preparation:
         writers, figures = self._pack(scan, tokenizer_path, tokenizer_sha256)
         splits = {split: writer.finish() for split, writer in writers.items()}
         tokenizer = load_tokenizer(tokenizer_path)
-        bos_id, eos_id, pad_id = special_ids(tokenizer)
+        bos_id, eos_id, pad_id = special = special_ids(tokenizer)
+        unused = [i for i in entry_ids(tokenizer) if not writers["train"].frequencies[i] and i not in special]
+        TrainingText(characters="".join(sorted(figures.characters)), unused_tokens=unused).write(self.folder)
         manifest = Manifest(
             format=FORMAT,
             fingerprint=name,
@@ -175,7 +189,8 @@ class _Preparation:
             splits=splits,
         )
         manifest.write(self.folder)
-        build_report(manifest, figures, scan.duplicates(), scan.repetition.report()).write(self.folder)
+        report = build_report(manifest, figures, scan.duplicates(), scan.repetition.report(), len(unused))
+        report.write(self.folder)
         return manifest
 
     def _chunks(self) -> Iterator[tuple[Chunk, bool]]:

@@ -17,6 +17,7 @@ from common.records import Count, Number, Record, parse_record
 from corpus.cleaning.language import FORMS, SCRIPTS
 from corpus.manifest import REPORT_NAME, Manifest, read_folder_json
 from corpus.packing import LENGTH_TYPE, TextFigures
+from corpus.split import LEFT_OUT
 
 EXAMPLES_SHOWN = 3
 EXAMPLE_CHARACTERS = 40
@@ -95,6 +96,13 @@ class RepetitionFigures(Record):
     examples: list[RepetitiveExample]
 
 
+class LeftOut(Record):
+    """Documents that were read and not packed."""
+
+    documents: Count
+    bytes: Count
+
+
 class BaselineLoss(Record):
     """The loss of one n-gram baseline on the validation text."""
 
@@ -122,6 +130,14 @@ class CorpusReport(Record):
     traditional_share: Number | None
     languages: dict[Name, Number]
     characters_per_token: dict[Name, Number]
+    # Not in folders that were prepared before 2026-11-30: what was left out by reason ("exact", "near", "repetition",
+    # "overlap"); documents that the tokenizer does not give back, and the beginning of one; special tokens that stand
+    # in texts; vocabulary entries that the training text has none of.
+    left_out: dict[Name, LeftOut] | None = None
+    changed: Count = 0
+    changed_example: str = ""
+    special_tokens: Count = 0
+    unused_entries: Count | None = None
     # "ladder" in folders that were prepared before 2026-11-29
     ngram_baselines: dict[Name, BaselineLoss] | None = Field(validation_alias=AliasChoices("ngram_baselines", "ladder"))
 
@@ -141,7 +157,7 @@ class CorpusReport(Record):
 
 
 def build_report(
-    manifest: Manifest, figures: TextFigures, duplicates: dict[str, Any], repetition: dict[str, Any]
+    manifest: Manifest, figures: TextFigures, duplicates: dict[str, Any], repetition: dict[str, Any], unused: int
 ) -> CorpusReport:
     """Return the report of a corpus from what its two passes counted."""
     splits, baselines = manifest.splits.values(), manifest.ngram_baselines
@@ -154,6 +170,14 @@ def build_report(
             "lengths": _lengths(np.frombuffer(figures.lengths, LENGTH_TYPE)),
             "duplicates": duplicates,
             "repetition": repetition,
+            "left_out": {
+                why: {"documents": figures.left_out_documents[why], "bytes": figures.left_out_bytes[why]}
+                for why in LEFT_OUT.values()
+            },
+            "changed": figures.changed,
+            "changed_example": figures.changed_example,
+            "special_tokens": figures.special_tokens,
+            "unused_entries": unused,
             "scripts": _shares({script: figures.scripts.get(script, 0) for script in SCRIPTS}),
             "traditional_share": round(traditional / two_forms, 6) if two_forms else None,
             "languages": _shares(figures.languages),
@@ -219,7 +243,7 @@ def _text_facts(manifest: Manifest, report: CorpusReport) -> list[tuple[str, str
     ]
     at = report.lengths.tokens
     facts += [
-        ("tokenizer", f"{manifest.vocab_size:,} entries, {manifest.tokenizer_source}"),
+        ("tokenizer", f"{manifest.vocab_size:,} entries{_unused(report)}, {manifest.tokenizer_source}"),
         (
             "lengths",
             f"{at.min:,} to {at.max:,} tokens a document, BOS and EOS included; half up to {at.p50:,}, "
@@ -235,12 +259,39 @@ def _text_facts(manifest: Manifest, report: CorpusReport) -> list[tuple[str, str
     return facts
 
 
+def _unused(report: CorpusReport) -> str:
+    return f" ({report.unused_entries:,} of them never occur in train)" if report.unused_entries else ""
+
+
+def _size(report: CorpusReport, *reasons: str) -> str:
+    """Return the bytes that were left out for some reasons, as an addition to their documents; nothing without any."""
+    size = sum(report.left_out[why].bytes for why in reasons) if report.left_out else 0
+    tokens = size * report.tokens // max(1, report.bytes)
+    return f", {size / 1e6:,.1f} MB or about {tokens:,} tokens" if size else ""
+
+
+def left_out_line(manifest: Manifest, report: CorpusReport) -> str:
+    """Return in a line what was read and not packed, for the start of a run; empty if there is nothing."""
+    names = {"repetition": "that repeat themselves (--repetition keep takes them)"}
+    names |= {"exact": "equal to others", "near": "much like others", "overlap": "of train that val holds too"}
+    found = {why: report.left_out[why] for why in names if report.left_out and report.left_out[why].documents}
+    parts = [f"{left.documents:,} documents {names[why]}{_size(report, why)}" for why, left in found.items()]
+    parts += [f"{count:,} {reason.replace('_', ' ')}" for reason, count in manifest.skipped.items()]
+    return f"left out: {'; '.join(parts)}" if parts else ""
+
+
 def _left_out_facts(manifest: Manifest, report: CorpusReport) -> list[tuple[str, str]]:
     duplicates, repetition = report.duplicates, report.repetition
     dedup = manifest.settings["dedup"]
     near = f", {duplicates.near:,} near ones" if dedup == "near" else ""
+    fate = "kept" if dedup == "none" else f"left out{_size(report, 'exact', 'near')}"
     near += f", {duplicates.near_in_val:,} of those in val" if duplicates.near_in_val else ""
-    facts = [("duplicates", f"{duplicates.exact:,} exact{near} ({'kept' if dedup == 'none' else 'left out'})")]
+    facts = [
+        (
+            "duplicates",
+            f"{duplicates.exact:,} exact{near} ({fate})",
+        )
+    ]
     # Those whose texts differ to the eye show more, so they come first.
     for pair in sorted(duplicates.examples, key=lambda pair: pair.kept == pair.dropped)[:EXAMPLES_SHOWN]:
         facts.append(("", f"{pair.similarity:4.0%} {_quote(pair.kept)}"))
@@ -248,12 +299,24 @@ def _left_out_facts(manifest: Manifest, report: CorpusReport) -> list[tuple[str,
             facts.append(("", f"like {_quote(pair.dropped)}"))
     if repetition is not None:
         rules = ", ".join(f"{rule} {count:,}" for rule, count in repetition.by_rule.items() if count) or "none"
-        left_out = f"{repetition.dropped:,} of {repetition.scored:,} documents left out"
+        left_out = f"{repetition.dropped:,} of {repetition.scored:,} documents left out{_size(report, 'repetition')}"
         facts.append(("repetition", f"{left_out}; over the limits by rule: {rules}"))
         for example in repetition.examples[:EXAMPLES_SHOWN]:
             facts.append(("", f"{example.rule} {example.value:.2f}: {_quote(example.text)}"))
     if manifest.dropped_in_val:
-        facts.append(("overlap", f"{manifest.dropped_in_val:,} left out of train, since val holds them too"))
+        facts.append(
+            (
+                "overlap",
+                f"{manifest.dropped_in_val:,} left out of train{_size(report, 'overlap')}, since val holds them too",
+            )
+        )
+    if report.changed:
+        example = _quote(report.changed_example)
+        facts.append(
+            ("changed", f"{report.changed:,} documents do not come back from the tokenizer as they were: {example}")
+        )
+    if report.special_tokens:
+        facts.append(("special", f"{report.special_tokens:,} special tokens stand in texts, and act as such there"))
     if manifest.skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
         facts.append(("skipped", reasons))

@@ -22,7 +22,19 @@ from corpus.cleaning.repetition import EXAMPLE_CHARACTERS, Repetition, breaks_a_
 from corpus.formats.detect import TextFile
 from corpus.formats.find_files import display_names
 from corpus.reader import EMPTY_TEXT, REASONS, Chunk, describe, parse_chunk
-from corpus.split import DIGEST_BYTES, DROP, TRAIN, VAL, HashSubset, document_digest, is_val, val_cut
+from corpus.split import (
+    DIGEST_BYTES,
+    DUPLICATE,
+    IN_VAL,
+    NEAR_DUPLICATE,
+    REPETITIVE,
+    TRAIN,
+    VAL,
+    HashSubset,
+    document_digest,
+    is_val,
+    val_cut,
+)
 
 BAD_LINES_KEPT = 100
 BAD_LINES_NAMED = 10
@@ -94,7 +106,7 @@ class Scan:
 
     What grows with the input: a set of 16-byte digests, about 110 bytes a distinct document (150 MB for 1.4 million),
     and what `NearIndex` states where near duplicates are looked for; both are freed by `finish`. `assignment` keeps
-    one byte a document: DROP, TRAIN or VAL.
+    one byte a document: TRAIN, VAL or why it is left out.
     """
 
     def __init__(self, *, dedup: str, drop_repetitive: bool, val_fraction: float, sample_bytes: int) -> None:
@@ -130,7 +142,7 @@ class Scan:
         self.chunk_documents.append(len(self.assignment) - start)
         self.chunk_bytes.append(found.text_bytes)
         if found.signatures is not None:
-            kept = [i for i, side in enumerate(self.assignment[start:]) if side != DROP]
+            kept = [i for i, side in enumerate(self.assignment[start:]) if side in (TRAIN, VAL)]
             digests = [found.digests[i] for i in kept]
             places = [start + i for i in kept]
             self._near.add(found.signatures[kept], digests, places, preferred=found.from_val_file)
@@ -142,25 +154,25 @@ class Scan:
         """Assign the documents of a chunk; those of validation files stay, however repetitive."""
         scored = []
         for i, digest in enumerate(found.digests):
-            if self._is_exact_duplicate(digest, found.from_val_file):
-                side = DROP
+            if found.from_val_file:
+                self._val_file_digests.add(digest)
+            if not found.from_val_file and digest in self._val_file_digests:
+                self.dropped_in_val += 1
+                side = IN_VAL
+            elif self._is_exact_duplicate(digest):
+                side = DUPLICATE
             elif found.from_val_file:
                 side = VAL
             else:
                 scored.append(i)
                 if i in found.repetitive:
                     self.repetition.add_example(digest, found.scores[i], found.repetitive[i])
-                side = DROP if i in found.repetitive and self.settings.drop_repetitive else self._side(digest)
+                side = REPETITIVE if i in found.repetitive and self.settings.drop_repetitive else self._side(digest)
             self.assignment.append(side)
         self.repetition.add(found.scores[scored])
 
-    def _is_exact_duplicate(self, digest: bytes, from_val_file: bool) -> bool:
+    def _is_exact_duplicate(self, digest: bytes) -> bool:
         """Return whether the next document is to be dropped as one that was there before."""
-        if from_val_file:
-            self._val_file_digests.add(digest)
-        elif digest in self._val_file_digests:
-            self.dropped_in_val += 1
-            return True
         if digest in self._seen:
             self.exact_duplicates += 1
             self.examples.add_exact(digest, len(self.assignment))
@@ -215,7 +227,7 @@ class Scan:
         sides = np.frombuffer(self.assignment, dtype=np.uint8)
         self.near_duplicates = len(pairs.dropped)
         self.near_in_val = int(((sides[pairs.dropped] == TRAIN) & (sides[pairs.kept] == VAL)).sum())
-        sides[pairs.dropped] = DROP
+        sides[pairs.dropped] = NEAR_DUPLICATE
         self.sample.discard(pairs.digests)
         self.examples.add_near(pairs)
 

@@ -12,7 +12,7 @@ from typing import Any
 from common.files import sha256_file
 from corpus.formats.detect import BOTH_FIELDS, FormatSettings, TextFile
 from corpus.reader import text_files
-from corpus.tokenizer import MAX_ENTRIES, MIN_ENTRIES
+from corpus.tokenizer import MAX_ENTRIES, MIN_ENTRIES, tokenizer_file
 
 DEDUP_CHOICES = ("none", "exact", "near")
 REPETITION_CHOICES = ("drop", "keep")
@@ -35,6 +35,11 @@ class PreparationSettings:
     text_key: str | None = None
     text_template: str | None = None
     split_txt: bool = False
+
+    def __post_init__(self) -> None:
+        """Take the tokenizer.json of a folder for the folder."""
+        if self.tokenizer is not None:
+            object.__setattr__(self, "tokenizer", tokenizer_file(self.tokenizer))
 
     def problems(self) -> list[str]:
         """Return one sentence for each value that is out of its range."""

@@ -9,8 +9,9 @@ from hashlib import blake2b
 DIGEST_BYTES = 16
 _CUT_BYTES = 8
 
-# The assignment of a document; one byte each.
-DROP, TRAIN, VAL = 0, 1, 2
+# The assignment of a document; one byte each. All but two say why it is left out.
+DUPLICATE, TRAIN, VAL, NEAR_DUPLICATE, REPETITIVE, IN_VAL = range(6)
+LEFT_OUT = {DUPLICATE: "exact", NEAR_DUPLICATE: "near", REPETITIVE: "repetition", IN_VAL: "overlap"}
 
 
 def document_digest(encoded: bytes) -> bytes:

@@ -7,10 +7,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from common import chat_template
 from common.errors import UserError
@@ -27,6 +28,8 @@ MIN_ENTRIES = 256 + len(SPECIAL_TOKENS)
 # A token is at most 16 bytes, five Chinese characters: without a bound, a small uniform corpus gets whole clauses as
 # tokens, and a model that only has to name the clause looks as if it had learned the language.
 MAX_TOKEN_BYTES = 16
+
+_NEVER_IN_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
 
 # What a corpus may hold and a tokenizer may lose. Each probe must come back from encode and decode as it was.
 PROBES = {
@@ -94,23 +97,37 @@ def without_special_tokens(text: str) -> str:
     return _SPECIAL.sub("", text) if "<|" in text else text
 
 
+def tokenizer_file(path: Path) -> Path:
+    """Return the tokenizer.json that `path` stands for: the file itself, or the one in a folder of Hugging Face."""
+    return path / "tokenizer.json" if path.is_dir() else path
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a tokenizer.json; UserError if it is none, has over 65,536 entries or does not give every text back."""
+    """Load a tokenizer.json; UserError if it is none, has over 65,536 entries or does not give every text back.
+
+    It may normalize to NFC, as Qwen's does: then it gives back the normalized text.
+    """
     try:
         text = read_text(path, MOST_TOKENIZER_BYTES)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a tokenizer.json") from None
+        hint = "the path of a tokenizer.json, or of a folder with one"
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give {hint}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a Hugging Face tokenizer.json ({error})") from None
-    _check_parts(path, text)
+    text = _without_stripping(_check_parts(path, text), text)
     with library_errors(f"{path}: not a Hugging Face tokenizer.json"):
         tokenizer = Tokenizer.from_str(text)
     _make_lossless(tokenizer)
     entries = vocab_size(tokenizer)
     if entries > MAX_ENTRIES:
         raise UserError(f"{path}: {entries:,} entries, but ids are stored in 16 bits; at most {MAX_ENTRIES:,} go in")
+    if missing := _missing_bytes(tokenizer):
+        raise UserError(
+            f"{path}: its vocabulary lacks {len(missing)} bytes that text is made of (0x{missing[0]:02X} is one), "
+            "so characters would be lost; take a byte-level BPE tokenizer with all of them"
+        )
     with library_errors(f"{path}: cannot encode every text, take a byte-level BPE tokenizer"):
-        lost = [name for name, probe in PROBES.items() if _round_trip(tokenizer, probe) != probe]
+        lost = [name for name, probe in PROBES.items() if _round_trip(tokenizer, probe) != normalized(tokenizer, probe)]
     if lost:
         raise UserError(f"{path}: encoding and decoding loses {', '.join(lost)}; take a byte-level BPE tokenizer")
     return tokenizer
@@ -133,10 +150,11 @@ def library_errors(message: str) -> Iterator[None]:
         raise UserError(f"{message} ({printable(error)})") from None
 
 
-def _check_parts(path: Path, text: str) -> None:
-    """Refuse what the library would answer with a panic, or with as much memory as the file asks for.
+def _check_parts(path: Path, text: str) -> dict[str, Any]:
+    """Return the content of a tokenizer.json.
 
-    A normalizer is run on every text: `Replace` that makes it longer can be put behind itself a dozen times.
+    Refuse what the library would answer with a panic, or with as much memory as the file asks for. A normalizer is run
+    on every text: `Replace` that makes it longer can be put behind itself a dozen times.
     """
     try:
         content = json.loads(text)
@@ -151,6 +169,50 @@ def _check_parts(path: Path, text: str) -> None:
                     f"{path}: its {part} has a {printable(block['type'], 40)} that no lossless tokenizer "
                     "needs; take a byte-level BPE tokenizer"
                 )
+    return content
+
+
+def _without_stripping(content: dict[str, Any], text: str) -> str:
+    """Return the JSON of a tokenizer none of whose added tokens takes the spaces beside it away."""
+    added = content.get("added_tokens")
+    tokens = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    if not any(token.get(side) for token in tokens for side in ("lstrip", "rstrip")):
+        return text
+    for token in tokens:
+        token.update(lstrip=False, rstrip=False)
+    return json.dumps(content)
+
+
+def _missing_bytes(tokenizer: Tokenizer) -> list[int]:
+    """Return the bytes of UTF-8 that a byte-level vocabulary, or one with bytes to fall back on, has no entry for."""
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    if is_byte_level(tokenizer):
+        names = bytes_to_characters()
+    elif getattr(tokenizer.model, "byte_fallback", False):
+        names = [f"<0x{byte:02X}>" for byte in range(256)]
+    else:
+        return []
+    return [byte for byte in range(256) if byte not in _NEVER_IN_UTF8 and names[byte] not in vocabulary]
+
+
+def is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Return whether every character of an entry stands for a byte."""
+    return isinstance(tokenizer.decoder, decoders.ByteLevel)
+
+
+@lru_cache(maxsize=1)
+def bytes_to_characters() -> list[str]:
+    """Return the character by which byte-level vocabularies write each byte (GPT-2's table)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
+
+
+def normalized(tokenizer: Tokenizer, text: str) -> str:
+    """Return the text that a tokenizer gives back: NFC where it normalizes to that, else the text as it is."""
+    if isinstance(tokenizer.normalizer, normalizers.NFC):
+        return tokenizer.normalizer.normalize_str(text)
+    return text
 
 
 def _blocks(part: object) -> Iterator[dict[str, Any]]:
@@ -200,6 +262,11 @@ def vocab_size(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
+def entry_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that the vocabulary has, in order."""
+    return sorted(set(tokenizer.get_vocab(with_added_tokens=True).values()))
+
+
 def special_ids(tokenizer: Tokenizer) -> tuple[int, int, int]:
     """Return the ids of BOS, EOS and padding; UserError if the tokenizer has no BOS and EOS."""
     for bos, eos in BOS_EOS_NAMES:
@@ -217,6 +284,9 @@ def write_hf_tokenizer(tokenizer_json: Path, out_folder: Path) -> None:
     BOS is put in front by the post-processor, since every document was trained behind one; EOS is what the model
     writes. The code of this project encodes without the post-processor and adds BOS by itself.
     """
+    # Imported here: the workers do without pydantic.
+    from common.training_text import TrainingText
+
     tokenizer = load_tokenizer(tokenizer_json)
     bos_id, *_ = ids = special_ids(tokenizer)
     bos, eos, pad = (str(tokenizer.id_to_token(i)) for i in ids)
@@ -235,6 +305,8 @@ def write_hf_tokenizer(tokenizer_json: Path, out_folder: Path) -> None:
     }
     texts = {name: json.dumps(data, ensure_ascii=False, indent=2) + "\n" for name, data in files.items()}
     out_folder.mkdir(parents=True, exist_ok=True)
+    if known := TrainingText.read(tokenizer_json.parent):
+        known.write(out_folder)
     for name, text in (texts | {chat_template.FILE_NAME: chat_template.chatml(bos, eos)}).items():
         (out_folder / name).write_text(text, encoding="utf-8")
 

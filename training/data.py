@@ -6,7 +6,9 @@ from pathlib import Path
 
 from common.console import Console
 from common.errors import UserError
+from corpus.manifest import Manifest
 from corpus.pipeline import prepare
+from corpus.report import CorpusReport, left_out_line
 from corpus.settings import PreparationSettings, fingerprint
 from corpus.shards import Corpus
 from model import ModelConfig
@@ -32,12 +34,19 @@ def prepare_data(options: Options, device_kind: str, console: Console) -> Path:
     if not (folder / "manifest.json").is_file():
         console.say(f"preparing {', '.join(str(path) for path in inputs)} -> {folder}")
     manifest = prepare(inputs, folder, settings, progress=console.stream)
+    _say_corpus(folder, manifest, console)
+    return folder
+
+
+def _say_corpus(folder: Path, manifest: Manifest, console: Console) -> None:
+    """Say what a run trains on, and what was left out of it."""
     train, val = manifest.splits["train"], manifest.splits["val"]
     console.say(
         f"corpus: {folder}: {train.documents:,} documents, {train.tokens:,} tokens to train on; "
         f"{val.documents:,} documents, {val.tokens:,} tokens to validate"
     )
-    return folder
+    if line := left_out_line(manifest, CorpusReport.read(folder)):
+        console.say(line)
 
 
 def vocab_size(options: Options) -> int:

@@ -6,7 +6,8 @@ table A1) and the repeating-instance filter of OLMo 2 (OLMo Team 2024), with cha
     lines       share of the characters that stand in lines which occurred before in the document
     ngrams      share of the characters that stand in 12-grams which occurred before in the document
     redundancy  share of the bytes that zlib takes away
-    runs        how often one n-gram of up to 16 characters stands in a row
+    runs        how often one n-gram of up to 16 characters stands in a row; a run that is less than a tenth of the
+                document counts up to the limit, so that no novel is dropped for one long laugh
 
 Characters are letters and digits. Space, punctuation and symbols count for redundancy alone: rulers, indentation and
 the borders of tables are no repetition.
@@ -34,6 +35,7 @@ RULES = ("lines", "ngrams", "redundancy", "runs")
 LIMITS = {"lines": 0.5, "ngrams": 0.8, "redundancy": 0.85, "runs": 32.0}
 NGRAM = 12  # Gopher's longest are 10 words
 LONGEST_PERIOD = 16
+RUN_SHARE = 0.1  # of the characters of a document
 MIN_CHARACTERS = 50  # a shorter text is too short for anything but runs
 MIN_LINE = 2  # characters; a shorter line is a bracket or the number of an item
 EXAMPLES = 10
@@ -108,7 +110,9 @@ def _longest_runs(normalized: NormalizedTexts, counts: np.ndarray) -> np.ndarray
         begins = np.flatnonzero(np.diff(same, prepend=-2, append=-2) != 1)
         lengths = np.diff(begins)
         found = np.flatnonzero(lengths >= period)
-        np.maximum.at(longest, owner[same[begins[found]]], 1 + lengths[found] // period)
+        texts, repeats = owner[same[begins[found]]], 1 + lengths[found] // period
+        small = lengths[found] + period < RUN_SHARE * counts[texts]
+        np.maximum.at(longest, texts, np.where(small, np.minimum(repeats, int(LIMITS["runs"])), repeats))
     return longest
 
 
@@ -159,7 +163,7 @@ class Repetition:
         return {
             "scored": self.scored,
             "dropped": self.dropped,
-            "thresholds": dict(LIMITS),
+            "thresholds": LIMITS | {"run_share": RUN_SHARE},
             "by_rule": {rule: self.by_rule[rule] for rule in RULES},
             "shares": {rule: self._percentiles(place) for place, rule in enumerate(RULES)},
             "examples": [

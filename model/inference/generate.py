@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.inference.decode_numpy import NumpyDecoder
 from model.inference.kv_cache import KVCache
-from model.inference.sampling import SamplingParameters, TokenHistory, choose
+from model.inference.sampling import BANNED, SamplingParameters, TokenHistory, choose
 
 if TYPE_CHECKING:
     from model.transformer import CausalLM
@@ -44,6 +44,7 @@ def generate(
     eos_token_id: int | None = None,
     seed: int | None = None,
     first_row: int = 0,
+    first_tokens: Sequence[Sequence[int]] = (),
     streamer: Streamer | None = None,
 ) -> Tensor:
     """Continue prompts, as a method: `model.generate(input_ids, max_new_tokens=50, top_k=50)`.
@@ -57,6 +58,7 @@ def generate(
     last bit with the size of the batch, and a single unpadded text of a 16-bit model on a CPU is decoded in fp32: see
     model/inference/decode_numpy.py). Without `seed` they follow `torch.manual_seed`.
 
+    `first_tokens` are those among which a row's first new token is chosen; none means any.
     `streamer` is called after each step with the B new tokens. Raises GenerationError.
     """
     parameters = SamplingParameters(do_sample, temperature, top_k, top_p, repetition_penalty, no_repeat_ngram_size)
@@ -75,6 +77,8 @@ def generate(
         history = TokenHistory(prompt_BP, valid_BP, max_new_tokens)
         for logits_BV in _next_logits(model, ids, valid_BP):
             _check_finite(logits_BV)
+            if length == prompt_BP.shape[1]:
+                logits_BV = _only(logits_BV, first_tokens)
             token_B = choose(logits_BV, history, parameters, [rng.random() for rng in rngs])
             tokens = [token if runs else pad_id for token, runs in zip(token_B.tolist(), running, strict=True)]
             ids[:, length] = token_B if all(running) else token_B.new_tensor(tokens)
@@ -110,6 +114,16 @@ def _check(
         )
     if problems:
         raise GenerationError("; ".join(problems))
+
+
+def _only(logits_BV: Tensor, allowed: Sequence[Sequence[int]]) -> Tensor:
+    """Ban all tokens but the allowed ones of each row; a row without any may take all."""
+    banned_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
+    for row, tokens in enumerate(allowed):
+        if tokens:
+            banned_BV[row] = True
+            banned_BV[row, list(tokens)] = False
+    return logits_BV.masked_fill(banned_BV, BANNED)
 
 
 def _check_finite(logits_BV: Tensor) -> None:

@@ -61,7 +61,9 @@ def test_stream_gives_back_every_document_once(jsonl, tmp_path: Path) -> None:
     assert documents_of(tmp_path / "out", "val") == []
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: "<|" not in text)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
+    lambda text: "<|" not in text and not text.isspace()
+)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from corpus.cleaning import repetition
 from corpus.cleaning.normalization import normalized_characters
-from corpus.cleaning.repetition import EXAMPLES, LIMITS, MIN_CHARACTERS, NGRAM, RULES, Repetition, breaks_a_rule, scores
+from corpus.cleaning.repetition import (
+    EXAMPLES,
+    LIMITS,
+    MIN_CHARACTERS,
+    NGRAM,
+    RULES,
+    RUN_SHARE,
+    Repetition,
+    breaks_a_rule,
+    scores,
+)
+from corpus.report import CorpusReport, left_out_line, lines
 from sample_stories.generator import generate_stories
 
 PROSE = (
@@ -103,6 +114,15 @@ def test_runs_end_at_the_end_of_a_document() -> None:
     assert [row["runs"] for row in measured("哈哈哈", "哈哈", "", "嘿")] == [3, 2, 0, 1]
 
 
+@pytest.mark.parametrize("run", ["哈" * 33, "0" * 60, "3.14159" * 40, "嘿嘿。" * 20])
+def test_a_run_drops_no_novel_and_a_long_one_any_text(run: str) -> None:
+    rng = random.Random(0)
+    novel = "".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(6000))
+    row = measured(novel[:3000] + run + novel[3000:])[0]
+    assert row["runs"] <= LIMITS["runs"] and not drops(novel[:3000] + run + novel[3000:])
+    assert drops(novel + "哈" * 700) and drops(novel[:200] + run)
+
+
 def test_redundancy_is_what_zlib_takes_away() -> None:
     rng = random.Random(0)
     noise = "".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(300))
@@ -168,7 +188,7 @@ def test_report_counts_and_percentiles() -> None:
     repetition.add(values[:50])
     repetition.add(values[50:])
     report = repetition.report()
-    assert report["scored"] == 200 and report["thresholds"] == LIMITS
+    assert report["scored"] == 200 and report["thresholds"] == LIMITS | {"run_share": RUN_SHARE}
     assert report["by_rule"] == {"lines": 0, "ngrams": 39, "redundancy": 0, "runs": 167}
     assert report["shares"]["ngrams"] == pytest.approx({"p50": 0.495, "p90": 0.895, "p99": 0.985}, abs=0.006)
     assert report["shares"]["runs"] == pytest.approx({"p50": 99, "p90": 179, "p99": 197}, abs=1)
@@ -231,3 +251,21 @@ def test_nothing_but_loops_is_refused_with_a_hint(jsonl, tmp_path: Path, tokeniz
         prepare([jsonl(LOOPS)], tmp_path / "out", tokenizer=tokenizer_json)
     with pytest.raises(UserError, match="--repetition maybe: must be drop or keep"):
         prepare([jsonl(LOOPS)], tmp_path / "out", repetition="maybe")
+
+
+def test_what_is_left_out_is_counted_in_bytes_by_reason(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
+    texts = make_texts(40)
+    source, val = jsonl([*texts, texts[0], *LOOPS, "甲", texts[1] + "！"]), jsonl(["甲"], "val.jsonl")
+    manifest = prepare([source], tmp_path / "out", tokenizer=tokenizer_json, val_inputs=[val], dedup="near")
+    report = CorpusReport.read(tmp_path / "out")
+    found = {why: (left.documents, left.bytes) for why, left in (report.left_out or {}).items()}
+    near = found.pop("near")
+    assert found == {
+        "exact": (1, len(texts[0].encode())),
+        "repetition": (10, sum(len(loop.encode()) for loop in LOOPS)),
+        "overlap": (1, 3),
+    }
+    assert near[0] == report.duplicates.near > 0
+    line = left_out_line(manifest, report)
+    assert "10 documents that repeat themselves (--repetition keep takes them), 0.0 MB or about " in line
+    assert "10 of 51 documents left out, 0.0 MB or about" in "\n".join(" ".join(lines(manifest, report)).split("\n"))

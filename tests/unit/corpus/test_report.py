@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from common.errors import UserError
+from common.training_text import TrainingText
 from corpus import report
 from corpus.cleaning.language import FORMS, SCRIPTS, count_scripts, languages
 from corpus.manifest import Manifest
@@ -29,6 +30,11 @@ from corpus.shards import Corpus
 
 ROOT = Path(__file__).parents[3]
 KEYS = {
+    "left_out",
+    "changed",
+    "changed_example",
+    "special_tokens",
+    "unused_entries",
     "version",
     "documents",
     "tokens",
@@ -155,7 +161,13 @@ def test_figures_are_those_of_a_recount(jsonl, tmp_path: Path) -> None:
     )
     assert found["languages"]["zh-Hant"] == pytest.approx(1 / 122, abs=1e-6)
     assert sum(found["languages"].values()) == pytest.approx(1, abs=1e-5)
-    assert found["duplicates"]["exact"] == 1
+    assert found["duplicates"]["exact"] == found["left_out"]["exact"]["documents"] == 1
+    assert (found["special_tokens"], found["changed"]) == (0, 0)  # a BOS and an EOS at the ends are a document's own
+    used = set(Corpus.open(out).split("train").read(0, 10**6).tolist())
+    unused = TrainingText.read(out)
+    assert unused is not None and found["unused_entries"] == len(unused.unused_tokens)
+    assert found["unused_entries"] == manifest.vocab_size - len(used | {0, 1, 2})
+    assert not used & set(unused.unused_tokens)
     assert found["characters_per_token"]["val"] == manifest.splits["val"].characters_per_token
 
 

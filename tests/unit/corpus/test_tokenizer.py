@@ -10,17 +10,20 @@ import pytest
 from corpus_data import make_texts
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
 from common.chat_template import read_chat_template, render
 from common.errors import UserError
-from corpus.packing import encode_documents
+from corpus.packing import RoundTrip, encode_documents
 from corpus.tokenizer import (
     PROBES,
+    bytes_to_characters,
     library_errors,
     load_tokenizer,
+    normalized,
     special_ids,
+    tokenizer_file,
     train_tokenizer,
     vocab_size,
     write_hf_tokenizer,
@@ -287,3 +290,60 @@ def test_a_sentencepiece_bpe_with_bytes_is_taken(tmp_path: Path) -> None:
     tokenizer.save(str(tmp_path / "t.json"))
     loaded = load_tokenizer(tmp_path / "t.json")
     assert loaded.decode(loaded.encode("a 长 b").ids, skip_special_tokens=False) == "a 长 b"
+
+
+def test_a_vocabulary_that_lacks_bytes_is_refused(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "t.json", ["<s>", "</s>"], 400)
+    content = json.loads(path.read_text())
+    lacking = bytes_to_characters()[0xD0]
+    del content["model"]["vocab"][lacking]
+    content["model"]["merges"] = [merge for merge in content["model"]["merges"] if lacking not in "".join(merge)]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="lacks 1 bytes that text is made of \\(0xD0 is one"):
+        load_tokenizer(path)
+
+
+def test_added_tokens_take_no_spaces_away(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "t.json", ["<s>", "</s>"])
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.add_tokens([AddedToken("<x>", lstrip=True, rstrip=True)])
+    tokenizer.save(str(path))
+    text = "a  <x>\n b"
+    assert Tokenizer.from_file(str(path)).decode(tokenizer.encode(text).ids) != text
+    kept = load_tokenizer(path)
+    assert kept.decode(kept.encode(text).ids) == text
+
+
+def test_nfc_is_taken_and_other_normalizers_are_not(tmp_path: Path) -> None:
+    nfc = load_tokenizer(foreign(tmp_path / "t.json", ["<s>", "</s>"], normalizer=normalizers.NFC()))
+    assert normalized(nfc, "e\u0301") == "\u00e9"
+    for other in (
+        normalizers.NFKC(),
+        normalizers.NFD(),
+        normalizers.Sequence([normalizers.NFC(), normalizers.Strip()]),
+    ):
+        with pytest.raises(UserError, match="loses"):
+            load_tokenizer(foreign(tmp_path / "t.json", ["<s>", "</s>"], normalizer=other))
+
+
+def test_a_folder_stands_for_its_tokenizer(tokenizer_json: Path) -> None:
+    assert tokenizer_file(tokenizer_json.parent) == tokenizer_file(tokenizer_json) == tokenizer_json
+
+
+@pytest.mark.parametrize("normalizer", [None, normalizers.NFC()])
+def test_documents_that_do_not_come_back_are_found(tmp_path: Path, normalizer: object) -> None:
+    tokenizer = load_tokenizer(foreign(tmp_path / "t.json", ["<s>", "</s>"], normalizer=normalizer))
+    texts = ["春", "<s>a</s>", "e\u0301", "", "</s>", "a  b", "x"]
+    ids, lengths = encode_documents(tokenizer, texts, *special_ids(tokenizer)[:2])
+    encoded = [text.encode() for text in texts]
+    assert RoundTrip(tokenizer).changed(texts, encoded, ids, lengths) == []
+    # the tokens of other texts: longer, shorter, of another kind
+    others = ["春天", "<s>a</s>", "e\u0301", "", "</s>", "a b", "x "]
+    assert RoundTrip(tokenizer).changed(others, [t.encode() for t in others], ids, lengths) == [0, 5, 6]
+
+
+def test_without_a_byte_level_decoder_every_text_is_decoded(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(foreign(tmp_path / "t.json", ["<s>", "</s>"]))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel()])
+    ids, lengths = encode_documents(tokenizer, ["a", "b"], *special_ids(tokenizer)[:2])
+    assert RoundTrip(tokenizer).changed(["a", "c"], [b"a", b"c"], ids, lengths) == [1]
