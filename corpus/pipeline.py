@@ -106,16 +106,12 @@ def _reusable(output: Path, name: str, progress: TextIO | None) -> Manifest | No
         _say(progress, f"preparing again: {error}")
         return None
     _say(progress, f"{output}: already prepared from the same content and settings; reused")
-    if (
-        repetition
-        and repetition.dropped
-        and repetition.by_rule.get("runs")
-        and "run_share" not in repetition.thresholds
-    ):
+    runs = repetition.by_rule.get("runs", 0) if repetition and repetition.dropped else 0
+    if repetition and runs and "run_share" not in repetition.thresholds:
         _say(
             progress,
-            f"it was prepared when one long run of a letter left a whole document out, and {repetition.by_rule['runs']:,} "
-            "have such runs; remove the folder to prepare it by the present rule",
+            "it was prepared when a long run of one letter left out a whole document, as it may have "
+            f"{runs:,}; remove the folder to prepare it by the present rule",
         )
     return manifest
 

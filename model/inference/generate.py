@@ -56,10 +56,9 @@ def generate(
     Row i draws from its own random numbers, made from `seed` and `first_row + i`, so its text depends neither on
     the rows beside it nor on how prompts are split into batches (but for rounding: a matrix product may differ in its
     last bit with the size of the batch, and a single unpadded text of a 16-bit model on a CPU is decoded in fp32: see
-    model/inference/decode_numpy.py). Without `seed` they follow `torch.manual_seed`.
-
-    `first_tokens` are those among which a row's first new token is chosen; none means any.
-    `streamer` is called after each step with the B new tokens. Raises GenerationError.
+    model/inference/decode_numpy.py). Without `seed` they follow `torch.manual_seed`. A row's first new token is one of
+    its `first_tokens`, if it has any. `streamer` is called after each step with the B new tokens. Raises
+    GenerationError.
     """
     parameters = SamplingParameters(do_sample, temperature, top_k, top_p, repetition_penalty, no_repeat_ngram_size)
     device = model.model.embed_tokens.weight.device
