@@ -21,7 +21,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Return the flags; raise UserError for a wrong one."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="folder of a run, or of a model that this project saved")
+    add("--checkpoint", type=Path, help="folder of a run, or of a model; for --verify, the first folder is the default")
     add("--hf", action="store_true", help="bring the Hugging Face folder up to date, in place")
     add("--diagnosis", type=Path, metavar="FILE", help="--json of diagnose.py, for sampling settings and model card")
     add("--gguf", type=Path, metavar="FILE", help="write a GGUF file, and an Ollama Modelfile beside it")
@@ -30,11 +30,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--verify", type=Path, nargs="+", metavar="PATH", help=verify_help)
     add("--data", type=Path, metavar="FILE", help="JSON Lines of documents for --verify")
     add("--documents", type=positive, default=200, help="at most so many documents of --data (%(default)s)")
+    add("--document_tokens", type=positive, default=1024, help="of a longer document, the beginning (%(default)s)")
     args = parser.parse_args(argv)
     if not (args.hf or args.gguf or args.verify):
         raise UserError("nothing to do: give --hf, --gguf FILE or --verify PATH ... --data FILE")
     if args.verify and not args.data:
         raise UserError("--verify needs --data FILE: texts to compare on, which the model need not know")
+    if not args.checkpoint:
+        folders = [path for path in args.verify or () if path.is_dir()]
+        if args.hf or args.gguf or not folders:
+            raise UserError("give --checkpoint the folder of the trained model, such as runs/NAME")
+        args.checkpoint = folders[0]
     return args
 
 
@@ -60,7 +66,8 @@ def run(args: argparse.Namespace) -> bool:
         return True
     from exporting.verification.report import verify
 
-    return verify(folder, args.verify, args.data, args.documents, lambda line: print(line, flush=True))
+    limits = {"most_documents": args.documents, "most_tokens": args.document_tokens}
+    return verify(folder, args.verify, args.data, **limits, say=lambda line: print(line, flush=True))
 
 
 def main(argv: list[str] | None = None) -> int:

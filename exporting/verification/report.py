@@ -11,16 +11,24 @@ from corpus.reader import parse_chunk, read_chunks, text_files
 from exporting.verification.backends import Backend, LlamaCpp, OwnModel, Transformers
 from exporting.verification.comparison import Figures, compare
 
-MOST_TOKENS = 1024  # of a document: longer ones are cut
 SPARE = 2  # positions for a BOS too many, and EOS
 
 
 def verify(
-    reference: Path, targets: Sequence[Path], data: Path, most_documents: int, say: Callable[[str], object]
+    reference: Path,
+    targets: Sequence[Path],
+    data: Path,
+    *,
+    most_documents: int,
+    most_tokens: int,
+    say: Callable[[str], object],
 ) -> bool:
-    """Print how each folder or GGUF file compares with the trained model in `reference`; return whether all are it."""
+    """Print how each folder or GGUF file compares with the trained model in `reference`; return whether all are it.
+
+    At most `most_documents` documents of `data` are taken, of each at most `most_tokens` tokens.
+    """
     own = OwnModel(reference)
-    positions = min(own.config.max_position_embeddings, MOST_TOKENS)
+    positions = min(own.config.max_position_embeddings, most_tokens + SPARE)
     backends = [_backend(path, own, positions) for path in targets]
     texts = [own.fit(text, positions - SPARE) for text in _documents(data, most_documents)]
     say(f"reference  {reference}, {len(texts):,} documents of {data}")

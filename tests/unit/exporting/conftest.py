@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from corpus.tokenizer import train_tokenizer, write_hf_tokenizer
+from exporting.verification import comparison
 from model import CausalLM, ModelConfig, save_model
 from sample_stories import generate_stories
 
@@ -76,6 +77,12 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+@pytest.fixture(autouse=True)
+def few_new_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `--verify` write short texts: there is nothing to be seen in long ones."""
+    monkeypatch.setattr(comparison, "NEW_TOKENS", 4)
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,11 @@ def test_export_and_verify(
     assert "m.Modelfile: ollama create NAME -f" in printed
     assert export.main(["--checkpoint", folder, "--verify", folder, "--data", str(texts)]) == 0
     assert "is the trained model" in capsys.readouterr().out
+    assert export.main(["--verify", folder, folder, "--data", str(texts)]) == 0
     assert export.main(["--checkpoint", folder, "--verify", str(models["top2"]), "--data", str(texts)]) == 1
     assert "NOT the trained model" in capsys.readouterr().out
+    assert export.main(["--verify", str(target), "--data", str(texts)]) == 2
+    assert capsys.readouterr().err == "give --checkpoint the folder of the trained model, such as runs/NAME\n"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 import exporting.gguf_file
 import exporting.gguf_tensors
-import exporting.verification.comparison
 import exporting.verification.structure
 from common.errors import UserError
 from exporting.gguf_file import write_gguf
@@ -27,15 +26,11 @@ Copied, EditJson = Callable[[str], Path], Callable[..., None]
 QWEN2 = next(steps for steps, name in KNOWN.items() if name == "qwen2")[0][1]
 
 
-@pytest.fixture(autouse=True)
-def few_new_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting.verification.comparison, "NEW_TOKENS", 4)
-
-
 def verified(reference: Path, target: Path, texts: Path) -> tuple[bool, str]:
     """Return the verdict, and what was printed."""
     printed: list[str] = []
-    return verify(reference, [target], texts, 200, printed.append), "\n".join(printed)
+    same = verify(reference, [target], texts, most_documents=200, most_tokens=1024, say=printed.append)
+    return same, "\n".join(printed)
 
 
 def assert_named(reference: Path, target: Path, texts: Path, reason: str) -> None:
