@@ -236,8 +236,7 @@ def _join_and_prepare(
         share_cores(world.local_size)
         use_huge_pages()
     else:
-        sizes = options.model
-        reproducible_kernels(deepspeed_dispatch=sizes.get("ep_size", 1) > 1 or sizes.get("capacity_factor", 0) > 0)
+        reproducible_kernels(command_line.model_config(options, vocab_size=vocab_size(options)))
     console.redirect_libraries(output / "logs" / f"rank{world.rank}.log")
     lock = RunLock(output)  # held until this process ends
     stop.callbacks.append(lock.mark_ending)

@@ -386,7 +386,7 @@ TWO = {
     "evaluation split": partial(evaluation, config=SPLIT),
     **{
         name: partial(shipped, name=name)
-        for name in sorted(file.stem for file in CONFIGS.glob("*.json"))
+        for name in sorted(file.stem for file in CONFIGS.glob("*.json") if not file.stem.startswith("tuned-"))
         if name != "t4x1"
     },
     "continued t4x2": partial(continued, name="t4x2", config=MOE),

@@ -160,7 +160,7 @@ def _measure(work: Work) -> Measured:
         use_huge_pages()
         keep_freed_memory()
     else:
-        reproducible_kernels(deepspeed_dispatch=model.ep_size > 1 or model.capacity_factor > 0)
+        reproducible_kernels(model)
         torch.cuda.set_device(world.local_rank)
     dist.init_process_group("nccl" if device.kind == "cuda" else "gloo", rank=world.rank, world_size=world.size)
     resolved = Resolved(work.ds_config, [], 0)

@@ -13,7 +13,7 @@ from common.errors import UserError
 from training.config.load import load
 
 CONFIGS = Path(__file__).parents[4] / "ds_configs"
-FILES = sorted(file.stem for file in CONFIGS.glob("*.json"))
+FILES = sorted(file.stem for file in CONFIGS.glob("*.json") if not file.stem.startswith("tuned-"))
 
 
 def written(tmp_path, text):

@@ -18,7 +18,7 @@ from training.config.resolve import check
 from training.config.validate import RunFacts
 
 CONFIGS = Path(__file__).parents[4] / "ds_configs"
-FILES = sorted(file.stem for file in CONFIGS.glob("*.json"))
+FILES = sorted(file.stem for file in CONFIGS.glob("*.json") if not file.stem.startswith("tuned-"))
 
 T4X2 = Device("cuda", 2, "Tesla T4", 15 * 2**30, (7, 5), False, True, True, {"fp32": 8.1e12, "fp16": 65e12})
 A100X2 = Device("cuda", 2, "NVIDIA A100-SXM4-40GB", 40 * 2**30, (8, 0), True, True, True, None)
