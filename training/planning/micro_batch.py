@@ -87,10 +87,10 @@ def fill_in_auto(
     `train_batch_size` is not a number, or not even one row fits.
     """
     batch, accumulation = config.get(BATCH), config.get(ACCUMULATION, AUTO)
-    if not isinstance(batch, int) or batch % processes or accumulation != AUTO:
-        if isinstance(batch, int) and isinstance(accumulation, int):
-            config = config | {MICRO: max(1, batch // (processes * accumulation))}
-        return check(config)
+    if not isinstance(batch, int):
+        return check(config)  # which says so
+    if isinstance(accumulation, int):
+        return check(config | {MICRO: max(1, batch // (processes * accumulation))})
     draft = check(config | {MICRO: 1, ACCUMULATION: AUTO})
     rows = batch // processes
     micro, why = begun_with, "as the run began"

@@ -115,11 +115,11 @@ class Tuner:
     def _other_micro_batches(self, best: Trial) -> Trial:
         """Double the micro-batch as long as that is no slower; if it never was faster, halve it."""
         sizes = divisors(self.rows)
-        for larger in (True, False):
+        for larger in (True, False) if best.speed else (False,):
             before, size = best, self.base.micro_batch
             while size := _next_size(sizes, size, larger=larger):
                 trial = self._try(replace(best.candidate, micro_batch=size))
-                stop = trial.speed < _WORSE * best.speed or (larger and not trial.speed and best.speed)
+                stop = trial.speed < _WORSE * best.speed
                 best = self._better(best, trial)
                 if stop or self._late(_WITH_CONFIRMATION):
                     break
