@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from training.planning import budget as budgets
 from training.planning.disk_space import check_disk_space
 from training.preflight.cost_checks import Cost
 from training.preflight.runner import preflight
+from training.processes.agreement import check_agreement, code_facts, file_digest
 from training.processes.cpu_tuning import keep_freed_memory, share_cores, use_huge_pages
 from training.processes.exit import guarded
 from training.processes.gpu_numerics import reproducible_kernels
@@ -106,7 +108,8 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
     console.say(f"不复读: {world.size} process{'es' if world.size > 1 else ''} on {device.summary}")
     console.say(f"configuration: {os.path.relpath(chosen.config_path)}{chosen.why}")
     console.say(f"run: {output} (log: {output}/logs/rank0.log)")
-    corpus = _join_and_prepare(options, output, device, world, console, stop, watchdog)
+    facts = {"processes": world.size, **code_facts(), "JSON": chosen.ds_config, "flags": _shared_flags(options)}
+    corpus = _join_and_prepare(options, output, device, world, console, stop, watchdog, facts)
     rows, model = training_rows(corpus, options.max_seq_len), corpus_model(options, corpus)
     if remark := validation_remark(corpus, options.max_seq_len):
         console.say(remark)
@@ -221,6 +224,11 @@ def _tune(chosen: _Chosen, device: Device, world: World, console: Console) -> in
     return tune(tuner, chosen.config_path, chosen.output, defaults.CONFIGS)
 
 
+def _shared_flags(options: Options) -> dict[str, Any]:
+    """Return the flags that must be the same on all ranks; two are compared by what they say, the JSON."""
+    return {name: value for name, value in asdict(options).items() if name not in ("deepspeed_config", "set")}
+
+
 def _join_and_prepare(
     options: Options,
     output: Path,
@@ -229,8 +237,9 @@ def _join_and_prepare(
     console: Console,
     stop: StopRequest,
     watchdog: Watchdog,
+    facts: dict[str, Any],
 ) -> Corpus:
-    """Bring the processes together, while rank 0 locks the run and prepares its corpus."""
+    """Bring the processes together, which agree on the `facts`; rank 0 locks the run and prepares its corpus."""
     stop.set_time_limit(options.time_limit)
     if device.kind == "cpu":
         share_cores(world.local_size)
@@ -240,20 +249,23 @@ def _join_and_prepare(
     console.redirect_libraries(output / "logs" / f"rank{world.rank}.log")
     lock = RunLock(output)  # held until this process ends
     stop.callbacks.append(lock.mark_ending)
-    folder = Path(
-        form_process_group(
-            world,
-            device.kind,
-            lambda: str(prepare_data(options, device.kind, console)),
-            before_listening=lambda: lock.acquire(console.say),
-            watchdog=watchdog,
-        )
+    prepared = form_process_group(
+        world,
+        device.kind,
+        lambda: json.dumps([str(prepare_data(options, device.kind, console)), lock.token]),
+        facts=facts,
+        before_listening=lambda: lock.acquire(console.say),
+        watchdog=watchdog,
     )
+    folder, token = Path(json.loads(prepared)[0]), json.loads(prepared)[1]
     if device.kind == "cpu":
         keep_freed_memory()
     check_corpus_visible(folder)
-    check_output_shared(output, lock.path.is_file())
-    return Corpus.open(folder, verify="hash" if world.rank == 0 else "size")
+    check_output_shared(output, token)
+    corpus = Corpus.open(folder, verify="hash" if world.local_rank == 0 else "size")
+    digests = {name: file_digest(folder / name) for name in ("manifest.json", "tokenizer.json")}
+    check_agreement(world, digests, f"copy the first machine's {folder} to the others")
+    return corpus
 
 
 def _preflight(context: RunContext, draft: Draft, rows: int) -> int:
@@ -287,6 +299,8 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
         disk_space = _disk_space(context)
         context, length = _with_length(context, draft, rows)
         state = new_state(context)
+    resolved = {"resolved JSON": context.resolved.config, "total steps": context.resolved.total_steps}
+    check_agreement(world, resolved, "start all ranks alike, on machines of one kind")
     if moved := broadcast_from_rank0(lambda: set_aside_earlier_run(context.output)):
         console.say(moved)
     announce(context)

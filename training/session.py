@@ -60,8 +60,13 @@ class Session:
 
     def asked_to_stop(self, save_seconds: float) -> bool:
         """Return whether any rank is asked to stop; collective."""
-        self.stopping = any_rank(self.wants_to_stop(save_seconds), self.device)
-        return self.stopping
+        self.agreed(any_rank(self.wants_to_stop(save_seconds), self.device))
+        return bool(self.stopping)
+
+    def agreed(self, stopping: bool) -> None:
+        """Note what a collective has said of all ranks, which are alive then."""
+        self.stopping = stopping
+        self.watchdog.heard_from_all()
 
     def reason(self) -> str:
         """Return why the run is asked to stop."""

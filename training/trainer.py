@@ -113,7 +113,8 @@ class Trainer:
             if micro_step == len(micro_batches):
                 # read together, so that a GPU is waited for once a step
                 flags[1].fill_(self.session.wants_to_stop(self.saver.seconds(self.state)))
-                bad, self.session.stopping = any_rank_of_each(flags)
+                bad, stopping = any_rank_of_each(flags)
+                self.session.agreed(stopping)
                 if problem := self.nonfinite.check_loss(not bad):
                     return problem  # before a wrong gradient reaches the weights
             self.engine.step()

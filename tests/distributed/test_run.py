@@ -623,7 +623,8 @@ def train(monkeypatch, workplace, capsys):
     monkeypatch.setattr(Console, "redirect_libraries", lambda self, log_file: None)
     monkeypatch.setattr("training.run.form_process_group", lambda world, device_kind, prepare, **more: prepare())
     monkeypatch.setattr("training.run.broadcast_from_rank0", lambda compute: compute())
-    monkeypatch.setattr("training.run.check_output_shared", lambda output, visible: None)
+    monkeypatch.setattr("training.run.check_output_shared", lambda output, token: None)
+    monkeypatch.setattr("training.run.check_agreement", lambda world, facts, hint: None)
     monkeypatch.setattr("training.run.share_cores", lambda processes: None)
     monkeypatch.setattr("training.run.keep_freed_memory", lambda: None)
 

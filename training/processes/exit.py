@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch.distributed as dist
 
 from common.errors import UserError
+from training.processes.meeting import NotAdmittedError
+from training.processes.rendezvous import tell_rank0
 from training.processes.stopping import NOTHING_LOST, StoppedEarly
 from training.processes.watchdog import Watchdog
 
@@ -75,6 +77,8 @@ def _refused(error: UserError, watchdog: Watchdog) -> int:
     speaks = watchdog.rank == 0 or (not watchdog.connected and os.environ.get("LOCAL_RANK") == "0")
     if speaks:
         watchdog.console.fail(f"train.py: {error}")
+    if not watchdog.connected and not isinstance(error, NotAdmittedError):
+        tell_rank0(watchdog.rank, str(error))
     watchdog.leave("failed", status=2, reason=str(error), announced=speaks)
     return 2
 

@@ -61,22 +61,32 @@ class FailureDetector:
         self._exchanges, self._disconnected = 0, False
         self._store_silence, self._missing_seconds, self._still_seconds = 0.0, 0.0, 0.0
         self._ticks: dict[int, int] = {}
+        self._collectives = 0
 
     def check(
-        self, passed: float, heartbeats: Mapping[int, Heartbeat], exchanges: int, disconnected: bool
+        self,
+        passed: float,
+        heartbeats: Mapping[int, Heartbeat],
+        exchanges: int,
+        disconnected: bool,
+        collectives: int = 0,
     ) -> Failure | None:
         """Return the first failure found, `passed` seconds after the last check.
 
         `heartbeats` (this rank's own among them) were read in exchange number `exchanges` with the store;
-        `disconnected` says that the connection to it is lost.
+        `disconnected` says that the connection to it is lost. `collectives` counts those that have finished: a sign of
+        life of every rank, also where heartbeats do not get through.
         """
-        heard = exchanges != self._exchanges
+        all_alive = collectives != self._collectives
+        heard = exchanges != self._exchanges or all_alive
+        self._collectives = collectives
         self._exchanges, self._disconnected = exchanges, disconnected
         self._store_silence = 0.0 if heard else self._store_silence + passed
         heard_seconds = 0.0 if disconnected or not self._is_fresh(self._store_silence) else passed
         for rank, heartbeat in heartbeats.items():
             if rank != self.rank:
                 self._update_peer(heartbeat, heard_seconds)
+                self._peers[rank].silence *= not all_alive
         self._missing_seconds = self._missing_seconds + passed if len(self._peers) < self.size - 1 else 0.0
         return (
             self._find_ended()
@@ -172,16 +182,16 @@ class FailureDetector:
             return Failure("died", (0,), f"the connection to {name} is lost: {why}")
         state = self.state_of(beat) if beat else None
         how = "; its process is stopped" if state and state.stopped else ""
+        how = how or ("" if state else " (its machine is gone, or the network between)")
         message = f"{name} gave no answer for {self._store_silence:.0f} s{how}; its last output is in logs/rank0.log"
         return Failure("hung", (0,), message)
 
     def _find_missing(self) -> Failure | None:
-        if self._missing_seconds < self.timeouts.first:
+        if self._missing_seconds < self.timeouts.hung:
             return None
         missing = sorted(set(range(self.size)) - set(self._peers) - {self.rank})
         names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
-        hint = "check that it was started and that it can reach rank 0's port"
-        message = f"{names} did not appear within {self._missing_seconds:.0f} s: {hint}"
+        message = f"{names} gave no sign of life for {self._missing_seconds:.0f} s since the ranks met"
         return Failure("died", tuple(missing), message)
 
     def _find_stuck(self, heartbeats: Mapping[int, Heartbeat], passed: float) -> Failure | None:

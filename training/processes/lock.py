@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ class RunLock:
 
     def __init__(self, output: Path) -> None:
         self.path = output / "lock"
+        self.token = uuid.uuid4().hex  # of this run of the program, for other machines to recognize the folder by
         self._descriptor: int | None = None
         self._since = ""
 
@@ -45,6 +47,7 @@ class RunLock:
             raise
         self._descriptor, self._since = descriptor, time.strftime("%Y-%m-%d %H:%M:%S")
         self._write(ending=False)
+        os.fsync(descriptor)  # so that a network file system shows it to the other machines
 
     def mark_ending(self) -> None:
         """Tell a run that starts next that it is worth waiting; safe in a signal handler, and without the lock."""
@@ -70,7 +73,7 @@ class RunLock:
         if self._descriptor is None:
             return
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": self._since, "ending": ending}
-        text = (json.dumps(holder) + "\n").encode()
+        text = (json.dumps(holder | {"token": self.token}) + "\n").encode()
         os.pwrite(self._descriptor, text.ljust(os.fstat(self._descriptor).st_size), 0)
 
 
@@ -83,6 +86,13 @@ def _try_lock(descriptor: int, say: Callable[[str], None]) -> bool:
     except OSError as error:
         say(f"this file system has no locks ({error.strerror}): take care that no second run has the same --output")
     return True
+
+
+def read_token(output: Path) -> str:
+    """Return the token of the run that has, or had, the folder; empty if none can be read."""
+    with suppress(OSError, ValueError):
+        return str(json.loads((output / "lock").read_text(encoding="utf-8")).get("token", ""))
+    return ""
 
 
 def _read_holder(descriptor: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from common.errors import UserError
 from common.files import printable
+from training.processes.launchers import rank_variables
 
 T = TypeVar("T")
 
@@ -28,7 +29,11 @@ class World:
 
     @classmethod
     def from_environment(cls) -> World:
-        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_SIZE (DeepSpeed's) or LOCAL_WORLD_SIZE (torchrun's)."""
+        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_SIZE (DeepSpeed's) or LOCAL_WORLD_SIZE (torchrun's).
+
+        Those of mpirun and srun are taken where RANK is not set.
+        """
+        os.environ.update(rank_variables(os.environ))
         size = _from_environment("WORLD_SIZE", 1, least=1)
         local = "LOCAL_SIZE" if os.environ.get("LOCAL_SIZE") else "LOCAL_WORLD_SIZE"
         local_size = _from_environment(local, size, least=1, most=size)

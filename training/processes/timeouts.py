@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 class Timeouts:
     """Seconds between heartbeats (`beat`) and between checks (`check`), and until a rank counts as hung or stuck.
 
-    `first` is the timeout of anything done for the first time; `linger` is how long a failure stays readable.
+    `first` is the timeout of anything done for the first time; `linger` is how long a failure stays readable; `meet` is
+    how long the ranks wait for one that does not come.
     """
 
     beat: float = 1.0
@@ -20,6 +21,7 @@ class Timeouts:
     stuck: float = 40.0
     first: float = 1800.0
     linger: float = 2.0
+    meet: float = 300.0
 
     @classmethod
     def from_environment(cls) -> Timeouts:

@@ -14,11 +14,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -33,19 +32,20 @@ from training.processes.heartbeat import (
     main_thread_state,
     process_state,
 )
+from training.processes.launchers import find_launchers, launcher_died_early
+from training.processes.network import answer
 from training.processes.stopping import StopRequest
 from training.processes.timeouts import Timeouts
 
 # Seconds
 LEAVE_TIMEOUT = 10.0  # in which rank 0, whose process has the store, waits for the others to know that it leaves
-CONNECT_TIMEOUT, RECONNECT_TIMEOUT = 60.0, 3.0
+CONNECT_TIMEOUT = timedelta(seconds=3)
+STALLED = 6.0  # for an exchange; a connection that was cut may take minutes to notice that it is whole again
 STOP_REASON_TIMEOUT = 1.5  # a heartbeat and some
 SET_UP_TIMEOUT = 10.0  # for a main thread that was asked to leave its set-up
 POLL = 0.05
 
 _FAILURE_KEY = "watch/failure"
-_LAUNCHED = "CROSS_RANK"  # set by deepspeed.launcher.launch for its processes, and by nothing else
-_LAUNCHERS = ("deepspeed.launcher.launch", "deepspeed.launcher.runner")
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,13 @@ class Watchdog:
         self._exchange_now = threading.Event()
         self._claim: str | None = None  # a failure that this rank wants to announce
         self._store: Store | None = None
-        self._threads: list[threading.Thread] = []
-        self._launchers = list(_launchers())
-        self._launcher_gone = _launcher_died_early(self._launchers)
+        self._address = "", 0
+        self._exchanger = 0  # number of the thread that exchanges heartbeats
+        self._exchange_began: float | None = None
+        self._collectives = 0
+        self._threads: dict[str, threading.Thread] = {}
+        self._launchers = find_launchers()
+        self._launcher_gone = launcher_died_early(self._launchers)
 
     @property
     def connected(self) -> bool:
@@ -89,13 +93,18 @@ class Watchdog:
     def watch_launcher(self) -> None:
         """Stop in order when the launcher is gone."""
         if self._launchers or self._launcher_gone or self.size > 1:
-            self._start(self._check_forever)
+            self._start("checks", self._check_forever)
 
     def watch_ranks(self, store: Store, address: str, port: int) -> None:
         """Watch the other ranks through the store at `address`; `store` is kept, for rank 0's has the server in it."""
-        self._store = store
+        self._address = address, port
         if self.size > 1:
-            self._start(lambda: self._exchange_forever(address, port))
+            self._start_exchanging()
+        self._store = store
+
+    def heard_from_all(self) -> None:
+        """Note that a collective has finished, so that all ranks were alive; called by the main thread."""
+        self._collectives += 1
 
     def tick(self, activity: str, at_least: float = 0.0) -> None:
         """Begin another piece of work: "training", "evaluating", "saving", ... Called by the main thread.
@@ -139,7 +148,7 @@ class Watchdog:
             self._exchange_until(lambda: self._all_know(before), LEAVE_TIMEOUT)
         self._closed.set()
         self._exchange_now.set()
-        for thread in self._threads:
+        for thread in self._threads.values():
             if thread is not threading.current_thread():
                 thread.join(LEAVE_TIMEOUT / 2)
 
@@ -153,29 +162,43 @@ class Watchdog:
 
         return all(knows(rank, beat) for rank, beat in self._inbox.heartbeats.items())
 
-    def _start(self, target: Callable[[], None]) -> None:
-        thread = threading.Thread(target=target, name="watchdog", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    def _start(self, name: str, target: Callable[[], None]) -> None:
+        self._threads[name] = threading.Thread(target=target, name=f"watchdog {name}", daemon=True)
+        self._threads[name].start()
 
     # --- heartbeats ---------------------------------------------------------------------------------------------------
 
-    def _exchange_forever(self, address: str, port: int) -> None:
+    def _start_exchanging(self) -> None:
+        """Exchange heartbeats over a new connection; a thread that waits for a lost one is left alone."""
+        self._exchanger += 1
+        number, self._exchange_began = self._exchanger, time.monotonic()
+        self._start("exchanges", lambda: self._exchange_forever(number))
+
+    def _exchange_forever(self, number: int) -> None:
         """Exchange heartbeats; open a lost connection again, and let the detector decide how long that may take."""
-        store, timeout = None, CONNECT_TIMEOUT
-        while not self._closed.is_set():
+        store: TCPStore | None = None
+        while not self._closed.is_set() and number == self._exchanger:
+            self._exchange_began = time.monotonic()
             try:
-                store = store or TCPStore(
-                    address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout)
-                )
-                self._exchange(store)
-                self._disconnected = False
+                store = store or self._connect()
+                if store:
+                    self._exchange(store)
+                lost = False
             except Exception as error:  # of any kind that a lost connection takes
                 if not self._disconnected and not self._left.is_set():
                     print(f"watchdog: rank 0's store does not answer: {error}", file=sys.stderr, flush=True)
-                store, timeout, self._disconnected = None, RECONNECT_TIMEOUT, True
+                store, lost = None, True
+            if number == self._exchanger:
+                self._disconnected, self._exchange_began = lost, None
             self._exchange_now.wait(self.timeouts.beat)
             self._exchange_now.clear()
+
+    def _connect(self) -> TCPStore | None:
+        """Return a connection to the store; None if nothing comes back from its machine, as while a link is cut."""
+        address, port = self._address
+        if answer(address, port) is None:
+            return None
+        return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=CONNECT_TIMEOUT)
 
     def _exchange(self, store: Store) -> None:
         """Write, then read: what is read was there after this rank had written."""
@@ -218,6 +241,8 @@ class Watchdog:
             if self._launcher_gone or not all(_is_alive(process) for process in self._launchers):
                 self._launchers, self._launcher_gone = [], False
                 self.stop.request("the launcher is gone")
+            if self._exchange_began is not None and now - self._exchange_began > STALLED:
+                self._start_exchanging()
             if self.connected and not self._left.is_set():
                 self._check_ranks(passed)
 
@@ -227,7 +252,9 @@ class Watchdog:
             self._end_by(Failure(found["kind"], tuple(found["ranks"]), found["message"], announced=True))
             return
         heartbeats = inbox.heartbeats | {self.rank: self._heartbeat}
-        if failure := self._detector.check(passed, heartbeats, inbox.exchanges, self._disconnected):
+        if failure := self._detector.check(
+            passed, heartbeats, inbox.exchanges, self._disconnected, collectives=self._collectives
+        ):
             self._end_by(failure)
         if self._detector.in_doubt:
             self._exchange_now.set()
@@ -298,25 +325,6 @@ def _kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.Error):
             process.kill()
-
-
-def _launchers() -> Iterator[psutil.Process]:
-    """Yield DeepSpeed's launcher, whose child this process is, and the `deepspeed` command above it."""
-    with suppress(psutil.Error):
-        for process in psutil.Process().parents()[:2]:
-            command = process.cmdline()
-            if not any(word in _LAUNCHERS or Path(word).name == "deepspeed" for word in command[:4]):
-                return
-            yield process
-
-
-def _launcher_died_early(found: list[psutil.Process]) -> bool:
-    """Return whether a part of the launcher was killed while this process imported its libraries."""
-    if _LAUNCHED not in os.environ:
-        return False
-    with suppress(psutil.Error):
-        return not found or (len(found) == 1 and os.environ.get("CROSS_SIZE") == "1" and found[0].ppid() == 1)
-    return True
 
 
 def _is_alive(process: psutil.Process) -> bool:
