@@ -19,6 +19,7 @@ from pathlib import Path
 from stress.chaos import damage, disk, divergence, elastic, kills, ranks, stops
 from stress.chaos.record import Journal, Trial, closing_table, detail_table, grouped_table, read
 from stress.chaos.workplace import Workplace
+from stress.machines import at_random, cases
 
 CATEGORIES: dict[str, Callable[[Workplace, Journal, int], None]] = {
     "kills": kills.run,
@@ -29,6 +30,8 @@ CATEGORIES: dict[str, Callable[[Workplace, Journal, int], None]] = {
     "ranks": ranks.run,
     "disk": disk.run,
     "divergence": divergence.run,
+    "machines": cases.run,
+    "machines-random": at_random.run,
 }
 
 

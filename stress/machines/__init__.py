@@ -1,0 +1,1 @@
+"""Real runs on two machines that this one plays."""
