@@ -1,6 +1,8 @@
-"""Two machines, both played by this one: a launcher each, without ssh, that meet at the loopback address."""
+"""Two machines without root: two addresses of this one, a launcher each, no ssh. (test_two_machines.py needs root.)"""
 
 import json
+import shutil
+import sys
 
 import pytest
 from safetensors.torch import load_file
@@ -11,7 +13,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def nodes(processes, flags, workplace, free_port):
     """The two launchers' common end, and the run's folder."""
-    (workplace / "hostfile").write_text("first-machine slots=1\nsecond-machine slots=1\n")
+    (workplace / "hostfile").write_text("127.0.0.2 slots=1\n127.0.0.3 slots=1\n")
     port = str(free_port())
     launchers = [
         processes.launcher(
@@ -21,7 +23,7 @@ def nodes(processes, flags, workplace, free_port):
             "--node_rank",
             str(rank),
             "--master_addr",
-            "127.0.0.1",
+            "127.0.0.2",
             "--master_port",
             port,
             arguments=flags("runs/nodes"),
@@ -55,3 +57,59 @@ def test_only_the_first_node_speaks(nodes):
     output = nodes[0].output
     assert output.count("不复读: 2 processes") == 1
     assert output.count("finished: 12 of 12 steps") == 1
+
+
+# --- ranks that were not started alike --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(processes_in, train_py, workplace, tmp_path, free_port):
+    """`pair(flags of rank 0, flags of rank 1)`: statuses and output; rank 1 works in tmp_path, with the same runs."""
+    (tmp_path / "runs").symlink_to(workplace / "runs")
+    shared = {"WORLD_SIZE": 2, "LOCAL_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.2", "OMP_NUM_THREADS": 1}
+
+    def start(*flags):
+        port = free_port()
+        running = [
+            processes_in(folder).start([sys.executable, train_py, *flags[rank]], **shared, MASTER_PORT=port, RANK=rank)
+            for rank, folder in enumerate((workplace, tmp_path))
+        ]
+        processes_in(workplace).finish(*running)
+        said = [line for process in running for line in process.output.splitlines() if line.startswith("train.py: ")]
+        return [process.returncode for process in running], said
+
+    return start
+
+
+def test_another_seed_on_one_rank_is_refused_on_both(pair, flags, workplace, tmp_path):
+    shutil.copy(workplace / "stories.jsonl", tmp_path)
+    statuses, said = pair(flags("runs/seeds"), flags("runs/seeds", "--seed", "7"))
+    assert statuses == [2, 2]
+    assert all("flags.seed is 7 there and 42 here" in line for line in said), said
+
+
+def test_another_corpus_on_one_machine_is_refused_on_both(pair, flags, finished_run, workplace, tmp_path):
+    corpus = next((workplace / "data").glob("stories-*"))
+    other = tmp_path / corpus.relative_to(workplace)
+    shutil.copytree(corpus, other)
+    shutil.copy(workplace / "stories.jsonl", tmp_path)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest))  # without its line breaks
+    statuses, said = pair(flags("runs/corpora"), flags("runs/corpora"))
+    assert statuses == [2, 2]
+    [line] = said
+    assert "differs from rank 0" in line
+    assert "manifest.json is " in line
+
+
+def test_runs_that_are_not_shared_are_refused_though_an_old_lock_is_there(pair, flags, workplace, tmp_path):
+    (tmp_path / "runs").unlink()
+    (tmp_path / "runs" / "apart").mkdir(parents=True)
+    (tmp_path / "runs" / "apart" / "lock").write_text('{"host": "mB", "pid": 1, "token": "of another run"}')
+    (tmp_path / "data").symlink_to(workplace / "data")
+    shutil.copy(workplace / "stories.jsonl", tmp_path)
+    statuses, said = pair(flags("runs/apart"), flags("runs/apart"))
+    assert statuses == [2, 2]
+    [line] = said
+    assert "runs/apart on " in line
+    assert "is not the folder of that name" in line

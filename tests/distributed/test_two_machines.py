@@ -1,0 +1,212 @@
+"""Two machines, played by namespaces: a real run over ssh and pdsh, and toy ranks whose link is cut."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from stress.machines.two_machines import ADDRESSES, TwoMachines, missing
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=f"two machines: {missing()}")]
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = ROOT / "tests" / "workers" / "worker_watchdog.py"
+QUICK = "beat=0.2 check=0.1 hung=8 stuck=30 linger=0.5 meet=60"
+GONE_WITHIN = 25  # seconds from a fault, of which a busy machine takes most
+PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@pytest.fixture(scope="module")
+def two():
+    machines = TwoMachines()
+    yield machines
+    machines.close()
+
+
+# --- the real launcher ------------------------------------------------------------------------------------------------
+
+
+class Start:
+    """`deepspeed --hostfile ...` on mA."""
+
+    def __init__(self, two, workplace, arguments):
+        (workplace / "machines").write_text("mA slots=1\nmB slots=1\n")
+        self.two, self.file, self.metrics = two, workplace / "machines.log", workplace / "runs/machines/metrics.jsonl"
+        beside = Path(sys.executable).with_name("deepspeed")
+        self.process = two.popen(
+            [sys.executable, beside, "--hostfile", "machines", ROOT / "train.py", *arguments],
+            workplace,
+            self.file,
+            PATH=PATH,
+            OMP_NUM_THREADS="1",
+            DS_ACCELERATOR="cpu",
+        )
+
+    @property
+    def output(self):
+        return self.file.read_text(errors="replace")
+
+    def last_step(self):
+        lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
+        return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+@pytest.fixture(scope="module")
+def starts(two, workplace, flags):
+    """The first start, interrupted in the middle of a run, and the second, which brings it to its end."""
+    first = Start(two, workplace, flags("runs/machines"))
+    deadline = time.monotonic() + 400
+    while first.last_step() < 2:
+        assert first.process.poll() is None, first.output
+        assert time.monotonic() < deadline, first.output
+        time.sleep(0.01)
+    two.cut()  # so that it does not come to its end before it is interrupted
+    first.steps = first.last_step()
+    os.killpg(first.process.pid, signal.SIGINT)
+    time.sleep(1)
+    two.restore()
+    first.status, first.said = first.process.wait(100), first.output
+    first.free = two.seconds_until_free(GONE_WITHIN)
+    second = Start(two, workplace, flags("runs/machines"))
+    second.status = second.process.wait(400)
+    yield first, second
+    two.sweep()
+
+
+def test_ctrl_c_frees_both_machines(starts):
+    first, _ = starts
+    assert first.steps < 12
+    assert first.status == 1, first.said
+    assert first.free is not None
+    assert "mA: met: mA and mB" in first.said
+
+
+def test_two_machines_end_with_the_weights_of_one(starts, finished_run, workplace):
+    _, second = starts
+    assert second.status == 0, second.output
+    assert "continuing from runs/machines/checkpoints/step-" in second.output
+    ours, expected = (load_file(run / "model/model.safetensors") for run in (workplace / "runs/machines", finished_run))
+    assert ours.keys() == expected.keys()
+    assert all(ours[name].equal(expected[name]) for name in ours)
+
+
+# --- toy ranks, without a launcher ------------------------------------------------------------------------------------
+
+
+class Ranks:
+    """Rank 0 on mA and rank 1 on mB, or some of them, of worker_watchdog.py."""
+
+    def __init__(self, two, folder, ranks=(0, 1), fault="none", **environment):
+        self.two, self.folder = two, folder
+        (folder / "hold").touch()
+        variables = {
+            "WORLD_SIZE": 2,
+            "LOCAL_SIZE": 1,
+            "LOCAL_RANK": 0,
+            "MASTER_ADDR": ADDRESSES[0],
+            "MASTER_PORT": 29500,
+            "OMP_NUM_THREADS": 1,
+            "PYTHONPATH": ROOT,
+            "BUFUDU_WATCHDOG": QUICK,
+            **environment,
+        }
+        self.processes = {rank: self._start(rank, fault, variables | {"RANK": rank}) for rank in ranks}
+
+    def _start(self, rank, fault, variables):
+        words = [f"{name}={value}" for name, value in variables.items()]
+        command = self.two.machines[rank].command("env", *words, sys.executable, WORKER, fault, self.folder)
+        with (self.folder / f"output{rank}").open("wb") as file:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+
+    def wait_until(self, true, seconds=120):
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.05)
+
+    def step(self, rank):
+        file = self.folder / f"step{rank}"
+        return int(file.read_text() or 0) if file.is_file() else 0
+
+    def get_going(self):
+        self.wait_until(lambda: self.step(0) > 5 and self.step(1) > 5)
+        time.sleep(0.5)
+
+    def ends(self, *ranks, within=GONE_WITHIN):
+        """The exit statuses of these ranks, or of all."""
+        deadline = time.monotonic() + within
+        return [self.processes[rank].wait(max(0.1, deadline - time.monotonic())) for rank in ranks or self.processes]
+
+    @property
+    def said(self):
+        files = [self.folder / f"output{rank}" for rank in self.processes]
+        return [line for file in files for line in file.read_text(errors="replace").splitlines()]
+
+
+@pytest.fixture
+def ranks(two, tmp_path):
+    yield lambda *args, **more: Ranks(two, tmp_path, *args, **more)
+    two.sweep()
+
+
+def test_a_cut_of_the_link_is_survived_and_then_a_kill_is_named(two, ranks):
+    """The cut is nearly as long as a rank may be silent."""
+    run = ranks()
+    run.get_going()
+    two.cut()
+    time.sleep(6)
+    two.restore()
+    before = run.step(0)
+    run.wait_until(lambda: run.step(0) > before + 10)
+    two.b.send(signal.SIGKILL, "rank1")
+    assert run.ends(0) == [1]
+    [line] = [line for line in run.said if line.startswith("train.py: ")]
+    assert re.match(r"train\.py: rank 1 \(process \d+ on mB\) gave no sign of life for \d+ s while training", line)
+
+
+def test_sigterm_to_either_rank_stops_both(two, ranks):
+    run = ranks()
+    run.get_going()
+    two.b.send(signal.SIGTERM, "rank1")
+    assert run.ends() == [0, 0]
+    assert re.fullmatch(r"saved \d+: stopped by SIGTERM", run.said[-1])
+
+
+def test_a_rank_that_does_not_come_is_waited_for_and_a_signal_ends_it(two, ranks):
+    """The link is cut, so that whatever waits in a socket waits for good."""
+    two.cut()
+    run = ranks(BUFUDU_WATCHDOG=QUICK.replace("meet=60", "meet=15"))
+    run.wait_until(lambda: any("waiting for rank 0 at 10.99.0.1:29500" in line for line in run.said))
+    two.b.send(signal.SIGTERM, "rank1")
+    assert run.ends(1, within=5) == [0]
+    assert run.ends(0) == [2]
+    assert "waiting for rank 1, " in run.said[0]
+    assert "train.py: rank 1 did not come within 15 s" in "\n".join(run.said)
+
+
+def test_an_address_that_is_not_rank_0s_is_refused(ranks):
+    run = ranks(ranks=(0,), MASTER_ADDR=ADDRESSES[1])
+    assert run.ends(within=60) == [2]
+    assert "start with deepspeed --master_addr 10.99.0.1" in run.said[-1]
+
+
+def test_a_machine_that_is_switched_off_is_named(tmp_path):
+    two = TwoMachines()
+    try:
+        run = Ranks(two, tmp_path)
+        run.get_going()
+        two.cut()
+        two.b.power_off()
+        assert run.ends(0) == [1]
+        assert two.training() == []
+        [line] = [line for line in run.said if line.startswith("train.py: ")]
+        assert "rank 1 (process " in line
+        assert "on mB) gave no sign of life" in line
+    finally:
+        two.close()
