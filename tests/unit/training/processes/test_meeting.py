@@ -178,7 +178,7 @@ def test_the_dying_store_of_an_earlier_start_is_waited_out(place):
     """Ctrl-C while the ranks meet, and the same command again at once."""
     place.store.set(OUTCOME, STOPPED)
     place.meeting(started=NOW - 100)
-    _, joining = place.join()
+    _, joining = place.join(seconds=60)
     time.sleep(0.3)
     assert not joining.done()
     del place.store
@@ -187,7 +187,7 @@ def test_the_dying_store_of_an_earlier_start_is_waited_out(place):
         with suppress(Exception):  # the port is being freed
             successor = TCPStore("127.0.0.1", place.port, is_master=True, wait_for_workers=False)
     place.store = successor
-    assert list(place.meeting().wait_for_all(20)) == [1]
+    assert list(place.meeting().wait_for_all(60)) == [1]
     assert joining.result(20).port == place.port
 
 
