@@ -285,6 +285,8 @@ class Guest:
             if store.check(["met"]):
                 return self._is_foreign(store, host)
             if wrong:
+                if self._connect(self.address):
+                    return None  # it was not yet there when we looked before
                 self._refuse_address(store, host, reached)
             number = store.add("claims", 1)
             self._claim = store, number
