@@ -47,7 +47,7 @@ def run(work: Workplace, journal: Journal, trials: int) -> None:
     if why := missing():
         print(f"two machines: left out: {why}")
         return
-    for case in cases(work):
+    for case in cases():
         journal.add(attempt(work, case))
 
 
@@ -223,16 +223,14 @@ def _power_off(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
     two.b.power_off()
 
 
-def cases(work: Workplace) -> list[Case]:
-    """Return all cases; those of a run under way last."""
+def cases() -> list[Case]:
+    """Return all cases."""
+    return [*_settings(), *_missing_ranks(), *_addresses(), *_under_way()]
+
+
+def _settings() -> list[Case]:
+    """Return the cases in which the ranks were not started alike."""
     config, module = ROOT / "ds_configs" / "t4x2.json", ROOT / "training" / "rollback.py"
-    endless = {"pace": ENDLESS, "limit": STOP_LIMIT}
-    long = {
-        "pace": Pace(steps=400, save=50, evaluate=200, sample=400),
-        "limit": 300.0,
-        "status": (0,),
-        "finishes": True,
-    }
     return [
         Case("nothing wrong", "met: mA and mB", (0,), finishes=True, limit=PATIENCE),
         Case("another corpus on mB", "rank 1 on mB differs from rank 0 on mA: manifest.json is", before=_other_corpus),
@@ -246,6 +244,12 @@ def cases(work: Workplace) -> list[Case]:
         Case(
             "a stale rank with the same settings", "met: mA", (0,), before=_stale("42"), finishes=True, limit=PATIENCE
         ),
+    ]
+
+
+def _missing_ranks() -> list[Case]:
+    """Return the cases in which a rank does not come."""
+    return [
         Case("an unknown host", "waiting for rank 1 (mX)", hosts="mA slots=1\nmX slots=1\n", limit=PATIENCE),
         Case(
             "an unreachable host",
@@ -272,6 +276,12 @@ def cases(work: Workplace) -> list[Case]:
             before=lambda two, work: two.cut(),
             then=_interrupt_the_meeting,
         ),
+    ]
+
+
+def _addresses() -> list[Case]:
+    """Return the cases of wrong addresses, ports and hostfiles."""
+    return [
         Case(
             "docker's bridge as the address",
             "start with deepspeed --master_addr 10.99.0.1",
@@ -291,8 +301,21 @@ def cases(work: Workplace) -> list[Case]:
         Case("--include mB alone", "--force_multi", launcher=("--include", "mB")),
         Case("another program at the port", "is in use, perhaps by another run", before=_listener),
         Case("runs/ not shared, an old lock in it", "is not the folder of that name", before=_own_runs),
-        Case("slots=0 on the second machine", "no slots", (0,), hosts="mA slots=1\nmB slots=0\n", finishes=True),
+        Case("slots=0 on the second machine", "no slots", (0,), hosts="mA slots=2\nmB slots=0\n", finishes=True),
         Case("a machine named twice", "multiple entries for mA", (1,), hosts="mA slots=1\nmA slots=1\n"),
+    ]
+
+
+def _under_way() -> list[Case]:
+    """Return what is done to a run in its steps."""
+    endless = {"pace": ENDLESS, "limit": STOP_LIMIT}
+    long = {
+        "pace": Pace(steps=400, save=50, evaluate=200, sample=400),
+        "limit": 300.0,
+        "status": (0,),
+        "finishes": True,
+    }
+    return [
         Case("rank 0 killed", "rank 0 (process", (1,), then=_kill(0), **endless),
         Case("rank 1 killed", "rank 1 (process", (1, 247), then=_kill(1), **endless),
         Case("mB switched off", "rank 1 (process", (1, 255), then=_power_off, **endless),
