@@ -12,6 +12,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import check_regular, open_regular, sha256_file
+from corpus.conversations.rows import PackedRows, pack_rows
 from corpus.manifest import BYTES_PER_TOKEN, TOKENIZER_NAME, Manifest, ShardInfo, SplitInfo, shard_name
 from corpus.packing import ID_TYPE, Packed
 from corpus.tokenizer import MOST_TOKENIZER_BYTES
@@ -52,6 +53,14 @@ class TokenStream:
             self._read_into(result[i], int(row) * seq_len)
         return result
 
+    def counted(self, rows: Sequence[int], seq_len: int) -> np.ndarray | None:
+        """Return which targets of these rows count, bool (len(rows), seq_len); None where all do."""
+        return None
+
+    def targets(self, rows: Sequence[int], seq_len: int) -> int | None:
+        """Return how many targets of these rows count; None where all do."""
+        return None
+
     def read(self, start: int, length: int) -> np.ndarray:
         """Return `length` ids from `start` on as int64, or fewer where the stream ends."""
         ids = np.empty(max(0, min(length, len(self) - start)), dtype=np.int64)
@@ -67,6 +76,61 @@ class TokenStream:
             target[filled : filled + len(piece)] = piece
             filled += len(piece)
             shard += 1
+
+
+class MaskedStream(TokenStream):
+    """The ids of one split of which only some are targets, such as the answers of conversations.
+
+    A row holds whole documents (`corpus.conversations.rows`) and is filled up with padding, which is no target.
+    """
+
+    def __init__(
+        self, shards: Sequence[np.ndarray], masks: Sequence[np.ndarray], *, bos_id: int, eos_id: int, pad_id: int
+    ) -> None:
+        super().__init__(shards)
+        self.mask = TokenStream(masks)
+        self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
+        self._packed: dict[int, PackedRows] = {}
+
+    def packed(self, seq_len: int) -> PackedRows:
+        """Return where the rows of `seq_len` + 1 ids lie; reads the whole stream at the first call."""
+        if seq_len not in self._packed:
+            ids, mask = (stream.read(0, len(self)) for stream in (self, self.mask))
+            marks = {"bos_id": self.bos_id, "eos_id": self.eos_id}
+            self._packed[seq_len] = pack_rows(ids, mask.astype(np.uint8), **marks, seq_len=seq_len)
+        return self._packed[seq_len]
+
+    def num_rows(self, seq_len: int) -> int:
+        """Return the number of rows of `seq_len` + 1 ids."""
+        return len(self.packed(seq_len))
+
+    def batch(self, rows: Sequence[int], seq_len: int) -> np.ndarray:
+        """Return rows by number, as in TokenStream, filled up with padding."""
+        return self._laid_out(self, rows, seq_len, self.pad_id)
+
+    def counted(self, rows: Sequence[int], seq_len: int) -> np.ndarray:
+        """Return which targets of these rows count, bool (len(rows), seq_len)."""
+        found = self._laid_out(self.mask, rows, seq_len, 0)
+        for i, row in enumerate(rows):
+            lengths = [length for _, length in self.packed(seq_len).parts(row)]
+            found[i, np.cumsum([0, *lengths[:-1]])] = 0  # the first id of a document follows from nothing
+        return found[:, 1:] == 1
+
+    def targets(self, rows: Sequence[int], seq_len: int) -> int:
+        """Return how many targets of these rows count."""
+        return int(self.packed(seq_len).targets[np.asarray(rows, dtype=np.int64)].sum())
+
+    def _laid_out(self, stream: TokenStream, rows: Sequence[int], seq_len: int, fill: int) -> np.ndarray:
+        packed = self.packed(seq_len)
+        result = np.full((len(rows), seq_len + 1), fill, dtype=np.int64)
+        for i, row in enumerate(rows):
+            if not 0 <= row < len(packed):
+                raise IndexError(f"row {row} of a stream of {len(packed)} rows")
+            at = 0
+            for start, length in packed.parts(int(row)):
+                stream._read_into(result[i, at : at + length], start)
+                at += length
+        return result
 
 
 class Corpus:

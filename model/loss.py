@@ -11,20 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+IGNORED = -100  # the target of a prediction that does not count
 CHUNK_ELEMENTS = 2**22  # logits held at a time: 16 MB in fp32, which an allocator still keeps for reuse
 SMALLEST = 1e-38  # a probability below fp32 counts as 87 nats
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Mean of -log softmax(h W^T)[target]; the gradient is made chunk by chunk in the forward pass.
+    """Sum of -log softmax(h W^T)[target] over `divisor`; the gradient is made chunk by chunk in the forward pass.
 
     Softmax minus one-hot is all that the backward pass needs, so no logits are kept for it. It goes through the
-    matrix products before it is divided by the number of tokens: in fp16 a probability over 16,384 tokens
+    matrix products before it is divided (by the number of tokens, mostly): in fp16 a probability over 16,384 tokens
     would round to nothing.
     """
 
     @staticmethod
-    def forward(ctx, h_SH: Tensor, weight_VH: Tensor, target_S: Tensor) -> Tensor:
+    def forward(ctx, h_SH: Tensor, weight_VH: Tensor, target_S: Tensor, divisor: float) -> Tensor:
         """Return the loss in fp32."""
         tokens = h_SH.shape[0]
         grad_h, grad_weight = torch.empty_like(h_SH, dtype=torch.float32), None
@@ -40,21 +41,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_weight = part_weight if grad_weight is None else grad_weight.add_(part_weight)
             del p_CV, error_CV, part_weight  # before the next chunk takes as much again
         assert grad_weight is not None, "there are no tokens"
-        ctx.save_for_backward(grad_h.div_(tokens), grad_weight.div_(tokens))
+        ctx.save_for_backward(grad_h.div_(divisor), grad_weight.div_(divisor))
         ctx.dtypes = h_SH.dtype, weight_VH.dtype
-        return loss / tokens
+        return loss / divisor
 
     @staticmethod
-    def backward(ctx, grad_loss: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Return the kept gradients, times the loss scale."""
         grad_h, grad_weight = ctx.saved_tensors
         h_dtype, weight_dtype = ctx.dtypes
-        return (grad_h * grad_loss).to(h_dtype), (grad_weight * grad_loss).to(weight_dtype), None
+        return (grad_h * grad_loss).to(h_dtype), (grad_weight * grad_loss).to(weight_dtype), None, None
 
 
-def linear_cross_entropy(h_SH: Tensor, weight_VH: Tensor, target_S: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of the logits h W^T, differentiable in both; every target counts."""
-    return _LinearCrossEntropy.apply(h_SH, weight_VH, target_S)
+def linear_cross_entropy(h_SH: Tensor, weight_VH: Tensor, target_S: Tensor, divisor: float | None = None) -> Tensor:
+    """Cross-entropy in nats of the logits h W^T, differentiable in both: the mean over all targets.
+
+    With a `divisor` targets may be IGNORED, and the sum over the others is divided by it.
+    """
+    if divisor is None:
+        return _LinearCrossEntropy.apply(h_SH, weight_VH, target_S, len(target_S))
+    counts_S = target_S != IGNORED
+    return _LinearCrossEntropy.apply(h_SH[counts_S], weight_VH, target_S[counts_S], divisor)
 
 
 def cross_entropy_sum(h_SH: Tensor, weight_VH: Tensor, target_S: Tensor) -> Tensor:

@@ -92,10 +92,13 @@ class CausalLM(nn.Module):
         self.config = config
         self.model = Decoder(config, expert_layer)
 
-    def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Losses:
-        """Mean cross-entropy of packed rows; `targets_BT` are the inputs shifted by one, none of them padding."""
+    def forward(self, ids_BT: Tensor, targets_BT: Tensor, divisor: float | None = None) -> Losses:
+        """Cross-entropy of packed rows: the mean over `targets_BT`, the inputs shifted by one.
+
+        With a `divisor`, the sum over the targets that are not IGNORED, divided by it.
+        """
         hidden = self._packed_hidden(ids_BT).flatten(0, 1)
-        lm = linear_cross_entropy(hidden, self.model.embed_tokens.weight, targets_BT.flatten())
+        lm = linear_cross_entropy(hidden, self.model.embed_tokens.weight, targets_BT.flatten(), divisor)
         balance = self._balance_loss()
         total = lm if balance is None else lm + self.config.router_aux_loss_coef * balance
         return Losses(total, lm, balance)

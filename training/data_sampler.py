@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
-from corpus.shards import TokenStream
+from corpus.shards import MaskedStream, TokenStream
+from model.loss import IGNORED
 
 
 class SampleStream:
@@ -39,8 +42,20 @@ class SampleStream:
 def tensors(
     stream: TokenStream, rows: list[int], seq_len: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (inputs, targets), both (B, seq_len) int64; targets are the inputs shifted by one."""
-    ids = torch.from_numpy(stream.batch(rows, seq_len))
+    """Return (inputs, targets), both (B, seq_len) int64; targets are the inputs shifted by one, or IGNORED."""
+    ids, counted = torch.from_numpy(stream.batch(rows, seq_len)), stream.counted(rows, seq_len)
+    if counted is not None:  # the targets travel as more rows
+        targets = ids[:, 1:].masked_fill(torch.from_numpy(~counted), IGNORED)
+        ids = torch.cat((ids, torch.nn.functional.pad(targets, (1, 0))))
     if device.type == "cuda":
         ids = ids.pin_memory().to(device, non_blocking=True)
-    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    return ids[: len(rows), :-1].contiguous(), ids[-len(rows) :, 1:].contiguous()
+
+
+def divisor(stream: MaskedStream, micro_batches: Sequence[Sequence[int]], seq_len: int) -> float:
+    """Return what the summed loss of each of these micro-batches is divided by.
+
+    Where only some targets count, micro-batches have different numbers of them. Dividing all by the mean number makes
+    the mean over micro-batches (of every rank, all accumulated ones) the mean over all targets that count.
+    """
+    return sum(stream.targets(rows, seq_len) for rows in micro_batches) / len(micro_batches)

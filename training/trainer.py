@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from corpus.shards import MaskedStream
 from corpus.tokenizer import load_tokenizer
 from evaluation.rows import measured_rows
 from model import GenerationError
@@ -101,12 +102,15 @@ class Trainer:
         # Every step has its own random numbers, so that a continued run draws what an uninterrupted one would
         torch.manual_seed(hash((self.options.seed, self.state.step, self.world.rank)))
         self.lr, scale = float(self.engine.optimizer.param_groups[0]["lr"]), loss_scale(self.engine)
-        micro_batches = self._micro_batches(self.world.rank)
+        micro_batches, seq_len = self._micro_batches(self.world.rank), self.options.max_seq_len
+        divisor = None
+        if isinstance(self.train, MaskedStream):
+            divisor = data_sampler.divisor(self.train, self._all_micro_batches(), seq_len)
         flags = torch.zeros(2, device=self.engine.device)  # a loss that is not finite; a request to stop
         for micro_step, rows in enumerate(micro_batches, 1):
             self.session.before_micro_batch()
-            ids, targets = data_sampler.tensors(self.train, rows, self.options.max_seq_len, self.engine.device)
-            losses = self.engine(ids, targets)
+            ids, targets = data_sampler.tensors(self.train, rows, seq_len, self.engine.device)
+            losses = self.engine(ids, targets, divisor)
             self.engine.backward(losses.total)
             self.recorder.accumulator.add_micro_batch(losses.lm, losses.balance)
             flags[0] += ~losses.lm.detach().isfinite()
@@ -138,6 +142,10 @@ class Trainer:
             accumulation=resolved.accumulation,
             world_size=self.world.size,
         )
+
+    def _all_micro_batches(self) -> list[list[int]]:
+        """Return what all ranks train on in the next step."""
+        return [rows for rank in range(self.world.size) for rows in self._micro_batches(rank)]
 
     def _after_step(self) -> None:
         step, options, last = self.state.step, self.options, self.state.step == self.total_steps
@@ -269,7 +277,7 @@ class Trainer:
         self.session.now("looking for what went wrong")
         found, before, batch = self.saver.last_good, self.state, self.state.batch_number(self.state.step)
         where = rollback.locate(self.engine, self.train, self._micro_batches(self.world.rank), self.options.max_seq_len)
-        rows = [row for rank in range(self.world.size) for part in self._micro_batches(rank) for row in part]
+        rows = [row for part in self._all_micro_batches() for row in part]
         report = rollback.Report(before.step + 1, batch, rows, what, where)
         if self.world.rank == 0:
             report.write(self.context.output)

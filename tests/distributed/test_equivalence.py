@@ -42,6 +42,17 @@ def test_four_micro_batches_of_8_are_one_of_32(engine_results, kind):
     assert_same_weights(*(engine_results.weights(1, f"{kind} {number}", f"{kind}-{number}") for number in (4, 1)))
 
 
+def test_answers_count_alike_however_they_are_spread(engine_results):
+    """Rows have from 2 to 33 targets; a mean of the micro-batches' means would differ by tens of per cent."""
+    plain = engine_results(1, "plain answers")
+    whole, four, two = engine_results(1, "answers 1"), engine_results(1, "answers 4"), engine_results(2, "answers 2")
+    weights = engine_results.weights(1, "plain answers", "plain-answers")
+    for spread, processes, file in ((whole, 1, "answers-1"), (four, 1, "answers-4"), (two, 2, "answers-2")):
+        assert_same_training(spread, plain, ("loss", "grad_norm"))
+        assert_same_weights(engine_results.weights(processes, file.replace("-", " "), file), weights)
+    assert min(figures(plain, "grad_norm")) > 0.2  # so the limit counts
+
+
 @pytest.mark.parametrize("kind", ["dense", "experts"])
 def test_deepspeed_trains_as_twenty_lines_of_pytorch_do(engine_results, kind):
     ours, plain = engine_results(1, f"{kind} 1"), engine_results(1, f"plain {kind}")

@@ -20,7 +20,7 @@ from cpu_fp16 import allow_fp16
 from learning_rate import warmup_cosine_lr
 
 from common.hardware import detect
-from corpus.shards import TokenStream
+from corpus.shards import MaskedStream, TokenStream
 from model import CausalLM, ModelConfig
 from model.hf import hf_name
 from model.init import init_weights
@@ -30,7 +30,7 @@ from training.config.command_line import file_flags
 from training.config.load import load
 from training.config.resolve import Resolved, check
 from training.config.validate import RunFacts
-from training.data_sampler import SampleStream, tensors
+from training.data_sampler import SampleStream, divisor, tensors
 from training.engine.build import build_engine
 from training.engine.internals import loss_scale
 from training.evaluation.validation import evaluate
@@ -85,6 +85,16 @@ def stream() -> TokenStream:
     return TokenStream([ids.astype(np.uint16)])
 
 
+def answers() -> MaskedStream:
+    """Questions and answers without sense, of very different lengths: BOS, question, answer, EOS; answers count."""
+    rng, ids, mask = np.random.Generator(np.random.PCG64(4)), [], []
+    for _ in range(8 * ROWS):
+        question, answer = rng.integers(1, 8), int(rng.choice([1, 2, 20]))
+        ids += [1, *rng.integers(3, MOE.vocab_size, question + answer).tolist(), 2]
+        mask += [0] * (1 + question) + [1] * (answer + 1)
+    return MaskedStream([np.array(ids, np.uint16)], [np.array(mask, np.uint8)], bos_id=1, eos_id=2, pad_id=0)
+
+
 def resolved(here: Here, name: str, *overrides: str, config: ModelConfig, steps: int = 8) -> Resolved:
     """A file of ds_configs/ as train.py would resolve it, without its monitor."""
     written = load(CONFIGS / f"{name}.json", [*overrides, "tensorboard.enabled=false"])
@@ -103,10 +113,19 @@ def resolved(here: Here, name: str, *overrides: str, config: ModelConfig, steps:
 class Training:
     """An engine and its figures, step by step."""
 
-    def __init__(self, here: Here, config: ModelConfig, plan: Resolved, *, one_batch: bool = False) -> None:
+    def __init__(
+        self,
+        here: Here,
+        config: ModelConfig,
+        plan: Resolved,
+        text: TokenStream | None = None,
+        *,
+        one_batch: bool = False,
+    ) -> None:
         self.here, self.config, self.plan, self.one_batch = here, config, plan, one_batch
         self.engine = build_engine(config, plan.config, seed=1, rank=here.world.rank)
-        self.stream, self.order, self.step = stream(), SampleStream(ROWS, seed=5), 0
+        self.stream = stream() if text is None else text
+        self.order, self.step = SampleStream(self.stream.num_rows(SEQ_LEN), seed=5), 0
         self.lines: list[dict[str, Any]] = []
 
     def run(self, steps: int) -> list[dict[str, Any]]:
@@ -117,8 +136,12 @@ class Training:
                 "lr": [float(group["lr"]) for group in self.engine.optimizer.param_groups],
                 "scale": loss_scale(self.engine),
             }
-            for rows in self._micro_batches():
-                sums += self._micro_step(rows)
+            by = None
+            if isinstance(self.stream, MaskedStream):
+                ranks = range(self.here.world.size)
+                by = divisor(self.stream, [rows for rank in ranks for rows in self._micro_batches(rank)], SEQ_LEN)
+            for rows in self._micro_batches(self.here.world.rank):
+                sums += self._micro_step(rows, by)
             mean = sum_over_ranks(sums) / (self.plan.accumulation * self.here.world.size)
             norm = self.engine.get_global_grad_norm()
             self.lines.append(
@@ -133,17 +156,17 @@ class Training:
             self.step += 1
         return self.lines
 
-    def _micro_batches(self) -> list[list[int]]:
+    def _micro_batches(self, rank: int) -> list[list[int]]:
         return self.order.micro_batches(
             0 if self.one_batch else self.step,
-            self.here.world.rank,
+            rank,
             micro_batch=self.plan.micro_batch,
             accumulation=self.plan.accumulation,
             world_size=self.here.world.size,
         )
 
-    def _micro_step(self, rows: list[int]) -> torch.Tensor:
-        losses = self.engine(*tensors(self.stream, rows, SEQ_LEN, self.engine.device))
+    def _micro_step(self, rows: list[int], by: float | None) -> torch.Tensor:
+        losses = self.engine(*tensors(self.stream, rows, SEQ_LEN, self.engine.device), by)
         self.engine.backward(losses.total)
         self.engine.step()
         balance = torch.zeros(()) if losses.balance is None else losses.balance.detach()
@@ -154,9 +177,11 @@ class Training:
         return {name: tensor.clone() for name, tensor in gather_weights(self.engine, self.config).items()}
 
 
-def equality(here: Here, *, name: str, config: ModelConfig, overrides: tuple[str, ...]) -> dict[str, Any]:
+def equality(
+    here: Here, *, name: str, config: ModelConfig, overrides: tuple[str, ...], text: TokenStream | None = None
+) -> dict[str, Any]:
     """A few steps at a constant rate in fp32."""
-    training = Training(here, config, resolved(here, "t4x2", *CONSTANT, *overrides, config=config))
+    training = Training(here, config, resolved(here, "t4x2", *CONSTANT, *overrides, config=config), text)
     before = training.weights()
     lines = training.run(6)
     after = training.weights()
@@ -164,9 +189,10 @@ def equality(here: Here, *, name: str, config: ModelConfig, overrides: tuple[str
     return {"lines": lines, "moved": moved(before, after)}
 
 
-def plain_torch(here: Here, *, config: ModelConfig) -> dict[str, Any]:
+def plain_torch(here: Here, *, config: ModelConfig, text: TokenStream | None = None) -> dict[str, Any]:
     """The same training without DeepSpeed: 32 rows at once, clipping and AdamW as PyTorch has them."""
-    model, rows, order, lines = CausalLM(config), stream(), SampleStream(ROWS, seed=5), []
+    model, rows, lines = CausalLM(config), stream() if text is None else text, []
+    order = SampleStream(rows.num_rows(SEQ_LEN), seed=5)
     init_weights(model, config, seed=1)
     groups = [
         {
@@ -178,13 +204,16 @@ def plain_torch(here: Here, *, config: ModelConfig) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(groups, lr=RATE, eps=EPS)
     for step in range(6):
         ids, targets = tensors(rows, [order[step * 32 + row] for row in range(32)], SEQ_LEN, torch.device("cpu"))
-        loss = torch.nn.functional.cross_entropy(model.logits(ids).flatten(0, 1), targets.flatten())
+        loss = torch.nn.functional.cross_entropy(model.packed_logits(ids).flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         lines.append({"loss": loss.item(), "grad_norm": norm.item()})
-    here.keep(f"plain-{config.use_moe}", {name: weight.detach() for name, weight in model.named_parameters()})
+    here.keep(
+        "plain-answers" if text else f"plain-{config.use_moe}",
+        {name: weight.detach() for name, weight in model.named_parameters()},
+    )
     return {"lines": lines}
 
 
@@ -367,6 +396,20 @@ ONE = {
         for kind, config in (("dense", DENSE), ("experts", MOE))
         for accumulation in (1, 4)
     },
+    **{
+        f"answers {accumulation}": partial(
+            equality,
+            name=f"answers-{accumulation}",
+            config=DENSE,
+            overrides=(
+                f"gradient_accumulation_steps={accumulation}",
+                f"train_micro_batch_size_per_gpu={32 // accumulation}",
+            ),
+            text=answers(),
+        )
+        for accumulation in (1, 4)
+    },
+    "plain answers": partial(plain_torch, config=DENSE, text=answers()),
     "plain dense": partial(plain_torch, config=DENSE),
     "plain experts": partial(plain_torch, config=MOE),
     "overfit dense": partial(overfit, config=DENSE),
@@ -379,6 +422,13 @@ TWO = {
     "dense": partial(equality, name="dense", config=DENSE, overrides=("gradient_accumulation_steps=1",)),
     "experts": partial(equality, name="experts", config=MOE, overrides=("gradient_accumulation_steps=1",)),
     "experts split": partial(equality, name="split", config=SPLIT, overrides=("gradient_accumulation_steps=1",)),
+    "answers 2": partial(
+        equality,
+        name="answers-2",
+        config=DENSE,
+        overrides=("gradient_accumulation_steps=2", "train_micro_batch_size_per_gpu=8"),
+        text=answers(),
+    ),
     "overflow dense": partial(overflow, config=DENSE),
     "overflow experts": partial(overflow, config=MOE),
     "overflow split": partial(overflow, config=SPLIT),

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from corpus.shards import TokenStream
+from model.loss import IGNORED
 from training.config.command_line import Options
 from training.data_sampler import tensors
 from training.engine.protocol import Engine
 from training.processes.process_group import World, sum_over_ranks
-
-IGNORED = -100  # the target that cross-entropy leaves out
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ def _try_forward(trial: TrialEngine, rows: list[int]) -> None:
     """
     failure, losses = "", None
     try:
-        losses = trial.engine.module(*data_sampler.tensors(trial.stream, rows, trial.seq_len, trial.device))
+        ids, targets = data_sampler.tensors(trial.stream, rows, trial.seq_len, trial.device)
+        losses = trial.engine.module(ids, targets, trial.stream.targets(rows, trial.seq_len))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from corpus.shards import ID_TYPE, Corpus
+from model.loss import IGNORED
 from training import data_sampler
-from training.evaluation.validation import IGNORED
 from training.preflight.report import Result, failed, passed, warned
 
 OFFSETS = (0, 1, 2, 3)

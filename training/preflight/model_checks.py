@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from corpus.shards import Corpus
 from model import CausalLM
+from model.loss import IGNORED
 from model.packed_attention import document_mask
 from training import data_sampler
-from training.evaluation.validation import IGNORED
 from training.preflight.data_checks import OFFSETS, RawTokens
 from training.preflight.report import Result, failed, passed
 from training.preflight.trial_engine import TrialEngine

@@ -109,7 +109,8 @@ class TrialEngine:
         loss, micro_seconds = torch.zeros((), dtype=torch.float64, device=self.device), 0.0
         for micro_step in range(self.accumulation):
             started = self.clock()
-            losses = self.engine(*data_sampler.tensors(self.stream, rows, self.seq_len, self.device))
+            ids, targets = data_sampler.tensors(self.stream, rows, self.seq_len, self.device)
+            losses = self.engine(ids, targets, self.stream.targets(rows, self.seq_len))
             self.engine.backward(losses.total)
             loss += losses.lm.detach().double()
             micro_seconds += self.clock() - started

@@ -1,0 +1,96 @@
+"""Conversations as people store them, recognised by their keys, and as one text for hashing and cleaning.
+
+Messages ("messages" of role and content), ShareGPT ("conversations" of from and value; either key takes either kind of
+turn) and Alpaca ("instruction", "input", "output", with "system" and "history" if there are any).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+SYSTEM, USER, ASSISTANT = ROLES = ("system", "user", "assistant")
+_ROLE_OF = {role: role for role in ROLES} | {"human": USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "bot": ASSISTANT}
+_LISTS = ("messages", "conversations")
+_ALPACA = ("instruction", "output")
+
+# What can be wrong with a conversation; the keys stand in the manifest, the sentences in messages.
+REASONS = {
+    "broken_conversation": 'a conversation whose turns are no list of "role" and "content" (or "from" and "value")',
+    "unknown_role": f"a conversation with a role that is none of {', '.join(ROLES)}",
+    "late_system": "a conversation with a system text that is not its first turn",
+    "no_answer": "a conversation without an answer",
+    "empty_answer": "a conversation with an empty answer",
+}
+
+
+class Turn(NamedTuple):
+    """What one side says; `role` is one of ROLES."""
+
+    role: str
+    content: str
+
+
+Conversation = tuple[Turn, ...]
+
+
+class BadConversation(ValueError):
+    """A record that looks like a conversation and is none; the text is a key of REASONS."""
+
+
+def holds_conversation(record: dict[str, Any]) -> bool:
+    """Return whether the keys of a record are those of a conversation."""
+    return any(name in record for name in _LISTS) or all(name in record for name in _ALPACA)
+
+
+def read_conversation(record: dict[str, Any]) -> Conversation:
+    """Return the turns of a record for which `holds_conversation` is true; BadConversation if they make no sense."""
+    name = next((name for name in _LISTS if name in record), None)
+    turns = tuple(_alpaca(record) if name is None else _listed(record[name]))
+    if any(turn.role == SYSTEM for turn in turns[1:]):
+        raise BadConversation("late_system")
+    answers = [turn.content for turn in turns if turn.role == ASSISTANT]
+    if not answers:
+        raise BadConversation("no_answer")
+    if not all(answer.strip() for answer in answers):
+        raise BadConversation("empty_answer")
+    return turns
+
+
+def _listed(turns: object) -> Iterator[Turn]:
+    if not isinstance(turns, list):
+        raise BadConversation("broken_conversation")
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise BadConversation("broken_conversation")
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise BadConversation("broken_conversation")
+        if role not in _ROLE_OF:
+            raise BadConversation("unknown_role")
+        if content or _ROLE_OF[role] != SYSTEM:  # an empty system text says nothing
+            yield Turn(_ROLE_OF[role], content)
+
+
+def _alpaca(record: dict[str, Any]) -> Iterator[Turn]:
+    """Yield the turns of an Alpaca record: the input follows the instruction on a line of its own."""
+    instruction, output = (record[name] for name in _ALPACA)
+    system, more, history = (
+        record.get(name) or empty for name, empty in (("system", ""), ("input", ""), ("history", []))
+    )
+    if not all(isinstance(text, str) for text in (instruction, output, system, more)) or not isinstance(history, list):
+        raise BadConversation("broken_conversation")
+    if system:
+        yield Turn(SYSTEM, system)
+    for exchange in history:
+        if not isinstance(exchange, list) or len(exchange) != 2 or not all(isinstance(text, str) for text in exchange):
+            raise BadConversation("broken_conversation")
+        yield Turn(USER, exchange[0])
+        yield Turn(ASSISTANT, exchange[1])
+    yield Turn(USER, f"{instruction}\n{more}" if more else instruction)
+    yield Turn(ASSISTANT, output)
+
+
+def as_text(turns: Sequence[Turn]) -> str:
+    """Return the text by which a conversation is hashed, compared with others and shown: its turns in ChatML."""
+    return "\n".join(f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>" for turn in turns)
