@@ -13,6 +13,7 @@ from corpus.settings import PreparationSettings, fingerprint
 from corpus.shards import Corpus
 from model import ModelConfig
 from sample_stories import write_sample_corpus
+from training.base_model import check_tokenizer
 from training.config.command_line import Options, model_config
 from training.config.defaults import PREPARATION_FLAGS, data_name, is_prepared
 
@@ -72,7 +73,9 @@ def _sample_corpus(device_kind: str, console: Console) -> Path:
 def corpus_model(options: Options, corpus: Corpus) -> ModelConfig:
     """Return the network that the flags describe, with the vocabulary of the corpus."""
     made = corpus.manifest
-    return model_config(options, vocab_size=made.vocab_size, bos_id=made.bos_id, eos_id=made.eos_id, pad_id=made.pad_id)
+    check_tokenizer(options.init_from, corpus)
+    entries = vocab_size(options) if options.init_from else made.vocab_size  # a model may have more than its tokenizer
+    return model_config(options, vocab_size=entries, bos_id=made.bos_id, eos_id=made.eos_id, pad_id=made.pad_id)
 
 
 def validation_remark(corpus: Corpus, seq_len: int) -> str | None:

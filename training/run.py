@@ -18,6 +18,7 @@ from common.errors import UserError
 from common.hardware import Device, detect
 from common.nvidia import why_unusable
 from corpus.shards import Corpus
+from training.base_model import with_base
 from training.checkpointing import checkpoint
 from training.config import command_line, defaults
 from training.config.command_line import Options
@@ -121,10 +122,10 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
 
 def _choose(given: dict[str, Any], device: Device, world: World) -> _Chosen:
     """Settle what the flags leave open, and raise UserError for flags that contradict each other."""
-    path, why = defaults.default_config(device, world.size)
+    path, why = defaults.default_config(device, world.size, from_base="init_from" in given)
     path = given.get("deepspeed_config") or path
     ds_config = load(path, given.get("set", []))
-    options = command_line.options(given, command_line.file_flags(ds_config, path))
+    options = with_base(command_line.options(given, command_line.file_flags(ds_config, path)))
     output = options.output or Path("runs") / f"{path.stem}-{defaults.data_name(options)}"
     defaults.check_paths(options, output)
     why = "" if options.deepspeed_config else f" ({why}; --deepspeed_config chooses another)"
@@ -312,7 +313,8 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
     if not found and not options.skip_preflight:
         _check_first(context, length and length.cost)
     console.say("starting DeepSpeed (some seconds)")
-    engine = build_engine(context.config, context.resolved.config, seed=options.seed, rank=world.rank)
+    init = {"seed": options.seed, "init_from": options.init_from}
+    engine = build_engine(context.config, context.resolved.config, rank=world.rank, **init)
     trainer = Trainer(context, engine, state)
     if found:
         trainer.resume(found)

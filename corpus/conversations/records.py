@@ -74,21 +74,17 @@ def _listed(turns: object) -> Iterator[Turn]:
 
 def _alpaca(record: dict[str, Any]) -> Iterator[Turn]:
     """Yield the turns of an Alpaca record: the input follows the instruction on a line of its own."""
-    instruction, output = (record[name] for name in _ALPACA)
-    system, more, history = (
-        record.get(name) or empty for name, empty in (("system", ""), ("input", ""), ("history", []))
-    )
-    if not all(isinstance(text, str) for text in (instruction, output, system, more)) or not isinstance(history, list):
+    system, more, history = record.get("system") or "", record.get("input") or "", record.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise BadConversation("broken_conversation")
+    exchanges = [*history, (record["instruction"], record["output"])]
+    if not all(isinstance(text, str) for text in (system, more, *(text for pair in exchanges for text in pair))):
         raise BadConversation("broken_conversation")
     if system:
         yield Turn(SYSTEM, system)
-    for exchange in history:
-        if not isinstance(exchange, list) or len(exchange) != 2 or not all(isinstance(text, str) for text in exchange):
-            raise BadConversation("broken_conversation")
-        yield Turn(USER, exchange[0])
-        yield Turn(ASSISTANT, exchange[1])
-    yield Turn(USER, f"{instruction}\n{more}" if more else instruction)
-    yield Turn(ASSISTANT, output)
+    for number, (question, answer) in enumerate(exchanges, 1):
+        yield Turn(USER, f"{question}\n{more}" if more and number == len(exchanges) else question)
+        yield Turn(ASSISTANT, answer)
 
 
 def as_text(turns: Sequence[Turn]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +47,7 @@ def pack_rows(ids: np.ndarray, mask: np.ndarray, *, bos_id: int, eos_id: int, se
     counted = _targets(mask, parts)
     left_out = int((counted == 0).sum())
     parts, counted = parts[counted > 0], counted[counted > 0]
-    rows = best_fit(parts[:, 1], seq_len + 1)
+    rows = best_fit(parts[:, 1], seq_len + 1, alone=np.flatnonzero(ids[parts[:, 0]] != bos_id).tolist())
     order = np.array([part for row in rows for part in row], dtype=np.int64)
     first = np.cumsum([0, *map(len, rows)])
     targets = np.add.reduceat(counted[order], first[:-1]) if rows else np.zeros(0, np.int64)
@@ -55,14 +55,19 @@ def pack_rows(ids: np.ndarray, mask: np.ndarray, *, bos_id: int, eos_id: int, se
     return PackedRows(starts, lengths, first, targets, cutter.split, cutter.shortened, left_out)
 
 
-def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Return the items of each bin, each bin at most `capacity` full: best-fit decreasing, ties by number."""
+def best_fit(lengths: np.ndarray, capacity: int, alone: Sequence[int] = ()) -> list[list[int]]:
+    """Return the items of each bin, each bin at most `capacity` full: best-fit decreasing, ties by number.
+
+    Items of `alone` are each the first of a bin: what has no BOS must not follow another document.
+    """
     bins: list[list[int]] = []
     with_room: dict[int, list[int]] = {}  # free space -> bins that have it
     spaces: list[int] = []  # the keys in ascending order
-    for item in np.argsort(-lengths, kind="stable").tolist():
+    headless = set(alone)
+    others = (item for item in np.argsort(-lengths, kind="stable").tolist() if item not in headless)
+    for item in (*alone, *others):
         length = int(lengths[item])
-        place = bisect.bisect_left(spaces, length)
+        place = len(spaces) if item in headless else bisect.bisect_left(spaces, length)
         if place == len(spaces):
             bins.append([])
             chosen, space = len(bins) - 1, capacity
@@ -94,7 +99,7 @@ class _Cutter:
     def __init__(self, ids: np.ndarray, mask: np.ndarray, bos_id: int, eos_id: int, seq_len: int) -> None:
         self.mask, self.seq_len = mask, seq_len
         self.split = self.shortened = 0
-        self.turns = np.flatnonzero(ids == bos_id)
+        self.turns, self.ends = np.flatnonzero(ids == bos_id), np.flatnonzero(ids == eos_id) + 1
         after_eos = np.concatenate(([True], ids[:-1] == eos_id)) if len(ids) else np.zeros(0, bool)
         begins = self.turns[after_eos[self.turns]]
         self.edges = [*begins.tolist(), len(ids)] if len(begins) else []
@@ -117,15 +122,19 @@ class _Cutter:
         self.split += len(exchanges) > 2
         at = exchanges[0]
         for here, following in itertools.pairwise(exchanges):
-            if following - at > self.seq_len + 1 and here > at:
-                yield at, here - at
+            if self._end(following) - at > self.seq_len + 1 and here > at:
+                yield at, self._end(here) - at
                 at = here
-            if following - at > self.seq_len + 1:
+            if self._end(following) - at > self.seq_len + 1:
                 self.shortened += 1
                 yield at, self.seq_len + 1
                 at = following
         if at < end:
             yield at, end - at
+
+    def _end(self, before: int) -> int:
+        """Return where the last turn before a place ends: a line break after it would hide the next document's BOS."""
+        return int(self.ends[np.searchsorted(self.ends, before, side="right") - 1])
 
     def _exchanges(self, start: int, end: int) -> Iterator[int]:
         """Yield where questions begin: turns without a target that follow one with targets, and the first turn."""

@@ -416,7 +416,7 @@ ONE = {
     "overfit experts": partial(overfit, config=MOE),
     "curve": curve,
     "evaluation": partial(evaluation, config=MOE),
-    "t4x1": partial(shipped, name="t4x1"),
+    **{name: partial(shipped, name=name) for name in ("t4x1", "t4x1_sft")},
 }
 TWO = {
     "dense": partial(equality, name="dense", config=DENSE, overrides=("gradient_accumulation_steps=1",)),
@@ -437,7 +437,7 @@ TWO = {
     **{
         name: partial(shipped, name=name)
         for name in sorted(file.stem for file in CONFIGS.glob("*.json") if not file.stem.startswith("tuned-"))
-        if name != "t4x1"
+        if "x1" not in name
     },
     "continued t4x2": partial(continued, name="t4x2", config=MOE),
     "continued t4x2_ep2": partial(continued, name="t4x2_ep2", config=SPLIT),

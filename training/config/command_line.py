@@ -50,6 +50,12 @@ class Options:
         "PATH",
         nargs="+",
     )
+    init_from: Path | None = _flag(
+        None,
+        "begin with the weights, sizes and tokenizer of a model: a run, or a Qwen3 or Qwen3-MoE folder",
+        Path,
+        "DIR",
+    )
     tokenizer: Path | None = _flag(
         None, "tokenizer.json for text; if not given, one is trained on the data", Path, "FILE"
     )

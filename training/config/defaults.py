@@ -17,12 +17,16 @@ PREPARATION_FLAGS = ("tokenizer", "dedup", "repetition", "text_key", "text_templ
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
 
-def default_config(device: Device, processes: int) -> tuple[Path, str]:
-    """Return the file of ds_configs/ that fits the machine, and why."""
+def default_config(device: Device, processes: int, *, from_base: bool = False) -> tuple[Path, str]:
+    """Return the file of ds_configs/ that fits the machine, and why; `from_base`: to go on from a trained model."""
+    ending = "_sft.json" if from_base else ".json"
     if device.kind == "cpu":
-        return CONFIGS / "cpu_x2.json", "no CUDA GPU here"
-    name = "t4x2.json" if processes > 1 or device.count > 1 else "t4x1.json"
-    return CONFIGS / name, f"{processes} process{'es' if processes > 1 else ''} on {device.count} CUDA GPU(s)"
+        return CONFIGS / f"cpu_x2{ending}", "no CUDA GPU here"
+    name = "t4x2" if processes > 1 or device.count > 1 else "t4x1"
+    return (
+        CONFIGS / f"{name}{ending}",
+        f"{processes} process{'es' if processes > 1 else ''} on {device.count} CUDA GPU(s)",
+    )
 
 
 def planned_processes(config: Path, processes: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -15,6 +16,7 @@ from model import CausalLM, ModelConfig
 from model.hf import hf_name
 from model.init import init_weights
 from model.moe import DeepSpeedMoE
+from training.base_model import load_base_weights
 from training.engine import muon
 from training.engine.protocol import Engine
 
@@ -58,8 +60,12 @@ def _routers_left_to_adam() -> Iterator[None]:
         yield
 
 
-def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, rank: int) -> Engine:
+def build_engine(
+    config: ModelConfig, ds_config: dict[str, Any], *, seed: int, rank: int, init_from: Path | None = None
+) -> Engine:
     """Put the network under `deepspeed.initialize`; torch.distributed must be up.
+
+    Its weights are drawn by `seed`, or are those of the model in the folder `init_from`.
 
     Nothing is compiled at the first start: on CPU, DeepSpeed's shared-memory all-reduce would be (half a minute, and a
     failure where there is no compiler), and what it gains over gloo was lost in the noise (docs/dev/log.md).
@@ -76,6 +82,8 @@ def build_engine(config: ModelConfig, ds_config: dict[str, Any], *, seed: int, r
     ep_rank = rank % config.ep_size
     model = CausalLM(config, lambda shape: DeepSpeedMoE(shape, ep_rank))
     init_weights(model, config, seed)
+    if init_from is not None:
+        load_base_weights(model, init_from)
     with _routers_left_to_adam():
         parameters: Any = parameter_groups(model)  # DeepSpeed's annotation has no groups
         engine: Any

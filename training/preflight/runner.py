@@ -80,6 +80,7 @@ def _check_engine(report: Report, context: RunContext, deadline: float, cost: Co
         world=context.world,
         stream=context.corpus.split("train"),
         seq_len=options.max_seq_len,
+        init_from=options.init_from,
     )
     try:
         rows = trial.rows(checked_rows(resolved.micro_batch, options.max_seq_len))

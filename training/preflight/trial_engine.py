@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,12 +52,16 @@ class TrialEngine:
         stream: TokenStream,
         seq_len: int,
         accumulation: int = MAX_ACCUMULATION,
+        init_from: Path | None = None,
     ) -> None:
         """Build the engine; no more than `accumulation` micro-batches are accumulated, whatever the run does."""
         self.config, self.world, self.stream, self.seq_len = config, world, stream, seq_len
         self.micro_batch, self.total_steps = resolved.micro_batch, resolved.total_steps
         self.accumulation = min(accumulation, resolved.accumulation)
-        self.engine = build.build_engine(config, self._trial_config(resolved), seed=seed, rank=world.rank)
+        self.trained = init_from is not None
+        self.engine = build.build_engine(
+            config, self._trial_config(resolved), seed=seed, rank=world.rank, init_from=init_from
+        )
         self.learning_rates = scheduled_learning_rates(self.engine, self.total_steps)
         self.peak_learning_rates = max(self.learning_rates, key=sum)
         self.engine.lr_scheduler = None
