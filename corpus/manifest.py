@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from common.errors import UserError
 from common.files import printable, read_json
@@ -29,6 +37,11 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:05}.bin"
 
 
+def mask_name(shard: str) -> str:
+    """Return the file name of the mask of a shard."""
+    return shard.removesuffix(".bin") + ".mask"
+
+
 class ShardInfo(Record):
     """One file of packed ids."""
 
@@ -37,8 +50,24 @@ class ShardInfo(Record):
     sha256: str
 
 
+class AnswerInfo(Record):
+    """What counts in the loss of a corpus with conversations; `masks` are the SHA-256 of the shards' masks.
+
+    `targets` are ids that count: answers with the marks that end them, and plain texts. `target_bytes` is their text.
+    """
+
+    conversations: Count
+    turns: Count
+    targets: Count
+    target_bytes: Count
+    masks: list[str]
+
+
 class SplitInfo(Record):
-    """One side of the corpus; `bytes` and `characters` are those of the texts, `tokens` includes BOS and EOS."""
+    """One side of the corpus; `bytes` and `characters` are those of the texts, `tokens` includes BOS and EOS.
+
+    `answers` is None, and stands nowhere, without conversations: then every id is a target.
+    """
 
     documents: Count
     bytes: Count
@@ -46,6 +75,17 @@ class SplitInfo(Record):
     tokens: Count
     characters_per_token: Number
     shards: list[ShardInfo]
+    answers: AnswerInfo | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent_answers(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key != "answers" or value is not None}
+
+    @property
+    def bytes_per_target(self) -> float:
+        """Return what turns nats a target into bits a byte; nan without any."""
+        size, count = (self.answers.target_bytes, self.answers.targets) if self.answers else (self.bytes, self.tokens)
+        return size / count if count else math.nan
 
 
 class InputInfo(Record):
@@ -101,6 +141,10 @@ class Manifest(Record):
                     raise ValueError(f"shard {printable(shard.file, 60)!r} instead of {expected!r}")
             if sum(shard.tokens for shard in split.shards) != split.tokens:
                 raise ValueError(f"the shards of {name} do not add up to its {split.tokens} tokens")
+            if split.answers and len(split.answers.masks) != len(split.shards):
+                raise ValueError(f"{name} has not one mask for each shard")
+        if len({split.answers is None for split in self.splits.values()}) > 1:
+            raise ValueError("only one of the splits has masks")
         return self
 
     def write(self, folder: Path) -> None:

@@ -69,8 +69,11 @@ def measure(
     vocab_size: int,
     bytes_per_token: float,
     max_train_tokens: int = MAX_TRAIN_TOKENS,
+    mask: TokenStream | None = None,
 ) -> NGramBaselines:
     """Count `train` and measure every baseline on the targets of `held_out`, all of its ids but the first.
+
+    With a `mask` (like `held_out`, 1 on targets) only those count.
 
     Streams that are longer than `max_train_tokens` (or MAX_HELD_OUT_TOKENS) are read in parts, spread evenly.
     ValueError if `held_out` has no target, `train` no token, or an id is outside the vocabulary.
@@ -81,12 +84,15 @@ def measure(
         )
     model = NGrams(train, vocab_size, max_train_tokens)
     sums, targets = np.zeros(3), 0
+    counted = None if mask is None else _parts(mask, MAX_HELD_OUT_TOKENS)
     for ids in _parts(held_out, MAX_HELD_OUT_TOKENS):
+        chosen = slice(None) if counted is None else next(counted)[1:] == 1
         _check_range(ids, vocab_size)
         before = ids[:-1]
         before_that = np.concatenate(([NO_CONTEXT], ids[:-2]))
-        sums -= [np.log(found).sum() for found in model.probabilities(before_that, before, ids[1:])]
-        targets += len(ids) - 1
+        found = model.probabilities(before_that[chosen], before[chosen], ids[1:][chosen])
+        sums -= [np.log(p).sum() for p in found]
+        targets += len(found[0])
     unigram, bigram, trigram = (sums / targets).tolist()
     return NGramBaselines(
         uniform=math.log(vocab_size),

@@ -12,7 +12,7 @@ from pathlib import Path
 from common.errors import UserError
 from corpus.manifest import MANIFEST_NAME
 
-_OWN_FILE = re.compile(r"(train|val)-\d{5,}\.bin|(tokenizer|manifest|report|training_text)\.json")
+_OWN_FILE = re.compile(r"(train|val)-\d{5,}\.(bin|mask)|(tokenizer|manifest|report|training_text)\.json")
 
 
 def check_replaceable(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +14,9 @@ from tokenizers import Tokenizer
 
 from common.errors import UserError
 from corpus.cleaning.language import FORMS, SCRIPTS, count_scripts, languages
+from corpus.conversations.encoding import ConversationEncoder
+from corpus.conversations.figures import AnswerFigures
+from corpus.conversations.records import Conversation
 from corpus.reader import Chunk, parse_chunk
 from corpus.split import LEFT_OUT, TRAIN, VAL
 from corpus.tokenizer import (
@@ -27,6 +30,7 @@ from corpus.tokenizer import (
 
 ID_TYPE = np.dtype("<u2")
 LENGTH_TYPE = np.dtype("<u4")
+MASK_TYPE = np.dtype("u1")
 # Documents: the library keeps some 100 bytes a token, and a small batch gets those of the last one, still in the cache.
 ENCODED_AT_ONCE = 32
 EXAMPLE_CHARACTERS = 120
@@ -35,12 +39,17 @@ SPLIT_NAMES = {TRAIN: "train", VAL: "val"}
 
 @dataclass(frozen=True)
 class Packed:
-    """The documents that a chunk gives to one split: their ids (of ID_TYPE) and their sizes together."""
+    """The documents that a chunk gives to one split: their ids (of ID_TYPE) and their sizes together.
+
+    Where there are conversations in the corpus, `mask` has a byte an id, 1 on targets, and `answers` what is counted.
+    """
 
     ids: bytes
     documents: int
     bytes: int
     characters: int
+    mask: bytes = b""
+    answers: AnswerFigures | None = None
 
 
 @dataclass
@@ -122,9 +131,12 @@ def _entry_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
 
 
 def pack_chunk(
-    tokenizer_path: Path, tokenizer_sha256: str, chunk: Chunk, assignment: bytes
+    tokenizer_path: Path, tokenizer_sha256: str, chunk: Chunk, assignment: bytes, masked: bool = False
 ) -> tuple[dict[str, Packed], TextFigures]:
-    """Parse and encode a chunk, given the split assignment of each of its documents. Runs in a worker."""
+    """Parse and encode a chunk, given the split assignment of each of its documents. Runs in a worker.
+
+    `masked`: there are conversations in the corpus, so every id gets a mask.
+    """
     parsed = parse_chunk(chunk)
     if len(parsed.texts) != len(assignment):
         raise UserError(f"{chunk.source.name}: changed while it was read; run again when nothing writes to it")
@@ -133,14 +145,21 @@ def pack_chunk(
     for side, name in SPLIT_NAMES.items():
         chosen = [i for i, assigned in enumerate(assignment) if assigned == side]
         texts = [parsed.texts[i] for i in chosen]
-        ids, lengths = encode_documents(tokenizer, texts, bos_id, eos_id)
         encoded = [parsed.encoded[i] for i in chosen]
-        size = sum(map(len, encoded))
-        changed = [texts[i] for i in round_trip.changed(texts, encoded, ids, lengths)]
+        sizes = len(texts), sum(map(len, encoded)), sum(map(len, texts))
+        turns = {place: parsed.conversations[i] for place, i in enumerate(chosen) if i in parsed.conversations}
+        if masked:
+            ids, mask, lengths, answers = encode_masked(tokenizer, texts, turns, bos_id, eos_id)
+            packed[name] = Packed(ids.tobytes(), *sizes, mask.tobytes(), answers)
+        else:
+            ids, lengths = encode_documents(tokenizer, texts, bos_id, eos_id)
+            packed[name] = Packed(ids.tobytes(), *sizes)
+        spoken, *pieces = _turn_by_turn(texts, encoded, ids, lengths, turns, (bos_id, eos_id))
+        changed = [spoken[i] for i in round_trip.changed(spoken, *pieces)]
         figures.changed += len(changed)
         figures.changed_example = figures.changed_example or "".join(changed[:1])[:EXAMPLE_CHARACTERS]
-        figures.special_tokens += int(np.isin(ids, (bos_id, eos_id, pad_id)).sum()) - 2 * len(texts)
-        packed[name] = Packed(ids.tobytes(), len(texts), size, sum(map(len, texts)))
+        marks = 2 * (len(texts) - len(turns) + sum(map(len, turns.values())))  # that were put there
+        figures.special_tokens += int(np.isin(ids, (bos_id, eos_id, pad_id)).sum()) - marks
         counts = count_scripts([without_special_tokens(text) for text in texts])
         scripts = dict(zip((*SCRIPTS, *FORMS), counts.sum(axis=0).tolist(), strict=True))
         figures.add(TextFigures(bytearray(lengths.tobytes()), Counter(scripts), languages(counts)))
@@ -184,3 +203,52 @@ def encode_documents(
                 stream.append(eos_id)
             ends.append(len(stream))
     return np.asarray(stream).astype(ID_TYPE), np.diff(ends, prepend=0).astype(LENGTH_TYPE)
+
+
+def encode_masked(
+    tokenizer: Tokenizer, texts: Sequence[str], conversations: Mapping[int, Conversation], bos_id: int, eos_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, AnswerFigures]:
+    """Return the ids of documents of which some are conversations, which of them are targets, lengths and figures.
+
+    `conversations` has the turns of those texts that are one, by place. Of a plain text every id is a target.
+    """
+    plain = [text for place, text in enumerate(texts) if place not in conversations]
+    plain_ids, plain_lengths = encode_documents(tokenizer, plain, bos_id, eos_id)
+    parts = iter(np.split(plain_ids, np.cumsum(plain_lengths)[:-1]) if plain else [])
+    chats = ConversationEncoder(tokenizer).encode(list(conversations.values()))
+    figures, ids, masks = AnswerFigures(), [np.zeros(0, ID_TYPE)], [np.zeros(0, MASK_TYPE)]
+    for place, text in enumerate(texts):
+        if place in conversations:
+            found, mask = next(chats)
+            figures.add_conversation(conversations[place], mask)
+            ids.append(np.array(found, ID_TYPE))
+            masks.append(np.array(mask, MASK_TYPE))
+        else:
+            ids.append(next(parts))
+            masks.append(np.ones(len(ids[-1]), MASK_TYPE))
+            figures.add_text(masks[-1], len(text.encode()))
+    lengths = np.array([len(part) for part in ids[1:]], LENGTH_TYPE)
+    return np.concatenate(ids), np.concatenate(masks), lengths, figures
+
+
+def _turn_by_turn(
+    texts: Sequence[str],
+    encoded: Sequence[bytes],
+    ids: np.ndarray,
+    lengths: np.ndarray,
+    conversations: Mapping[int, Conversation],
+    marks: tuple[int, int],
+) -> tuple[Sequence[str], Sequence[bytes], np.ndarray, np.ndarray]:
+    """Return documents for `RoundTrip`, every turn of a conversation one of its own, with its role; `marks`: BOS, EOS."""
+    if not conversations:
+        return texts, encoded, ids, lengths
+    found: list[tuple[str, np.ndarray]] = []
+    for place, (text, part) in enumerate(zip(texts, np.split(ids, np.cumsum(lengths)[:-1]), strict=True)):
+        begins, ends = np.flatnonzero(part == marks[0]), np.flatnonzero(part == marks[1]) + 1
+        if place not in conversations:
+            found.append((text, part))
+        for turn, begin, end in zip(conversations.get(place, ()), begins, ends, strict=False):
+            found.append((f"{turn.role}\n{turn.content}", part[begin:end]))
+    pieces, parts = zip(*found, strict=True)
+    sizes = np.array([len(part) for part in parts], LENGTH_TYPE)
+    return pieces, [piece.encode() for piece in pieces], np.concatenate(parts), sizes

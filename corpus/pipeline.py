@@ -15,6 +15,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.files import sha256_file
 from common.training_text import TrainingText
+from corpus.conversations.figures import AnswerFigures
 from corpus.formats.detect import TextFile
 from corpus.manifest import FORMAT, MANIFEST_NAME, TOKENIZER_NAME, InputInfo, Manifest, SplitInfo
 from corpus.ngram_baselines import NGramBaselines, measure
@@ -24,7 +25,7 @@ from corpus.reader import Chunk, parse_chunk, read_chunks, remarks, text_files
 from corpus.report import CorpusReport, build_report
 from corpus.scan import Scan, scan_chunk
 from corpus.settings import PreparationSettings, fingerprint_of
-from corpus.shards import Corpus, SplitWriter, open_stream
+from corpus.shards import Corpus, MaskedStream, SplitWriter, open_stream
 from corpus.tokenizer import entry_ids, load_tokenizer, special_ids, train_tokenizer_json, vocab_size
 from corpus.workers import WorkerPool
 
@@ -177,7 +178,7 @@ class _Preparation:
             tokenizer_sha256=tokenizer_sha256,
             tokenizer_source=source,
             entropy_nats=round(writers["train"].entropy_nats(), 6),
-            ngram_baselines=self._measure_baselines(splits, vocab_size(tokenizer)),
+            ngram_baselines=self._measure_baselines(splits, (bos_id, eos_id, pad_id), vocab_size(tokenizer)),
             exact_duplicates=scan.exact_duplicates,
             dropped_in_val=scan.dropped_in_val,
             skipped={reason: count for reason, count in sorted(scan.skipped.items()) if count},
@@ -185,7 +186,11 @@ class _Preparation:
             splits=splits,
         )
         manifest.write(self.folder)
-        report = build_report(manifest, figures, scan.duplicates(), scan.repetition.report(), len(unused))
+        answers = AnswerFigures()
+        for writer in writers.values():
+            answers.add(writer.answers)
+        cleaning = scan.duplicates(), scan.repetition.report()
+        report = build_report(manifest, figures, *cleaning, len(unused), answers)
         report.write(self.folder)
         return manifest
 
@@ -241,9 +246,12 @@ class _Preparation:
 
     def _pack(self, scan: Scan, tokenizer: Path, tokenizer_sha256: str) -> tuple[dict[str, SplitWriter], TextFigures]:
         """Run the second pass; return the writers, still open at their last shard."""
-        writers = {name: SplitWriter(self.folder, name, self.settings.shard_tokens) for name in ("train", "val")}
+        masked = scan.conversations > 0
+        writers = {
+            name: SplitWriter(self.folder, name, self.settings.shard_tokens, masked) for name in ("train", "val")
+        }
         figures, documents = TextFigures(), 0
-        tasks = ((tokenizer, tokenizer_sha256, chunk, sides) for chunk, sides in self._assigned_chunks(scan))
+        tasks = ((tokenizer, tokenizer_sha256, *pair, masked) for pair in self._assigned_chunks(scan))
         with self._bar("packing", sum(scan.chunk_bytes)) as bar:
             for size, (packed, found) in zip(scan.chunk_bytes, self.pool.map(pack_chunk, tasks), strict=True):
                 figures.add(found)
@@ -270,12 +278,15 @@ class _Preparation:
         if read != len(scan.chunk_documents):
             raise UserError("--input: a file changed while it was read; run again when nothing writes to it")
 
-    def _measure_baselines(self, splits: dict[str, SplitInfo], entries: int) -> NGramBaselines | None:
-        """Measure the n-gram baselines; None without validation text."""
+    def _measure_baselines(
+        self, splits: dict[str, SplitInfo], special: tuple[int, int, int], entries: int
+    ) -> NGramBaselines | None:
+        """Measure the n-gram baselines, on the targets that count; None without validation text."""
         val = splits["val"]
-        if val.tokens < 2:
+        if val.tokens < 2 or (val.answers and not val.answers.targets):
             return None
         _say(self.progress, "reading the tokens once more for the n-gram baselines")
-        train_ids, val_ids = (open_stream(self.folder, splits[name]) for name in ("train", "val"))
-        found = measure(train_ids, val_ids, entries, val.bytes / val.tokens)
+        train_ids, val_ids = (open_stream(self.folder, splits[name], special) for name in ("train", "val"))
+        mask = val_ids.mask if isinstance(val_ids, MaskedStream) else None
+        found = measure(train_ids, val_ids, entries, val.bytes_per_target, mask=mask)
         return NGramBaselines(**{name: round(value, 6) for name, value in found})

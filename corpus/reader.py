@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
+from corpus.conversations import records
 from corpus.formats.detect import PLAIN_FORMAT, FormatSettings, TextFile, detect, json_lines
 from corpus.formats.fields import TEXT_KEY, TextFields
 from corpus.formats.find_files import find_files
@@ -28,6 +29,7 @@ REASONS = {
     "missing_text": 'no key "{key}"',
     "not_an_object": "not a JSON object",
     "text_not_a_string": '"{key}" is not a string',
+    **records.REASONS,
 }
 # An empty text, or one of white space alone, is nothing to learn from but no fault either: left out, counted, and not
 # held against the file.
@@ -54,6 +56,8 @@ class Parsed:
     problems: list[tuple[int, str]]
     lines: int = 0
     empty: int = 0
+    conversations: dict[int, records.Conversation] = field(default_factory=dict)
+    """The turns of those documents that are conversations, by their number in `texts`."""
 
 
 def text_files(paths: Sequence[Path], settings: FormatSettings = PLAIN_FORMAT) -> list[TextFile]:
@@ -141,8 +145,12 @@ def _add_line(parsed: Parsed, line: bytes, fields: TextFields) -> str | None:
         return "broken_json"
     if not isinstance(record, dict):
         return "not_an_object"
+    turns = None
     try:
-        text = fields.text_of(record)
+        turns = records.read_conversation(record) if fields.is_conversation(record) else None
+        text = fields.text_of(record) if turns is None else records.spoken(turns)
+    except records.BadConversation as error:
+        return str(error)
     except KeyError:
         return "missing_text"
     except TypeError:
@@ -151,9 +159,11 @@ def _add_line(parsed: Parsed, line: bytes, fields: TextFields) -> str | None:
         parsed.empty += 1
         return None
     try:
-        encoded = text.encode("utf-8")
+        encoded = (text if turns is None else records.as_text(turns)).encode("utf-8")
     except UnicodeEncodeError:
         return "lone_surrogate"
+    if turns is not None:
+        parsed.conversations[len(parsed.texts)] = turns
     parsed.texts.append(text)
     parsed.encoded.append(encoded)
     return None

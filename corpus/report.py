@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, SerializerFunctionWrapHandler, model_serializer
 
 from common.errors import UserError
 from common.records import Count, Number, Record, parse_record
 from corpus.cleaning.language import FORMS, SCRIPTS
+from corpus.conversations.figures import AnswerFigures
 from corpus.manifest import REPORT_NAME, Manifest, read_folder_json
 from corpus.packing import LENGTH_TYPE, TextFigures
 from corpus.split import LEFT_OUT
@@ -110,6 +111,23 @@ class BaselineLoss(Record):
     bits_per_byte: Number
 
 
+class ConversationFigures(Record):
+    """What the conversations of both splits are like.
+
+    `targets` are the tokens that count in the loss, `target_lengths` those of a conversation. `copied` answers stand
+    word for word in the turn before them; `examples` begins some.
+    """
+
+    conversations: Count
+    turns: Count
+    answers: Count
+    system_texts: Count
+    targets: Count
+    target_lengths: LengthPercentiles
+    copied: Count
+    examples: list[str]
+
+
 class CorpusReport(Record):
     """The content of report.json.
 
@@ -140,6 +158,11 @@ class CorpusReport(Record):
     unused_entries: Count | None = None
     # "ladder" in folders that were prepared before 2026-11-29
     ngram_baselines: dict[Name, BaselineLoss] | None = Field(validation_alias=AliasChoices("ngram_baselines", "ladder"))
+    conversations: ConversationFigures | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent_conversations(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key != "conversations" or value is not None}
 
     def write(self, folder: Path) -> None:
         """Write `folder`/report.json."""
@@ -157,7 +180,12 @@ class CorpusReport(Record):
 
 
 def build_report(
-    manifest: Manifest, figures: TextFigures, duplicates: dict[str, Any], repetition: dict[str, Any], unused: int
+    manifest: Manifest,
+    figures: TextFigures,
+    duplicates: dict[str, Any],
+    repetition: dict[str, Any],
+    unused: int,
+    answers: AnswerFigures | None = None,
 ) -> CorpusReport:
     """Return the report of a corpus from what its two passes counted."""
     splits, baselines = manifest.splits.values(), manifest.ngram_baselines
@@ -186,14 +214,24 @@ def build_report(
             and {
                 name: {"nats": nats, "bits_per_byte": round(baselines.bits_per_byte(nats), 6)} for name, nats in losses
             },
+            "conversations": _conversations(answers) if answers and answers.conversations else None,
         }
     )
 
 
+def _conversations(answers: AnswerFigures) -> dict[str, Any]:
+    known = {name: value for name, value in vars(answers).items() if name in ConversationFigures.model_fields}
+    return known | {"target_lengths": _percentiles(np.array(answers.lengths))}
+
+
+def _percentiles(lengths: np.ndarray) -> dict[str, int]:
+    shares = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "p99": 99, "max": 100}
+    return {name: int(np.percentile(lengths, at, method="inverted_cdf")) for name, at in shares.items()}
+
+
 def _lengths(lengths: np.ndarray) -> dict[str, Any]:
     """Return percentiles and histogram; `lengths` is never empty, since a corpus without documents is refused."""
-    shares = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "p99": 99, "max": 100}
-    tokens = {name: int(np.percentile(lengths, at, method="inverted_cdf")) for name, at in shares.items()}
+    tokens = _percentiles(lengths)
     lowest, highest = tokens["min"].bit_length(), tokens["max"].bit_length()
     edges = [2**power for power in range(max(0, lowest - 1), highest + 1)]
     return {"tokens": tokens, "histogram": {"edges": edges, "counts": np.histogram(lengths, edges)[0].tolist()}}
@@ -255,8 +293,28 @@ def _text_facts(manifest: Manifest, report: CorpusReport) -> list[tuple[str, str
         facts.append(
             ("", f"of the Han characters with two forms, {_percent(report.traditional_share)} are traditional")
         )
+    if report.conversations:
+        facts += _conversation_facts(report.conversations, report.tokens)
     facts.append(("languages", f"of documents, recognized by script: {_listing(report.languages)}"))
     return facts
+
+
+def _conversation_facts(found: ConversationFigures, tokens: int) -> list[tuple[str, str]]:
+    at = found.target_lengths
+    with_system = f", {found.system_texts:,} with a system text" if found.system_texts else ""
+    facts = [
+        (
+            "conversations",
+            f" {found.conversations:,} with {found.turns:,} turns, {found.answers:,} of them answers{with_system}",
+        ),
+        (
+            "",
+            f"{found.targets:,} of {tokens:,} tokens count in the loss: the answers and the marks that end them; "
+            f"{at.min:,} to {at.max:,} a conversation, half up to {at.p50:,}, 90 % up to {at.p90:,}",
+        ),
+        ("", f"{found.copied:,} answers stand word for word in the turn before them, and teach a parrot"),
+    ]
+    return facts + [("", f"such as {_quote(example)}") for example in found.examples]
 
 
 def _unused(report: CorpusReport) -> str:

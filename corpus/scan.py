@@ -70,6 +70,7 @@ class ScannedChunk:
     scores: np.ndarray
     repetitive: dict[int, str]
     signatures: np.ndarray | None
+    conversations: int = 0
 
 
 def scan_chunk(chunk: Chunk, from_val_file: bool, settings: ScanSettings, ceiling: bytes) -> ScannedChunk:
@@ -98,6 +99,7 @@ def scan_chunk(chunk: Chunk, from_val_file: bool, settings: ScanSettings, ceilin
         scores=values,
         repetitive={i: parsed.texts[i][:EXAMPLE_CHARACTERS] for i in repetitive},
         signatures=signatures(normalized) if settings.near else None,
+        conversations=len(parsed.conversations),
     )
 
 
@@ -117,7 +119,7 @@ class Scan:
         self.assignment = bytearray()
         self.chunk_documents: list[int] = []
         self.chunk_bytes: list[int] = []
-        self.lines = 0
+        self.lines = self.conversations = 0
         self.skipped: Counter[str] = Counter()
         self.bad_lines: list[str] = []
         self.exact_duplicates = self.near_duplicates = self.near_in_val = self.dropped_in_val = 0
@@ -132,6 +134,7 @@ class Scan:
     def add(self, found: ScannedChunk) -> None:
         """Take in what a worker found, in the order of the chunks: validation files first."""
         self.lines += found.lines
+        self.conversations += found.conversations
         self.skipped[EMPTY_TEXT] += found.empty
         for line, reason in found.problems:
             self.skipped[reason] += 1

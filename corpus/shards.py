@@ -12,9 +12,19 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import check_regular, open_regular, sha256_file
+from corpus.conversations.figures import AnswerFigures
 from corpus.conversations.rows import PackedRows, pack_rows
-from corpus.manifest import BYTES_PER_TOKEN, TOKENIZER_NAME, Manifest, ShardInfo, SplitInfo, shard_name
-from corpus.packing import ID_TYPE, Packed
+from corpus.manifest import (
+    BYTES_PER_TOKEN,
+    TOKENIZER_NAME,
+    AnswerInfo,
+    Manifest,
+    ShardInfo,
+    SplitInfo,
+    mask_name,
+    shard_name,
+)
+from corpus.packing import ID_TYPE, MASK_TYPE, Packed
 from corpus.tokenizer import MOST_TOKENIZER_BYTES
 
 READ_BYTES = 2**20
@@ -156,6 +166,8 @@ class Corpus:
         for split in corpus.manifest.splits.values():
             for shard in split.shards:
                 _check_shard(folder, shard, corpus.manifest.vocab_size, whole=verify == "hash")
+            for shard, digest in zip(split.shards, split.answers.masks if split.answers else (), strict=False):
+                _check_mask(folder, mask_name(shard.file), shard.tokens, digest if verify == "hash" else None)
         if _check_place(folder, corpus.tokenizer_path) > MOST_TOKENIZER_BYTES:
             raise UserError(f"{corpus.tokenizer_path}: larger than any tokenizer; {AGAIN}")
         if verify == "hash" and sha256_file(corpus.tokenizer_path) != corpus.manifest.tokenizer_sha256:
@@ -164,18 +176,25 @@ class Corpus:
 
     def split(self, name: str) -> TokenStream:
         """Return the stream of "train" or "val"; the latter may be empty."""
-        return open_stream(self.folder, self.manifest.splits[name])
+        made = self.manifest
+        return open_stream(self.folder, made.splits[name], (made.bos_id, made.eos_id, made.pad_id))
 
 
-def open_stream(folder: Path, split: SplitInfo) -> TokenStream:
-    """Map the shards of a split into memory; UserError if one cannot be."""
-    shards = []
-    for shard in split.shards:
-        try:
-            shards.append(np.memmap(folder / shard.file, dtype=ID_TYPE, mode="r"))
-        except (OSError, ValueError) as error:  # too many open files, or a file that has changed since it was checked
-            raise UserError(f"{folder / shard.file}: cannot be mapped into memory ({error})") from None
-    return TokenStream(shards)
+def open_stream(folder: Path, split: SplitInfo, special_ids: tuple[int, int, int]) -> TokenStream:
+    """Map the shards of a split into memory; UserError if one cannot be. `special_ids`: BOS, EOS and padding."""
+    shards = [_mapped(folder / shard.file, ID_TYPE) for shard in split.shards]
+    if split.answers is None:
+        return TokenStream(shards)
+    masks = [_mapped(folder / mask_name(shard.file), MASK_TYPE) for shard in split.shards]
+    bos_id, eos_id, pad_id = special_ids
+    return MaskedStream(shards, masks, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
+
+
+def _mapped(path: Path, kind: np.dtype) -> np.ndarray:
+    try:
+        return np.memmap(path, dtype=kind, mode="r")
+    except (OSError, ValueError) as error:  # too many open files, or a file that has changed since it was checked
+        raise UserError(f"{path}: cannot be mapped into memory ({error})") from None
 
 
 def _check_shard(folder: Path, shard: ShardInfo, vocab_size: int, whole: bool) -> None:
@@ -202,6 +221,15 @@ def _check_shard(folder: Path, shard: ShardInfo, vocab_size: int, whole: bool) -
         )
 
 
+def _check_mask(folder: Path, name: str, size: int, digest: str | None) -> None:
+    """Check the size of a mask, and its hash if it is given."""
+    path = folder / name
+    if (found := _check_place(folder, path)) != size:
+        raise UserError(f"{path}: {found:,} bytes instead of {size:,}; {AGAIN}")
+    if digest is not None and sha256_file(path) != digest:
+        raise UserError(f"{path}: {CHANGED}; {AGAIN}")
+
+
 def _check_place(folder: Path, path: Path) -> int:
     """Return the size of a plain file that is in the folder, and not only a link from there to somewhere else."""
     try:
@@ -220,8 +248,9 @@ def _check_place(folder: Path, path: Path) -> int:
 class SplitWriter:
     """Writes the stream of one split into shards of `shard_tokens` ids, hashing and counting on the way."""
 
-    def __init__(self, folder: Path, name: str, shard_tokens: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, name: str, shard_tokens: int, masked: bool = False) -> None:
+        self.folder, self.masked = folder, masked
+        self.answers = AnswerFigures()
         self.name = name
         self.shard_tokens = shard_tokens
         self.frequencies = np.zeros(2**16, dtype=np.int64)
@@ -230,6 +259,8 @@ class SplitWriter:
         self._file: BinaryIO | None = None
         self._digest = hashlib.sha256()
         self._free = 0  # ids that go into the open shard
+        self._masks: list[str] = []
+        self._mask = bytearray()  # of the open shard
 
     def add(self, packed: Packed) -> None:
         """Append the documents of a chunk."""
@@ -237,7 +268,9 @@ class SplitWriter:
         self.frequencies += np.bincount(ids, minlength=2**16)
         self._totals.update(documents=packed.documents, bytes=packed.bytes)
         self._totals.update(characters=packed.characters, tokens=len(ids))
-        rest = memoryview(packed.ids)
+        if packed.answers:
+            self.answers.add(packed.answers)
+        rest, mask = memoryview(packed.ids), memoryview(packed.mask)
         while rest:
             if self._file is None:
                 path = self.folder / shard_name(self.name, len(self._shards))
@@ -247,7 +280,8 @@ class SplitWriter:
             self._file.write(piece)
             self._digest.update(piece)
             self._free -= len(piece) // BYTES_PER_TOKEN
-            rest = rest[len(piece) :]
+            self._mask += mask[: len(piece) // BYTES_PER_TOKEN]
+            rest, mask = rest[len(piece) :], mask[len(piece) // BYTES_PER_TOKEN :]
             if self._free == 0:
                 self._end_shard()
 
@@ -256,7 +290,9 @@ class SplitWriter:
         self._end_shard()
         tokens, characters = self._totals["tokens"], self._totals["characters"]
         per_token = round(characters / tokens, 4) if tokens else 0.0
-        return SplitInfo(**self._totals, characters_per_token=per_token, shards=self._shards)
+        figures = {name: getattr(self.answers, name) for name in ("conversations", "turns", "targets", "target_bytes")}
+        answers = AnswerInfo(**figures, masks=self._masks) if self.masked else None
+        return SplitInfo(**self._totals, characters_per_token=per_token, shards=self._shards, answers=answers)
 
     def entropy_nats(self) -> float:
         """Return the entropy of the frequencies of the ids."""
@@ -269,4 +305,8 @@ class SplitWriter:
             self._file.close()
             name, tokens = shard_name(self.name, len(self._shards)), self.shard_tokens - self._free
             self._shards.append(ShardInfo(file=name, tokens=tokens, sha256=self._digest.hexdigest()))
+            if self.masked:
+                (self.folder / mask_name(name)).write_bytes(self._mask)
+                self._masks.append(hashlib.sha256(self._mask).hexdigest())
+                self._mask.clear()
             self._file = None

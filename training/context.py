@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +43,5 @@ class RunContext:
         return manifest.ngram_baselines.unigram if manifest.ngram_baselines else manifest.entropy_nats
 
     def bytes_per_token(self, split: str) -> float:
-        """Return what turns nats a token into bits a byte, which do not depend on the tokenizer."""
-        info = self.corpus.manifest.splits[split]
-        return info.bytes / info.tokens if info.tokens else math.nan
+        """Return what turns nats a target into bits a byte, which do not depend on the tokenizer."""
+        return self.corpus.manifest.splits[split].bytes_per_target

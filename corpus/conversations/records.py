@@ -6,13 +6,14 @@ turn) and Alpaca ("instruction", "input", "output", with "system" and "history" 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 SYSTEM, USER, ASSISTANT = ROLES = ("system", "user", "assistant")
 _ROLE_OF = {role: role for role in ROLES} | {"human": USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "bot": ASSISTANT}
 _LISTS = ("messages", "conversations")
 _ALPACA = ("instruction", "output")
+KEYS = (*_LISTS, *_ALPACA, "input", "system", "history")  # all that are read
 
 # What can be wrong with a conversation; the keys stand in the manifest, the sentences in messages.
 REASONS = {
@@ -38,15 +39,15 @@ class BadConversation(ValueError):
     """A record that looks like a conversation and is none; the text is a key of REASONS."""
 
 
-def holds_conversation(record: dict[str, Any]) -> bool:
+def holds_conversation(record: Mapping[str, Any]) -> bool:
     """Return whether the keys of a record are those of a conversation."""
     return any(name in record for name in _LISTS) or all(name in record for name in _ALPACA)
 
 
-def read_conversation(record: dict[str, Any]) -> Conversation:
+def read_conversation(record: Mapping[str, Any]) -> Conversation:
     """Return the turns of a record for which `holds_conversation` is true; BadConversation if they make no sense."""
     name = next((name for name in _LISTS if name in record), None)
-    turns = tuple(_alpaca(record) if name is None else _listed(record[name]))
+    turns = tuple(_alpaca(record) if name is None else _listed(record[name], record.get("system")))
     if any(turn.role == SYSTEM for turn in turns[1:]):
         raise BadConversation("late_system")
     answers = [turn.content for turn in turns if turn.role == ASSISTANT]
@@ -57,9 +58,12 @@ def read_conversation(record: dict[str, Any]) -> Conversation:
     return turns
 
 
-def _listed(turns: object) -> Iterator[Turn]:
+def _listed(turns: object, system: object) -> Iterator[Turn]:
+    """Yield turns as they are listed, behind the system text that stands beside the list in some files."""
     if not isinstance(turns, list):
         raise BadConversation("broken_conversation")
+    if isinstance(system, str) and system:
+        yield Turn(SYSTEM, system)
     for turn in turns:
         if not isinstance(turn, dict):
             raise BadConversation("broken_conversation")
@@ -72,7 +76,7 @@ def _listed(turns: object) -> Iterator[Turn]:
             yield Turn(_ROLE_OF[role], content)
 
 
-def _alpaca(record: dict[str, Any]) -> Iterator[Turn]:
+def _alpaca(record: Mapping[str, Any]) -> Iterator[Turn]:
     """Yield the turns of an Alpaca record: the input follows the instruction on a line of its own."""
     system, more, history = record.get("system") or "", record.get("input") or "", record.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
@@ -88,5 +92,10 @@ def _alpaca(record: dict[str, Any]) -> Iterator[Turn]:
 
 
 def as_text(turns: Sequence[Turn]) -> str:
-    """Return the text by which a conversation is hashed, compared with others and shown: its turns in ChatML."""
+    """Return the text by which a conversation is told from others: its turns in ChatML."""
     return "\n".join(f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>" for turn in turns)
+
+
+def spoken(turns: Sequence[Turn]) -> str:
+    """Return what is said, a turn a line: the text by which a conversation is cleaned, compared and shown."""
+    return "\n".join(turn.content for turn in turns)

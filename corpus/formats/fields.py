@@ -9,6 +9,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import printable
+from corpus.conversations.records import KEYS, holds_conversation
 
 DEFAULT_KEY = "text"
 # What a record may have beside its text, by which no other key becomes ambiguous.
@@ -27,10 +28,18 @@ class TextFields:
 
     key: str = DEFAULT_KEY
     template: str | None = None
+    conversations: bool = False
+    """Whether the file holds conversations, perhaps beside texts."""
 
     def names(self) -> list[str]:
         """Return the keys that are read."""
-        return [self.key] if self.template is None else list(dict.fromkeys(_PLACE.findall(self.template)))
+        if self.template is not None:
+            return list(dict.fromkeys(_PLACE.findall(self.template)))
+        return [self.key, *KEYS] if self.conversations else [self.key]
+
+    def is_conversation(self, record: Mapping[str, Any]) -> bool:
+        """Return whether a record is a conversation: it has the keys of one, and no text, and no flag names another."""
+        return self.template is None and self.key == DEFAULT_KEY not in record and holds_conversation(record)
 
     def text_of(self, record: Mapping[str, Any]) -> str:
         """Return the text of a record; KeyError if a key is missing, TypeError if a value is not a text.
@@ -77,6 +86,8 @@ def choose_fields(name: str, records: Sequence[Mapping[str, Any]], given: TextFi
             flag = "--text_key" if given.template is None else "--text_template"
             raise UserError(f"{name}: has no {_listing(missing)}; its keys are {_listing(keys)}: change {flag}")
         return given, ""
+    if any(map(TEXT_KEY.is_conversation, records)):
+        return TextFields(conversations=True), ""
     if not records or DEFAULT_KEY in keys:
         return TEXT_KEY, ""
     texts = [key for key in keys if any(isinstance(record.get(key), str) for record in records)]

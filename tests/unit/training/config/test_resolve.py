@@ -43,6 +43,9 @@ MACHINES = {
     "t4x1": (replace(T4X2, count=1), replace(RUN, world_size=1)),
     "ampere_x2": (A100X2, RUN),
     "cpu_x2": (CPU, RUN),
+    "t4x2_sft": (T4X2, RUN),
+    "t4x1_sft": (replace(T4X2, count=1), replace(RUN, world_size=1)),
+    "cpu_x2_sft": (CPU, RUN),
 }
 
 

@@ -1,0 +1,62 @@
+"""What is counted of conversations while they are packed: what the manifest and the report say of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from corpus.conversations.records import ASSISTANT, SYSTEM, Conversation
+
+EXAMPLES = 3
+EXAMPLE_CHARACTERS = 40
+
+
+@dataclass
+class AnswerFigures:
+    """`targets` are the ids that count in the loss, of plain texts too, and `target_bytes` what they say.
+
+    `lengths` (int64) holds the targets of each conversation. `copied` answers stand in the turn before them, word for
+    word: they teach a parrot.
+    """
+
+    conversations: int = 0
+    turns: int = 0
+    answers: int = 0
+    system_texts: int = 0
+    targets: int = 0
+    target_bytes: int = 0
+    copied: int = 0
+    examples: list[str] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+    def add(self, other: AnswerFigures) -> None:
+        """Take in the figures of other conversations."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+        del self.examples[EXAMPLES:]
+
+    def add_text(self, mask: np.ndarray, size: int) -> None:
+        """Count a plain text of `size` bytes."""
+        self.targets += int(mask.sum())
+        self.target_bytes += size
+
+    def add_conversation(self, turns: Conversation, mask: Sequence[int]) -> None:
+        """Count a conversation."""
+        answers = [turn.content for turn in turns if turn.role == ASSISTANT]
+        copies = [
+            answer.content
+            for before, answer in itertools.pairwise(turns)
+            if answer.role == ASSISTANT and answer.content.strip() in before.content
+        ]
+        self.conversations += 1
+        self.turns += len(turns)
+        self.answers += len(answers)
+        self.system_texts += turns[0].role == SYSTEM
+        self.targets += sum(mask)
+        self.target_bytes += sum(len(answer.encode()) for answer in answers)
+        self.copied += len(copies)
+        self.examples = [*self.examples, *(copy[:EXAMPLE_CHARACTERS] for copy in copies)][:EXAMPLES]
+        self.lengths.append(sum(mask))
