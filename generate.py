@@ -145,8 +145,6 @@ def _ask() -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Continue the prompts of the flags, of a file or of the terminal."""
-    from model.folder import find_model
-
     folder = find_model(args.checkpoint)
 
     from model import GenerationError, ModelConfigError

@@ -239,7 +239,7 @@ def _turn_by_turn(
     conversations: Mapping[int, Conversation],
     marks: tuple[int, int],
 ) -> tuple[Sequence[str], Sequence[bytes], np.ndarray, np.ndarray]:
-    """Return documents for `RoundTrip`, every turn of a conversation one of its own, with its role; `marks`: BOS, EOS."""
+    """Return documents for `RoundTrip`: every turn of a conversation is one, with its role. `marks`: BOS and EOS."""
     if not conversations:
         return texts, encoded, ids, lengths
     found: list[tuple[str, np.ndarray]] = []

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from common.errors import UserError
+from common.model_folder import find_model
 from corpus.shards import Corpus
 from corpus.tokenizer import load_tokenizer
 from model.config import ModelConfig, ModelConfigError
-from model.folder import find_model
 from training.config.command_line import Options, model_flags
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from corpus.manifest import Manifest
 from corpus.pipeline import prepare
 from corpus.report import CorpusReport, left_out_line
 from corpus.settings import PreparationSettings, fingerprint
-from corpus.shards import Corpus
+from corpus.shards import Corpus, MaskedStream
 from model import ModelConfig
 from sample_stories import write_sample_corpus
 from training.base_model import check_tokenizer
@@ -92,6 +92,19 @@ def validation_remark(corpus: Corpus, seq_len: int) -> str | None:
             "--patience rest on these alone; give more text, or some with prepare.py --val_input"
         )
     return None
+
+
+def packing_line(corpus: Corpus, seq_len: int) -> str:
+    """Return how the conversations of a corpus lie in rows; empty for a corpus of texts alone."""
+    stream = corpus.split("train")
+    if not isinstance(stream, MaskedStream):
+        return ""
+    packed = stream.packed(seq_len)
+    tokens, targets, rows = int(packed.lengths.sum()), int(packed.targets.sum()), len(packed)
+    line = f"conversations: {rows:,} rows, {tokens / max(1, rows * (seq_len + 1)):.1%} full; {targets:,} tokens count"
+    cut = ((packed.split, "longer than a row and cut"), (packed.shortened, "answers without their end"))
+    kinds = (*cut, (packed.left_out, "parts without room for an answer left out"))
+    return "; ".join([line, *(f"{count:,} {what}" for count, what in kinds if count)])
 
 
 def training_rows(corpus: Corpus, seq_len: int) -> int:

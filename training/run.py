@@ -27,7 +27,14 @@ from training.config.resolve import MICRO, Draft, check
 from training.config.schema import AUTO
 from training.config.validate import RunFacts
 from training.context import RunContext
-from training.data import corpus_model, prepare_data, training_rows, validation_remark, vocab_size
+from training.data import (
+    corpus_model,
+    packing_line,
+    prepare_data,
+    training_rows,
+    validation_remark,
+    vocab_size,
+)
 from training.monitoring.run_summary import announce, sum_up
 from training.planning import budget as budgets
 from training.planning.disk_space import check_disk_space
@@ -112,8 +119,9 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
     facts = {"processes": world.size, **code_facts(), "JSON": chosen.ds_config, "flags": _shared_flags(options)}
     corpus = _join_and_prepare(options, output, device, world, console, stop, watchdog, facts)
     rows, model = training_rows(corpus, options.max_seq_len), corpus_model(options, corpus)
-    if remark := validation_remark(corpus, options.max_seq_len):
-        console.say(remark)
+    for remark in (packing_line(corpus, options.max_seq_len), validation_remark(corpus, options.max_seq_len)):
+        if remark:
+            console.say(remark)
     context = RunContext(options, output, model, draft.unscheduled(), corpus, world, device, console, stop, watchdog)
     status = _preflight(context, draft, rows) if options.preflight else _train(context, draft, rows)
     dist.destroy_process_group()  # NCCL warns, and may hang at exit, where a process just leaves it

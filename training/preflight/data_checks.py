@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from corpus.shards import ID_TYPE, Corpus
+from corpus.shards import ID_TYPE, Corpus, MaskedStream
 from model.loss import IGNORED
 from training import data_sampler
 from training.preflight.report import Result, failed, passed, warned
@@ -19,6 +19,8 @@ _PASSAGE = 32  # tokens: about 50 characters, more than stock phrases have
 _SAMPLED = 16  # one passage in so many, chosen by its content and so alike in both splits
 _CHUNK = 2**20  # tokens read at once
 _MAX_VALIDATION = 2**21  # tokens
+_NOTHING = -1  # where a row has no text
+_PADDING_WARNS = 0.25  # of rows with conversations, which are laid into rows whole
 _OVERLAP_WARNS, _OVERLAP_FAILS = 0.05, 0.5
 
 
@@ -64,6 +66,10 @@ class RowFigures:
     ignored_targets: float
     from_corpus: float
     """Rows that are the corpus' own, token for token."""
+    answers: bool = False
+    """Whether only some tokens are to be learned, such as the answers of conversations."""
+    wrong_answers: float = 0.0
+    """Of those tokens, the share that is not what the corpus' mask names."""
 
 
 def compare_rows(corpus: Corpus, seq_len: int, pad_id: int) -> RowFigures:
@@ -71,7 +77,8 @@ def compare_rows(corpus: Corpus, seq_len: int, pad_id: int) -> RowFigures:
     stream, raw = corpus.split("train"), RawTokens(corpus, "train")
     rows = _evenly_spaced(stream.num_rows(seq_len), _COMPARED_ROWS)
     inputs, targets = (part.numpy() for part in data_sampler.tensors(stream, rows, seq_len, torch.device("cpu")))
-    truth = np.stack([raw.read(row * seq_len, seq_len + 1).astype(np.int64) for row in rows])
+    answers = isinstance(stream, MaskedStream)
+    truth = _packed_rows(corpus, stream, rows, seq_len) if answers else _cut_rows(raw, rows, seq_len)
     same_shape = inputs.shape == truth[:, :-1].shape
     padded_inputs, padded_targets = _padding(inputs, truth[:, :-1], pad_id), _padding(targets, truth[:, 1:], pad_id)
     counts = (targets != IGNORED) & ~padded_targets
@@ -81,7 +88,11 @@ def compare_rows(corpus: Corpus, seq_len: int, pad_id: int) -> RowFigures:
         padded_inputs=float(padded_inputs.mean()),
         padded_targets=float(padded_targets.mean()),
         ignored_targets=float((targets == IGNORED).mean()),
-        from_corpus=float((inputs == truth[:, :-1]).all(-1).mean()) if same_shape else 0.0,
+        from_corpus=float(((inputs == truth[:, :-1]) | (truth[:, :-1] == _NOTHING)).all(-1).mean())
+        if same_shape
+        else 0.0,
+        answers=answers,
+        wrong_answers=_wrong_answers(inputs, targets, stream) if answers else 0.0,
     )
 
 
@@ -95,6 +106,37 @@ def _padding(ids: np.ndarray, truth: np.ndarray, pad_id: int) -> np.ndarray:
     from_the_start = np.logical_and.accumulate(fills, axis=1)
     replaced = ids != truth if ids.shape == truth.shape else True
     return (to_the_end | from_the_start) & replaced
+
+
+def _cut_rows(raw: RawTokens, rows: list[int], seq_len: int) -> np.ndarray:
+    return np.stack([raw.read(row * seq_len, seq_len + 1).astype(np.int64) for row in rows])
+
+
+def _packed_rows(corpus: Corpus, stream: MaskedStream, rows: list[int], seq_len: int) -> np.ndarray:
+    """Return rows of whole documents straight from the files, _NOTHING behind them."""
+    raw, packed = RawTokens(corpus, "train"), stream.packed(seq_len)
+    laid_out = np.full((len(rows), seq_len + 1), _NOTHING, dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids = np.concatenate([raw.read(start, length) for start, length in packed.parts(row)])
+        laid_out[i, : len(ids)] = ids
+    return laid_out
+
+
+def _wrong_answers(inputs: np.ndarray, targets: np.ndarray, stream: MaskedStream) -> float:
+    """Return the share of turns of which only a part counts; told from the ids, without the mask.
+
+    A turn counts from the words after its role to its EOS, or not at all. (A line break may be in its role's token.)
+    """
+    turns = wrong = 0
+    for ids, wanted in zip(inputs, targets, strict=True):
+        begins = np.flatnonzero(ids == stream.bos_id)
+        for begin, following in zip(begins, [*begins[1:], len(ids)], strict=True):
+            ends = np.flatnonzero(wanted[begin:following] == stream.eos_id)
+            learned = wanted[begin : begin + int(ends[0]) + 1 if len(ends) else following] != IGNORED
+            places = np.flatnonzero(learned)
+            turns += 1
+            wrong += bool(len(places)) and not learned[places[0] :].all()
+    return wrong / max(1, turns)
 
 
 def _match(inputs: np.ndarray, targets: np.ndarray, counts: np.ndarray, offset: int) -> float:
@@ -117,9 +159,12 @@ def check_row_targets(rows: RowFigures) -> Result | None:
         return failed(f"{rows.matches[offset]:.1%} of the targets are {meaning}", hint)
     if rows.last_match < 1:
         return failed(f"the last target is wrong in {1 - rows.last_match:.1%} of the rows", hint)
-    if rows.from_corpus < 1 and not rows.padded_inputs:
+    if rows.from_corpus < 1 and (rows.answers or not rows.padded_inputs):
         text = f"{1 - rows.from_corpus:.1%} of the rows are not those of the corpus"
         return failed(text, "check training/data_sampler.py and at what reads the shards")
+    if rows.wrong_answers:
+        text = f"of {rows.wrong_answers:.1%} of the turns only pieces count in the loss"
+        return failed(text, "the .mask files do not belong to these shards: prepare the corpus again")
     return None
 
 
@@ -129,6 +174,11 @@ def check_padding(rows: RowFigures) -> Result:
     if rows.padded_targets:
         text = f"{rows.padded_targets:.1%} of the targets are padding and count in the loss, which looks low for it"
         return failed(text, f"{hint}, or mark those targets with {IGNORED}")
+    if rows.answers:
+        text = f"{rows.padded_inputs:.1%} of every row is padding, {1 - rows.ignored_targets:.1%} counts: the answers"
+        if rows.padded_inputs < _PADDING_WARNS:
+            return passed(text)
+        return warned(text, "a --max_seq_len that is a few times the usual conversation wastes less")
     if lost := max(rows.padded_inputs, rows.ignored_targets):
         return warned(f"{lost:.1%} of every row is padding: computed, and not learned from", hint)
     return passed("none: every row is full of text and every target counts")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corpus.shards import Corpus
+from corpus.shards import Corpus, MaskedStream
 from model import CausalLM
 from model.loss import IGNORED
 from model.packed_attention import document_mask
@@ -24,9 +24,14 @@ _LEAK_FAILS = 1e-6  # of the gradient that the past gets; masked attention gives
 _START_TOLERANCE = 0.3  # nats about ln(V); init_weights promises 0.15
 
 
-def check_loss_at_start(loss: float, vocab_size: int) -> Result:
-    """Check that a network that knows nothing gives every token the same chance."""
+def check_loss_at_start(loss: float, vocab_size: int, *, trained: bool = False) -> Result:
+    """Check that a network that knows nothing gives every token the same chance, and that a `trained` one knows more."""
     expected = math.log(vocab_size)
+    if trained:
+        text = f"{loss:.3f} nats a token with the weights of --init_from, {expected:.3f} would be pure chance"
+        if loss < expected:
+            return passed(text)
+        return failed(text, "its weights or its tokenizer do not belong together, or to this text")
     text = f"{loss:.3f} nats a token, ln({vocab_size:,}) is {expected:.3f}"
     if abs(loss - expected) <= _START_TOLERANCE:
         return passed(text)
@@ -48,7 +53,8 @@ def measure_future_leak(trial: TrialEngine) -> float:
     Collective. It goes through `loss_sum`, whose path from ids to hidden states is that of training.
     """
     module = trial.engine.module
-    ids, targets = data_sampler.tensors(trial.stream, trial.rows(1), trial.seq_len, trial.device)
+    row = torch.from_numpy(trial.stream.batch(trial.rows(1), trial.seq_len)).to(trial.device)
+    ids, targets = row[:, :-1].contiguous(), row[:, 1:].contiguous()  # of all tokens, whether they count or not
     half = ids.shape[1] // 2
     targets = targets.masked_fill(torch.arange(ids.shape[1], device=ids.device) >= half, IGNORED)
     embedded: list[Tensor] = []
@@ -99,24 +105,38 @@ def measure_losses(trial: TrialEngine, corpus: Corpus, rows: list[int]) -> LossF
     ids, targets = data_sampler.tensors(trial.stream, rows, trial.seq_len, trial.device)
     count = (targets != IGNORED).sum()
     engine.train()
-    train = engine(ids, targets).lm.double()
+    train = engine(ids, targets, trial.stream.targets(rows, trial.seq_len)).lm.double()
     engine.eval()
     evaluations = [engine.module.loss_sum(ids, targets).double() / count for _ in range(2)]
-    by_offset = _losses_by_offset(engine.module, RawTokens(corpus, "train"), rows, trial)
+    by_offset = _losses_by_offset(
+        engine.module, _with_following(trial, RawTokens(corpus, "train"), rows), targets, trial
+    )
     engine.train()
     means = (sum_over_ranks(torch.stack([train, *evaluations, *by_offset])) / trial.world.size).tolist()
     return LossFigures(means[0], (means[1], means[2]), dict(zip(OFFSETS, means[3:], strict=True)))
 
 
-def _losses_by_offset(module: CausalLM, raw: RawTokens, rows: list[int], trial: TrialEngine) -> list[Tensor]:
-    length = trial.seq_len + max(OFFSETS)  # with the tokens after the row that the furthest targets need
-    parts = [torch.from_numpy(raw.read(row * trial.seq_len, length).astype("int64")) for row in rows]
-    ids = torch.stack([F.pad(part, (0, length - len(part)), value=IGNORED) for part in parts]).to(trial.device)
+def _with_following(trial: TrialEngine, raw: RawTokens, rows: list[int]) -> Tensor:
+    """(B, seq_len + the largest offset) rows with the tokens after them that the furthest targets need, or IGNORED."""
+    length = trial.seq_len + max(OFFSETS)
+    if isinstance(trial.stream, MaskedStream):  # what follows a row of whole documents is another row
+        parts = list(torch.from_numpy(trial.stream.batch(rows, trial.seq_len)))
+    else:
+        parts = [torch.from_numpy(raw.read(row * trial.seq_len, length).astype("int64")) for row in rows]
+    return torch.stack([F.pad(part, (0, length - len(part)), value=IGNORED) for part in parts]).to(trial.device)
+
+
+def _losses_by_offset(module: CausalLM, ids: Tensor, targets: Tensor, trial: TrialEngine) -> list[Tensor]:
+    """Return the cross-entropy at the positions whose target counts, against the token so many places on."""
     inputs, config = ids[:, : trial.seq_len], trial.config
     mask = document_mask(inputs, config.bos_token_id, config.eos_token_id) if config.mask_documents else None
     logits = module.logits(inputs, mask=mask).float().flatten(0, 1)
     return [
-        F.cross_entropy(logits, ids[:, offset : offset + trial.seq_len].flatten(), ignore_index=IGNORED).double()
+        F.cross_entropy(
+            logits,
+            ids[:, offset : offset + trial.seq_len].masked_fill(targets == IGNORED, IGNORED).flatten(),
+            ignore_index=IGNORED,
+        ).double()
         for offset in OFFSETS
     ]
 

@@ -115,7 +115,7 @@ def _check_untrained(report: Report, trial: TrialEngine, rows: list[int], config
     gradients, norms, step = step_checks.measure_gradients(trial, rows)
     report.add("gradients", step_checks.check_gradients(gradients))
     report.add("gradients_cleared", step_checks.check_gradients_cleared(norms))
-    report.add("loss_at_start", model_checks.check_loss_at_start(step.loss, config.vocab_size))
+    report.add("loss_at_start", model_checks.check_loss_at_start(step.loss, config.vocab_size, trained=trial.trained))
     report.add("causality", model_checks.check_causality(model_checks.measure_future_leak(trial)))
     return step, {name for name, square in gradients.squares.items() if square == 0}
 
@@ -153,11 +153,17 @@ def _check_learning(
     report.add("updates", step_checks.check_updates(updates, without_gradient))
     seconds = max(5.0, deadline - time.monotonic()) * _OVERFIT_SHARE
     losses = step_checks.overfit(trial, rows, seconds)
-    report.add("overfit", step_checks.check_overfit(start, losses, updates.ratio, trial.config.vocab_size))
+    report.add("overfit", _check_overfit(trial, start, losses, updates.ratio))
     rise = max(losses) - start
     result = step_checks.check_warm_up(trial.learning_rates, trial.total_steps, updates.ratio, rise)
     report.add("warm_up", result)
     return losses[-1]
+
+
+def _check_overfit(trial: TrialEngine, start: float, losses: list[float], ratio: float) -> Result:
+    if trial.trained:
+        return step_checks.check_fine_tuning(start, losses, ratio)
+    return step_checks.check_overfit(start, losses, ratio, trial.config.vocab_size)
 
 
 def _check_losses(

@@ -25,6 +25,8 @@ _ENOUGH_TOKENS = 50  # an even share for an expert, below which one may get none
 _GROWTH_FAILS = 1.3  # a gradient of the same batch that is so many times the first one has something added to it
 _LOST_WARNS, _LOST_FAILS = 0.03, 0.25
 _UPDATE_WARNS, _UPDATE_FAILS = 0.45, 0.7  # rms of one update / rms of the weights, at the peak learning rate
+_TUNING_WARNS = 0.2  # the same for a network that is trained already
+_TUNED_FALL_FAILS = 0.005  # of the loss at the start, in OVERFIT_STEPS steps
 _FALL_FAILS, _FALL_WARNS = 0.06, 0.1  # of ln(V), in OVERFIT_STEPS steps at the peak learning rate
 
 
@@ -259,6 +261,21 @@ def check_overfit(start: float, losses: list[float], ratio: float, vocab_size: i
         return warned(text, "the learning rate is high: watch the first hundred steps")
     if fall < _FALL_WARNS:
         return warned(text, "slow: the learning rate may be too low")
+    return passed(text)
+
+
+def check_fine_tuning(start: float, losses: list[float], ratio: float) -> Result:
+    """Check that one batch is learned by a trained network, which has no more to learn than `start` nats of it."""
+    end, size = losses[-1], f"an update is {ratio:.2g} of the weights' size"
+    text = f"one batch goes from {start:.3f} to {end:.3f} nats in {len(losses)} steps at the peak learning rate; {size}"
+    too_high = "the learning rate looks too high, what was learned before would go: try a tenth of it"
+    if not all(map(math.isfinite, losses)) or end > start or ratio > _UPDATE_FAILS:
+        return failed(text, too_high)
+    if ratio > _TUNING_WARNS:
+        return warned(text, too_high)
+    fall = (start - end) / start * OVERFIT_STEPS / len(losses) if start else 1.0
+    if fall < _TUNED_FALL_FAILS and len(losses) >= _FEW_STEPS:
+        return failed(text, "the learning rate looks too low by far, or nothing is left to learn: try 10 times of it")
     return passed(text)
 
 
