@@ -25,7 +25,7 @@ _START_TOLERANCE = 0.3  # nats about ln(V); init_weights promises 0.15
 
 
 def check_loss_at_start(loss: float, vocab_size: int, *, trained: bool = False) -> Result:
-    """Check that a network that knows nothing gives every token the same chance, and that a `trained` one knows more."""
+    """Check that an untrained network gives every token the same chance, and that a `trained` one knows more."""
     expected = math.log(vocab_size)
     if trained:
         text = f"{loss:.3f} nats a token with the weights of --init_from, {expected:.3f} would be pure chance"
