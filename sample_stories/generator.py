@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.files import replace_bytes
@@ -14,9 +14,9 @@ from sample_stories.teller import Teller
 from sample_stories.world import Broken
 
 
-def draw_story(rng: random.Random, hamlet: bool = False) -> str | None:
+def draw_story(rng: random.Random, hamlet: bool = False, new_teller: Callable[..., Teller] = Teller) -> str | None:
     """Return one story, or None where the drawn events did not fit together or came out too short or too long."""
-    teller = Teller(rng, HAMLET_PEOPLE) if hamlet else Teller(rng)
+    teller = new_teller(rng, HAMLET_PEOPLE) if hamlet else new_teller(rng)
     plots = HAMLET_PLOTS if hamlet else PLOTS
     plot = plots[int(rng.random() * len(plots))]
     try:
