@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.records import Count, Number, Record, parse_record
 from corpus.cleaning.language import FORMS, SCRIPTS
 from corpus.conversations.figures import AnswerFigures
+from corpus.conversations.report import ConversationFigures, conversation_facts, conversation_figures
 from corpus.manifest import REPORT_NAME, Manifest, read_folder_json
 from corpus.packing import LENGTH_TYPE, TextFigures
 from corpus.split import LEFT_OUT
@@ -111,23 +112,6 @@ class BaselineLoss(Record):
     bits_per_byte: Number
 
 
-class ConversationFigures(Record):
-    """What the conversations of both splits are like.
-
-    `targets` are the tokens that count in the loss, `target_lengths` those of a conversation. `copied` answers stand
-    word for word in the turn before them; `examples` begins some.
-    """
-
-    conversations: Count
-    turns: Count
-    answers: Count
-    system_texts: Count
-    targets: Count
-    target_lengths: LengthPercentiles
-    copied: Count
-    examples: list[str]
-
-
 class CorpusReport(Record):
     """The content of report.json.
 
@@ -214,14 +198,11 @@ def build_report(
             and {
                 name: {"nats": nats, "bits_per_byte": round(baselines.bits_per_byte(nats), 6)} for name, nats in losses
             },
-            "conversations": _conversations(answers) if answers and answers.conversations else None,
+            "conversations": conversation_figures(answers, _percentiles(np.array(answers.lengths)))
+            if answers and answers.conversations
+            else None,
         }
     )
-
-
-def _conversations(answers: AnswerFigures) -> dict[str, Any]:
-    known = {name: value for name, value in vars(answers).items() if name in ConversationFigures.model_fields}
-    return known | {"target_lengths": _percentiles(np.array(answers.lengths))}
 
 
 def _percentiles(lengths: np.ndarray) -> dict[str, int]:
@@ -294,27 +275,9 @@ def _text_facts(manifest: Manifest, report: CorpusReport) -> list[tuple[str, str
             ("", f"of the Han characters with two forms, {_percent(report.traditional_share)} are traditional")
         )
     if report.conversations:
-        facts += _conversation_facts(report.conversations, report.tokens)
+        facts += conversation_facts(report.conversations, report.tokens, _quote)
     facts.append(("languages", f"of documents, recognized by script: {_listing(report.languages)}"))
     return facts
-
-
-def _conversation_facts(found: ConversationFigures, tokens: int) -> list[tuple[str, str]]:
-    at = found.target_lengths
-    with_system = f", {found.system_texts:,} with a system text" if found.system_texts else ""
-    facts = [
-        (
-            "conversations",
-            f" {found.conversations:,} with {found.turns:,} turns, {found.answers:,} of them answers{with_system}",
-        ),
-        (
-            "",
-            f"{found.targets:,} of {tokens:,} tokens count in the loss: the answers and the marks that end them; "
-            f"{at.min:,} to {at.max:,} a conversation, half up to {at.p50:,}, 90 % up to {at.p90:,}",
-        ),
-        ("", f"{found.copied:,} answers stand word for word in the turn before them, and teach a parrot"),
-    ]
-    return facts + [("", f"such as {_quote(example)}") for example in found.examples]
 
 
 def _unused(report: CorpusReport) -> str:
