@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -40,7 +40,7 @@ ALIKE = 0.6  # found pairs that were not planted are right if so much is common 
 MEAN_BYTES = 1_214  # 1.7 GB / 1.4 million
 
 
-def read_texts(paths: Iterable[Path]) -> list[str]:
+def read_texts(paths: Sequence[Path]) -> list[str]:
     """All documents of JSON Lines files."""
     return [text for file in text_files(paths) for chunk in read_chunks(file) for text in parse_chunk(chunk).texts]
 

@@ -171,14 +171,12 @@ class Processes:
         """`start_ranks`, and wait for them."""
         return self.finish(*self.start_ranks(count, script, **environment))
 
-    def launcher(
-        self, *flags: str, arguments: Sequence[str | Path], script: Path = ROOT / "train.py", **environment: object
-    ) -> Running:
-        """`deepspeed FLAGS SCRIPT ARGUMENTS`, on a port of its own unless the flags name one."""
+    def launcher(self, *flags: str, arguments: Sequence[str | Path], **environment: object) -> Running:
+        """`deepspeed FLAGS train.py ARGUMENTS`, on a port of its own unless the flags name one."""
         beside = Path(sys.executable).with_name("deepspeed")
         port = () if "--master_port" in flags else ("--master_port", str(_free_port()))
         return self.start(
-            [beside if beside.is_file() else "deepspeed", *port, *flags, script, *arguments], **environment
+            [beside if beside.is_file() else "deepspeed", *port, *flags, ROOT / "train.py", *arguments], **environment
         )
 
 

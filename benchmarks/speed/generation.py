@@ -25,7 +25,7 @@ NAME = "generation"
 SEED = 0
 PROMPT_TOKENS = 16
 # ten times as large as in training where they matter most: text of one repeated token would make any two agree
-WEIGHTS = {"initializer_range": 0.1}
+WEIGHTS: dict[str, Any] = {"initializer_range": 0.1}
 SHAPES = {
     "demo": ModelConfig(
         vocab_size=2000,

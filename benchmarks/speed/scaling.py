@@ -203,7 +203,7 @@ def measure(work: Path, flags: argparse.Namespace, say: Callable[[str], None]) -
 
 
 def _parameters(data: Path) -> int:
-    shape = {name: value for name, value in SIZES.items() if name != "max_seq_len"}
+    shape: dict[str, Any] = {name: value for name, value in SIZES.items() if name != "max_seq_len"}
     tokenizer = load_tokenizer(data / "tokenizer.json")
     return count_parameters(ModelConfig(vocab_size=tokenizer.get_vocab_size(), **shape))[0]
 

@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,7 @@ PAYLOADS: dict[str, tuple[str, int]] = {
 
 def nbytes(payload: Any) -> int:
     """Bytes of a tensor or of several."""
-    return (
-        sum(map(nbytes, payload))
-        if isinstance(payload, Iterable) and not hasattr(payload, "nbytes")
-        else payload.nbytes
-    )
+    return payload.nbytes if hasattr(payload, "nbytes") else sum(map(nbytes, payload))
 
 
 class Counted:
@@ -93,7 +89,7 @@ def watch(counted: Counted, folder: Path) -> None:
         _write(folder / f"rank{trainer.world.rank}.json", steps)
         return trouble
 
-    Trainer._step = counted_step
+    Trainer._step = counted_step  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _write(path: Path, steps: list[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ import os
 import resource
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Clock:
     """Seconds by part, each without those nested in it."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.open: list[float] = []  # of each part under way, the seconds of what was nested in it
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,7 +87,8 @@ def watch(clock: Clock, folder: Path) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
         (folder / f"rank{trainer.world.rank}.json").write_text(json.dumps({"peak_bytes": peak, "steps": steps}))
 
-    Trainer._step, Trainer._after_step = timed_step, timed_after
+    Trainer._step = timed_step  # pyright: ignore[reportAttributeAccessIssue]
+    Trainer._after_step = timed_after  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _watch_model(clock: Clock) -> None:

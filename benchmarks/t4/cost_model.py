@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -169,7 +169,7 @@ def _model_flops() -> float:
 
 def micro_parts(operations: Sequence[Operation], machine: Machine, fusion: float = 0.0) -> dict[str, float]:
     """Seconds of a forward and backward pass by part. `fusion` as in Scenario."""
-    parts: Counter[str] = Counter()
+    parts: defaultdict[str, float] = defaultdict(float)
     for operation in operations:
         way = "backward" if operation.backward else "forward"
         name = operation.kind if operation.kind in (ELEMENTWISE, MOVING) else f"{operation.kind}, {way}"

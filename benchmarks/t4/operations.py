@@ -290,7 +290,8 @@ def expert_layer(config: ModelConfig) -> nn.Module:
     from model.moe import DeepSpeedMoE  # imports DeepSpeed, some seconds that a dense model need not wait
 
     layer = DeepSpeedMoE(config)
-    layer.moe.deepspeed_moe.gate.use_rts = False  # draws numbers, of which the meta device has none
+    gate: Any = layer.moe.deepspeed_moe.gate
+    gate.use_rts = False  # draws numbers, of which the meta device has none
     return layer
 
 

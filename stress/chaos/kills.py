@@ -49,7 +49,8 @@ class Plan:
     @property
     def whom(self) -> str:
         """In words."""
-        return "everything at once" if len(self.target) > 1 else WORDS[self.target[0]]
+        first, *others = self.target
+        return "everything at once" if others else WORDS[first]
 
     def __str__(self) -> str:
         if self.moment == "set-up":

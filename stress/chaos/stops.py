@@ -101,7 +101,7 @@ def _ask(work: Workplace, journal: Journal, base: Path, request: Request) -> Non
         gone = session.wait_gone(90)
         trial.seconds_to_stop = None if gone is None else time.monotonic() - asked
         trial.expect(
-            gone is not None and trial.seconds_to_stop <= STOP_LIMIT,
+            trial.seconds_to_stop is not None and trial.seconds_to_stop <= STOP_LIMIT,
             f"{', '.join(p.role for p in session.sweep()) or 'the last process'} was still there after "
             f"{STOP_LIMIT:.0f} s",
         )

@@ -6,8 +6,10 @@ size, batch and precision, and was judged afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 RECIPE = Path(__file__).resolve().parent / "adamw.json"
 MUON = Path(__file__).resolve().parents[2] / "ds_configs" / "cpu_x2.json"
@@ -21,8 +23,8 @@ class Setting:
     seed: int
     steps: int
     rate: float
-    flags: dict[str, object]
-    overrides: dict[str, object] = field(default_factory=dict)
+    flags: Mapping[str, Any]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     instead: dict[str, str] = field(default_factory=dict)
     """Corpora that healthy runs take in this setting in the place of others."""
 
@@ -77,8 +79,8 @@ class Case:
     rate: float = 1.0
     steps: int | None = None
     form: str = ""
-    flags: dict[str, object] = field(default_factory=dict)
-    overrides: dict[str, object] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     corpus: str = ""
     seed: int = 0  # added to the setting's
     recipe: Path = RECIPE
@@ -90,7 +92,7 @@ class Case:
     def arguments(self, setting: Setting, corpus: Path, output: Path) -> list[str]:
         """The command line of train.py."""
         steps = self.steps or setting.steps
-        flags: dict[str, object] = {
+        flags = {
             "deepspeed_config": self.recipe,
             "data": corpus,
             "output": output,
@@ -103,7 +105,8 @@ class Case:
             "sample_interval": max(2, steps // 3),
             "save_interval": 10**6,
             "keep_last": 1,
-            **(setting.flags | self.flags),
+            **setting.flags,
+            **self.flags,
         }
         overrides = {**setting.overrides, **self.overrides} if self.recipe == RECIPE else dict(self.overrides)
         if self.recipe == RECIPE:

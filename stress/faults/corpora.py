@@ -51,9 +51,9 @@ def prepared(name: str, folder: Path, texts: Texts) -> Path:
         raise ValueError(f"no corpus is called {name}")
     tokenizer = prepared(base, folder, texts) / "tokenizer.json" if form else None
     files = _write(folder / f"{name}.jsonl", train), _write(folder / f"{name}.val.jsonl", held_out)
-    vocabulary = {} if tokenizer else {"vocab_size": VOCABULARY if base in ("stories", "village") else TEXT_VOCABULARY}
+    vocabulary = VOCABULARY if base in ("stories", "village") else TEXT_VOCABULARY
     settings = PreparationSettings(
-        val_inputs=[files[1]], tokenizer=tokenizer, dedup="none", repetition="keep", **vocabulary
+        val_inputs=[files[1]], tokenizer=tokenizer, dedup="none", repetition="keep", vocab_size=vocabulary
     )
     prepare([files[0]], output, settings, workers=1, progress=None)
     return output

@@ -60,6 +60,7 @@ class CheckpointCase:
         put(place / checkpoint.LATEST_FILE, b"step-00000020\n", choices, NOWHERE)
         resume = choices.pick(("auto", str(place / "step-00000010"), str(folder), str(place)))
         found, warnings = checkpoint.choose(folder, resume)
+        assert found is not None
         for warning in warnings:
             assert len(warning) < 3000 and "\ud800" not in warning
         state = checkpoint.read_state(found)

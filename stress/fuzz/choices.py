@@ -174,8 +174,8 @@ def _copied(value: Any) -> Any:
         return None
 
 
-def _other_number(number: float, choices: Choices) -> float:
-    changes: tuple[Callable[[float], float], ...] = (
+def _other_number(number: float, choices: Choices) -> Any:
+    changes: tuple[Callable[[float], Any], ...] = (
         lambda n: n + 1,
         lambda n: n - 1,
         lambda n: -n,

@@ -62,7 +62,9 @@ def main(name: str, folder: Path, seconds: float, seed: int) -> None:
     """Fuzz one target for so long; does not return: libFuzzer ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=list(TARGETS[name].packages)):
+    with atheris.instrument_imports(  # pyright: ignore[reportAttributeAccessIssue]
+        include=list(TARGETS[name].packages)
+    ):
         case = build(name)
     guard = Guard(Path(tempfile.mkdtemp(prefix="fuzz-")))
     record = Record(folder)

@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
 import re
 import shutil
 import signal
 import socket
 import sys
-import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -396,7 +394,7 @@ def test_a_continued_run_has_the_same_tensorboard_without_gap_or_double(resumed,
 
 @pytest.fixture(scope="module")
 def interrupted(processes, flags, workplace):
-    """The T4s' fp16 recipe, begun at too high a loss scale, and stopped as Ctrl-C or a scheduler would stop it."""
+    """The T4s' fp16 recipe, begun at too high a loss scale, and stopped as a scheduler would stop it."""
     arguments = flags(
         "runs/interrupted",
         "--max_steps",
@@ -413,18 +411,18 @@ def interrupted(processes, flags, workplace):
         "fp16.hysteresis=1",
     )
     run = workplace / "runs" / "interrupted"
-    process = processes.launcher("--num_gpus", "2", arguments=arguments, script=CPU_FP16, PYTHONPATH=ROOT)
+    ranks = processes.start_ranks(2, [CPU_FP16, *arguments], PYTHONPATH=ROOT)
     try:
-        process.wait_until(lambda: (run / "metrics.jsonl").is_file() and metrics(run, "train"), "the first step")
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
-        deadline = time.monotonic() + 60
-        while CONTINUES not in process.output and time.monotonic() < deadline:
-            time.sleep(0.1)  # the launcher is gone before its processes
+        ranks[0].wait_until(lambda: (run / "metrics.jsonl").is_file() and metrics(run, "train"), "the first step")
+        for rank in ranks:
+            rank.send_signal(signal.SIGTERM)
+        done = processes.finish(*ranks)
     finally:
-        process.stop_group()
+        for rank in ranks:
+            rank.stop_group()
+    assert done.status == 0, done.output
     shutil.copytree(run, run.with_name("interrupted-at-first"))
-    return run, arguments, process.output
+    return run, arguments, done.output
 
 
 @pytest.fixture(scope="module")
@@ -494,59 +492,47 @@ def test_overflows_are_counted_over_all_sessions(finished_at_last):
     assert summary(finished_at_last)["skipped_steps"] == rows[-1]["skipped_steps"] < 18
 
 
-@slow
-def test_tokens_dropped_at_random_are_the_same_after_a_restart(processes, flags, train_py, workplace):
-    run = workplace / "runs" / "dropping"
-    command = [
-        sys.executable,
-        train_py,
-        *flags(
-            "runs/dropping",
-            "--capacity_factor",
-            "0.5",
-            "--max_steps",
-            "4",
-            "--save_interval",
-            "2",
-            "--sample_interval",
-            "9",
-        ),
-    ]
-    assert processes.finish(processes.start(command)).status == 0
-    before, lines = weights(run), metrics(run, "train")
-    assert min(column(lines, "dropped_tokens")) > 0.1
-    shutil.rmtree(run / "checkpoints" / "step-00000004")
-    assert processes.finish(processes.start(command)).status == 0
-    assert largest_difference(weights(run), before) == 0
-    assert column(metrics(run, "train"), "dropped_tokens") == column(lines, "dropped_tokens")
+@pytest.fixture(scope="module")
+def dropping(processes, flags, train_py):
+    """Starts a run of four steps on one process whose experts drop tokens, at random."""
 
-
-@slow
-def test_looking_at_a_run_does_not_change_it(processes, flags, train_py, workplace):
-    """Evaluations, repetition and samples after every step, against none between the first and the last."""
-    found = {}
-    for name, interval in (("looked-at", 1), ("left-alone", 100)):
-        arguments = flags(
-            f"runs/{name}",
-            "--skip_preflight",
-            "--capacity_factor",
-            "0.5",
-            "--max_steps",
-            "4",
-            "--save_interval",
-            "9",
-            "--eval_interval",
-            interval,
-            "--sample_interval",
-            interval,
-        )
-        done = processes.finish(processes.start([sys.executable, train_py, *arguments]))
+    def start(output, *more):
+        pace = ("--max_steps", "4", "--save_interval", "2", "--capacity_factor", "0.5")
+        done = processes.finish(processes.start([sys.executable, train_py, *flags(output, *pace, *more)]))
         assert done.status == 0, done.output
-        found[name] = workplace / "runs" / name
-    assert len(metrics(found["looked-at"], "val")) == 5
-    assert len(metrics(found["left-alone"], "val")) == 2
-    assert summary(found["looked-at"])["best_step"] == summary(found["left-alone"])["best_step"] == 4
-    assert largest_difference(weights(found["looked-at"]), weights(found["left-alone"])) == 0
+
+    return start
+
+
+SELDOM, ALWAYS = (("--eval_interval", every, "--sample_interval", every) for every in ("100", "1"))
+
+
+@pytest.fixture(scope="module")
+def left_alone(dropping, workplace):
+    """Evaluated before its first step and after its last."""
+    dropping("runs/left-alone", *SELDOM)
+    return workplace / "runs" / "left-alone"
+
+
+@slow
+def test_tokens_dropped_at_random_are_the_same_after_a_restart(left_alone, dropping):
+    before, lines = weights(left_alone), metrics(left_alone, "train")
+    assert min(column(lines, "dropped_tokens")) > 0.1
+    shutil.rmtree(left_alone / "checkpoints" / "step-00000004")
+    dropping("runs/left-alone", *SELDOM)
+    assert largest_difference(weights(left_alone), before) == 0
+    assert column(metrics(left_alone, "train"), "dropped_tokens") == column(lines, "dropped_tokens")
+
+
+@slow
+def test_looking_at_a_run_does_not_change_it(left_alone, dropping, workplace):
+    """Evaluations, repetition and samples after every step, against none between the first and the last."""
+    dropping("runs/looked-at", *ALWAYS)
+    looked_at = workplace / "runs" / "looked-at"
+    assert len(metrics(looked_at, "val")) == 5
+    assert len(metrics(left_alone, "val")) == 2
+    assert summary(looked_at)["best_step"] == summary(left_alone)["best_step"] == 4
+    assert largest_difference(weights(looked_at), weights(left_alone)) == 0
 
 
 # --- other ways to run ------------------------------------------------------------------------------------------------
@@ -661,9 +647,9 @@ def one_line(message):
 
 EARLY = [
     (["--data", "nothing.jsonl"], ["--data nothing.jsonl: there is no such file or folder"]),
-    (["--data", "stories.jsonl", "empty"], ["one prepared folder, or .jsonl files, not both"]),
-    (["--data", "empty", "empty"], ["one prepared folder, or .jsonl files, not both"]),
-    (["--data", "empty", "--dedup", "near"], ["--dedup goes with .jsonl data"]),
+    (["--data", "stories.jsonl", "made"], ["one prepared folder, or text, not both"]),
+    (["--data", "made", "made"], ["one prepared folder, or text, not both"]),
+    (["--data", "made", "--dedup", "near"], ["--dedup goes with text"]),
     (["--ep_size", "3"], ["the model cannot be built", "num_experts 4 is no multiple of ep_size 3"]),
     (
         ["--hidden_size", "66", "--num_key_value_heads", "3", "--num_experts_per_tok", "9"],
@@ -686,7 +672,8 @@ def test_a_wrong_start_is_one_sentence(complaint, workplace, flags, more, words)
     (workplace / "broken.json").write_text('{"a": 1,}')
     (workplace / "block.json").write_text('{"bufudu": {"hiden_size": 64}}')
     (workplace / "value.json").write_text('{"bufudu": {"hidden_size": "wide"}}')
-    (workplace / "empty").mkdir(exist_ok=True)
+    (workplace / "made").mkdir(exist_ok=True)
+    (workplace / "made" / "manifest.json").touch()
     message = one_line(complaint(flags("runs/none", *more)))
     assert all(word in message for word in words), message
     assert not (workplace / "runs" / "none").exists()
@@ -731,7 +718,7 @@ def test_a_tokenizer_that_is_not_there(complaint, flags):
 
 def test_a_folder_that_is_no_corpus(complaint, flags, workplace):
     (workplace / "empty").mkdir(exist_ok=True)
-    assert "empty: no manifest.json here" in one_line(complaint(flags("runs/none", "--data", "empty")))
+    assert "empty: neither a prepared folder nor one with text" in one_line(complaint(flags("runs/none", "--data", "empty")))
 
 
 def test_a_vocabulary_too_small_for_bytes(complaint, flags):
@@ -842,6 +829,7 @@ def test_going_back_to_an_older_checkpoint_does_not_undo_what_came_after(complai
 
 
 def test_a_run_may_not_be_written_into_the_corpus(complaint, tmp_path):
+    (tmp_path / "manifest.json").touch()
     message = complaint(["--data", str(tmp_path), "--output", str(tmp_path)])
     assert "is the folder of the corpus" in message
     one_line(message)

@@ -66,23 +66,30 @@ class Driver(Protocol):
     kind: str
     precision: str  # that it computes in on this machine
     source: str  # which version of it
-    pythonpath: Path | None
     tokenizer: Path
     own_tokenizer: bool  # that it came with or was given, not one made of the text, as ours is
     bos_id: int
     eos_id: int
 
+    @property
+    def pythonpath(self) -> Path | None:
+        """Where its code is, if it is no installed package."""
+        ...
+
     def shape(self) -> dict[str, Any]:
         """The network's shape in train.py's flags."""
+        ...
 
     def recommended(self) -> str:
         """Its own defaults of what is searched for, for people."""
+        ...
 
     def train(self, settings: Settings, documents: Path, folder: Path, points: int) -> Course:
         """One epoch over `documents` (.jsonl), files into `folder`, weights kept at about `points` places, the end one.
 
         `points=1` keeps those of the end alone.
         """
+        ...
 
 
 def fingerprint(paths: Iterable[Path]) -> str:

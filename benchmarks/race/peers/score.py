@@ -33,7 +33,7 @@ def load_ours(path: Path) -> tuple[nn.Module, Logits]:
 
 def load_minimind(path: Path) -> tuple[nn.Module, Logits]:
     """A .pth file of MiniMind's pre-training script; the shape that its flags do not give is its default."""
-    from model.model_minimind import MiniMindConfig, MiniMindForCausalLM
+    from model.model_minimind import MiniMindConfig, MiniMindForCausalLM  # pyright: ignore[reportMissingImports]
 
     weights = torch.load(path, map_location="cpu", weights_only=True)
     layers = {name.split(".")[2] for name in weights if name.startswith("model.layers.")}
@@ -49,7 +49,7 @@ def load_minimind(path: Path) -> tuple[nn.Module, Logits]:
 
 def load_nanogpt(path: Path) -> tuple[nn.Module, Logits]:
     """A checkpoint of nanoGPT's train.py; given targets, its model returns the logits of every position."""
-    from model import GPT, GPTConfig
+    from model import GPT, GPTConfig  # pyright: ignore[reportAttributeAccessIssue]
 
     saved = torch.load(path, map_location="cpu", weights_only=True)
     model = GPT(GPTConfig(**saved["model_args"])).eval()

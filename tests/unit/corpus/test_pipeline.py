@@ -188,10 +188,10 @@ def test_any_number_of_workers_gives_the_same_bytes(jsonl, tmp_path: Path, monke
     monkeypatch.setattr(pipeline, "IN_PROCESS_BYTES", 0)
     sources = [jsonl(make_texts(9000)), jsonl([*make_texts(9000, seed=1), *make_texts(50)], "b.jsonl")]
     assert sum(s.stat().st_size for s in sources) > 3 * 512 * 1024  # several chunks
-    for workers in (1, 2, 3):
+    for workers in (1, 3):
         out = tmp_path / str(workers)
         prepare(sources, out, vocab_size=300, workers=workers, shard_tokens=100_000, val_fraction=0.1)
-    assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "3")
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
 
 
 def test_worker_error_reaches_the_caller(jsonl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

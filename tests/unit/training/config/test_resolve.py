@@ -426,7 +426,7 @@ def only_user_errors(action):
         return None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(st.dictionaries(keys, values, max_size=6))
 def test_no_content_is_more_than_a_user_error(changes):
     config = {**json.loads((CONFIGS / "t4x2.json").read_text()), **changes}
