@@ -20,6 +20,7 @@ from pathlib import Path
 from common.command_line import Parser, run_script
 from common.errors import UserError
 from corpus.manifest import Manifest
+from corpus.mixture import split_weights
 from corpus.pipeline import prepare
 from corpus.report import CorpusReport, lines
 from corpus.settings import DEDUP_CHOICES, REPETITION_CHOICES, PreparationSettings
@@ -34,7 +35,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         type=Path,
         metavar="PATH",
-        help="files of text, folders of them, or patterns (docs/data.md)",
+        help="files of text, folders, patterns; PATH:0.7 in a mixture",
     )
     add("--text_key", metavar="KEY", help='key or column of the text ("text", or the only one with text in it)')
     add("--text_template", metavar="TEXT", help='text made of several keys, such as "{title}\\n{content}"')
@@ -83,6 +84,7 @@ def run(options: argparse.Namespace) -> None:
     if options.report:
         manifest = Manifest.read(options.report)
     else:
+        options.input, options.weights = split_weights(options.input)
         given = {f.name: getattr(options, f.name) for f in fields(PreparationSettings)}
         settings = PreparationSettings(**{name: value for name, value in given.items() if value is not None})
         manifest = prepare(options.input, options.output, settings, workers=options.workers)

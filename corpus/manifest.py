@@ -96,6 +96,16 @@ class InputInfo(Record):
     bytes: Count
 
 
+class SourceInfo(Record):
+    """A source of a mixture: its share of the training rows, and the training text that it has."""
+
+    name: Shown
+    weight: Annotated[float, Field(gt=0, le=1)]
+    documents: Count
+    bytes: Count
+    tokens: Count
+
+
 class Manifest(Record):
     """All that is known about a prepared folder.
 
@@ -103,7 +113,7 @@ class Manifest(Record):
     documents that repeat an earlier one (dropped unless `settings["dedup"]` is "none"); `dropped_in_val` are training
     documents left out because the validation files hold them too. `entropy_nats` is the entropy of the frequencies
     of the training tokens: the loss, in nats a token, of a model that knows no context. `ngram_baselines` is None
-    where there is no validation text.
+    where there is no validation text. `sources` are those of a mixture, in the order of the shards.
     """
 
     format: Literal[2]
@@ -124,6 +134,7 @@ class Manifest(Record):
     skipped: dict[str, Count]
     bad_lines: list[Shown]
     splits: dict[str, SplitInfo]
+    sources: list[SourceInfo] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
@@ -134,6 +145,8 @@ class Manifest(Record):
                 raise ValueError(f"{name} is {getattr(self, name)}, beyond the {self.vocab_size} entries")
         if set(self.splits) != {"train", "val"}:
             raise ValueError("the splits are not train and val")
+        if self.sources and sum(source.tokens for source in self.sources) != self.splits["train"].tokens:
+            raise ValueError("the tokens of the sources do not add up to those of train")
         for name, split in self.splits.items():
             for number, shard in enumerate(split.shards):
                 # Never a path: a manifest may come from anywhere, and must not lead out of its folder.
@@ -149,7 +162,7 @@ class Manifest(Record):
 
     def write(self, folder: Path) -> None:
         """Write `folder`/manifest.json, readable and the same for the same corpus."""
-        text = json.dumps(self.model_dump(), ensure_ascii=False, indent=2)
+        text = json.dumps(self.model_dump(exclude=None if self.sources else {"sources"}), ensure_ascii=False, indent=2)
         (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
     @classmethod

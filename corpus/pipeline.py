@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,16 @@ from common.files import sha256_file
 from common.training_text import TrainingText
 from corpus.conversations.figures import AnswerFigures
 from corpus.formats.detect import TextFile
-from corpus.manifest import FORMAT, MANIFEST_NAME, TOKENIZER_NAME, InputInfo, Manifest, SplitInfo
+from corpus.manifest import (
+    BYTES_PER_TOKEN,
+    FORMAT,
+    MANIFEST_NAME,
+    TOKENIZER_NAME,
+    InputInfo,
+    Manifest,
+    SourceInfo,
+    SplitInfo,
+)
 from corpus.ngram_baselines import NGramBaselines, measure
 from corpus.output_folder import check_replaceable, replacing
 from corpus.packing import TextFigures, pack_chunk
@@ -36,6 +46,7 @@ MAX_SAMPLE_BYTES = 100 * 10**6
 # Below this, starting processes takes longer than the work.
 IN_PROCESS_BYTES = 2 * 2**20
 MOST_FILES_LISTED = 1000
+SOURCE_FIGURES = ("documents", "bytes", "tokens")
 
 
 def prepare(
@@ -160,7 +171,7 @@ class _Preparation:
         source = self._make_tokenizer(scan)
         tokenizer_path = self.folder / TOKENIZER_NAME
         tokenizer_sha256 = sha256_file(tokenizer_path)
-        writers, figures = self._pack(scan, tokenizer_path, tokenizer_sha256)
+        writers, figures, sources = self._pack(scan, tokenizer_path, tokenizer_sha256)
         splits = {split: writer.finish() for split, writer in writers.items()}
         tokenizer = load_tokenizer(tokenizer_path)
         bos_id, eos_id, pad_id = special = special_ids(tokenizer)
@@ -184,6 +195,7 @@ class _Preparation:
             skipped={reason: count for reason, count in sorted(scan.skipped.items()) if count},
             bad_lines=scan.bad_lines,
             splits=splits,
+            sources=sources or None,
         )
         manifest.write(self.folder)
         answers = AnswerFigures()
@@ -244,23 +256,40 @@ class _Preparation:
             f"limit {sample.budget:,} bytes"
         )
 
-    def _pack(self, scan: Scan, tokenizer: Path, tokenizer_sha256: str) -> tuple[dict[str, SplitWriter], TextFigures]:
-        """Run the second pass; return the writers, still open at their last shard."""
+    def _pack(
+        self, scan: Scan, tokenizer: Path, tokenizer_sha256: str
+    ) -> tuple[dict[str, SplitWriter], TextFigures, list[SourceInfo]]:
+        """Run the second pass; return the writers, still open at their last shard, and what each source gave."""
         masked = scan.conversations > 0
         writers = {
             name: SplitWriter(self.folder, name, self.settings.shard_tokens, masked) for name in ("train", "val")
         }
         figures, documents = TextFigures(), 0
+        sources: list[Counter[str]] = [Counter() for _ in self.settings.weights]
         tasks = ((tokenizer, tokenizer_sha256, *pair, masked) for pair in self._assigned_chunks(scan))
         with self._bar("packing", sum(scan.chunk_bytes)) as bar:
-            for size, (packed, found) in zip(scan.chunk_bytes, self.pool.map(pack_chunk, tasks), strict=True):
+            results = zip(scan.chunk_bytes, scan.chunk_sources, self.pool.map(pack_chunk, tasks), strict=True)
+            for size, source, (packed, found) in results:
                 figures.add(found)
+                if sources and source >= 0:
+                    train = packed["train"]
+                    sources[source].update(documents=train.documents, bytes=train.bytes)
+                    sources[source].update(tokens=len(train.ids) // BYTES_PER_TOKEN)
                 for name, writer in writers.items():
                     writer.add(packed[name])
                     documents += packed[name].documents
                 bar.set_postfix_str(f"{documents:,} documents", refresh=False)
                 bar.update(size)
-        return writers, figures
+        return writers, figures, self._sources(sources)
+
+    def _sources(self, counts: Sequence[Counter[str]]) -> list[SourceInfo]:
+        """Return what the manifest says of the sources of a mixture, given what train has of each."""
+        found = []
+        for source, (weight, count) in enumerate(zip(self.settings.weights, counts, strict=True)):
+            paths = [file.path for file in self.files if file.source == source]
+            name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name}/"
+            found.append(SourceInfo(name=name, weight=weight, **{key: count[key] for key in SOURCE_FIGURES}))
+        return found
 
     def _assigned_chunks(self, scan: Scan) -> Iterator[tuple[Chunk, bytes]]:
         """Yield the chunks again, each with its documents' assignment; find the texts of the examples on the way."""

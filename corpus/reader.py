@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.errors import UserError
@@ -64,9 +64,9 @@ def text_files(paths: Sequence[Path], settings: FormatSettings = PLAIN_FORMAT) -
     """Return what is to be read of files, folders and patterns; UserError names all that cannot be read."""
     files: list[TextFile] = []
     problems: list[str] = []
-    for path in find_files(paths):
+    for path, source in find_files(paths):
         try:
-            files += detect(path, settings)
+            files += [replace(file, source=source) for file in detect(path, settings)]
         except UserError as error:
             problems.append(str(error))
     if problems:

@@ -238,7 +238,8 @@ def loss_to_beat(manifest: Manifest) -> str:
 
 def lines(manifest: Manifest, report: CorpusReport) -> list[str]:
     """Return manifest and report for people, a line a fact, wrapped at WIDTH columns."""
-    facts = _text_facts(manifest, report) + _left_out_facts(manifest, report) + _baseline_facts(manifest)
+    facts = _text_facts(manifest, report) + [("mixture", line) for line in mixture_lines(manifest)]
+    facts += _left_out_facts(manifest, report) + _baseline_facts(manifest)
     return [
         textwrap.fill(
             f"{label:{LABEL_WIDTH}}{text}",
@@ -299,6 +300,18 @@ def left_out_line(manifest: Manifest, report: CorpusReport) -> str:
     parts = [f"{left.documents:,} documents {names[why]}{_size(report, why)}" for why, left in found.items()]
     parts += [f"{count:,} {reason.replace('_', ' ')}" for reason, count in manifest.skipped.items()]
     return f"left out: {'; '.join(parts)}" if parts else ""
+
+
+def mixture_lines(manifest: Manifest) -> list[str]:
+    """Return a line for each source of a mixture: its share of the rows, and how often an epoch reads it."""
+    sources = manifest.sources or []
+    total = sum(source.tokens for source in sources)
+    return [
+        f"{_percent(source.weight)} of the rows from {source.name} ({_percent(source.tokens / max(1, total))} of the "
+        f"text: {source.documents:,} documents, {source.tokens:,} tokens), read "
+        f"{source.weight * total / max(1, source.tokens):.2f} times an epoch"
+        for source in sources
+    ]
 
 
 def _left_out_facts(manifest: Manifest, report: CorpusReport) -> list[tuple[str, str]]:

@@ -119,6 +119,7 @@ class Scan:
         self.assignment = bytearray()
         self.chunk_documents: list[int] = []
         self.chunk_bytes: list[int] = []
+        self.chunk_sources: list[int] = []
         self.lines = self.conversations = 0
         self.skipped: Counter[str] = Counter()
         self.bad_lines: list[str] = []
@@ -144,6 +145,7 @@ class Scan:
         self._assign(found)
         self.chunk_documents.append(len(self.assignment) - start)
         self.chunk_bytes.append(found.text_bytes)
+        self.chunk_sources.append(-1 if found.from_val_file else found.source.source)
         if found.signatures is not None:
             kept = [i for i, side in enumerate(self.assignment[start:]) if side in (TRAIN, VAL)]
             digests = [found.digests[i] for i in kept]

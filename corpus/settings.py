@@ -18,6 +18,7 @@ DEDUP_CHOICES = ("none", "exact", "near")
 REPETITION_CHOICES = ("drop", "keep")
 # Raised whenever the layout of the shards or of manifest.json changes: older folders are then refused, not misread.
 FORMAT = 2
+OPTIONAL = ("text_key", "text_template", "split_txt", "weights")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class PreparationSettings:
     text_key: str | None = None
     text_template: str | None = None
     split_txt: bool = False
+    weights: Sequence[float] = ()
+    """The shares of the inputs in the training rows; none if it is no mixture."""
 
     def __post_init__(self) -> None:
         """Take the tokenizer.json of a folder for the folder."""
@@ -70,14 +73,16 @@ class PreparationSettings:
         """Return the settings that are no files, by name, as manifest.json has them.
 
         A value that a given file makes idle is blanked, so that settings that mean the same are the same; those of
-        formats are there only if they are given, as in folders that were made before there were any.
+        formats and mixtures are there only if they are given, as in folders that were made before there were any.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("tokenizer", "val_inputs")}
-        values = {name: value for name, value in values.items() if value or name not in vars(self.format)}
+        values = {name: value for name, value in values.items() if value or name not in OPTIONAL}
         if self.tokenizer:
             values["vocab_size"] = None
         if self.val_inputs:
             values["val_fraction"] = 0.0
+        if "weights" in values:
+            values["weights"] = list(self.weights)
         return dict(sorted(values.items()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import check_regular, open_regular, sha256_file
 from corpus.conversations.figures import AnswerFigures
-from corpus.conversations.rows import PackedRows, pack_rows
+from corpus.conversations.rows import PackedRows, join_rows, pack_rows
 from corpus.manifest import (
     BYTES_PER_TOKEN,
     TOKENIZER_NAME,
@@ -24,6 +25,7 @@ from corpus.manifest import (
     mask_name,
     shard_name,
 )
+from corpus.mixture import SourceRows, source_rows
 from corpus.packing import ID_TYPE, MASK_TYPE, Packed
 from corpus.tokenizer import MOST_TOKENIZER_BYTES
 
@@ -49,6 +51,12 @@ class TokenStream:
         Neighbours share one id, so that every id but the first is a target once.
         """
         return max(0, (len(self) - 1) // seq_len)
+
+    def rows_of_parts(self, tokens: Sequence[int], seq_len: int) -> list[int]:
+        """Return how many rows begin in each part of the stream; `tokens` are those of the parts, in their order."""
+        rows = self.num_rows(seq_len)
+        edges = [min(rows, -(-start // seq_len)) for start in itertools.accumulate(tokens, initial=0)]
+        return np.diff([*edges[:-1], rows]).tolist()
 
     def batch(self, rows: Sequence[int], seq_len: int) -> np.ndarray:
         """Return rows by number as int64 (len(rows), seq_len + 1); inputs are [:, :-1], targets [:, 1:].
@@ -95,20 +103,41 @@ class MaskedStream(TokenStream):
     """
 
     def __init__(
-        self, shards: Sequence[np.ndarray], masks: Sequence[np.ndarray], *, bos_id: int, eos_id: int, pad_id: int
+        self,
+        shards: Sequence[np.ndarray],
+        masks: Sequence[np.ndarray],
+        *,
+        bos_id: int,
+        eos_id: int,
+        pad_id: int,
+        parts: Sequence[int] = (),
     ) -> None:
+        """`parts` are the tokens of the sources of a mixture: no row has documents of two."""
         super().__init__(shards)
         self.mask = TokenStream(masks)
         self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
+        self.parts = list(parts) or [len(self)]
         self._packed: dict[int, PackedRows] = {}
+        self._rows_of_parts: dict[int, list[int]] = {}
 
     def packed(self, seq_len: int) -> PackedRows:
         """Return where the rows of `seq_len` + 1 ids lie; reads the whole stream at the first call."""
         if seq_len not in self._packed:
             ids, mask = (stream.read(0, len(self)) for stream in (self, self.mask))
             marks = {"bos_id": self.bos_id, "eos_id": self.eos_id}
-            self._packed[seq_len] = pack_rows(ids, mask.astype(np.uint8), **marks, seq_len=seq_len)
+            edges = list(itertools.accumulate(self.parts, initial=0))
+            found = [
+                pack_rows(ids[start:end], mask[start:end].astype(np.uint8), **marks, seq_len=seq_len)
+                for start, end in itertools.pairwise(edges)
+            ]
+            self._packed[seq_len] = join_rows(found, edges)
+            self._rows_of_parts[seq_len] = [len(rows) for rows in found]
         return self._packed[seq_len]
+
+    def rows_of_parts(self, tokens: Sequence[int], seq_len: int) -> list[int]:
+        """Return the number of rows of each part, as in TokenStream; the parts are those of the stream."""
+        self.packed(seq_len)
+        return self._rows_of_parts[seq_len]
 
     def num_rows(self, seq_len: int) -> int:
         """Return the number of rows of `seq_len` + 1 ids."""
@@ -177,17 +206,29 @@ class Corpus:
     def split(self, name: str) -> TokenStream:
         """Return the stream of "train" or "val"; the latter may be empty."""
         made = self.manifest
-        return open_stream(self.folder, made.splits[name], (made.bos_id, made.eos_id, made.pad_id))
+        parts = [source.tokens for source in made.sources or ()] if name == "train" else []
+        return open_stream(self.folder, made.splits[name], (made.bos_id, made.eos_id, made.pad_id), parts)
+
+    def source_rows(self, seq_len: int) -> list[SourceRows]:
+        """Return the training rows of each source of a mixture; none if the corpus is no mixture."""
+        sources = self.manifest.sources or []
+        counts = self.split("train").rows_of_parts([source.tokens for source in sources], seq_len) if sources else []
+        return source_rows([(source.name, source.weight) for source in sources], counts, seq_len)
 
 
-def open_stream(folder: Path, split: SplitInfo, special_ids: tuple[int, int, int]) -> TokenStream:
-    """Map the shards of a split into memory; UserError if one cannot be. `special_ids`: BOS, EOS and padding."""
+def open_stream(
+    folder: Path, split: SplitInfo, special_ids: tuple[int, int, int], parts: Sequence[int] = ()
+) -> TokenStream:
+    """Map the shards of a split into memory; UserError if one cannot be.
+
+    `special_ids`: BOS, EOS and padding; `parts`: the tokens of the sources of a mixture.
+    """
     shards = [_mapped(folder / shard.file, ID_TYPE) for shard in split.shards]
     if split.answers is None:
         return TokenStream(shards)
     masks = [_mapped(folder / mask_name(shard.file), MASK_TYPE) for shard in split.shards]
     bos_id, eos_id, pad_id = special_ids
-    return MaskedStream(shards, masks, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
+    return MaskedStream(shards, masks, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id, parts=parts)
 
 
 def _mapped(path: Path, kind: np.dtype) -> np.ndarray:

@@ -7,8 +7,9 @@ from pathlib import Path
 from common.console import Console
 from common.errors import UserError
 from corpus.manifest import Manifest
+from corpus.mixture import split_weights
 from corpus.pipeline import prepare
-from corpus.report import CorpusReport, left_out_line
+from corpus.report import CorpusReport, left_out_line, mixture_lines
 from corpus.settings import PreparationSettings, fingerprint
 from corpus.shards import Corpus, MaskedStream
 from model import ModelConfig
@@ -24,13 +25,13 @@ SAMPLE_STORIES = {"cpu": (44_000, True), "cuda": (200_000, False)}
 
 def prepare_data(options: Options, device_kind: str, console: Console) -> Path:
     """Return the folder of the prepared corpus, made from text or from the sample corpus if need be; rank 0 only."""
-    inputs = list(options.data)
+    inputs, weights = split_weights(options.data)
     if len(inputs) == 1 and is_prepared(inputs[0]):
         return inputs[0]
     if not inputs:
         inputs = [_sample_corpus(device_kind, console)]
     given = {name: getattr(options, name) for name in PREPARATION_FLAGS if getattr(options, name)}
-    settings = PreparationSettings(vocab_size=vocab_size(options), **given)
+    settings = PreparationSettings(vocab_size=vocab_size(options), weights=weights, **given)
     folder = DATA_FOLDER / f"{data_name(options)}-{fingerprint(inputs, settings)[:12]}"
     if not (folder / "manifest.json").is_file():
         console.say(f"preparing {', '.join(str(path) for path in inputs)} -> {folder}")
@@ -46,8 +47,9 @@ def _say_corpus(folder: Path, manifest: Manifest, console: Console) -> None:
         f"corpus: {folder}: {train.documents:,} documents, {train.tokens:,} tokens to train on; "
         f"{val.documents:,} documents, {val.tokens:,} tokens to validate"
     )
-    if line := left_out_line(manifest, CorpusReport.read(folder)):
-        console.say(line)
+    for line in (left_out_line(manifest, CorpusReport.read(folder)), *mixture_lines(manifest)):
+        if line:
+            console.say(line)
 
 
 def vocab_size(options: Options) -> int:

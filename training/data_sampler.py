@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from corpus.mixture import SourceRows, rows_of_epoch
 from corpus.shards import MaskedStream, TokenStream
 from model.loss import IGNORED
 
@@ -14,14 +15,15 @@ from model.loss import IGNORED
 class SampleStream:
     """Turns the number of a sample in a run into a row of the corpus.
 
-    Epoch e is a permutation seeded by (seed, e), so that the order depends neither on the number of ranks nor on
-    where a run was interrupted, and no partial batch is thrown away at an epoch's end.
+    Epoch e is a permutation seeded by (seed, e), of all rows or of those that a mixture takes of its `sources`. So the
+    order depends neither on the number of ranks nor on where a run was interrupted, and no partial batch is thrown away
+    at an epoch's end.
     """
 
-    def __init__(self, rows: int, seed: int) -> None:
+    def __init__(self, rows: int, seed: int, sources: Sequence[SourceRows] = ()) -> None:
         if rows < 1:
             raise ValueError("a stream needs at least one row")
-        self.rows, self.seed = rows, seed
+        self.rows, self.seed, self.sources = rows, seed, sources
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __getitem__(self, sample: int) -> int:
@@ -29,6 +31,8 @@ class SampleStream:
         if epoch != self._epoch:
             self._epoch = epoch
             self._order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.rows)
+            if self.sources:
+                self._order = rows_of_epoch(self.sources, epoch, self.seed)[self._order]
         return int(self._order[place])
 
     def micro_batches(

@@ -45,7 +45,7 @@ class Trainer:
         self.val_rows, self.val_length = measured_rows(self.val, self.options.eval_tokens, seq_len)
         self.total_steps = resolved.total_steps
         self.every = intervals(self.options, self.total_steps)
-        self.order = SampleStream(self.train.num_rows(seq_len), seed)
+        self.order = SampleStream(self.train.num_rows(seq_len), seed, corpus.source_rows(seq_len))
         self.repetition = RepetitionEvaluator(self.val, config, seq_len=seq_len, seed=seed, world=self.world)
         self.samples = SampleWriter(self.val, load_tokenizer(corpus.tokenizer_path), config, seed=seed)
         self.nonfinite = NonFiniteMonitor(engine)

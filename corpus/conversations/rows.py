@@ -55,6 +55,22 @@ def pack_rows(ids: np.ndarray, mask: np.ndarray, *, bos_id: int, eos_id: int, se
     return PackedRows(starts, lengths, first, targets, cutter.split, cutter.shortened, left_out)
 
 
+def join_rows(parts: Sequence[PackedRows], edges: Sequence[int]) -> PackedRows:
+    """Return the rows of the parts of a stream one after the other; part i begins at `edges[i]`."""
+    firsts = np.cumsum([0, *(len(part.starts) for part in parts)])
+    return PackedRows(
+        starts=np.concatenate([part.starts + edge for part, edge in zip(parts, edges, strict=False)]),
+        lengths=np.concatenate([part.lengths for part in parts]),
+        first=np.append(
+            np.concatenate([part.first[:-1] + first for part, first in zip(parts, firsts, strict=False)]), firsts[-1]
+        ),
+        targets=np.concatenate([part.targets for part in parts]),
+        split=sum(part.split for part in parts),
+        shortened=sum(part.shortened for part in parts),
+        left_out=sum(part.left_out for part in parts),
+    )
+
+
 def best_fit(lengths: np.ndarray, capacity: int, alone: Sequence[int] = ()) -> list[list[int]]:
     """Return the items of each bin, each bin at most `capacity` full: best-fit decreasing, ties by number.
 

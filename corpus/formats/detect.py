@@ -75,6 +75,8 @@ class TextFile:
     delimiter: str = ","
     split_txt: bool = False
     fields: TextFields = TEXT_KEY
+    source: int = 0
+    """Which of the sources of a mixture it is of."""
     remarks: tuple[str, ...] = ()
 
     @property

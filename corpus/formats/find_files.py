@@ -23,17 +23,17 @@ def suffix_of(name: str) -> str:
     return path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
 
 
-def find_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files of all paths, those of a folder or pattern in alphabetical order.
+def find_files(paths: Sequence[Path]) -> list[tuple[Path, int]]:
+    """Return the files of all paths, each with the place of its path among them.
 
-    A folder of Hugging Face `datasets` stands for its own files, one with several splits for "train". UserError names
-    every path that stands for nothing.
+    Those of a folder or pattern are in alphabetical order. A folder of Hugging Face `datasets` stands for its own,
+    one with several splits for "train". UserError names every path that stands for nothing.
     """
-    found: list[Path] = []
+    found: list[tuple[Path, int]] = []
     problems: list[str] = []
-    for path in paths:
+    for place, path in enumerate(paths):
         try:
-            found += _files_of(path)
+            found += [(file, place) for file in _files_of(path)]
         except UserError as error:
             problems.append(str(error))
     if problems:

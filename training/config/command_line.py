@@ -45,7 +45,7 @@ class Options:
     seed: int = _flag(42, "seed of the initial weights and of the data order", whole, "N")
     data: list[Path] = _flag(
         [],
-        "a folder made by prepare.py, or text: files, folders, patterns (docs/data.md); if not given, sample stories",
+        "a folder made by prepare.py, or text: files, folders, patterns; PATH:0.7 in a mixture; without it, stories",
         Path,
         "PATH",
         nargs="+",

@@ -10,6 +10,7 @@ from common.hardware import Device
 from corpus.formats.compression import SUFFIXES as COMPRESSED
 from corpus.formats.find_files import TEXT_SUFFIXES, has_wildcard
 from corpus.manifest import MANIFEST_NAME
+from corpus.mixture import split_weights
 from training.config.command_line import Options
 
 # What train.py takes beside text and not beside a prepared folder.
@@ -38,7 +39,7 @@ def data_name(options: Options) -> str:
     """Return what folders of this data are called."""
     if not options.data:
         return "sample"
-    name = options.data[0].resolve().name
+    name = split_weights(options.data)[0][0].resolve().name
     for suffix in (*COMPRESSED, *TEXT_SUFFIXES):
         name = name.removesuffix(suffix)
     # Of a pattern, what can be part of a name
@@ -54,10 +55,10 @@ def check_paths(options: Options, output: Path) -> None:
     """Raise UserError for flags that contradict each other or the files that they name."""
     if options.preflight and options.skip_preflight:
         raise UserError("--preflight checks the run and --skip_preflight leaves that out: give one of the two")
-    for path in options.data:
+    for path in split_weights(options.data)[0]:
         if not path.exists() and not has_wildcard(path):
             raise UserError(f"--data {path}: there is no such file or folder")
-    if any(is_prepared(path) for path in options.data):
+    if any(is_prepared(path) for path in split_weights(options.data)[0]):
         _check_prepared(options, output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; give a folder")

@@ -231,15 +231,16 @@ def test_folders_patterns_and_saved_data_sets(tmp_path: Path) -> None:
     (tmp_path / "news/.cache").mkdir(parents=True)
     for name in ("news/b.jsonl", "news/a.csv.gz", "news/README.md", "news/.cache/c.jsonl", "x1.txt", "x2.txt"):
         (tmp_path / name).touch()
-    assert find_files([tmp_path / "news"]) == [tmp_path / "news/a.csv.gz", tmp_path / "news/b.jsonl"]
-    assert find_files([tmp_path / "x*.txt"]) == [tmp_path / "x1.txt", tmp_path / "x2.txt"]
+    found = find_files([tmp_path / "news", tmp_path / "x*.txt"])
+    names = [("news/a.csv.gz", 0), ("news/b.jsonl", 0), ("x1.txt", 1), ("x2.txt", 1)]
+    assert found == [(tmp_path / name, place) for name, place in names]
     saved = tmp_path / "saved/train"
     saved.mkdir(parents=True)
     (saved.parent / "dataset_dict.json").write_text('{"splits": ["train"]}')
     (saved / "state.json").write_text('{"_data_files": [{"filename": "d-1.arrow"}, {"filename": "d-0.arrow"}]}')
     for name in ("d-0.arrow", "d-1.arrow", "cache-7.arrow"):
         write_arrow(saved / name, [name])
-    assert find_files([tmp_path / "saved"]) == [saved / "d-1.arrow", saved / "d-0.arrow"]
+    assert [file for file, _ in find_files([tmp_path / "saved"])] == [saved / "d-1.arrow", saved / "d-0.arrow"]
     (saved / "d-0.arrow").unlink()
     (tmp_path / "empty").mkdir()
     with pytest.raises(
