@@ -188,7 +188,9 @@ class _Gradients:
 class _MetaTrace:
     """The network on the meta device.
 
-    Expert parallelism moves tokens but leaves as many on each rank, so that ep_size is 1 here.
+    Expert parallelism moves tokens but leaves as many on each rank, so that ep_size is 1 here. What it adds is counted
+    apart: a layer's rows once more, since an expert's lie apart in what comes from other ranks and are copied for each
+    of its products, and the rows on their way from and to another rank.
     """
 
     def __init__(self, config: ModelConfig, resolved: Settings, seq_len: int) -> None:
@@ -196,6 +198,10 @@ class _MetaTrace:
         self.shape = resolved.micro_batch, seq_len
         padded = config.ep_size > 1 and self.drop_free  # by DeepSpeed's dispatch; ours gives each expert its own rows
         alone = replace(config, ep_size=1, capacity_factor=ROUTING_IMBALANCE if padded else config.capacity_factor)
+        routes = resolved.micro_batch * seq_len * config.num_experts_per_tok
+        rows = routes * (alone.capacity_factor or 1.0) * config.hidden_size * DTYPES[resolved.precision].itemsize
+        self.copied = int(config.num_hidden_layers * rows) if config.ep_size > 1 else 0
+        self.moving = int(2 * rows) if config.ep_size > 1 else 0
         with torch.device("meta"):
             self.model = CausalLM(alone, _expert_layer).to(DTYPES[resolved.precision])
 
@@ -203,6 +209,7 @@ class _MetaTrace:
         """Return the bytes by label at the peak of a micro-batch, the last one of an accumulation."""
         ids = torch.empty(self.shape, dtype=torch.long, device="meta")
         live = _LiveBytes(self.model)
+        live.hold("activations", self.copied + self.moving)
         gradients = _Gradients(states, live)
         hooks = [parameter.register_post_accumulate_grad_hook(gradients.ready) for parameter in self.model.parameters()]
         loss = live.labelled("logits", transformer.linear_cross_entropy)
@@ -217,6 +224,7 @@ class _MetaTrace:
         """Return the bytes by label at the peak of an evaluation pass."""
         ids = torch.empty(self.shape, dtype=torch.long, device="meta")
         live = _LiveBytes(self.model)
+        live.hold("activations", self.moving)
         self.model.train(
             self.drop_free
         )  # DeepSpeed's expert capacity in evaluation differs only where tokens may be dropped

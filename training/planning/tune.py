@@ -177,7 +177,7 @@ class Tuner:
 
     def _try_again(self, trial: Trial) -> None:
         config = self.check(self.changed(trial.candidate)).unscheduled().config
-        work = Work(asdict(self.model), config, str(self.corpus), self.seq_len, self.seed)
+        work = Work(asdict(self.model), config, str(self.corpus.resolve()), self.seq_len, self.seed)
         started = time.monotonic()
         timeout = max(_FIRST_TIMEOUT, _SLOWER * self._longest) if self._longest == 0 else _SLOWER * self._longest + 60
         measured = self.try_out(work, self.processes, timeout)
