@@ -81,7 +81,7 @@ class Console:
         """Send everything that is not said through this object to `log_file` from now on."""
         try:
             log_file.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
             raise UserError(
                 f"{log_file} cannot be written ({error.strerror}): free some space or make it writable, or "

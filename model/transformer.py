@@ -6,7 +6,7 @@ Shapes in names: B batch, T tokens of this call, S tokens attended to (cache inc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,9 +70,11 @@ class Decoder(nn.Module):
         return self.norm(x_BTH)
 
 
-@dataclass(frozen=True)
-class Losses:
-    """`total` is what is differentiated: `lm` plus the coefficient times `balance`. Nats a token."""
+class Losses(NamedTuple):
+    """`total` is what is differentiated: `lm` plus the coefficient times `balance`. Nats a token.
+
+    A tuple, because DeepSpeed looks for the output's tensors to hook its backward timers to.
+    """
 
     total: Tensor
     lm: Tensor

@@ -20,7 +20,7 @@ from common.nvidia import why_unusable
 from corpus.shards import Corpus
 from training.base_model import with_base
 from training.checkpointing import checkpoint
-from training.config import command_line, defaults
+from training.config import command_line, defaults, foreign_flags
 from training.config.command_line import Options
 from training.config.load import load
 from training.config.resolve import MICRO, Draft, check
@@ -77,7 +77,16 @@ def main(argv: Sequence[str], description: str) -> int:
     watchdog = Watchdog(world.rank, world.size, console, stop)
     with stop.listening():
         watchdog.watch_launcher()
-        return guarded(lambda: _run(command_line.parse(argv, description), world, console, stop, watchdog), watchdog)
+        return guarded(lambda: _run(_parse(argv, description, console), world, console, stop, watchdog), watchdog)
+
+
+def _parse(argv: Sequence[str], description: str, console: Console) -> dict[str, Any]:
+    """Return the flags that were given, and say which were taken as others."""
+    argv, lines = foreign_flags.translate(argv, command_line.own_flags())
+    given = command_line.parse(argv, description)
+    for line in lines:
+        console.say(line)
+    return given
 
 
 def check_command(argv: Sequence[str], processes: int) -> Path:
@@ -189,7 +198,7 @@ def _plan(chosen: _Chosen, device: Device, world: World, console: Console) -> in
     from training.planning.plan import PLANNED_T4X2, Plan
 
     options, processes = chosen.options, defaults.planned_processes(chosen.config_path, world.size)
-    planned = PLANNED_T4X2 if device.kind == "cpu" and chosen.ds_config.get("fp16", {}).get("enabled") else device
+    planned = PLANNED_T4X2 if device.kind == "cpu" and _wants_fp16(chosen.ds_config) else device
     draft = _check(chosen, planned, processes)
     if options.plan_rows is not None:
         model, rows = command_line.model_config(options, vocab_size=vocab_size(options)), options.plan_rows
@@ -236,6 +245,11 @@ def _tune(chosen: _Chosen, device: Device, world: World, console: Console) -> in
 def _shared_flags(options: Options) -> dict[str, Any]:
     """Return the flags that must be the same on all ranks; two are compared by what they say, the JSON."""
     return {name: value for name, value in asdict(options).items() if name not in ("deepspeed_config", "set")}
+
+
+def _wants_fp16(ds_config: dict[str, Any]) -> bool:
+    block = ds_config.get("fp16")
+    return isinstance(block, dict) and block.get("enabled") is True
 
 
 def _join_and_prepare(

@@ -235,6 +235,11 @@ def _parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def own_flags() -> list[str]:
+    """Return the name of every flag."""
+    return [*(f.name for f in fields(Options) if f.metadata), *model_flags(), "local_rank", "help"]
+
+
 def parse(argv: Sequence[str], description: str) -> dict[str, Any]:
     """Return the flags that were given, by name; raise UserError for a wrong one."""
     given = vars(_parser(description).parse_args(argv))
@@ -304,4 +309,9 @@ def model_config(run: Options, *, vocab_size: int, bos_id: int = 1, eos_id: int 
         config.validate()
     except ModelConfigError as error:
         raise UserError(f"the model cannot be built: {error}") from None
+    if config.max_position_embeddings < run.max_seq_len:
+        raise UserError(
+            f"--max_position_embeddings {config.max_position_embeddings} is less than a row of --max_seq_len "
+            f"{run.max_seq_len}: other programs would read no further; leave it out, or give at least {run.max_seq_len}"
+        )
     return config

@@ -17,12 +17,16 @@ _MOST_SHOWN = 120  # characters of what is wrong
 _MOST_BYTES = 2**20  # DeepSpeed's own files have a thousandth of it
 _DEEPEST = 30  # DeepSpeed's own files are 4 deep; without a limit a hostile file ends in a RecursionError somewhere
 _TOO_DEEP = f"blocks within blocks, more than {_DEEPEST} deep"
+_MOST_BYTES_RELAXED = 2**14  # the reader for comments is in Python: a second for so many
 # What stands where the JSON ends to be valid, and what to say of it
 _SLIPS = (
-    (("//", "#", "/*"), " JSON has no comments."),
+    (("#",), " Comments begin with //."),
     (("True", "False", "None"), " JSON writes true, false, null."),
-    (("'",), ' JSON wants "double quotes".'),
 )
+
+
+class _NotSense(Exception):
+    """JSON that can be read and means nothing."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> dict:
@@ -74,24 +78,32 @@ def _parse(text: str, path: Path) -> dict:
     except json.JSONDecodeError as error:
         if not text.strip():
             raise UserError(f"{path}: the file is empty; ds_configs/ holds some to copy.") from None
-        where = f"{path}, line {error.lineno}, column {error.colno}"
-        raise UserError(f"{where}: not valid JSON: {error.msg}.{_usual_slip(text, error)}") from None
+        config = _relaxed_json(text, path)
+        if config is None:
+            where, after = f"{path}, line {error.lineno}, column {error.colno}", text[error.pos :].lstrip()
+            slip = next((hint for starts, hint in _SLIPS if after.startswith(starts)), "")
+            raise UserError(f"{where}: not valid JSON: {error.msg}.{slip}") from None
     except RecursionError:
         raise UserError(f"{path}: {_TOO_DEEP}.") from None
-    except ValueError as error:  # a key twice, NaN, a number of thousands of digits
+    except (_NotSense, ValueError) as error:  # a key twice, NaN, a number of thousands of digits
         raise UserError(f"{path}: {printable(error)}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: must hold one block in {{ }}, as DeepSpeed's documentation shows.")
     return config
 
 
-def _usual_slip(text: str, error: json.JSONDecodeError) -> str:
-    before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
-    if after.startswith(","):  # since Python 3.13 the error is at the comma itself
-        before, after = before + ",", after[1:].lstrip()
-    if before.endswith(",") and after[:1] in ("}", "]", ""):
-        return " There is a comma after the last entry."
-    return next((hint for starts, hint in _SLIPS if after.startswith(starts)), "")
+def _relaxed_json(text: str, path: Path) -> object:
+    """Read comments and commas after the last entry, as DeepSpeed does; None if that does not help."""
+    if len(text) > _MOST_BYTES_RELAXED:
+        return None
+    import json5  # only a file that needs it waits for it
+
+    try:
+        return json5.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except _NotSense as error:
+        raise UserError(f"{path}: {printable(error)}") from None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _json(text: str) -> object:
@@ -103,13 +115,13 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     block: dict[str, object] = {}
     for key, value in pairs:
         if key in block:
-            raise ValueError(f'the key "{key}" stands twice in one block; keep one of them.')
+            raise _NotSense(f'the key "{key}" stands twice in one block; keep one of them.')
         block[key] = value
     return block
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not valid in JSON.")
+    raise _NotSense(f"{name} is not valid in JSON.")
 
 
 def _override(config: dict, override: str) -> str | None:
@@ -132,6 +144,6 @@ def _override(config: dict, override: str) -> str | None:
         block = inner
     try:
         block[last] = _json(text)
-    except (ValueError, RecursionError):  # the text itself, so that nobody has to quote quotes in a shell
+    except (_NotSense, ValueError, RecursionError):  # the text itself, so that nobody has to quote quotes in a shell
         block[last] = text
     return None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from common.errors import UserError
 from common.files import printable
 from training.config import schema, value_kinds
-from training.config.schema import AUTO, AUTO_KEYS
+from training.config.schema import AUTO
 from training.config.value_kinds import Kind, Schema
 
 MOST_LISTED = 20
@@ -77,23 +77,24 @@ def _keep(block: Mapping, known: Schema, prefix: str, problems: Problems) -> dic
             continue
         if kind is None:
             _report_unknown(path, known, problems)
-        elif value == AUTO:
-            if _may_be_auto(path, problems):
-                kept[key] = value
+        elif value == AUTO and not isinstance(kind, Mapping):
+            kept[key] = value
         elif isinstance(kind, Mapping) and isinstance(value, dict):
             kept[key] = _keep(value, kind, f"{path}.", problems)
-        elif _fits(path, value, value_kinds.BLOCK if isinstance(kind, Mapping) else kind, problems):
+        elif isinstance(kind, Mapping):  # once DeepSpeed took true for a block that turns something on
+            example = 'such as {"stage": 2}' if "stage" in kind else 'such as {"enabled": true}'
+            _fits(
+                path, value, value_kinds.BLOCK, problems, f", {example}" if {"stage", "enabled"} & kind.keys() else ""
+            )
+        elif _fits(path, value, kind, problems):
             kept[key] = value
     return kept
 
 
-def _fits(path: str, value: object, kind: Kind, problems: Problems) -> bool:
+def _fits(path: str, value: object, kind: Kind, problems: Problems, example: str = "") -> bool:
     if not kind.fits(value):
-        auto = f', or "{AUTO}"' if path in AUTO_KEYS else ""
-        problems.add(path, f"{show(value)} is not what belongs here.", f"Write {kind.words}{auto}.")
+        problems.add(path, f"{show(value)} is not what belongs here.", f"Write {kind.words}{example}.")
         return False
-    if not path.endswith(".params"):  # params are checked on their own, once their type is known
-        _report_autos(path, value, problems)
     return True
 
 
@@ -105,20 +106,3 @@ def _report_unknown(path: str, known: Schema, problems: Problems) -> None:
     guess = schema.nearest_key(path, known if "." in path else [*known, schema.OWN_BLOCK])
     hint = f"Did you mean {guess}?" if guess else f"The keys here are {', '.join(known)}."
     problems.add(path, "DeepSpeed has no such key here, and would ignore it or stop.", hint)
-
-
-def _may_be_auto(path: str, problems: Problems) -> bool:
-    allowed = path in AUTO_KEYS or path.startswith(schema.DEEPSPEED_AUTO)
-    if not allowed:
-        hint = f'Write its value. "auto" can stand at {", ".join(AUTO_KEYS)}.'
-        problems.add(path, 'train.py has no rule to fill in this "auto".', hint)
-    return allowed
-
-
-def _report_autos(path: str, value: object, problems: Problems) -> None:
-    """Report an "auto" inside a list, or inside a block whose keys are not in the table."""
-    if value == AUTO:
-        _may_be_auto(path, problems)
-    elif isinstance(value, (dict, list)):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            _report_autos(f"{path}.{key}" if isinstance(value, dict) else f"{path}[{key}]", inner, problems)

@@ -4,7 +4,7 @@
     resolved = draft.resolve(rows)                                                           # when its rows are counted
     deepspeed.initialize(config=resolved.config, ...)
 
-A value that only the run can know is written "auto" in the file, and filled in here.
+A value that only the run can know is written "auto" in the file, and filled in here or in autos.py.
 """
 
 from __future__ import annotations
@@ -15,11 +15,21 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from common.hardware import Device
+from training.config import autos
+from training.config.autos import ACCUMULATION, BATCH, MICRO
+from training.config.features import check_features, without_effect
 from training.config.problems import Problems, keep_known
 from training.config.schema import AUTO, OWN_BLOCK
-from training.config.validate import CHECKS, Case, RunFacts, auto_warmup, check_flags, check_warmup, warmup_steps
-
-BATCH, MICRO, ACCUMULATION = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
+from training.config.validate import (
+    CHECKS,
+    Case,
+    RunFacts,
+    auto_warmup,
+    check_flags,
+    check_warmup,
+    precision,
+    warmup_steps,
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +53,7 @@ class Settings:
     @property
     def precision(self) -> str:
         """One of "fp32", "fp16" and "bf16"."""
-        enabled = (name for name in ("fp16", "bf16") if self.config.get(name, {}).get("enabled", False))
-        return next(enabled, "fp32")
+        return precision(self.config)
 
     @property
     def zero_stage(self) -> int:
@@ -112,101 +121,15 @@ def check(config: dict, run: RunFacts, device: Device, *, source: str) -> Draft:
     problems, notes = Problems(), []
     check_flags(run, problems)
     work = keep_known({key: value for key, value in config.items() if key != OWN_BLOCK}, problems)
-    _resolve_batch(work, run, problems, notes)
-    _resolve_precision(work, device, notes)
-    _resolve_muon(work, device, notes)
-    _resolve_monitors(work, run, notes)
+    autos.fill(work, run, device, problems, notes, constant_rate="scheduler" in config and config["scheduler"] is None)
+    check_features(work, problems)
+    notes += without_effect(work)
     case = Case(work, run, device)
     for find in CHECKS:
         find(case, problems)
     check_warmup(work, run.max_steps, problems)
     problems.raise_if_any(source)
     return Draft(work, run, device, source, notes + _surprises(case))
-
-
-def _resolve_batch(work: dict, run: RunFacts, problems: Problems, notes: list[str]) -> None:
-    """Check or complete: micro-batch x accumulation x processes = batch."""
-    micro, batch, accumulation = (work.get(key, AUTO) for key in (MICRO, BATCH, ACCUMULATION))
-    if micro == AUTO:
-        what = "missing." if MICRO not in work else f'"auto" is worked out from {BATCH}, which is not a number.'
-        problems.add(MICRO, what, _micro_hint(batch, accumulation, run))
-        return
-    at_once = micro * run.world_size
-    if batch == AUTO:
-        if work.get(ACCUMULATION) == AUTO:
-            what = f'"auto" is worked out from {BATCH}, which is not a number either.'
-            problems.add(ACCUMULATION, what, "Write one of the two as a number.")
-            return
-        accumulation = work.setdefault(ACCUMULATION, 1)
-        work[BATCH] = at_once * accumulation
-        notes.append(f"{BATCH}: auto -> {work[BATCH]:,} ({_product(micro, accumulation, run)})")
-    elif accumulation == AUTO:
-        if batch % at_once:
-            hint = f"Write a multiple of {at_once:,}: {_multiples(batch, at_once)}."
-            problems.add(BATCH, f"{batch:,} cannot be made of {_product(micro, None, run)}.", hint)
-        work[ACCUMULATION] = max(1, batch // at_once)
-        notes.append(f"{ACCUMULATION}: auto -> {work[ACCUMULATION]} ({batch:,} / {_product(micro, None, run)})")
-    elif batch != at_once * accumulation:
-        what = f"{batch:,} is not {_product(micro, accumulation, run)} = {at_once * accumulation:,}."
-        problems.add(BATCH, what, _batch_hint(batch, at_once, accumulation))
-
-
-def _micro_hint(batch: int | str, accumulation: int | str, run: RunFacts) -> str:
-    if isinstance(batch, int) and isinstance(accumulation, int) and batch % (accumulation * run.world_size) == 0:
-        return f"Here it is {batch // (accumulation * run.world_size)}."
-    return "Write the rows that one process takes at a time, e.g. 32 on a 16 GB card."
-
-
-def _product(micro: int, accumulation: int | None, run: RunFacts) -> str:
-    accumulated = "" if accumulation is None else f" x {accumulation:,} accumulated"
-    return f"{micro:,} a process{accumulated} x {run.world_size} process{'es' if run.world_size > 1 else ''}"
-
-
-def _multiples(batch: int, at_once: int) -> str:
-    below = batch // at_once * at_once
-    return " or ".join(f"{multiple:,}" for multiple in (below, below + at_once) if multiple)
-
-
-def _batch_hint(batch: int, at_once: int, accumulation: int) -> str:
-    keep = f"--set {BATCH}={at_once * accumulation} takes the batch as it comes"
-    if batch % at_once:
-        return f"{keep}; to keep a batch of about {batch:,}, write {_multiples(batch, at_once)}."
-    return f"--set {ACCUMULATION}={batch // at_once} keeps the batch of {batch:,}; {keep}."
-
-
-def _resolve_precision(work: dict, device: Device, notes: list[str]) -> None:
-    bf16 = work.get("bf16", {})
-    if bf16.get("enabled") == AUTO:
-        bf16["enabled"] = device.bf16_fast
-        why = "computes in bf16" if device.bf16_fast else "has no bf16 instructions"
-        notes.append(f"bf16.enabled: auto -> {str(device.bf16_fast).lower()} ({device.name} {why})")
-
-
-def _resolve_muon(work: dict, device: Device, notes: list[str]) -> None:
-    """DeepSpeed's two iterations end at the same place: "standard" works in bf16, "gram" in fp16. Ours is for CPUs."""
-    params = work.get("optimizer", {}).get("params", {})
-    if params.get("ns_method") != AUTO:
-        return
-    if device.kind == "cpu":
-        method, why = "polar", "the cheapest on a CPU"
-    else:
-        method = "standard" if device.bf16_fast else "gram"
-        why = f"{device.name} {'computes in bf16' if device.bf16_fast else 'has no bf16 instructions'}"
-    params["ns_method"] = method
-    notes.append(f"optimizer.params.ns_method: auto -> {method} ({why})")
-
-
-def _resolve_monitors(work: dict, run: RunFacts, notes: list[str]) -> None:
-    """DeepSpeed writes to output_path/job_name; an empty job_name lets it write to output_path itself."""
-    for name in ("tensorboard", "csv_monitor"):
-        block = work.get(name, {})
-        in_run = block.get("output_path") == AUTO
-        if in_run:
-            block["output_path"] = str(run.output / name)
-            notes.append(f"{name}.output_path: auto -> {block['output_path']}")
-        if block.get("job_name") == AUTO:
-            block["job_name"] = "" if in_run else run.output.name
-            notes.append(f'{name}.job_name: auto -> "{block["job_name"]}"')
 
 
 def _total_steps(run: RunFacts, rows: int, batch: int) -> tuple[int, str]:

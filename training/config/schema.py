@@ -42,20 +42,6 @@ OWN_BLOCK = "bufudu"
 """The one block that is not DeepSpeed's: values of train.py's flags for the runs of this file."""
 
 AUTO = "auto"
-AUTO_KEYS = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "scheduler.params.total_num_steps",
-    "scheduler.params.warmup_num_steps",
-    "bf16.enabled",
-    "optimizer.params.ns_method",
-    "tensorboard.output_path",
-    "tensorboard.job_name",
-    "csv_monitor.output_path",
-    "csv_monitor.job_name",
-)
-"""The keys that train.py fills in where the file says "auto"."""
 DEEPSPEED_AUTO = ("data_types.keep_in_fp32_modules", "pipeline", "zero_optimization.zenflow", "expert_parallel")
 """Keys and blocks where "auto" is a word of DeepSpeed's own."""
 
@@ -83,10 +69,19 @@ _TOP_LEVEL: Schema = {
     **dict.fromkeys(("steps_per_print", "sequence_parallel_size", "vocabulary_size"), COUNT),
     **dict.fromkeys(("wall_clock_breakdown", "memory_breakdown", "dump_state", "disable_python_gc"), BOOL),
     **dict.fromkeys(("use_data_before_expert_parallelism", "dataloader_drop_last"), BOOL),
-    "log_level": TEXT,
-    # blocks that DeepSpeed reads without a model, and that no recipe of ours uses: anything passes
-    **dict.fromkeys(("timers", "flops_profiler", "comms_logger", "checkpoint", "aio", "autotuning"), BLOCK),
-    **dict.fromkeys(("data_efficiency", "datastates_ckpt", "expert_parallel", "pipeline", "tensor_parallel"), BLOCK),
+    "log_level": one_of("debug", "info", "warning", "error", "critical"),
+    "timers": {"throughput": {"enabled": BOOL, "synchronized": BOOL}},
+    "flops_profiler": {
+        **dict.fromkeys(("enabled", "detailed"), BOOL),
+        **dict.fromkeys(("profile_step", "top_modules"), COUNT),
+        "recompute_fwd_factor": NOT_NEGATIVE,
+        "module_depth": Kind("a whole number of at least -1", lambda value: type(value) is int and value >= -1),
+        "output_file": TEXT,
+    },
+    "comms_logger": {**dict.fromkeys(("enabled", "verbose", "prof_all", "debug"), BOOL), "prof_ops": ANY},
+    # blocks that change nothing here, or that train.py refuses (features.py): anything passes
+    **dict.fromkeys(("checkpoint", "aio", "autotuning", "data_efficiency", "datastates_ckpt"), BLOCK),
+    **dict.fromkeys(("expert_parallel", "pipeline", "tensor_parallel"), BLOCK),
 }
 # Stricter than DeepSpeed's models, which let a loss scale be 0 or less while it is not used
 _STRICTER: Schema = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from common.hardware import Device, dotted
 from training.config import schema
 from training.config.problems import Problems, show
-from training.config.schema import AUTO, AUTO_KEYS
+from training.config.schema import AUTO
 from training.config.value_kinds import as_number
 
 LEAST_MUON_CLIP = 10
@@ -61,6 +61,15 @@ class Case:
     def zero_stage(self) -> int:
         return self.block("zero_optimization").get("stage", 0)
 
+    @property
+    def precision(self) -> str:
+        return precision(self.config)
+
+
+def precision(config: dict) -> str:
+    """Return "fp16", "bf16" or "fp32", whichever the file turns on."""
+    return next((name for name in ("fp16", "bf16") if config.get(name, {}).get("enabled", False)), "fp32")
+
 
 def check_flags(run: RunFacts, problems: Problems) -> None:
     """Check the flags that give the length of the run."""
@@ -108,10 +117,24 @@ def check_zero(case: Case, problems: Problems) -> None:
     if case.run.use_moe and case.zero_stage == 2 and zero.get("contiguous_gradients") is False:
         hint = "Set it to true."
         problems.add(f"{key}contiguous_gradients", "ZeRO-2 wants it true for a model with experts.", hint)
-    for name in ("offload_optimizer", "offload_param"):
-        if case.device.kind == "cpu" and zero.get(name, {}).get("device", "none") != "none":
-            what = "there is no GPU whose memory it could relieve."
-            problems.add(f"{key}{name}", what, f"Take it out: --set {key}{name}=null.")
+
+
+def check_gradients(case: Case, problems: Problems) -> None:
+    """Check for what DeepSpeed asserts of the gradients' types, sums and norm."""
+    zero, types, experts = case.block("zero_optimization"), case.block("data_types"), case.run.use_moe
+    if case.zero_stage == 2 and zero.get("reduce_scatter", True):
+        what = f"ZeRO-2 cannot do it with reduce_scatter{', which experts need' if experts else ''}."
+        for name, neutral in (("prescale_gradients", False), ("gradient_predivide_factor", 1)):
+            if case.config.get(name, neutral) != neutral:
+                problems.add(name, what, "Take it out, or use ZeRO-1: --set zero_optimization.stage=1.")
+    if types.get("param_dtype", case.precision) != case.precision:
+        problems.add("data_types.param_dtype", f"the file trains in {case.precision}.", "Take it out.")
+    if case.zero_stage == 0 and types.get("grad_accum_dtype", case.precision) != case.precision:
+        what = f"without ZeRO DeepSpeed sums gradients in the file's precision, {case.precision}."
+        problems.add("data_types.grad_accum_dtype", what, "Take it out, or use ZeRO.")
+    if zero.get("compute_grad_norm", True) is False and case.config.get("gradient_clipping", 0):
+        what = "gradient_clipping needs the norm."
+        problems.add("zero_optimization.compute_grad_norm", what, "Set it to true, or gradient_clipping to 0.")
 
 
 def check_optimizer(case: Case, problems: Problems) -> None:
@@ -167,7 +190,7 @@ def check_schedule(case: Case, problems: Problems) -> None:
     params = case.block("scheduler").get("params", {})
     for needed in _NEEDED.get(name, ()):
         if needed not in params:
-            hint = 'Write "auto".' if f"scheduler.params.{needed}" in AUTO_KEYS else "Write it."
+            hint = 'Write "auto".' if needed == "total_num_steps" else "Write it."
             problems.add(f"scheduler.params.{needed}", f"missing; {name} needs it.", hint)
 
 
@@ -206,6 +229,7 @@ def _divisors_of_both(run: RunFacts) -> str:
 CHECKS: tuple[Callable[[Case, Problems], None], ...] = (
     check_precision,
     check_zero,
+    check_gradients,
     check_optimizer,
     check_muon,
     check_schedule,

@@ -46,6 +46,7 @@ def test_only_what_is_said_reaches_the_terminal(tmp_path):
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "before\nsaid, 说\n", b"")
     log = (tmp_path / "logs" / "rank0.log").read_text()
     assert log.startswith("--- rank 0, process ")
+    assert not os.access(tmp_path / "logs" / "rank0.log", os.X_OK)
     assert log.count("printed " * 20) == 1000
     assert all(word in log for word in ("warned", "of a child", "error"))
 

@@ -169,6 +169,12 @@ def test_rows_longer_than_the_models_positions_make_room():
     assert model_config(run, vocab_size=100, bos_id=1, eos_id=2, pad_id=0).max_position_embeddings == 2048
 
 
+def test_positions_shorter_than_a_row_are_refused():
+    run = options({"max_seq_len": 128, "max_position_embeddings": 64}, {})
+    with pytest.raises(UserError, match=r"--max_position_embeddings 64 is less than a row of --max_seq_len 128"):
+        model_config(run, vocab_size=600)
+
+
 def test_every_shape_of_the_network_has_its_flag():
     assert set(command_line.model_flags()) == {
         "hidden_size",

@@ -83,10 +83,12 @@ def test_a_missing_file_lists_the_ones_there_are(tmp_path):
     ("text", "words"),
     [
         ('{\n  "a": 1\n  "b": 2\n}', "line 3, column 3: not valid JSON"),
-        ('{"a": 1,}', "comma after the last entry"),
-        ('{\n"a": 1, // the first\n"b": 2}', "no comments"),
         ('{"a": True}', "true, false, null"),
-        ("{'a': 1}", "double quotes"),
+        ('{"a": 1} # the first', "Comments begin with //"),
+        ('{"a": 1, /* twice */ "a": 2}', '"a" stands twice'),
+        ('{"a": Infinity, // no number\n}', "Infinity is not valid in JSON"),
+        ("[1, /* 2 */]", "one block"),
+        ('{"a": 1, // ' + "long " * 5000 + "\n}", "line 1, column"),
         ("", "the file is empty"),
         ("{,}", "line 1, column 2"),
         ('{"fp16": {"enabled": true, "enabled": false}}', '"enabled" stands twice'),
@@ -102,6 +104,11 @@ def test_unreadable_files(tmp_path, text, words):
         load(written(tmp_path, text))
     assert words in str(caught.value)
     assert "mine.json" in str(caught.value)
+
+
+def test_comments_and_last_commas_are_read_as_deepspeed_reads_them(tmp_path):
+    text = '\ufeff{\n  // of the reference run\n  "a": {"lr": 2e-4, /* peak */ "betas": [0.9, 0.999,],},\n}\n'
+    assert load(written(tmp_path, text), ["a.b=1"]) == {"a": {"lr": 2e-4, "betas": [0.9, 0.999], "b": 1}}
 
 
 def test_a_byte_order_mark_is_no_error(tmp_path):
