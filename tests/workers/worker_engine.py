@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from configurations import CONFIGURATIONS
 from cpu_fp16 import allow_fp16
 from learning_rate import warmup_cosine_lr
 
@@ -32,7 +33,7 @@ from training.config.resolve import Resolved, check
 from training.config.validate import RunFacts
 from training.data_sampler import SampleStream, divisor, tensors
 from training.engine.build import build_engine
-from training.engine.internals import loss_scale
+from training.engine.internals import MASTER, loss_scale, shards
 from training.evaluation.validation import evaluate
 from training.processes.process_group import World, sum_over_ranks
 from training.processes.rendezvous import form_process_group
@@ -315,6 +316,18 @@ def shipped(here: Here, *, name: str) -> dict[str, Any]:
     }
 
 
+def keys(here: Here, *, name: str) -> dict[str, Any]:
+    """One optimizer step of a configuration of configurations.py, and all that a checkpoint and an export read."""
+    wanted = CONFIGURATIONS[name]
+    config = DENSE if wanted.dense else MOE
+    size = ("train_batch_size=auto", "train_micro_batch_size_per_gpu=2", "gradient_accumulation_steps=2")
+    plan = resolved(here, wanted.base, *size, *wanted.changes, config=config)
+    training = Training(here, config, plan)
+    lines = training.run(2)
+    kept = sum(shard.values.numel() for shard in shards(training.engine) if shard.kind == MASTER)
+    return {"lines": lines, "kept": kept, "exported": len(training.weights()), "dtype": str(plan.precision)}
+
+
 def continued(here: Here, *, name: str, config: ModelConfig) -> dict[str, Any]:
     """Eight steps at a stretch, and the last four of them again from a checkpoint."""
     plan = resolved(
@@ -439,6 +452,7 @@ TWO = {
         for name in sorted(file.stem for file in CONFIGS.glob("*.json") if not file.stem.startswith("tuned-"))
         if "x1" not in name
     },
+    **{f"keys: {name}": partial(keys, name=name) for name in CONFIGURATIONS},
     "continued t4x2": partial(continued, name="t4x2", config=MOE),
     "continued t4x2_ep2": partial(continued, name="t4x2_ep2", config=SPLIT),
     "continued t4x2_muon": partial(continued, name="t4x2_muon", config=MOE),

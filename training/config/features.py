@@ -19,6 +19,8 @@ LACKING: Mapping[str, tuple[str, str]] = {
     "zero_optimization.zero_quantized_weights": (_ZERO3, "Take it out."),
     "zero_optimization.zero_quantized_nontrainable_weights": (_ZERO3, "Take it out."),
     "zero_optimization.zero_quantized_gradients": (_ZERO3, "Take it out."),
+    "zero_optimization.legacy_stage1": ("DeepSpeed has removed it.", "Take it out."),
+    "fp16.fp16_master_weights_and_grads": ("it goes with offloading, and here nothing is offloaded.", _SIZE),
     "activation_checkpointing": ("the model keeps its activations and recomputes none.", _SIZE),
     "autotuning": (
         "DeepSpeed's tuner would have to start train.py, and stop it after a few steps.",
@@ -50,7 +52,7 @@ LACKING: Mapping[str, tuple[str, str]] = {
 _NO_LOADER = "rows are read from shards, without DeepSpeed's loader"
 _OWN_CHECKPOINTS = "train.py writes checkpoints of its own format"
 _NO_OFFLOAD = "nothing is offloaded"
-_WITHOUT_EFFECT: Mapping[str, str] = {
+WITHOUT_EFFECT: Mapping[str, str] = {
     "checkpoint": _OWN_CHECKPOINTS,
     "zero_optimization.load_from_fp32_weights": _OWN_CHECKPOINTS,
     "zero_optimization.elastic_checkpoint": _OWN_CHECKPOINTS,
@@ -62,7 +64,7 @@ _WITHOUT_EFFECT: Mapping[str, str] = {
     "seq_parallel_communication_data_type": "rows are not split",
     "zero_optimization.leaf_module": "it is for ZeRO-3",
 }
-_OF_ZERO3 = (
+OF_ZERO3 = (
     "gather_16bit_weights_on_model_save max_live_parameters max_reuse_distance model_persistence_threshold "
     "module_granularity_threshold param_persistence_threshold prefetch_bucket_size use_all_reduce_for_fetch_params "
     "allgather_sequential sub_group_size memory_efficient_linear override_module_apply log_trace_cache_warnings "
@@ -90,11 +92,11 @@ def check_features(config: Mapping, problems: Problems) -> None:
 
 def without_effect(config: Mapping) -> Iterator[str]:
     """Yield a note for each key that is let through and changes nothing here."""
-    for key, why in _WITHOUT_EFFECT.items():
+    for key, why in WITHOUT_EFFECT.items():
         if _at(config, key) is not None:
             yield f"{key}: without effect here, {why}"
     zero = config.get("zero_optimization", {})
-    found = [name for name in zero if name.removeprefix("stage3_") in _OF_ZERO3.split()]
+    found = [name for name in zero if name.removeprefix("stage3_") in OF_ZERO3.split()]
     if found:
         yield f"zero_optimization: {', '.join(found)}: without effect, they are for ZeRO-3"
 

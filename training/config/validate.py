@@ -14,6 +14,8 @@ from training.config.value_kinds import as_number
 
 LEAST_MUON_CLIP = 10
 _MOST_EPOCHS = 1_000_000
+_GPU_ONLY = ("lamb", "lion")
+_NOT_WITH_ZERO = ("adagrad", "asgd", "nadam")
 # without which the schedule's constructor fails
 _NEEDED: Mapping[str, Iterable[str]] = {
     "WarmupCosineLR": ("total_num_steps",),
@@ -132,6 +134,10 @@ def check_gradients(case: Case, problems: Problems) -> None:
     if case.zero_stage == 0 and types.get("grad_accum_dtype", case.precision) != case.precision:
         what = f"without ZeRO DeepSpeed sums gradients in the file's precision, {case.precision}."
         problems.add("data_types.grad_accum_dtype", what, "Take it out, or use ZeRO.")
+    masters = "bf16_master_weights_and_grads", "bf16_optimizer_states"
+    if case.block("bf16").get(masters[0], False) != case.block("bf16").get(masters[1], False):
+        what = f"DeepSpeed wants both or neither of {' and '.join(masters)} where nothing is offloaded."
+        problems.add(f"bf16.{masters[0]}", what, "Set both to true to save memory, or take both out.")
     if zero.get("compute_grad_norm", True) is False and case.config.get("gradient_clipping", 0):
         what = "gradient_clipping needs the norm."
         problems.add("zero_optimization.compute_grad_norm", what, "Set it to true, or gradient_clipping to 0.")
@@ -158,6 +164,14 @@ def check_optimizer(case: Case, problems: Problems) -> None:
     if case.zero_stage > 0 and not allowed:
         hint = "Set it to true to use it all the same, or choose Adam, AdamW or Muon."
         problems.add("zero_allow_untested_optimizer", f"DeepSpeed has not tested {written} with ZeRO.", hint)
+    if name in _NOT_WITH_ZERO and case.zero_stage > 0:
+        what = f"{written}'s state cannot be spread over processes."
+        problems.add("optimizer.type", what, "Use --set zero_optimization.stage=0, or another optimizer.")
+    if name in _GPU_ONLY and case.device.kind == "cpu":
+        problems.add("optimizer.type", f"DeepSpeed has no {written} for a CPU.", "Use AdamW or Muon here.")
+    if name.startswith("mu") and name != "muon":
+        what = f"{written} scales by widths that only a model made with the package mup has."
+        problems.add("optimizer.type", what, f"Use {written[2:]} or Muon.")
     if name in ("adam", "adamw") and not params.get("torch_adam") and not case.device.has_compiler:
         what = f"DeepSpeed's own {written} is compiled at the first start, and there is no C++ compiler here."
         problems.add("optimizer.params.torch_adam", what, "Set it to true for PyTorch's, or install g++.")

@@ -309,6 +309,15 @@ def test_slow_bf16_on_a_cpu_is_noted_not_refused():
         (["optimizer.type=AdamWW"], ["optimizer.type", "Did you mean AdamW?"]),
         (["optimizer.type=sgd"], ["optimizer.type", "Did you mean SGD?"]),
         (["optimizer.params.lr=null"], ["optimizer.params.lr: missing"]),
+        (['optimizer={"type":"Adagrad","params":{"lr":0.1}}'], ["Adagrad's state cannot be spread", "stage=0"]),
+        (
+            ['optimizer={"type":"NAdam","params":{"lr":0.1}}', "zero_allow_untested_optimizer=true"],
+            ["NAdam's state cannot be spread"],
+        ),
+        (['optimizer={"type":"MuAdamW","params":{"lr":0.1}}'], ["the package mup", "Use AdamW or Muon"]),
+        (["fp16.fp16_master_weights_and_grads=true"], ["fp16_master_weights_and_grads: it goes with offloading"]),
+        (["zero_optimization.legacy_stage1=true"], ["legacy_stage1: DeepSpeed has removed it"]),
+        (["bf16.bf16_optimizer_states=true"], ["both or neither of bf16_master_weights_and_grads and bf16_optim"]),
         (['optimizer={"type":"SGD","params":{"lr":0.1}}'], ["zero_allow_untested_optimizer"]),
         # schedule
         (["scheduler.type=WarmupCosinLR"], ["scheduler.type", "Did you mean WarmupCosineLR?"]),
@@ -343,6 +352,13 @@ def test_contradiction(overrides, words):
         ("t4x2_muon", ["optimizer.params.fused=true"], T4X2, ["optimizer.params.fused"]),
         ("t4x2_muon", ["optimizer.params.ns_method=standard"], T4X2, ["ns_method", "bf16", "gram"]),
         ("t4x2_muon", ["optimizer.params.ns_method=polar"], T4X2, ["ns_method", "polar", "bf16", "gram"]),
+        (
+            "cpu_x2",
+            ['optimizer={"type":"Lion","params":{"lr":1e-3}}'],
+            CPU,
+            ["DeepSpeed has no Lion for a CPU", "AdamW or Muon"],
+        ),
+        ("cpu_x2", ['optimizer={"type":"Lamb","params":{"lr":1e-3}}'], CPU, ["DeepSpeed has no Lamb for a CPU"]),
         ("t4x2_muon", ["optimizer.params.adam_lr=null"], T4X2, ["optimizer.params.lr: missing"]),
     ],
 )
