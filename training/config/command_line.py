@@ -309,9 +309,4 @@ def model_config(run: Options, *, vocab_size: int, bos_id: int = 1, eos_id: int 
         config.validate()
     except ModelConfigError as error:
         raise UserError(f"the model cannot be built: {error}") from None
-    if config.max_position_embeddings < run.max_seq_len:
-        raise UserError(
-            f"--max_position_embeddings {config.max_position_embeddings} is less than a row of --max_seq_len "
-            f"{run.max_seq_len}: other programs would read no further; leave it out, or give at least {run.max_seq_len}"
-        )
     return config

@@ -171,7 +171,7 @@ def test_rows_longer_than_the_models_positions_make_room():
 
 def test_positions_shorter_than_a_row_are_refused():
     run = options({"max_seq_len": 128, "max_position_embeddings": 64}, {})
-    with pytest.raises(UserError, match=r"--max_position_embeddings 64 is less than a row of --max_seq_len 128"):
+    with pytest.raises(UserError, match=r"--max_position_embeddings 64: rows have 128 tokens"):
         model_config(run, vocab_size=600)
 
 
