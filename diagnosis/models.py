@@ -144,6 +144,7 @@ class HuggingFaceModel(ModelUnderTest):
         self.path, self.device = folder, torch.device(device)
         self.tokenizer, self.network = _load_transformers(folder)
         self.network.eval().to(self.device)
+        self._check_causal()
         config, tokenizer = self.network.config, self.tokenizer
         text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.vocab_size = max(int(text_config.vocab_size), len(tokenizer))
@@ -162,6 +163,19 @@ class HuggingFaceModel(ModelUnderTest):
             if saved.do_sample
             else DecodingSettings(0.0, 1.0, penalty)
         )
+
+    @torch.inference_mode()
+    def _check_causal(self) -> None:
+        """Raise UserError for an encoder, which transformers loads as a causal model if it is asked to."""
+        ids = torch.arange(8, device=self.device)[None] % self.network.get_input_embeddings().weight.shape[0]
+        other = ids.clone()
+        other[0, -1] = ids[0, 0]
+        first, second = (self.network(input_ids=each, use_cache=False).logits[:, :-1].float() for each in (ids, other))
+        if not torch.allclose(first, second, rtol=1e-2, atol=1e-2 * float(first.abs().max())):
+            raise UserError(
+                f"{self.path}: the model looks at the tokens that follow, as encoders such as BERT do: give a causal "
+                "language model, which predicts the next token from those before it"
+            )
 
     @torch.inference_mode()
     def logits(self, ids_BT: Tensor) -> Tensor:
@@ -232,7 +246,14 @@ def load_model_under_test(folder: Path, device: str = "auto") -> ModelUnderTest:
         raise UserError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
     if not read_object(folder / "config.json"):
         raise UserError(f"{folder / 'config.json'} is no JSON object that can be read: copy the model's folder again")
-    return OwnModel(folder, device) if _is_ours(folder) else HuggingFaceModel(folder, device)
+    if not _is_ours(folder):
+        return HuggingFaceModel(folder, device)
+    try:
+        return OwnModel(folder, device)
+    except UserError:
+        if "transformers_version" not in read_object(folder / "config.json"):
+            raise
+        return HuggingFaceModel(folder, device)  # saved by transformers, which may have changed more than its sizes
 
 
 def _is_ours(folder: Path) -> bool:

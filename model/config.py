@@ -147,10 +147,13 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, path: Path) -> ModelConfig:
-        """Read a `config.json` that `to_hf` wrote. Raise ModelConfigError for a file of another origin."""
+        """Read a `config.json` that `to_hf` wrote. Raise ModelConfigError for a file of another origin.
+
+        transformers carries the `bufudu` block along unseen: sizes that it has changed (more tokens) win over it.
+        """
         try:
-            own = json.dumps(read_json(path, _MOST_BYTES)["bufudu"])
-            config = TypeAdapter(cls).validate_json(own, strict=True)
+            found = read_json(path, _MOST_BYTES)
+            config = TypeAdapter(cls).validate_json(json.dumps(found["bufudu"]), strict=True)
         except json.JSONDecodeError as error:
             raise ModelConfigError(
                 f"{path} is damaged: no valid JSON ({error.msg}, line {error.lineno}); restore it "
@@ -162,6 +165,13 @@ class ModelConfig:
         except (KeyError, OSError, TypeError, ValueError) as error:
             raise ModelConfigError(f"{path} was not written by this project (no usable 'bufudu' block)") from error
         try:
+            config.validate()
+            changed = {
+                name: found[name]
+                for name, value in config.to_hf("").items()
+                if name in _SIZES and type(found.get(name)) is int and found[name] != value
+            }
+            config = replace(config, **changed)
             config.validate()
         except ModelConfigError as error:
             raise ModelConfigError(f"{path}: {error}") from None

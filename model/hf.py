@@ -12,13 +12,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from common.files import replace_files
+from common.files import read_json, replace_files
 from model.config import ModelConfig, ModelConfigError
 from model.moe import DeepSpeedMoE
 from model.transformer import CausalLM
 
 _DEEPSPEED_GATE = re.compile(r"(.*\.mlp)\.moe\.deepspeed_moe\.gate\.wg\.weight$")
 _DEEPSPEED_EXPERT = re.compile(r"(.*\.mlp)\.moe\.deepspeed_moe\.experts\.deepspeed_experts\.(\d+)\.(.*)$")
+_INDEX = "model.safetensors.index.json"
+_MOST_BYTES = 2**24  # of an index: a line a tensor
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What weights can be stored in."""
 GENERATION_CONFIG = "generation_config.json"
@@ -59,18 +61,20 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> CausalLM:
-    """Read a folder that `save_model` wrote, in evaluation mode.
+    """Read a folder that `save_model` wrote, or transformers from one of those, in evaluation mode.
 
     `dtype=None` keeps the stored precision. Raises ModelConfigError with one sentence if a file is missing, broken,
     or does not fit the configuration.
     """
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
+    if not weights_file.is_file() and (folder / _INDEX).is_file():
+        weights_file = folder / _INDEX  # several files, which it lists
     for path in (config_file, weights_file):
         if not path.is_file():
             raise ModelConfigError(f"{path} is missing: {_instead(folder)}")
     config = ModelConfig.from_hf(config_file)
     try:
-        weights = _read_tensors(weights_file, config)
+        weights = _read_tensors(_files(weights_file), config)
         with torch.device("meta"):
             model = CausalLM(config)
         model.load_state_dict(weights, strict=True, assign=True)
@@ -84,11 +88,6 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch
 
 def _instead(folder: Path) -> str:
     """Return what to do about a folder without model.safetensors, by what else is there."""
-    if (folder / "model.safetensors.index.json").is_file():
-        return (
-            "the weights are in several files; join them with from_pretrained and save_pretrained(FOLDER, "
-            'max_shard_size="100GB") of transformers'
-        )
     if next(folder.glob("pytorch_model*.bin"), None):
         return (
             "pytorch_model.bin is never read, since it may hold code; convert it with from_pretrained and "
@@ -97,11 +96,22 @@ def _instead(folder: Path) -> str:
     return "give the folder of a run or of a saved model"
 
 
-def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
+def _files(path: Path) -> list[Path]:
+    """Return the files that hold the weights: the one given, or those that it lists. ValueError if it lists others."""
+    if path.name != _INDEX:
+        return [path]
+    listed = read_json(path, _MOST_BYTES)
+    names = sorted(set(listed["weight_map"].values())) if isinstance(listed, dict) and "weight_map" in listed else []
+    if not names or not all(re.fullmatch(r"[\w-]+\.safetensors", str(name)) for name in names):
+        raise ValueError("it lists no safetensors files")
+    return [path.with_name(name) for name in names]
+
+
+def _read_tensors(paths: list[Path], config: ModelConfig) -> dict[str, Tensor]:
     """ValueError if there are too few for the configuration, which could ask for modules without end, or they are
     no weights.
     """
-    weights = load_file(path)
+    weights = {name: tensor for path in paths for name, tensor in load_file(path).items()}
     least = config.num_hidden_layers * (config.num_experts if config.use_moe else 1)
     if len(weights) < least:
         raise ValueError(f"{len(weights):,} tensors for {least:,} layers or experts")

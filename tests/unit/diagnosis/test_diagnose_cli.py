@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import diagnose
+from common.errors import UserError
 from corpus.pipeline import prepare
 from corpus.settings import PreparationSettings
 from corpus.shards import Corpus
 from corpus.tokenizer import write_hf_tokenizer
+from diagnosis.models import load_model_under_test
 from model import CausalLM, ModelConfig, save_model
 from model.init import init_weights
 from sample_stories import generate_stories
@@ -210,6 +213,36 @@ def test_chinese_from_end_to_end(place, tmp_path, capsys):
     assert found["language"] == "zh"
     assert all(re.search(r"[\u4e00-\u9fff]", text) for text in said)
     assert "原因" in capsys.readouterr().out or not found["causes"]
+
+
+def test_an_encoder_is_no_causal_model(stranger, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "encoder"
+    shutil.copytree(stranger, folder)
+    (folder / "model.safetensors").unlink()
+    shape = transformers.BertConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    shape.initializer_range = 0.2
+    transformers.BertForMaskedLM(shape).save_pretrained(folder)
+    with pytest.raises(UserError, match=r"encoder: the model looks at the tokens that follow.*causal language model"):
+        load_model_under_test(folder, "cpu")
+
+
+def test_our_model_with_an_output_layer_of_its_own_is_judged_through_transformers(place, tmp_path):
+    pytest.importorskip("transformers")
+    shutil.copytree(place / "run" / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["lm_head.weight"] = 2 * weights["model.embed_tokens.weight"]
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "model" / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="does not hold the weights"):  # nobody but us can have changed it
+        load_model_under_test(tmp_path / "model", "cpu")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"transformers_version": "5.0.0"}))
+    found, ours = (load_model_under_test(path, "cpu") for path in (tmp_path / "model", place / "run" / "model"))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.allclose(found.logits(ids), 2 * ours.logits(ids), atol=1e-3)
 
 
 def test_a_transformers_model_on_text(place, stranger, tmp_path, capsys):

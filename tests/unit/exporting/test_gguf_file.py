@@ -156,7 +156,7 @@ def test_a_folder_that_is_not_there(models: dict[str, Path], tmp_path: Path) -> 
         ("tokenizer.json", None, "tokenizer.json is missing: copy it there"),
         ("config.json", None, "config.json is missing"),
         ("model.safetensors", None, "model.safetensors is missing: give the folder of a run"),
-        ("model.safetensors", "model.safetensors.index.json", "the weights are in several files; join them"),
+        ("model.safetensors", "model.safetensors.index.json", "it lists no safetensors files"),
         ("model.safetensors", "pytorch_model.bin", "pytorch_model.bin is never read, since it may hold code"),
     ],
 )

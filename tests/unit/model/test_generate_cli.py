@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import generate
 from common.console import spell_out
@@ -58,6 +59,27 @@ def test_a_prompt_is_continued_as_the_model_does_it(cli, model_folder, tokenizer
 def test_a_run_folder_and_its_model_folder_are_the_same(cli, model_folder):
     arguments = ("--prompt", "山", "--seed", "1")
     assert cli(*arguments)[1] == cli(*arguments, checkpoint=model_folder)[1]
+
+
+def test_a_folder_that_transformers_saved_again_with_more_tokens_and_in_several_files(cli, model_folder):
+    arguments = ("--prompt", "山", "--greedy", "--json")
+    before = cli(*arguments)
+    weights = load_file(model_folder / "model.safetensors")
+    embedding = weights.pop("model.embed_tokens.weight")
+    more = {"model.embed_tokens.weight": torch.cat((embedding, torch.zeros(2, embedding.shape[1])))}
+    files = {"model-00001-of-00002.safetensors": weights, "model-00002-of-00002.safetensors": more}
+    index = {"metadata": {}, "weight_map": {tensor: name for name, part in files.items() for tensor in part}}
+    for name, part in files.items():
+        save_file(part, model_folder / name)
+    (model_folder / "model.safetensors").unlink()
+    (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(json.dumps(config | {"vocab_size": len(embedding) + 2}))
+    assert cli(*arguments) == before
+
+    for wrong in ({"weight_map": {"x": "../model.safetensors"}}, {"weight_map": {}}, [], {"weight_map": {"x": 3}}):
+        (model_folder / "model.safetensors.index.json").write_text(json.dumps(wrong))
+        refused(cli(*arguments), "model.safetensors.index.json does not hold the weights", "lists no safetensors files")
 
 
 def test_a_streamed_text_is_the_text(cli):
