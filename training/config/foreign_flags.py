@@ -7,7 +7,7 @@ equal here is answered with what to do instead. Every change is a line for the u
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from common.errors import UserError
@@ -188,7 +188,7 @@ def _of_json(name: str, value: str | None, other: Callable[[str], str | None]) -
     return _set({key: value} | ({auto: "auto"} if auto and given is None else {}))
 
 
-def _set(values: dict[str, object]) -> list[str]:
+def _set(values: Mapping[str, object]) -> list[str]:
     return [
         word
         for key, value in values.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from common.errors import UserError
@@ -110,7 +110,7 @@ def _json(text: str) -> object:
     return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _unique(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
     """Build a block; Python itself would keep the last of two equal keys and say nothing."""
     block: dict[str, object] = {}
     for key, value in pairs:
