@@ -718,7 +718,9 @@ def test_a_tokenizer_that_is_not_there(complaint, flags):
 
 def test_a_folder_that_is_no_corpus(complaint, flags, workplace):
     (workplace / "empty").mkdir(exist_ok=True)
-    assert "empty: neither a prepared folder nor one with text" in one_line(complaint(flags("runs/none", "--data", "empty")))
+    assert "empty: neither a prepared folder nor one with text" in one_line(
+        complaint(flags("runs/none", "--data", "empty"))
+    )
 
 
 def test_a_vocabulary_too_small_for_bytes(complaint, flags):

@@ -71,6 +71,7 @@ TAKEN = [
     ("--num_train_epochs 3.0 --output_dir runs/x", {"epochs": 3.0, "output": Path("runs/x")}, []),
     ("--resume_from_checkpoint True", {"resume": "auto"}, []),
     ("--resume_from_checkpoint runs/x/checkpoints/step-10", {"resume": "runs/x/checkpoints/step-10"}, []),
+    ("--model_name_or_path runs/base", {"init_from": Path("runs/base")}, []),
     ("--report_to tensorboard", {}, ["tensorboard.enabled=true"]),
     ("--report_to none", {}, ["tensorboard.enabled=false"]),
     ("--report_to wandb,tensorboard", {}, ["tensorboard.enabled=true", "wandb.enabled=true"]),
@@ -145,8 +146,8 @@ ANSWERED = [
     ("--report_to all", ["there is no --report_to", "tensorboard, wandb, comet_ml"]),
     ("--lr_scheduler_type polynomial", ["there is no --lr_scheduler_type", "constant_with_warmup, linear, cosine"]),
     ("--optim adamw_torch --overwrite_output_dir", ["--set optimizer=", "--resume never"]),
-    ("--model_name_or_path gpt2 --per_device_eval_batch_size 8", ["from scratch", "the micro-batch of the JSON"]),
-    ("--mode sft --compile=False", ["there is no --mode: train.py only pretrains", "nothing is compiled"]),
+    ("--per_device_eval_batch_size 8", ["evaluations take the micro-batch of the JSON"]),
+    ("--mode sft --compile=False", ["there is no --mode: what the data holds decides", "nothing is compiled"]),
     ("--learnin_rate 1e-4", ["there is no --learnin_rate"]),
     ("--deepspeed_confg x.json", ["there is no --deepspeed_confg, did you mean --deepspeed_config?"]),
     ("--num_gpus 2", ["it belongs to the launcher: deepspeed --num_gpus 2 train.py"]),
@@ -175,7 +176,7 @@ def test_our_own_flags_are_left_as_they_are():
 
 
 def test_the_reference_runs_line_gives_the_reference_run():
-    _, sets, said = understood(TAKEN[20][0])
+    _, sets, said = understood(next(line for line, *_ in TAKEN if "warmup_iters 2000" in line))
     result = check(load(T4X2_JSON, sets), RUN, T4X2, source="t4x2.json").resolve(1_413_103)
     assert (result.train_batch, result.warmup_steps, result.config["gradient_clipping"]) == (256, 500, 1.0)
     assert "--warmup_iters 2000: taken as scheduler.params.warmup_num_steps=500" in said
