@@ -3,6 +3,7 @@
 python generate.py --checkpoint runs/NAME                      # interactive; an empty line or Ctrl-D ends it
 python generate.py --checkpoint runs/NAME --prompt 从前有座山
 python generate.py --checkpoint runs/NAME --prompts prompts.txt --greedy --json > out.jsonl
+python generate.py --checkpoint runs/NAME --chat               # talk to a model that was fine-tuned on conversations
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", help="text to continue; '' lets the model begin")
     prompts.add_argument("--prompts", type=Path, help='file with a prompt a line, or .jsonl with "prompt" or "text"')
-    add("--max_new_tokens", type=positive, default=50, help="at most so many tokens a text (%(default)s)")
+    prompts.add_argument("--chat", action="store_true", help="answer in turns; from a pipe, a conversation a line")
+    add("--system", metavar="TEXT", help="with --chat: what the model is told before the conversation")
+    add("--max_new_tokens", type=positive, help="at most so many tokens a text (50; with --chat 256)")
     add("--temperature", type=at_least_zero, default=1.0, help="below 1 safer, above 1 wilder (%(default)s)")
     add("--top_k", type=whole, default=50, help="choose among the k best tokens; 0: all (%(default)s)")
     add("--top_p", type=amount, default=0.95, help="choose among the best tokens up to this probability (%(default)s)")
-    penalty_help = "above 1, tokens that have occurred become less likely; 1: off (%(default)s)"
-    add("--repetition_penalty", type=amount, default=1.2, help=penalty_help)
+    penalty_help = "above 1, tokens that have occurred become less likely; 1: off (1.2; with --chat 1)"
+    add("--repetition_penalty", type=amount, help=penalty_help)
     add("--greedy", action="store_true", help="always take the best token; no randomness")
     add("--no_repeat_ngram", type=whole, default=0, help="never write the same n tokens twice; 0: off (%(default)s)")
     add("--num_samples", type=positive, default=1, help="texts for each prompt (%(default)s)")
@@ -59,6 +62,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         raise UserError(f"--top_p is {args.top_p:g}: give a probability above 0 and at most 1, which is no limit")
     if args.greedy and args.num_samples > 1:
         raise UserError("--greedy writes one text a prompt: leave it or --num_samples out")
+    if args.chat and (args.json or args.num_samples > 1):
+        raise UserError(
+            "--chat answers once, in JSON where the input is no terminal: leave --json and --num_samples out"
+        )
+    if args.system is not None and not args.chat:
+        raise UserError("--system goes with --chat: leave it out, or write it into the prompt")
+    # An answer may be long, and has to use the words of its question.
+    args.max_new_tokens = args.max_new_tokens or (256 if args.chat else 50)
+    args.repetition_penalty = args.repetition_penalty or (1.0 if args.chat else 1.2)
     return args
 
 
@@ -150,7 +162,10 @@ def run(args: argparse.Namespace) -> None:
     from model import GenerationError, ModelConfigError
     from model.inference.prompts import Prompt, read_prompts
 
-    interactive = args.prompt is None and args.prompts is None and sys.stdin is not None and sys.stdin.isatty()
+    typed = sys.stdin is not None and sys.stdin.isatty()
+    if args.chat:
+        return _chat(folder, args, typed)
+    interactive = args.prompt is None and args.prompts is None and typed
     given = [Prompt(args.prompt, "--prompt")] if args.prompt is not None else []
     prompts = given or ([] if interactive else read_prompts(args.prompts))
     try:
@@ -162,6 +177,25 @@ def run(args: argparse.Namespace) -> None:
                 answer(generator, [Prompt(text, TYPED)], args)
             except UserError as error:
                 print(error, file=sys.stderr)
+    except (GenerationError, ModelConfigError) as error:
+        raise UserError(str(error)) from error
+
+
+def _chat(folder: Path, args: argparse.Namespace, typed: bool) -> None:
+    """Answer what is typed, or the conversations that standard input holds."""
+    from chat.terminal import Chat
+    from model import GenerationError, ModelConfigError
+
+    if sys.stdin is None:
+        raise UserError("--chat has nothing to read from: start it in a terminal, or give it JSON Lines")
+    try:
+        chat = Chat(load(folder, args), args.system)
+        if typed:
+            chat.talk()
+        else:
+            chat.answer_lines(sys.stdin)
+    except UnicodeDecodeError:
+        raise UserError("standard input is not UTF-8: convert the text, with iconv for instance") from None
     except (GenerationError, ModelConfigError) as error:
         raise UserError(str(error)) from error
 

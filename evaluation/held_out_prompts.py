@@ -6,14 +6,14 @@ repetition (evaluation/repetition.py) should be that of the true text. Greedy de
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 
-from corpus.shards import TokenStream
+from corpus.shards import MaskedStream, TokenStream
 from model import CausalLM, pad_left, until_eos
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 32, 32, 64
@@ -97,6 +97,41 @@ def select_prompts(
                 free = start + length + len(continuation)
                 break
     return selected
+
+
+def select_questions(stream: MaskedStream, *, most_tokens: int, count: int, new_tokens: int) -> HeldOutPrompts:
+    """Return at most `count` conversations up to an answer, with that answer: the same ones for the same stream.
+
+    They are spread evenly over the stream; a question of more than `most_tokens` is left out.
+    """
+    if not len(stream):
+        return HeldOutPrompts([], [], new_tokens)
+    ids, mask = stream.read(0, len(stream)), stream.mask.read(0, len(stream))
+    begins = np.flatnonzero(np.concatenate(([True], ids[:-1] == stream.eos_id)) & (ids == stream.bos_id))
+    answers = np.flatnonzero((mask[1:] == 1) & (mask[:-1] == 0)) + 1
+    starts = begins[np.searchsorted(begins, answers, side="right") - 1]
+    fitting = np.flatnonzero(answers - starts <= most_tokens)
+    selected = HeldOutPrompts([], [], new_tokens)
+    for place in fitting[np.linspace(0, len(fitting), min(count, len(fitting)), endpoint=False).astype(int)]:
+        start, answer = int(starts[place]), int(answers[place])
+        selected.prompts.append(ids[start:answer].tolist())
+        selected.continuations.append(until_eos(ids[answer : answer + new_tokens].tolist(), stream.eos_id)[0])
+    return selected
+
+
+def measure_answers(outputs: list[list[int]], truths: list[list[int]], new_tokens: int) -> dict[str, float]:
+    """Return how long answers are beside the true ones, and the shares that are empty or not over at `new_tokens`."""
+
+    def mean(values: Iterable[float]) -> float:
+        return float(np.mean(list(values)))
+
+    return {
+        "answer_tokens": mean(map(len, outputs)),
+        "true_answer_tokens": mean(map(len, truths)),
+        "empty_answers": mean(not output for output in outputs),
+        "endless_answers": mean(len(output) >= new_tokens for output in outputs),
+        "true_endless_answers": mean(len(truth) >= new_tokens for truth in truths),
+    }
 
 
 def _document_starts(stream: TokenStream, first: int, last: int, bos_id: int | None, eos_id: int) -> Iterator[int]:

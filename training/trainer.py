@@ -47,7 +47,8 @@ class Trainer:
         self.every = intervals(self.options, self.total_steps)
         self.order = SampleStream(self.train.num_rows(seq_len), seed, corpus.source_rows(seq_len))
         self.repetition = RepetitionEvaluator(self.val, config, seq_len=seq_len, seed=seed, world=self.world)
-        self.samples = SampleWriter(self.val, load_tokenizer(corpus.tokenizer_path), config, seed=seed)
+        tokenizer = load_tokenizer(corpus.tokenizer_path)
+        self.samples = SampleWriter(self.val, tokenizer, config, seq_len=seq_len, seed=seed)
         self.nonfinite = NonFiniteMonitor(engine)
         self.recorder = Recorder(engine, state, _constants(context), folder=context.output, console=self.console)
         self.saver = Saver(

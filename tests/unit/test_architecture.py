@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "corpus": {"common"},
     "sample_stories": {"common"},
     "evaluation": {"model", "corpus", "common"},
+    "chat": {"model", "corpus", "common"},
     "exporting": {"evaluation", "model", "corpus", "common"},
     "diagnosis": {"evaluation", "model", "corpus", "common"},
     "experiments": {"training", "diagnosis", "evaluation", "model", "corpus", "common"},

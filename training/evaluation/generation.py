@@ -8,8 +8,17 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from corpus.shards import TokenStream
-from evaluation.held_out_prompts import GREEDY, SAMPLED, generate_continuations, make_generator, select_prompts
+from corpus.shards import MaskedStream, TokenStream
+from evaluation.held_out_prompts import (
+    GREEDY,
+    SAMPLED,
+    HeldOutPrompts,
+    generate_continuations,
+    make_generator,
+    measure_answers,
+    select_prompts,
+    select_questions,
+)
 from evaluation.repetition import RepetitionMetrics, measure_repetition
 from model import CausalLM, GenerationError, ModelConfig, pad_left
 from training.checkpointing.export import inference_model
@@ -30,16 +39,10 @@ class RepetitionEvaluator:
 
     def __init__(self, stream: TokenStream, config: ModelConfig, *, seq_len: int, seed: int, world: World) -> None:
         self.config, self.seed, self.world = config, seed, world
-        # not beyond the positions that the model is trained on
-        prompt_tokens = max(2, min(PROMPT_TOKENS, seq_len // 4))
-        self.held_out = select_prompts(
-            stream,
-            bos_id=config.bos_token_id,
-            eos_id=config.eos_token_id,
-            count=PROMPTS,
-            prompt_tokens=prompt_tokens,
-            new_tokens=max(1, min(NEW_TOKENS, seq_len - prompt_tokens)),
-        )
+        if isinstance(stream, MaskedStream):
+            self.answers, self.held_out = True, _questions(stream, seq_len)
+        else:
+            self.answers, self.held_out = False, _beginnings(stream, config, seq_len)
         self.truth = measure_repetition(self.held_out.prompts, self.held_out.continuations)
 
     def figures(self, engine: Engine) -> tuple[dict[str, Any], str | None]:
@@ -57,7 +60,7 @@ class RepetitionEvaluator:
         problems = [result for result in found.values() if isinstance(result, str)]
         if problems:
             return {}, problems[0]
-        sampled, greedy, truth = found["sampled"], found["greedy"], self.truth
+        (sampled, _), (greedy, answers), truth = found["sampled"], found["greedy"], self.truth
         return {
             "repetition": sampled.repetition,
             "true_repetition": truth.repetition,
@@ -69,10 +72,14 @@ class RepetitionEvaluator:
             "loops": greedy.loops,
             "true_loops": truth.loops,
             "probe_seconds": round(time.perf_counter() - started, 3),
+            **answers,
         }, None
 
-    def _measured(self, model: CausalLM, mode: str) -> RepetitionMetrics | str:
-        """Return the figures of one way to decode, or what stood in the way: no reason to lose a run."""
+    def _measured(self, model: CausalLM, mode: str) -> tuple[RepetitionMetrics, dict[str, float]] | str:
+        """Return the figures of one way to decode, or what stood in the way: no reason to lose a run.
+
+        With conversations those of answers come along.
+        """
         try:
             outputs = generate_continuations(
                 make_generator(model, MODES[mode]),
@@ -85,15 +92,38 @@ class RepetitionEvaluator:
             return str(error)
         except torch.OutOfMemoryError:
             return "there is not enough memory beside the training"
-        return measure_repetition(self.held_out.prompts, outputs)
+        truths, limit = self.held_out.continuations, self.held_out.new_tokens
+        answers = measure_answers(outputs, truths, limit) if self.answers else {}
+        return measure_repetition(self.held_out.prompts, outputs), answers
+
+
+def _beginnings(stream: TokenStream, config: ModelConfig, seq_len: int) -> HeldOutPrompts:
+    """Return the beginnings of validation texts, not beyond the positions that the model is trained on."""
+    prompt_tokens = max(2, min(PROMPT_TOKENS, seq_len // 4))
+    return select_prompts(
+        stream,
+        bos_id=config.bos_token_id,
+        eos_id=config.eos_token_id,
+        count=PROMPTS,
+        prompt_tokens=prompt_tokens,
+        new_tokens=max(1, min(NEW_TOKENS, seq_len - prompt_tokens)),
+    )
+
+
+def _questions(stream: MaskedStream, seq_len: int, count: int = PROMPTS) -> HeldOutPrompts:
+    new_tokens = max(1, min(NEW_TOKENS, seq_len // 2))
+    return select_questions(stream, most_tokens=seq_len - new_tokens, count=count, new_tokens=new_tokens)
 
 
 class SampleWriter:
-    """Continues the beginnings of the first few validation documents."""
+    """Continues the beginnings of the first few validation documents, or answers a few questions of validation."""
 
-    def __init__(self, stream: TokenStream, tokenizer: Tokenizer, config: ModelConfig, *, seed: int) -> None:
+    def __init__(
+        self, stream: TokenStream, tokenizer: Tokenizer, config: ModelConfig, *, seq_len: int, seed: int
+    ) -> None:
         self.tokenizer, self.config, self.seed = tokenizer, config, seed
-        self.prompts = _document_starts(stream, config)
+        questions = _questions(stream, seq_len, SAMPLES) if isinstance(stream, MaskedStream) else None
+        self.prompts = questions.prompts if questions else _document_starts(stream, config)
 
     def write(self, engine: Engine) -> list[dict[str, str]]:
         """Return the lines of samples.jsonl on rank 0, none on the others; collective.

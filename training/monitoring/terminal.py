@@ -88,6 +88,12 @@ class Progress:
             f"distinct-2 {_share(figures['distinct_2'])} ({_share(figures['true_distinct_2'])})  "
             f"greedy loops {figures['loops'] * prompts:.0f} of {prompts}"
         )
+        if "answer_tokens" in figures:
+            self.console.say(
+                f"  answers of {figures['answer_tokens']:.1f} tokens (true {figures['true_answer_tokens']:.1f})  "
+                f"empty {_share(figures['empty_answers'])}  without an end {_share(figures['endless_answers'])} "
+                f"({_share(figures['true_endless_answers'])})"
+            )
 
     def alarm(self, step: int, name: str, message: str) -> None:
         """Say what goes wrong: what was seen, what it likely means, what to do."""

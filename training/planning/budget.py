@@ -227,7 +227,8 @@ def _evaluation_seconds(run: RunContext, trial: TrialEngine) -> tuple[float, flo
         length, seed = options.max_seq_len, options.seed
         repetition = RepetitionEvaluator(val, run.config, seq_len=length, seed=seed, world=run.world)
         evaluation = loss * len(rows) / len(few) + _second_time(trial, lambda: repetition.figures(trial.engine))
-    samples = SampleWriter(val, load_tokenizer(run.corpus.tokenizer_path), run.config, seed=options.seed)
+    tokenizer, seq_len = load_tokenizer(run.corpus.tokenizer_path), options.max_seq_len
+    samples = SampleWriter(val, tokenizer, run.config, seq_len=seq_len, seed=options.seed)
     return evaluation, _second_time(trial, lambda: samples.write(trial.engine))
 
 

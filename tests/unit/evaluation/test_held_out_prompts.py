@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus.shards import TokenStream
+from corpus.shards import MaskedStream, TokenStream
 from evaluation.held_out_prompts import (
     GREEDY,
     SAMPLED,
@@ -14,7 +14,9 @@ from evaluation.held_out_prompts import (
     HeldOutPrompts,
     generate_continuations,
     make_generator,
+    measure_answers,
     select_prompts,
+    select_questions,
 )
 from model import CausalLM, GenerationError, ModelConfig
 from model.init import init_weights
@@ -175,3 +177,27 @@ def test_a_model_that_has_diverged_is_an_error(tiny):
     torch.nn.init.constant_(tiny.model.norm.weight, float("nan"))
     with pytest.raises(GenerationError, match="not finite"):
         continuations(tiny, GREEDY)
+
+
+def test_questions_end_where_their_answers_begin():
+    first, second = [1, 9, 10, 2, 7, 1, 8], [1, 9, 11, 2, 7, 1, 8]
+    too_long = [1, 9, *range(30, 60), 2, 7, 1, 8]
+    ids = [*first, 20, 21, 2, *second, 22, 2, *too_long, 23, 2]
+    mask = [*[0] * 7, 1, 1, 1, *[0] * 7, 1, 1, *[0] * len(too_long), 1, 1]
+    arrays = [np.array(ids, np.uint16)], [np.array(mask, np.uint8)]
+    stream = MaskedStream(*arrays, bos_id=1, eos_id=2, pad_id=0)
+    found = select_questions(stream, most_tokens=20, count=9, new_tokens=1)
+    assert found.prompts == [first, second]
+    assert found.continuations == [[20], [22]]
+    empty = MaskedStream([], [], bos_id=1, eos_id=2, pad_id=0)
+    assert select_questions(empty, most_tokens=20, count=9, new_tokens=1).prompts == []
+
+
+def test_answers_are_measured_beside_the_true_ones():
+    assert measure_answers([[], [5, 5], [5] * 4], [[5], [5, 5], [5, 5, 5]], 4) == {
+        "answer_tokens": 2.0,
+        "true_answer_tokens": 2.0,
+        "empty_answers": pytest.approx(1 / 3),
+        "endless_answers": pytest.approx(1 / 3),
+        "true_endless_answers": 0.0,
+    }

@@ -109,4 +109,4 @@ def test_a_validation_split_of_a_few_tokens_is_measured_as_a_short_row(without_f
         assert corpus.split("val").batch(rows, length).shape == (len(rows), length + 1)
     config = ModelConfig(vocab_size=100)
     RepetitionEvaluator(corpus.split("val"), config, seq_len=16, seed=0, world=SimpleNamespace(rank=0, size=1))
-    assert len(SampleWriter(corpus.split("val"), None, config, seed=0).prompts) == int(tokens > 2)
+    assert len(SampleWriter(corpus.split("val"), None, config, seq_len=64, seed=0).prompts) == int(tokens > 2)
