@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from corpus.shards import MaskedStream
 from diagnosis.measured_text import Text
 from diagnosis.models import ModelUnderTest
 from evaluation.held_out_prompts import (
@@ -15,6 +16,7 @@ from evaluation.held_out_prompts import (
     HeldOutPrompts,
     generate_continuations,
     select_prompts,
+    select_questions,
 )
 from evaluation.repetition import METRICS, RepetitionMetrics, measure_repetition
 from model import GenerationError
@@ -57,13 +59,17 @@ def choose_prompts(text: Text, model: ModelUnderTest) -> HeldOutPrompts:
     """Return prompts with their true continuations; short ones for a model of few positions, fewer for a large one."""
     most = min(model.positions, 1024)
     prompt_tokens = min(PROMPT_TOKENS, most // 3)
+    count = 32 if model.active_parameters < 2e8 or model.device.type != "cpu" else 12
+    new_tokens = min(NEW_TOKENS, most - prompt_tokens)
+    if isinstance(text.held_out, MaskedStream):
+        return select_questions(text.held_out, most_tokens=most - new_tokens, count=count, new_tokens=new_tokens)
     return select_prompts(
         text.held_out,
         bos_id=model.bos_id,
         eos_id=model.eos_id,
-        count=32 if model.active_parameters < 2e8 or model.device.type != "cpu" else 12,
+        count=count,
         prompt_tokens=prompt_tokens,
-        new_tokens=min(NEW_TOKENS, most - prompt_tokens),
+        new_tokens=new_tokens,
     )
 
 

@@ -44,7 +44,7 @@ def sequences(
 
     Our own models take rows of packed documents (`rows`, or any) as in training. Another model gets each document by
     itself, because nothing would keep it from attending to the document before; without a BOS it starts with an EOS, as
-    a document in packed text does.
+    a document in packed text does. An id that is no target, such as those of questions, comes as `hidden(id)`.
     """
     budget = FLOP_BUDGET * (1 if model.device.type == "cpu" else 100)
     most = int(min(most_tokens, budget / (2 * model.active_parameters)))
@@ -52,7 +52,12 @@ def sequences(
         if rows is None:
             rows, seq_len = measured_rows(stream, most, seq_len)
         chosen = [rows[i] for i in spread(len(rows), most // seq_len)]
-        return list(stream.batch(chosen, seq_len)) if chosen else []
+        if not chosen:
+            return []
+        ids_BT, counted_BT = stream.batch(chosen, seq_len), stream.counted(chosen, seq_len)
+        if counted_BT is not None:
+            ids_BT[:, 1:] = np.where(counted_BT, ids_BT[:, 1:], hidden(ids_BT[:, 1:]))
+        return list(ids_BT)
     eos = [model.eos_id] if model.eos_id >= 0 else []
     before = eos if model.bos_id is None else []
     found = []
@@ -60,6 +65,16 @@ def sequences(
         whole = np.concatenate((before, ids, eos)).astype(np.int64)
         found += [whole[start : start + seq_len + 1] for start in range(0, len(whole) - 1, seq_len)]
     return found
+
+
+def hidden(ids: np.ndarray) -> np.ndarray:
+    """Return ids as those that are seen and not measured, below PADDED; the same function brings them back."""
+    return PADDED - 1 - ids
+
+
+def seen(ids: Tensor) -> Tensor:
+    """Return what a model reads: hidden ids as they are, and 0 for padding."""
+    return torch.where(ids < PADDED, PADDED - 1 - ids, ids).clamp_min(0)
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -78,7 +93,7 @@ def measure_losses(model: ModelUnderTest, ids: list[np.ndarray], of: int | None 
     sums, counts, padding = (torch.zeros(size, dtype=torch.float64) for size in (len(OFFSETS), len(OFFSETS), 2))
     per_sequence: list[float] = []
     for ids_BT in _batches(ids, model.vocab_size):
-        log_p_BTV = model.logits(ids_BT[:, :-1].clamp_min(0)).log_softmax(-1).cpu()
+        log_p_BTV = model.logits(seen(ids_BT[:, :-1])).log_softmax(-1).cpu()
         for index, offset in enumerate(OFFSETS):
             nats_BT, known_BT = _nats(log_p_BTV, ids_BT, offset)
             sums[index] += nats_BT.double().sum()
@@ -118,8 +133,8 @@ def _nats(log_p_BTV: Tensor, ids_BT: Tensor, offset: int) -> tuple[Tensor, Tenso
     positions = min(log_p_BTV.shape[1], ids_BT.shape[1] - offset)
     targets_BT = ids_BT[:, offset : offset + positions]
     # a prediction counts where the next token is known, so that every offset is measured at the same positions
-    known_BT = (targets_BT != PADDED) & (ids_BT[:, 1 : positions + 1] != PADDED)
-    nats_BT = -log_p_BTV[:, :positions].gather(-1, targets_BT.clamp_min(0)[..., None])[..., 0]
+    known_BT = (targets_BT != PADDED) & (ids_BT[:, 1 : positions + 1] > PADDED)
+    nats_BT = -log_p_BTV[:, :positions].gather(-1, seen(targets_BT)[..., None])[..., 0]
     return nats_BT.where(known_BT, torch.zeros(())), known_BT
 
 
@@ -127,5 +142,5 @@ def _padding(log_p_BTV: Tensor, ids_BT: Tensor, model: ModelUnderTest) -> Tensor
     """Return (sum of p(padding) after each EOS, number of EOS)."""
     if model.pad_id is None or model.eos_id < 0:
         return torch.zeros(2, dtype=torch.float64)
-    after_eos = log_p_BTV[..., model.pad_id][ids_BT[:, :-1] == model.eos_id]
+    after_eos = log_p_BTV[..., model.pad_id][seen(ids_BT[:, :-1]) == model.eos_id]
     return torch.tensor([after_eos.double().exp().sum().item(), len(after_eos)], dtype=torch.float64)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from corpus.ngram_baselines import NGramBaselines
-from diagnosis.losses import Losses, measure_losses, sequences, spread
+from diagnosis.losses import Losses, measure_losses, seen, sequences, spread
 from diagnosis.measured_text import Text, documents
 from diagnosis.models import ModelUnderTest, OwnModel
 from evaluation.repetition import RepetitionMetrics, repetition_rate
@@ -141,7 +141,7 @@ def measure_expert_load(model: ModelUnderTest, ids: list[np.ndarray]) -> list[li
     count = math.ceil(ROUTED_TOKENS * len(ids) / sum(map(len, ids)))
     with model.record_router_probabilities() as layers:
         for index in spread(len(ids), count):
-            model.logits(torch.from_numpy(ids[index])[None, :-1])
+            model.logits(seen(torch.from_numpy(ids[index]))[None, :-1])
     if not all(layers):
         return None
     loads = []
@@ -154,7 +154,8 @@ def measure_expert_load(model: ModelUnderTest, ids: list[np.ndarray]) -> list[li
 
 def measure_weight_change(model: ModelUnderTest, run: RunRecord | None) -> WeightChange | None:
     """Return how far the weights are from the initial ones of the run's seed; None for a model of another project."""
-    seed = run.flags.get("seed") if run else None
+    # a run that began with trained weights has none that could be drawn again
+    seed = run.flags.get("seed") if run and not run.flags.get("init_from") else None
     if not isinstance(model, OwnModel) or not isinstance(seed, int) or model.parameters > MOST_INITIAL_PARAMETERS:
         return None
     initial = CausalLM(model.network.config)

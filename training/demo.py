@@ -1,4 +1,5 @@
-"""`make demo`: train on the sample stories, write some, diagnose the run, and count the stories that make sense."""
+"""`make demo`: train on the sample stories, write some, diagnose the run, count the stories that make sense, and teach
+the model to answer questions about them."""
 
 from __future__ import annotations
 
@@ -20,12 +21,18 @@ from common.hardware import detect
 from common.nvidia import why_unusable
 from model import CausalLM, load_model
 from sample_stories import check
+from sample_stories.questions import ask, write_questions
+from training.data import DATA_FOLDER
+from training.evaluation.story_questions import answer_questions
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = Path("runs/demo")
+RUN, CHAT_RUN = Path("runs/demo"), Path("runs/demo-chat")
 PROMPT = "有一天早上，"
 STORIES, BATCH, LONGEST = 64, 32, 240
 TEMPERATURE, TOP_P = 0.7, 0.95
+# Stories with questions to learn from and to be asked about; of other seeds than each other's and the corpus's
+TAUGHT, TAUGHT_SEED, ASKED, ASKED_SEED = 4_000, 1, 200, 2
+FINE_TUNING = "65s"
 
 
 def main() -> int:
@@ -38,16 +45,11 @@ def main() -> int:
     # DeepSpeed's launcher would look for a GPU, and warn
     environment = os.environ | ({"DS_ACCELERATOR": "cpu"} if device.kind == "cpu" else {})
     launcher = Path(sys.executable).with_name("deepspeed")
+    deepspeed = str(launcher) if launcher.is_file() else "deepspeed"
+    train = [deepspeed, "--quiet", "--num_gpus", str(processes), "train.py", "--output"]
+    questions = DATA_FOLDER / f"story-questions-{TAUGHT}.jsonl"
     commands = [
-        [
-            str(launcher) if launcher.is_file() else "deepspeed",
-            "--quiet",
-            "--num_gpus",
-            str(processes),
-            "train.py",
-            "--output",
-            str(RUN),
-        ],
+        [*train, str(RUN)],
         [
             sys.executable,
             "generate.py",
@@ -69,13 +71,46 @@ def main() -> int:
         [sys.executable, "diagnose.py", "--checkpoint", str(RUN), "--html", str(RUN / "diagnosis.html")],
     ]
     for command in commands:
-        print(f"\n$ {' '.join([Path(command[0]).name, *command[1:]])}", flush=True)
-        if status := subprocess.run(command, cwd=ROOT, env=environment).returncode:
+        if status := _run(command, environment):
             return status
-    for line in verdict(RUN, "cuda" if device.kind == "cuda" else "cpu"):
+    kind = "cuda" if device.kind == "cuda" else "cpu"
+    for line in verdict(RUN, kind):
+        print(line, flush=True)
+    if not (ROOT / questions).is_file():
+        write_questions(ROOT / questions, TAUGHT, TAUGHT_SEED, hamlet=kind == "cpu")
+    flags = ["--init_from", str(RUN), "--data", str(questions), "--budget", FINE_TUNING, "--skip_preflight"]
+    if status := _run([*train, str(CHAT_RUN), *flags], environment):
+        return status
+    for line in answers(kind):
         print(line)
     print(f"\ntime: {human_time(time.monotonic() - started)}")
     return 0
+
+
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    """Show and run a command; return its exit status."""
+    print(f"\n$ {' '.join([Path(command[0]).name, *command[1:]])}", flush=True)
+    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+
+
+def answers(device: str) -> list[str]:
+    """Say how many questions about stories the base and the fine-tuned model answer right."""
+    asked = list(ask(ASKED, ASKED_SEED, hamlet=device == "cpu"))
+    scores = []
+    for run in (RUN, CHAT_RUN):
+        tokenizer = Tokenizer.from_file(str(run / "model" / "tokenizer.json"))
+        scores.append(answer_questions(load_model(run / "model", device=device), tokenizer, asked))
+    before, after = scores
+    kinds = ", ".join(f"{kind} {after.right[kind]} of {count}" for kind, count in sorted(after.asked.items()))
+    return [
+        "",
+        f"questions about {ASKED} new stories, judged by the stories' world",
+        f"  right before fine-tuning {before.share:.0%}, after {after.share:.0%}; guessing among fitting names would "
+        f"give {after.chance:.0%}",
+        f"  after, by kind: {kinds}",
+        f"  {after.example[0]} {after.example[1]}",
+        f"  ask it       {beside(sys.executable)} generate.py --checkpoint {CHAT_RUN} --chat",
+    ]
 
 
 def verdict(run: Path, device: str) -> list[str]:
