@@ -131,7 +131,7 @@ def _own_runs(two: TwoMachines, work: Workplace) -> None:
 
 def _docker(two: TwoMachines, work: Workplace) -> None:
     for machine in two.machines:
-        machine.run("ip", "link", "add", "docker0", "type", "dummy")
+        machine.run("ip", "link", "add", "name", "docker0", "type", "bridge")
         machine.run("ip", "addr", "add", "172.17.0.1/16", "dev", "docker0")
         machine.run("ip", "link", "set", "docker0", "up")
 

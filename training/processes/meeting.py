@@ -34,6 +34,7 @@ from training.processes.stopping import StoppedEarly
 CONNECT_TIMEOUT, STORE_TIMEOUT = timedelta(seconds=5), timedelta(days=1)
 SAME_LAUNCH = 10.0  # within which one launch starts its processes on all machines
 SAME_TRIAL = 60.0  # within which someone starts them by hand
+SUCCESSOR = 20.0  # for the rank of this launch to come where one that was started at another time is there
 FOREIGN = 10.0  # for an earlier run to leave the port
 ENDING = 30.0  # the same while it shows that it ends, and for the next rank 0 to come after it has gone
 POLL = 0.2
@@ -104,21 +105,32 @@ class Meeting:
     def wait_for_all(self, seconds: float) -> dict[int, Participant]:
         """Return the others when all are there; raise UserError after so many seconds, saying what to check."""
         started, said = time.monotonic(), 0.0
-        while len(self.members) < self.size - 1:
+        complete: float | None = None
+        while True:
             self._read_claims()
-            waited = time.monotonic() - started
-            if waited > said + seconds / SAYINGS:
+            now = time.monotonic()
+            waited = now - started
+            if len(self.members) == self.size - 1:
+                complete = complete or now
+                if self._all_of_this_launch(now - complete):
+                    break
+            elif waited > seconds:
+                raise UserError(self._give_up(waited))
+            elif waited > said + seconds / SAYINGS:
                 ssh = "" if said else self._ssh()
                 said = waited
                 self.say(f"waiting for {self._missing()}, {waited:.0f} s{ssh}")
-            if waited > seconds:
-                raise UserError(self._give_up(waited))
             time.sleep(POLL)
         others = {rank: participant for rank, (_, participant) in sorted(self.members.items())}
         self.master = self._master_address(others)
         claims = [number for number, _ in self.members.values()]
         self.store.set("met", json.dumps({"claims": claims, "master": self.master}))
         return others
+
+    def _all_of_this_launch(self, waited: float) -> bool:
+        """Return whether no member looks like one of an earlier launch, or its successor was waited for long enough."""
+        apart = [self.me.apart(member) for _, member in self.members.values()]
+        return waited >= SUCCESSOR or max(apart, default=0.0) <= SAME_LAUNCH
 
     def _read_claims(self) -> None:
         for number in range(self._read + 1, self.store.add("claims", 0) + 1):
@@ -142,6 +154,9 @@ class Meeting:
             if apart <= SAME_LAUNCH:
                 raise UserError(f"{text}: start all with the same command, files and versions")
             self.say(f"{text}: turned away; still waiting for rank {claimant.rank}")
+            return
+        if apart == float("inf"):
+            self._turn_away(number, f"{claimant.name} is of another launch than {self.me.name}")
             return
         if claimant.rank in self.members:
             other_number, other = self.members[claimant.rank]

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from threading import Timer
 
 import psutil
 import pytest
@@ -39,6 +40,7 @@ def quick(monkeypatch):
         monkeypatch.setenv(name, "1")
     monkeypatch.setattr(meeting, "POLL", 0.01)
     monkeypatch.setattr(meeting, "FOREIGN", 0.3)
+    monkeypatch.setattr(meeting, "SUCCESSOR", 1.0)
     monkeypatch.setattr(meeting, "ENDING", 30.0)
     monkeypatch.setattr(meeting, "CONNECT_TIMEOUT", timedelta(seconds=1))
 
@@ -118,6 +120,20 @@ def test_of_two_with_the_same_settings_the_one_of_this_start_is_taken(place, fir
     stale = 1 + ages.index(100)
     assert place.answer(stale).startswith("rank 1 (process 1 on ")
     assert place.answer(3 - stale) == ""
+
+
+def test_the_rank_of_this_start_may_come_after_a_stale_one(place):
+    meeting = place.meeting()
+    place.claim(1, started=NOW - 100, pid=100)
+    Timer(0.5, place.claim, (2,), {"pid": 1}).start()
+    assert meeting.wait_for_all(5)[1].pid == 1
+    assert "has taken the place of" in place.answer(1)
+
+
+def test_a_rank_that_someone_started_by_hand_long_ago_is_let_in(place):
+    meeting = place.meeting()
+    place.claim(1, started=NOW - 100, pid=100)
+    assert meeting.wait_for_all(5)[1].pid == 100
 
 
 def test_a_rank_of_another_launcher_on_the_same_machine_is_never_nearer(place):
