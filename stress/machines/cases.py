@@ -296,9 +296,9 @@ def _addresses() -> list[Case]:
         Case(
             "slots=0 on the first machine",
             "start with deepspeed --master_addr 10.99.0.2",
-            hosts="mA slots=0\nmB slots=1\n",
+            hosts="mA slots=0\nmB slots=2\n",
         ),
-        Case("--include mB alone", "--force_multi", launcher=("--include", "mB")),
+        Case("--include mB alone", "--force_multi", launcher=("--include", "mB"), hosts="mA slots=2\nmB slots=2\n"),
         Case("another program at the port", "is in use, perhaps by another run", before=_listener),
         Case("runs/ not shared, an old lock in it", "is not the folder of that name", before=_own_runs),
         Case("slots=0 on the second machine", "no slots", (0,), hosts="mA slots=2\nmB slots=0\n", finishes=True),
