@@ -16,7 +16,8 @@ from stress.chaos.workplace import Workplace
 from stress.machines.two_machines import TwoMachines
 
 BOTH = "mA slots=1\nmB slots=1\n"
-KEEP_ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3 -o ConnectTimeout=10 -o BatchMode=yes"
+# longer than a cut that the run survives: an ssh that gives up stops it
+KEEP_ALIVE = "-o ServerAliveInterval=15 -o ServerAliveCountMax=4 -o ConnectTimeout=10 -o BatchMode=yes"
 MEET = 45.0  # seconds that a rank is waited for, here; 300 otherwise
 PATIENCE = 240.0
 
