@@ -87,7 +87,7 @@ class Plan:
         phases, resolved = self._memory(self.resolved), self.resolved
         peak = max(phases, key=lambda phase: phase.total)
         others = ", ".join(f"{phase.phase} {_bytes(phase.total)}" for phase in phases if phase is not peak)
-        rest = process_bytes(peak, self.device) - peak.total
+        rest = process_bytes(peak, self.device, self.model) - peak.total
         what = "CUDA context, libraries, allocator" if self.device.kind == "cuda" else "Python and its libraries"
         rough = "; rough, the layers that ZeRO-3 gathers are not in it" if resolved.zero_stage == 3 else ""
         stages = [
@@ -124,7 +124,8 @@ class Plan:
         ]
 
     def _verdict(self, peak: MemoryEstimate) -> str:
-        needed, available = process_bytes(peak, self.device), available_bytes(self.device, self.world_size)
+        needed = process_bytes(peak, self.device, self.model)
+        available = available_bytes(self.device, self.world_size)
         figures = f"{_bytes(needed)} of {_bytes(available)} ({self.device.name})"
         if needed > available:
             return f"does NOT fit: {figures}. {self._hint()}"
