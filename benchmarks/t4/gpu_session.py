@@ -232,7 +232,7 @@ def _figures(args: argparse.Namespace, micro: int, ep_size: int, work: Path) -> 
 def main(argv: Sequence[str]) -> int:
     """Print the table; return 1 if a session failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=prepared, help="folder made by prepare.py")
+    parser.add_argument("--data", type=Path, help="folder made by prepare.py")
     parser.add_argument("--ds_config", type=file, default=ROOT / "ds_configs" / "t4x2.json")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--micro", type=int, nargs="+", default=[32, 64, 96])
@@ -244,8 +244,10 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.worker:
         return worker(args.worker, args.flags, null_driver=args.null_driver)
-    if not args.data:
-        parser.error("--data is needed: a folder made by prepare.py")
+    try:
+        args.data = prepared(str(args.data))
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"--data: {error}")
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
