@@ -75,9 +75,13 @@ class OwnModel(Backend):
         return ids[:-1]
 
     def fit(self, text: str, most_tokens: int) -> str:
-        """Return a text, or its beginning if it has more tokens than that."""
+        """Return a text, or its beginning if it has more tokens than that, without a BOS and EOS of its own.
+
+        Those of a document are put there by whoever encodes it; the packer alone does not double what a text has.
+        """
         ids = self.encode(text)
-        return text if len(ids) <= most_tokens else self.decode(ids[1:most_tokens]).rstrip("\ufffd")
+        beginning = self.decode(ids[1:most_tokens])
+        return beginning if len(ids) <= most_tokens else beginning.rstrip("\ufffd")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids, special tokens included."""

@@ -72,6 +72,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [
         *(story[:60] for story in generate_stories(3, seed=2)),
         "它's 2026 年 11 月，3.14%。\n\n  if x:\n\treturn  1 ",
+        "<|im_start|>问？<|im_end|> <|im_start|>答。<|im_end|>",
         "a<|im_end|> 😀 Ångström ＡＢＣ",
     ]
     path = tmp_path_factory.mktemp("texts") / "texts.jsonl"

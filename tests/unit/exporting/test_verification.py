@@ -47,7 +47,7 @@ def test_the_folder_is_the_trained_model_in_transformers(models: dict[str, Path]
     same, printed = verified(models[shape], models[shape], texts)
     assert same, printed
     assert "transformers            100.0%" in printed
-    assert "5 of 5" in printed
+    assert "6 of 6" in printed
 
 
 def test_what_transformers_saves_is_still_the_trained_model(
