@@ -83,8 +83,7 @@ class Launch:
 
     def interrupt(self, number: int = SIGINT) -> None:
         """Signal the whole process group, as a terminal does."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.runner.pid, number)
+        self.two.signal_group(self.runner, number)
 
     def kill_runner(self, *, pdsh: bool = False) -> None:
         """Kill the `deepspeed` command, or pdsh below it."""

@@ -200,6 +200,13 @@ class TwoMachines:
                 start_new_session=True,
             )
 
+    def signal_group(self, head: subprocess.Popen[bytes], number: int) -> None:
+        """Signal what `popen` has started, with its children on mA, as a terminal does; not nsenter, for its status."""
+        for process in self.a.processes():
+            with suppress(ProcessLookupError):
+                if process.pid != head.pid and os.getpgid(process.pid) == head.pid:
+                    os.kill(process.pid, number)
+
     def training(self) -> list[tuple[str, Process]]:
         """Return what is left of a run on either machine."""
         return [(machine.name, process) for machine in self.machines for process in machine.training]

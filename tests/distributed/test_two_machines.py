@@ -1,7 +1,6 @@
 """Two machines, played by namespaces: a real run over ssh and pdsh, and toy ranks whose link is cut."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -68,7 +67,7 @@ def starts(two, workplace, flags):
         time.sleep(0.01)
     two.cut()  # so that it does not come to its end before it is interrupted
     first.steps = first.last_step()
-    os.killpg(first.process.pid, signal.SIGINT)
+    two.signal_group(first.process, signal.SIGINT)
     time.sleep(1)
     two.restore()
     first.status, first.said = first.process.wait(100), first.output
