@@ -198,12 +198,17 @@ def _interrupt_the_meeting(two: TwoMachines, launch: Launch, run_folder: Path) -
     launch.interrupt()
 
 
-def _kill_head(*, pdsh: bool) -> Callable[[TwoMachines, Launch, Path], None]:
-    def kill(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
-        _in_steps(launch, run_folder)
-        launch.kill_runner(pdsh=pdsh)
+def _kill_pdsh(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
+    _in_steps(launch, run_folder)
+    launch.kill_runner(pdsh=True)
 
-    return kill
+
+def _kill_head_then_stop(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
+    """Without the command pdsh and the run go on; a SIGTERM to one rank ends all."""
+    _in_steps(launch, run_folder)
+    launch.kill_runner()
+    time.sleep(5)
+    two.b.send(SIGTERM, "rank1")
 
 
 def _cut(seconds: float) -> Callable[[TwoMachines, Launch, Path], None]:
@@ -323,7 +328,7 @@ def _under_way() -> list[Case]:
         Case("Ctrl-C", "", (1,), then=_interrupt(), **endless),
         Case("SIGTERM to rank 1", "stopped by SIGTERM", (0,), then=_kill(1, SIGTERM), **endless),
         Case("the terminal closed", "", (-1, 129), then=_interrupt(SIGHUP), **endless),
-        Case("the deepspeed command killed", "", (-9, 137), then=_kill_head(pdsh=False), **endless),
-        Case("pdsh killed", "", (-9, 0, 1), then=_kill_head(pdsh=True), **endless),
+        Case("the deepspeed command killed, rank 1 stopped", "", (-9, 137), then=_kill_head_then_stop, **endless),
+        Case("pdsh killed", "", (-9, 0, 1, 137), then=_kill_pdsh, **endless),
         *(Case(f"the link cut for {s} s", "", then=_cut(s), **long) for s in (10, 20, 30, 36)),
     ]
