@@ -198,17 +198,16 @@ def _interrupt_the_meeting(two: TwoMachines, launch: Launch, run_folder: Path) -
     launch.interrupt()
 
 
-def _kill_pdsh(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
+def _kill_head_then_stop(two: TwoMachines, launch: Launch, run_folder: Path, *, pdsh: bool = False) -> None:
+    """Without the command or pdsh the run goes on; a SIGTERM to one rank ends all."""
     _in_steps(launch, run_folder)
-    launch.kill_runner(pdsh=True)
-
-
-def _kill_head_then_stop(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
-    """Without the command pdsh and the run go on; a SIGTERM to one rank ends all."""
-    _in_steps(launch, run_folder)
-    launch.kill_runner()
+    launch.kill_runner(pdsh=pdsh)
     time.sleep(5)
     two.b.send(SIGTERM, "rank1")
+
+
+def _kill_pdsh_then_stop(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
+    _kill_head_then_stop(two, launch, run_folder, pdsh=True)
 
 
 def _cut(seconds: float) -> Callable[[TwoMachines, Launch, Path], None]:
@@ -329,6 +328,6 @@ def _under_way() -> list[Case]:
         Case("SIGTERM to rank 1", "stopped by SIGTERM", (0,), then=_kill(1, SIGTERM), **endless),
         Case("the terminal closed", "", (-1, 129), then=_interrupt(SIGHUP), **endless),
         Case("the deepspeed command killed, rank 1 stopped", "", (-9, 137), then=_kill_head_then_stop, **endless),
-        Case("pdsh killed", "", (-9, 0, 1, 137), then=_kill_pdsh, **endless),
+        Case("pdsh killed, rank 1 stopped", "", (-9, 0, 1, 137), then=_kill_pdsh_then_stop, **endless),
         *(Case(f"the link cut for {s} s", "", then=_cut(s), **long) for s in (10, 20, 30, 36)),
     ]
