@@ -210,6 +210,12 @@ def _kill_pdsh_then_stop(two: TwoMachines, launch: Launch, run_folder: Path) -> 
     _kill_head_then_stop(two, launch, run_folder, pdsh=True)
 
 
+def _hang_up_then_stop(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
+    _interrupt(SIGHUP)(two, launch, run_folder)
+    time.sleep(5)
+    two.b.send(SIGTERM, "rank1")
+
+
 def _cut(seconds: float) -> Callable[[TwoMachines, Launch, Path], None]:
     def cut(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
         _in_steps(launch, run_folder)
@@ -326,7 +332,7 @@ def _under_way() -> list[Case]:
         Case("the link cut for good", "rank 1 (process", (1, 255), then=_cut(0), **endless),
         Case("Ctrl-C", "", (1,), then=_interrupt(), **endless),
         Case("SIGTERM to rank 1", "stopped by SIGTERM", (0,), then=_kill(1, SIGTERM), **endless),
-        Case("the terminal closed", "", (-1, 129), then=_interrupt(SIGHUP), **endless),
+        Case("the terminal closed, rank 1 stopped", "", (-1, 1, 129), then=_hang_up_then_stop, **endless),
         Case("the deepspeed command killed, rank 1 stopped", "", (-9, 137), then=_kill_head_then_stop, **endless),
         Case("pdsh killed, rank 1 stopped", "", (-9, 0, 1, 137), then=_kill_pdsh_then_stop, **endless),
         *(Case(f"the link cut for {s} s", "", then=_cut(s), **long) for s in (10, 20, 30, 36)),
