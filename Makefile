@@ -1,4 +1,4 @@
-# make demo   everything from nothing: environment, sample corpus, training on two processes, text, diagnosis
+# make demo   everything from nothing: environment, sample corpus, training on two processes, text, diagnosis, questions
 # make test   everything from nothing: environment, the whole test suite
 # make check  formatting, lint, types and the fast tests: under two minutes, before every commit
 #             (make types, make fast: these alone)
