@@ -27,6 +27,15 @@ LFS_MARK = b"version https://git-lfs.github.com/spec/"
 """What a file begins with that stands for another one in a Git repository whose large files were not fetched."""
 
 
+LFS_HINT = "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether a file stands for another one; OSError if it cannot be read."""
+    with open_regular(path) as file:
+        return file.read(len(LFS_MARK)) == LFS_MARK
+
+
 def check_regular(path: Path) -> os.stat_result:
     """Return the status of a plain file (or of a link to one); OSError for anything else."""
     try:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from common import chat_template
 from common.errors import UserError
-from common.files import printable, read_text
+from common.files import LFS_HINT, LFS_MARK, printable, read_text
 from corpus.workers import PARALLELISM
 
 PAD, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -114,6 +114,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give {hint}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a Hugging Face tokenizer.json ({error})") from None
+    if text.startswith(LFS_MARK.decode()):
+        raise UserError(f"{path}: {LFS_HINT}")
     text = _without_stripping(_check_parts(path, text), text)
     with library_errors(f"{path}: not a Hugging Face tokenizer.json"):
         tokenizer = Tokenizer.from_str(text)

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from common.files import read_json, replace_files
+from common.errors import UserError
+from common.files import LFS_HINT, is_lfs_pointer, read_json, replace_files
 from model.config import ModelConfig, ModelConfigError
 from model.moe import DeepSpeedMoE
 from model.transformer import CausalLM
@@ -74,7 +75,10 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch
             raise ModelConfigError(f"{path} is missing: {_instead(folder)}")
     config = ModelConfig.from_hf(config_file)
     try:
-        weights = _read_tensors(_files(weights_file), config)
+        files = _files(weights_file)
+        if pointers := [path for path in files if is_lfs_pointer(path)]:
+            raise UserError(f"{pointers[0]}: {LFS_HINT}")
+        weights = _read_tensors(files, config)
         with torch.device("meta"):
             model = CausalLM(config)
         model.load_state_dict(weights, strict=True, assign=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import LFS_MARK, open_regular, printable
+from common.files import LFS_HINT, LFS_MARK, open_regular, printable
 from corpus.formats import encodings, structured_text
 from corpus.formats.arrow import arrow_rows, is_arrow
 from corpus.formats.compression import Block, read_blocks, zip_members
@@ -30,7 +30,7 @@ BOTH_FIELDS = "--text_key and --text_template exclude each other; give one of th
 _ZIP_MAGIC = b"PK\x03\x04"
 # How files begin that are no text, and what to do with them.
 _FOREIGN = {
-    LFS_MARK: "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
+    LFS_MARK: LFS_HINT,
     b"%PDF": "is a PDF; extract its text first, with pdftotext",
     b"<!doctype html": "is a web page; extract its text first, or download the file again",
     b"<html": "is a web page; extract its text first, or download the file again",

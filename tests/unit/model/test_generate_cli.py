@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import generate
 from common.console import spell_out
+from common.files import LFS_MARK
 from model import load_model
 
 ROOT = Path(__file__).parents[3]
@@ -286,6 +287,12 @@ def test_bad_checkpoints_are_named(cli, tmp_path):
         ("model.safetensors", None, ["model.safetensors is missing"]),
         ("tokenizer.json", None, ["tokenizer.json is missing"]),
         ("tokenizer.json", b"{}", ["tokenizer.json"]),
+        (
+            "model.safetensors",
+            LFS_MARK + b"v1\noid sha256:ab\n",
+            ["model.safetensors: is a Git LFS pointer", "git lfs pull"],
+        ),
+        ("tokenizer.json", LFS_MARK + b"v1\noid sha256:ab\n", ["tokenizer.json: is a Git LFS pointer", "git lfs pull"]),
     ],
 )
 def test_broken_model_folders_are_named(cli, model_folder, name, content, words):
