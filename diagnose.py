@@ -2,6 +2,7 @@
 
 python diagnose.py --checkpoint runs/NAME                                  # a run knows its own corpus
 python diagnose.py --checkpoint runs/NAME --html report.html --lang zh
+python diagnose.py --checkpoint runs/NAME --figures                        # minimal pairs, use of the context
 python diagnose.py --checkpoint HUGGING_FACE_FOLDER --data text.jsonl --json -
 """
 
@@ -12,6 +13,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from common.command_line import Parser, check_output_file, run_script, write_output_file
 from common.console import spell_out, takes_any_character
@@ -33,11 +35,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--json", metavar="FILE", help="write all figures to a file; - prints them instead of the summary")
     add("--html", type=Path, metavar="FILE", help="write one self-contained page")
     add("--lang", default="en", help="en or zh (%(default)s)")
+    add(
+        "--figures", action="store_true", help="print minimal pairs and bits a byte by position and length, and no more"
+    )
     add("--quick", action="store_true", help="skip the comparison of decoding settings")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (%(default)s)")
     args = parser.parse_args(argv)
     if args.lang not in LANGUAGES:
         raise UserError(f"--lang is {args.lang}: give en or zh")
+    if args.figures and args.html:
+        raise UserError("--figures prints figures alone: leave --html out, whose page has them too, or --figures")
     check_output_file("--json", None if args.json in (None, "-") else Path(args.json))
     check_output_file("--html", args.html)
     return args
@@ -46,20 +53,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Diagnose the model, and print or write what was found."""
     # imported here, so that wrong arguments are reported without waiting for torch
-    from diagnosis.diagnosis import diagnose
+    from diagnosis.diagnosis import diagnose, language_figures
     from diagnosis.report.html import page
     from diagnosis.report.messages import Messages
-    from diagnosis.report.terminal import screen
+    from diagnosis.report.terminal import figures_screen, screen
 
     warnings.simplefilter("ignore")  # of the libraries, about themselves
-    result = diagnose(
-        args.checkpoint,
-        data=args.data,
-        language=args.lang,
-        quick=args.quick,
-        device=args.device,
-        show=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
-    )
+    common: dict[str, Any] = {
+        "data": args.data,
+        "language": args.lang,
+        "device": args.device,
+        "show": lambda text: print(f"... {text}", file=sys.stderr, flush=True),
+    }
+    if args.figures:
+        result, show = language_figures(args.checkpoint, **common), figures_screen
+    else:
+        result, show = diagnose(args.checkpoint, quick=args.quick, **common), screen
     to_stdout = args.json == "-"
     ascii_only = to_stdout and not takes_any_character(sys.stdout)
     as_json = json.dumps(result, ensure_ascii=ascii_only, allow_nan=False, indent=1) + "\n"
@@ -69,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     # before anything is printed: a terminal that has gone away must not cost the files
     for path, text in files.items():
         write_output_file(Path(path), text)
-    print(spell_out(as_json if to_stdout else screen(result)), end="")
+    print(spell_out(as_json if to_stdout else show(result)), end="")
     for path in files:
         # with --json - nothing but the object may go to the standard output
         print(Messages(args.lang)("terminal.written", path=path), file=sys.stderr if to_stdout else sys.stdout)

@@ -16,9 +16,12 @@ from diagnosis.measured_text import Text, open_text
 from diagnosis.measurements import Measurements, measure_model, measure_text
 from diagnosis.models import ModelUnderTest, load_model_under_test
 from diagnosis.report.messages import Messages
-from diagnosis.result import as_object
+from diagnosis.result import VERSION, as_object
 from diagnosis.rules.verdict import find_causes
+from evaluation.documents import held_out_documents
 from evaluation.held_out_prompts import GREEDY, SAMPLED
+from evaluation.language_figures import measure_figures
+from evaluation.minimal_pairs import PAIRS
 from evaluation.repetition import measure_repetition
 from evaluation.run_record import RunRecord, find_corpus, is_run, read_run
 from model import GenerationError
@@ -59,10 +62,7 @@ def diagnose(
     before each part that takes seconds.
     """
     reporter = Reporter(Messages(language), show)
-    folder = _find_folder(checkpoint)
-    run = read_run(folder) if is_run(folder) else None
-    model = _load_model(folder, run, device, reporter)
-    text = _open_text(data, run, model, reporter)
+    folder, run, model, text = _open(checkpoint, data, device, reporter)
     _note_state(run, reporter)
     measured = Measurements(
         vocab_size=_vocab_size(folder, run, model),
@@ -77,10 +77,64 @@ def diagnose(
         m=measured,
         causes=find_causes(measured),
         comparison=comparison,
+        figures=_language_figures(model, text, run, reporter) if model and measured.finite else None,
         model=model,
         text=text,
         notes=reporter.notes,
     )
+
+
+def language_figures(
+    checkpoint: Path,
+    *,
+    data: Path | None = None,
+    language: str = "en",
+    device: str = "auto",
+    show: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Return what `--figures` prints: minimal pairs and bits a byte by position and length, and nothing else."""
+    reporter = Reporter(Messages(language), show)
+    _, run, model, text = _open(checkpoint, data, device, reporter)
+    found = _language_figures(model, text, run, reporter) if model else None
+    if found is None:
+        raise UserError(f"{checkpoint}: {'; '.join(reporter.notes) or 'there is no held-out text'}: give --data")
+    subject = {"path": str(checkpoint), "step": run.steps if run else None, "data": text.name if text else None}
+    return {"version": VERSION, "language": reporter.messages.language, "subject": subject, "figures": found}
+
+
+def _open(
+    checkpoint: Path, data: Path | None, device: str, reporter: Reporter
+) -> tuple[Path, RunRecord | None, ModelUnderTest | None, Text | None]:
+    """Return the folder of the run or model, the run if it is one, its model, and the text to measure it on."""
+    folder = _find_folder(checkpoint)
+    run = read_run(folder) if is_run(folder) else None
+    model = _load_model(folder, run, device, reporter)
+    return folder, run, model, _open_text(data, run, model, reporter)
+
+
+def _language_figures(
+    model: ModelUnderTest | None, text: Text | None, run: RunRecord | None, reporter: Reporter
+) -> dict[str, Any] | None:
+    """Return the figures of evaluation/language_figures.py; None without held-out text or a finite model."""
+    if model is None or text is None or not len(text.held_out):
+        return None
+    reporter.progress("figures")
+    found = held_out_documents(text.held_out, bos_id=model.bos_id, eos_id=model.eos_id)
+    start = model.bos_id if model.bos_id is not None else model.eos_id if model.eos_id >= 0 else None
+    try:
+        figures = measure_figures(
+            found,
+            model.logits,
+            encode=model.encode,
+            decode=model.decode,
+            start_id=start,
+            vocab_size=model.vocab_size,
+            longest=min(run.seq_len if run else 512, model.positions),
+            pairs=PAIRS if model.active_parameters < 2e8 or model.device.type != "cpu" else PAIRS // 4,
+        )
+    except FloatingPointError:
+        return None
+    return figures.as_object()
 
 
 def _find_folder(checkpoint: Path) -> Path:

@@ -6,7 +6,6 @@ Shapes in names: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,15 +13,14 @@ import torch
 from torch import Tensor
 
 from corpus.shards import TokenStream
-from diagnosis.measured_text import documents
 from diagnosis.models import ModelUnderTest
+from evaluation.documents import documents
 from evaluation.rows import measured_rows
+from evaluation.token_losses import PADDED, batches
 
 OFFSETS = (0, 1, 2, 3)
 FLOP_BUDGET = 4e11  # of a loss on a CPU, some ten seconds; a GPU gets a hundred times that
 FEWEST_ROWS = 8
-LOGITS_AT_ONCE = 2**24
-PADDED = -1  # fills a batch after the end of a sequence
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def measure_losses(model: ModelUnderTest, ids: list[np.ndarray], of: int | None 
         return None
     sums, counts, padding = (torch.zeros(size, dtype=torch.float64) for size in (len(OFFSETS), len(OFFSETS), 2))
     per_sequence: list[float] = []
-    for ids_BT in _batches(ids, model.vocab_size):
+    for _, ids_BT in batches(ids, model.vocab_size):
         log_p_BTV = model.logits(seen(ids_BT[:, :-1])).log_softmax(-1).cpu()
         for index, offset in enumerate(OFFSETS):
             nats_BT, known_BT = _nats(log_p_BTV, ids_BT, offset)
@@ -114,18 +112,6 @@ def measure_losses(model: ModelUnderTest, ids: list[np.ndarray], of: int | None 
         offsets=dict(zip(OFFSETS, means, strict=True)),
         pad_after_eos=float(padding[0] / padding[1]) if padding[1] else None,
     )
-
-
-def _batches(ids: list[np.ndarray], vocab_size: int) -> Iterator[Tensor]:
-    """Yield (B, T) batches of similar lengths, padded on the right, where causal attention never looks."""
-    ordered = sorted((sequence for sequence in ids if len(sequence) > 1), key=len, reverse=True)
-    while ordered:
-        size = max(1, LOGITS_AT_ONCE // (len(ordered[0]) * vocab_size))
-        batch, ordered = ordered[:size], ordered[size:]
-        ids_BT = torch.full((len(batch), len(batch[0])), PADDED)
-        for row, sequence in enumerate(batch):
-            ids_BT[row, : len(sequence)] = torch.from_numpy(sequence)
-        yield ids_BT
 
 
 def _nats(log_p_BTV: Tensor, ids_BT: Tensor, offset: int) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from corpus.shards import Corpus, TokenStream
 from corpus.split import document_digest, is_val, val_cut
 from corpus.tokenizer import PROBES, load_tokenizer
 from diagnosis.models import ModelUnderTest
+from evaluation.documents import documents
 
 # Read where there is no corpus in the model's own tokens: enough for n-gram counts, and a matter of seconds.
 TRAIN_BYTES, HELD_OUT_BYTES = 6_000_000, 300_000
@@ -67,24 +68,6 @@ def open_text(
     if not texts:
         raise UserError(f'{path} has no text that could be read: write one {{"text": "..."}} on each line')
     return _encoded(path, *_split(texts), model, None)
-
-
-def documents(
-    stream: TokenStream, bos_id: int | None, eos_id: int, most_tokens: int, places: int = 1
-) -> Iterator[np.ndarray]:
-    """Yield whole documents without EOS from `places` places spread over the stream, `most_tokens` in all."""
-    size = min(len(stream), most_tokens)
-    places = 1 if size == len(stream) else places
-    for place in range(places):
-        ids = stream.read(place * len(stream) // places, size // places)
-        ends = np.flatnonzero(ids == eos_id)
-        if bos_id is not None:
-            ends = ends[(ends + 1 == len(ids)) | (ids[np.minimum(ends + 1, len(ids) - 1)] == bos_id)]
-        # the first document is cut off at its beginning, unless the stream begins here
-        start = 0 if place == 0 else int(ends[0]) + 1 if len(ends) else len(ids)
-        for end in ends[ends >= start].tolist():
-            yield ids[start:end]
-            start = end + 1
 
 
 def _prepared(corpus: Corpus, is_own: bool) -> Text:

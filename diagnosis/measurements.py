@@ -16,8 +16,9 @@ import torch
 
 from corpus.ngram_baselines import NGramBaselines
 from diagnosis.losses import Losses, measure_losses, seen, sequences, spread
-from diagnosis.measured_text import Text, documents
+from diagnosis.measured_text import Text
 from diagnosis.models import ModelUnderTest, OwnModel
+from evaluation.documents import documents
 from evaluation.repetition import RepetitionMetrics, repetition_rate
 from evaluation.rows import evaluation_rows
 from evaluation.run_record import Curve, RunRecord

@@ -42,6 +42,7 @@ def as_object(
     m: Measurements,
     causes: list[Cause],
     comparison: DecodingComparison | None,
+    figures: dict[str, Any] | None,
     model: ModelUnderTest | None,
     text: Text | None,
     notes: list[str],
@@ -87,6 +88,7 @@ def as_object(
                 for row in (run.samples if run else [])
             ],
             "decoding": _decoding(messages, comparison, model) if comparison and model else None,
+            "figures": figures,
             "corpus": text.report if text else None,
             "alarms": run.alarms if run else [],
             "preflight": run.preflight if run else None,

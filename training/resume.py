@@ -17,7 +17,16 @@ from training.context import RunContext
 from training.planning import budget as budgets
 
 # What a run leaves beside its checkpoints and logs. Metrics and the flags' record are moved last: they are judged.
-_RESULTS = ("model", "samples.jsonl", "alarms.jsonl", "divergence.jsonl", "tensorboard", "csv_monitor", "summary.json")
+_RESULTS = (
+    "model",
+    "samples.jsonl",
+    "alarms.jsonl",
+    "divergence.jsonl",
+    "tensorboard",
+    "csv_monitor",
+    "summary.json",
+    "figures.json",
+)
 _METRICS, _RECORDS = "metrics.jsonl", ("preflight.json", "ds_config.json", "run.json")
 _MOST_BYTES = 2**20
 

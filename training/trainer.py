@@ -22,6 +22,7 @@ from training.data_sampler import SampleStream
 from training.engine.internals import loss_scale
 from training.engine.protocol import Engine
 from training.evaluation.generation import RepetitionEvaluator, SampleWriter
+from training.evaluation.language import FEWEST_STEPS, final_figures
 from training.evaluation.validation import Evaluation, evaluate, intervals
 from training.monitoring.recorder import Recorder, RunConstants
 from training.planning.disk_space import checkpoint_bytes
@@ -266,6 +267,15 @@ class Trainer:
         # a run that was begun from a checkpoint of another may never have had a best model of its own
         if self.state.best_loss is None or not broadcast_from_rank0(self.saver.has_model):
             self._export()
+        if self.state.finished and self.state.step >= FEWEST_STEPS and self.val_rows:
+            self._measure_language()
+
+    def _measure_language(self) -> None:
+        """Measure minimal pairs and the use of context; collective."""
+        self.session.now("measuring minimal pairs", _SAVE_SECONDS)
+        tokenizer, seq_len = load_tokenizer(self.context.corpus.tokenizer_path), self.options.max_seq_len
+        figures, problem = final_figures(self.engine, self.val, tokenizer, self.context.config, seq_len)
+        self.recorder.measured(self.state, figures, problem)
 
     def close(self) -> None:
         """Let go of the terminal and the files."""

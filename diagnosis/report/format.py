@@ -6,7 +6,7 @@ import math
 import re
 from itertools import groupby
 from operator import itemgetter
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 MISSING = "\N{EN DASH}"
 _UNPRINTABLE = re.compile(
@@ -78,6 +78,11 @@ def size(value: float | None) -> str:
         if value >= power:
             return f"{value / power:,.3g} {unit}"
     return f"{value:,.0f} B"
+
+
+def bucket_name(bucket: dict[str, Any]) -> str:
+    """Return the range of a bucket: 8-31, or 512+ for an open one."""
+    return f"{bucket['start']}+" if bucket["end"] is None else f"{bucket['start']}-{bucket['end'] - 1}"
 
 
 def printable(text: str) -> str:

@@ -22,6 +22,7 @@ from diagnosis.report.charts import (
 from diagnosis.report.format import (
     MISSING,
     amount,
+    bucket_name,
     excerpt,
     finite,
     number,
@@ -31,6 +32,7 @@ from diagnosis.report.format import (
     short,
     size,
 )
+from diagnosis.report.messages import Messages
 from evaluation.repetition import METRICS
 
 BASELINES = ("uniform", "unigram", "bigram", "trigram")
@@ -116,6 +118,29 @@ def offsets(rows: object, t: Texts) -> list[Section]:
         }
         for row in found
     ]
+
+
+def figures(found: dict[str, Any] | None, messages: Messages) -> Section | None:
+    """Return the minimal pairs as bars with intervals, and the bits a byte of each bucket."""
+    found = found or {}
+    pairs = [
+        {
+            "label": messages(f"minimal_pairs.{kind}"),
+            "share": row["share"],
+            "low": 100 * row["low"],
+            "width": 100 * (row["high"] - row["low"]),
+            "interval": f"{percent(row['low'])} \N{EN DASH} {percent(row['high'])}",
+            "pairs": row["pairs"],
+        }
+        for kind, row in (found.get("minimal_pairs") or {}).items()
+        if finite(row.get("share"))
+    ]
+    buckets = [
+        (messages(f"page.by_{key}"), [(bucket_name(row), number(row["bits_per_byte"], 3)) for row in rows])
+        for key in ("position", "length")
+        if (rows := rows_of(found.get(f"bits_per_byte_by_{key}")))
+    ]
+    return {"pairs": pairs, "buckets": buckets} if pairs or buckets else None
 
 
 def repetition(rows: object, t: Texts) -> Section | None:

@@ -7,6 +7,7 @@ import textwrap
 import unicodedata
 from typing import Any
 
+from diagnosis.report.format import bucket_name
 from diagnosis.report.messages import Messages
 from evaluation.repetition import METRICS
 
@@ -24,6 +25,7 @@ def screen(diagnosis: dict[str, Any]) -> str:
         _baselines(diagnosis["ladder"], texts),
         _repetition(diagnosis["repetition"], texts),
         _decoding(diagnosis["decoding"], texts),
+        figures_lines(diagnosis["figures"], texts),
         _notes(diagnosis["notes"], texts),
     ]
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
@@ -94,6 +96,33 @@ def _decoding(found: dict[str, Any] | None, texts: Messages) -> list[str]:
     if len(sample) > 3:
         sample = [*sample[:2], f"{sample[2]} ..."]
     return [texts("terminal.decoding"), *wrap(found["sentence"], "  "), *sample]
+
+
+def figures_screen(found: dict[str, Any]) -> str:
+    """Return what --figures prints."""
+    texts = Messages(found["language"])
+    return "\n".join(figures_lines(found["figures"], texts)) + "\n"
+
+
+def figures_lines(found: dict[str, Any] | None, texts: Messages) -> list[str]:
+    """Return the shares of the minimal pairs with their intervals, and bits a byte by position and by length."""
+    if not found:
+        return []
+    lines, pairs = [], found["minimal_pairs"]
+    if pairs:
+        names = {kind: texts(f"minimal_pairs.{kind}") for kind in pairs}
+        width = max(map(columns, names.values()))
+        lines.append(texts("terminal.minimal_pairs"))
+        for kind, row in pairs.items():
+            bar = "#" * round(row["share"] * BAR)
+            interval = texts("terminal.interval", low=row["low"], high=row["high"], pairs=row["pairs"])
+            lines.append(f"  {padded(names[kind], width)}  {row['share']:6.1%}  {padded(interval, 34)}  {bar}".rstrip())
+    for key in ("position", "length"):
+        buckets = found[f"bits_per_byte_by_{key}"]
+        shown = [f"{bucket_name(bucket)}: {bucket['bits_per_byte']:.3f}" for bucket in buckets]
+        if shown:
+            lines += wrap(f"{texts(f'terminal.by_{key}')} {'   '.join(shown)}")
+    return lines
 
 
 def _notes(notes: list[str], texts: Messages) -> list[str]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from evaluation.language_figures import LanguageFigures
 from training.checkpointing.run_state import RunState
-from training.checkpointing.write_failures import reason_of
+from training.checkpointing.write_failures import reason_of, write_text
 from training.engine.internals import summary_writer
 from training.engine.protocol import Monitor
 from training.monitoring import tensorboard_events
@@ -41,6 +42,7 @@ class Metrics:
         say: Callable[[str], None] = print,
     ) -> None:
         self.folder, self.monitor, self.samples_per_step = folder, monitor, samples_per_step
+        self._say = say
         notice = DiskNotice(folder, say)
         self._files = {name: AppendedFile(folder / name, notice) for name in RECORDS}
         board = summary_writer(monitor)
@@ -108,6 +110,13 @@ class Metrics:
                     global_step=step,
                 )
             board.flush()
+
+    def language(self, step: int, figures: LanguageFigures) -> None:
+        """Write what the model knows of its language into figures.json, and each figure on TensorBoard."""
+        text = json.dumps({"step": step} | figures.as_object(), indent=2, allow_nan=False) + "\n"
+        write_text(self.folder / "figures.json", text, self._say)
+        if self.monitor.enabled:
+            self.monitor.write_events([(tag, value, step) for tag, value in figures.scalars().items()])
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Write on TensorBoard's text page."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.console import Console
 from common.files import read_json_lines
+from evaluation.language_figures import LanguageFigures
 from training.checkpointing.checkpoint import Local
 from training.checkpointing.run_state import RunState
 from training.engine.internals import loss_scale
@@ -145,6 +146,16 @@ class Recorder:
                 "bits_per_byte": result.bits_per_byte,
             }
             self._raise(self.alarms.observe(self.metrics.write("val", state.step, figures | repetition)))
+
+    def measured(self, state: RunState, figures: LanguageFigures | None, problem: str | None) -> None:
+        """Write the figures of the end of a run into figures.json and on TensorBoard."""
+        if problem:
+            self.console.say(f"  no minimal pairs: {problem}")
+        if self.metrics and figures:
+            self.metrics.language(state.step, figures)
+            if found := figures.pairs.get("all"):
+                interval = f"95 % interval {found.low:.1%} to {found.high:.1%}; chance is 50 %"
+                self.console.say(f"  minimal pairs: {found.share:.1%} of {found.pairs:,} ({interval})")
 
     def sampled(self, state: RunState, rows: list[dict[str, str]]) -> None:
         """Write the continuations of the fixed prompts, and show the first."""

@@ -35,6 +35,7 @@ KEYS = {
     "expert_load",
     "samples",
     "decoding",
+    "figures",
     "corpus",
     "alarms",
     "preflight",
@@ -442,3 +443,14 @@ def test_code_in_a_model_folder_is_not_run(place, stranger, tmp_path, capsys):
     assert diagnose.main(["--checkpoint", str(tmp_path / "bad"), "--data", str(place / "stories.jsonl")]) == 2
     assert not (tmp_path / "ran").exists()
     assert "never executed" in capsys.readouterr().err
+
+
+def test_figures_alone(place, tmp_path, capsys):
+    assert diagnose.main(["--checkpoint", str(place / "run"), "--figures", "--lang", "zh"]) == 0
+    assert "最小对立对" in capsys.readouterr().out
+    found = result(tmp_path, "--checkpoint", place / "run", "--figures")["figures"]
+    assert found["minimal_pairs"]["all"]["pairs"] > 20
+    assert 0 <= found["minimal_pairs"]["all"]["low"] < found["minimal_pairs"]["all"]["high"] <= 1
+    # the buckets of both are the same text
+    sizes = [sum(bucket["bytes"] for bucket in found[f"bits_per_byte_by_{key}"]) for key in ("position", "length")]
+    assert sizes[0] == sizes[1] > 1000

@@ -5,6 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from evaluation.context_use import Bucket
+from evaluation.language_figures import LanguageFigures
+from evaluation.minimal_pairs import PairResult
 from training.checkpointing.run_state import RunState
 from training.monitoring.metrics import Metrics
 
@@ -172,3 +175,16 @@ def test_half_a_line_is_dropped(tmp_path, half):
         file.write(half)
     Metrics(tmp_path, Monitor(), at(5)).write("train", 6, {})
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 6]
+
+
+def test_the_figures_of_the_end_are_in_a_file_and_on_tensorboard(tmp_path):
+    figures = LanguageFigures(
+        {"all": PairResult(pairs=40, share=0.75, low=0.6, high=0.86)},
+        by_position=[Bucket(start=8, end=32, bits_per_byte=1.5, bytes=900)],
+        by_length=[],
+    )
+    monitor = Monitor()
+    Metrics(tmp_path, monitor, at(120)).language(120, figures)
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert found["step"] == 120 and found["minimal_pairs"]["all"]["share"] == 0.75
+    assert monitor.events == [("minimal_pairs/all", 0.75, 120), ("bits_per_byte_by_position/from_8", 1.5, 120)]
