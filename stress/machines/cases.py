@@ -326,7 +326,7 @@ def _under_way() -> list[Case]:
         "finishes": True,
     }
     return [
-        Case("rank 0 killed", "rank 0 (process", (1,), then=_kill(0), **endless),
+        Case("rank 0 killed", "rank 0 (process", (1, 247), then=_kill(0), **endless),
         Case("rank 1 killed", "rank 1 (process", (1, 247), then=_kill(1), **endless),
         Case("mB switched off", "rank 1 (process", (1, 255), then=_power_off, **endless),
         Case("the link cut for good", "rank 1 (process", (1, 255), then=_cut(0), **endless),
