@@ -260,7 +260,7 @@ def _settings() -> list[Case]:
 def _missing_ranks() -> list[Case]:
     """Return the cases in which a rank does not come."""
     return [
-        Case("an unknown host", "waiting for rank 1 (mX)", hosts="mA slots=1\nmX slots=1\n", limit=PATIENCE),
+        Case("an unknown host", "waiting for rank 1 (mX)", (2, 255), hosts="mA slots=1\nmX slots=1\n", limit=PATIENCE),
         Case(
             "an unreachable host",
             "waiting for rank 1 (mB)",
