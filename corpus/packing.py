@@ -154,8 +154,10 @@ def pack_chunk(
         else:
             ids, lengths = encode_documents(tokenizer, texts, bos_id, eos_id)
             packed[name] = Packed(ids.tobytes(), *sizes)
-        spoken, *pieces = _turn_by_turn(texts, encoded, ids, lengths, turns, (bos_id, eos_id))
-        changed = [spoken[i] for i in round_trip.changed(spoken, *pieces)]
+        spoken, spoken_bytes, pieces, sizes_of_pieces = _turn_by_turn(
+            texts, encoded, ids, lengths, turns, (bos_id, eos_id)
+        )
+        changed = [spoken[i] for i in round_trip.changed(spoken, spoken_bytes, pieces, sizes_of_pieces)]
         figures.changed += len(changed)
         figures.changed_example = figures.changed_example or "".join(changed[:1])[:EXAMPLE_CHARACTERS]
         marks = 2 * (len(texts) - len(turns) + sum(map(len, turns.values())))  # that were put there
