@@ -54,7 +54,8 @@ def run(work: Workplace, journal: Journal, trials: int) -> None:
                 CATEGORY, f"{len(journal.trials) + 1}: {deed} at step {reached}", facts={"log": launch.log.name}
             )
             _do(two, launch, deed)
-            status, begun = launch.wait_end(STOP_LIMIT), time.monotonic()
+            begun = time.monotonic()
+            status = launch.wait_end(STOP_LIMIT)
             free = two.seconds_until_free(STOP_LIMIT)
             trial.seconds_to_stop = None if free is None else time.monotonic() - begun
             trial.facts["exit status"] = status

@@ -321,7 +321,7 @@ def _under_way() -> list[Case]:
     endless = {"pace": ENDLESS, "limit": STOP_LIMIT}
     long = {
         "pace": Pace(steps=400, save=50, evaluate=200, sample=400),
-        "limit": 300.0,
+        "limit": 900.0,
         "status": (0,),
         "finishes": True,
     }
