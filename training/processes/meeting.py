@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from threading import Event
@@ -27,7 +28,7 @@ from common.errors import UserError
 from training.processes.agreement import difference
 from training.processes.heartbeat import Heartbeat, pid_namespace
 from training.processes.launchers import hosts_of_ranks, launcher_identity, machine_index
-from training.processes.network import answer, free_port, is_own, resolve
+from training.processes.network import answer, free_port, interruptibly, is_own, resolve
 from training.processes.stopping import StoppedEarly
 
 # Seconds
@@ -286,12 +287,20 @@ class Guest:
         try:
             if not (reached := answer(address, self.port)):
                 return None
-            store = TCPStore(address, self.port, is_master=False, timeout=CONNECT_TIMEOUT, wait_for_workers=False)
-            store.wait(["run"], CONNECT_TIMEOUT)
-            store.set_timeout(STORE_TIMEOUT)
-        except (OSError, DistError):
+            store = interruptibly(lambda: self._open(address), 3 * CONNECT_TIMEOUT.total_seconds())
+        except (FutureTimeoutError, DistError):  # something listens there that does not speak as a store does, or ends
+            why = f"is none, another program has the port: start with deepspeed --master_port {free_port()} ..."
+            self._foreign = self._foreign or (time.monotonic() + ENDING, why)
+            return None
+        except OSError:
             return None
         return store, reached
+
+    def _open(self, address: str) -> TCPStore:
+        store = TCPStore(address, self.port, is_master=False, timeout=CONNECT_TIMEOUT, wait_for_workers=False)
+        store.wait(["run"], CONNECT_TIMEOUT)
+        store.set_timeout(STORE_TIMEOUT)
+        return store
 
     def _take_part(self, store: TCPStore, reached: str, *, wrong: bool) -> Admission | None:
         """Claim our place and wait for the others; None if the store is another run's or is lost."""

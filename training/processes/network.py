@@ -1,15 +1,24 @@
-"""Addresses of this machine, and which of its interfaces leads to another one."""
+"""Addresses and interfaces of this machine, and calls over the network that a signal may interrupt."""
 
 from __future__ import annotations
 
 import os
 import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
+from threading import Thread
+from typing import TypeVar
 
 import psutil
 
+POLL_SECONDS = 0.2
 _PROBE_SECONDS = 2.0
 _USELESS = ("lo", "docker", "br-", "veth", "virbr")  # interfaces that lead to no other machine
+
+T = TypeVar("T")
 
 
 def free_port() -> int:
@@ -81,3 +90,26 @@ def _interface_towards(master: str) -> str | None:
             if any(address.address.partition("%")[0] == own for address in addresses):
                 return name
     return None
+
+
+def interruptibly(call: Callable[[], T], seconds: float | None = None) -> T:
+    """Return what `call` returns; it runs in a thread, so that this one notices signals whatever `call` waits for.
+
+    Raise TimeoutError of concurrent.futures after so many seconds; the thread is then left alone.
+    """
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=work, name="rendezvous", daemon=True).start()
+    deadline = None if seconds is None else time.monotonic() + seconds
+    while True:
+        try:
+            return future.result(timeout=POLL_SECONDS)
+        except FutureTimeoutError:
+            if future.done() or (deadline is not None and time.monotonic() > deadline):
+                raise

@@ -11,13 +11,11 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,7 +36,7 @@ from training.processes.meeting import (
     Participant,
     wait_for_outcome,
 )
-from training.processes.network import choose_interface, free_port, is_own, own_addresses, resolve
+from training.processes.network import choose_interface, free_port, interruptibly, is_own, own_addresses, resolve
 from training.processes.process_group import World
 from training.processes.stopping import StoppedEarly
 from training.processes.timeouts import Timeouts
@@ -51,8 +49,6 @@ RELEASE_SECONDS, RELEASE_MACHINES_SECONDS = 3.0, 10.0  # for the other ranks to 
 TELL_SECONDS = 8.0
 SHARED_SECONDS = 10.0  # for a network file system to show what another machine has written
 POLL_SECONDS = 0.2
-
-T = TypeVar("T")
 
 
 def form_process_group(
@@ -99,29 +95,6 @@ def _init_process_group(world: World, device_kind: str, store: Store) -> None:
         world_size=world.size,
         timeout=COLLECTIVE_TIMEOUT,
     )
-
-
-def interruptibly(call: Callable[[], T], seconds: float | None = None) -> T:
-    """Return what `call` returns; it runs in a thread, so that this one notices signals whatever `call` waits for.
-
-    Raise TimeoutError of concurrent.futures after so many seconds; the thread is then left alone.
-    """
-    future: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=work, name="rendezvous", daemon=True).start()
-    deadline = None if seconds is None else time.monotonic() + seconds
-    while True:
-        try:
-            return future.result(timeout=POLL_SECONDS)
-        except FutureTimeoutError:
-            if future.done() or (deadline is not None and time.monotonic() > deadline):
-                raise
 
 
 def _complete_environment(world: World) -> None:

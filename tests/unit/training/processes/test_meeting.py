@@ -1,5 +1,6 @@
 """Who is let into a run: rank 0 and others in threads of this process, at a real store."""
 
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -217,3 +218,14 @@ def test_a_rank_that_is_stopped_takes_the_others_along(place):
     guest.withdraw()
     with pytest.raises(StoppedEarly):
         meeting.wait_for_all(5)
+
+
+@pytest.mark.slow
+def test_another_program_at_the_port_is_named(monkeypatch):
+    """It accepts connections and says nothing."""
+    monkeypatch.setattr(meeting, "ENDING", 0.5)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with pytest.raises(NotAdmittedError, match="another program has the port: start with deepspeed --master_port"):
+            Guest(1, FACTS, "127.0.0.1", listener.getsockname()[1], print).join(60)
