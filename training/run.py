@@ -284,7 +284,8 @@ def _join_and_prepare(
     if device.kind == "cpu":
         keep_freed_memory()
     check_corpus_visible(folder)
-    check_output_shared(output, token)
+    if world.rank > 0:  # rank 0 would lose its lock by reading the file
+        check_output_shared(output, token)
     corpus = Corpus.open(folder, verify="hash" if world.local_rank == 0 else "size")
     digests = {name: file_digest(folder / name) for name in ("manifest.json", "tokenizer.json")}
     check_agreement(world, digests, f"copy the first machine's {folder} to the others")

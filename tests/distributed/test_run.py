@@ -613,12 +613,13 @@ def train(monkeypatch, workplace, capsys):
     monkeypatch.setattr("training.run.check_agreement", lambda world, facts, hint: None)
     monkeypatch.setattr("training.run.share_cores", lambda processes: None)
     monkeypatch.setattr("training.run.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("training.run.dist.destroy_process_group", lambda: None)
 
     def run(argv, processes=2):
         monkeypatch.setattr(World, "from_environment", classmethod(lambda cls: cls(0, processes, 0, processes)))
         status = main(argv, "")
         output = "".join(capsys.readouterr())
-        assert "Traceback" not in output
+        assert "Traceback" not in output, output
         return status, output
 
     return run
@@ -659,7 +660,7 @@ EARLY = [
     (["--resume", "nowhere"], ["--resume nowhere: no checkpoint there"]),
     (["--deepspeed_config", "t4x2.json"], ["t4x2.json: there is no such file"]),
     (["--deepspeed_config", "stories.jsonl"], ["stories.jsonl, line 2", "not valid JSON"]),
-    (["--deepspeed_config", "broken.json"], ["broken.json, line 1, column ", "comma after the last entry"]),
+    (["--deepspeed_config", "broken.json"], ["broken.json, line 1, column "]),
     (["--deepspeed_config", "block.json"], ["bufudu.hiden_size", "did you mean hidden_size?"]),
     (["--deepspeed_config", "value.json"], ["bufudu.hidden_size", "'wide' is not a whole number"]),
     (["--preflight"], ["--preflight checks the run and --skip_preflight leaves that out"]),
@@ -669,7 +670,7 @@ EARLY = [
 
 @pytest.mark.parametrize(("more", "words"), EARLY, ids=lambda value: " ".join(value) if value[0][:2] == "--" else "")
 def test_a_wrong_start_is_one_sentence(complaint, workplace, flags, more, words):
-    (workplace / "broken.json").write_text('{"a": 1,}')
+    (workplace / "broken.json").write_text('{"a": 1 "b": 2}')
     (workplace / "block.json").write_text('{"bufudu": {"hiden_size": 64}}')
     (workplace / "value.json").write_text('{"bufudu": {"hidden_size": "wide"}}')
     (workplace / "made").mkdir(exist_ok=True)

@@ -82,9 +82,9 @@ def padded(stream: Any, rows: list[int], seq_len: int, _device: torch.device) ->
 forward, block_forward, attention = CausalLM.forward, transformer.Block.forward, F.scaled_dot_product_attention
 
 
-def loss_one_late(self: CausalLM, ids: torch.Tensor, targets: torch.Tensor) -> Any:
+def loss_one_late(self: CausalLM, ids: torch.Tensor, targets: torch.Tensor, *divisor: float | None) -> Any:
     """A model that shifts targets that are shifted already, as Hugging Face's do with labels."""
-    return forward(self, ids[:, :-1], targets[:, 1:])
+    return forward(self, ids[:, :-1], targets[:, 1:], *divisor)
 
 
 def never_still(self: transformer.Block, *args: Any) -> torch.Tensor:
@@ -139,11 +139,11 @@ def kept_gradients(*args: Any, **more: Any) -> Any:
     return built
 
 
-def too_large(self: CausalLM, ids: torch.Tensor, targets: torch.Tensor) -> Any:
+def too_large(self: CausalLM, ids: torch.Tensor, targets: torch.Tensor, *divisor: float | None) -> Any:
     """Memory for 16 rows and no more."""
     if len(ids) > 16:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-    return forward(self, ids, targets)
+    return forward(self, ids, targets, *divisor)
 
 
 class Scenario:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -108,9 +109,9 @@ def measure_losses(trial: TrialEngine, corpus: Corpus, rows: list[int]) -> LossF
     train = engine(ids, targets, trial.stream.targets(rows, trial.seq_len)).lm.double()
     engine.eval()
     evaluations = [engine.module.loss_sum(ids, targets).double() / count for _ in range(2)]
-    by_offset = _losses_by_offset(
-        engine.module, _with_following(trial, RawTokens(corpus, "train"), rows), targets, trial
-    )
+    counted = trial.stream.counted(rows, trial.seq_len)
+    following = _with_following(trial, RawTokens(corpus, "train"), rows)
+    by_offset = _losses_by_offset(engine.module, following, counted, trial)
     engine.train()
     means = (sum_over_ranks(torch.stack([train, *evaluations, *by_offset])) / trial.world.size).tolist()
     return LossFigures(means[0], (means[1], means[2]), dict(zip(OFFSETS, means[3:], strict=True)))
@@ -126,15 +127,19 @@ def _with_following(trial: TrialEngine, raw: RawTokens, rows: list[int]) -> Tens
     return torch.stack([F.pad(part, (0, length - len(part)), value=IGNORED) for part in parts]).to(trial.device)
 
 
-def _losses_by_offset(module: CausalLM, ids: Tensor, targets: Tensor, trial: TrialEngine) -> list[Tensor]:
-    """Return the cross-entropy at the positions whose target counts, against the token so many places on."""
+def _losses_by_offset(module: CausalLM, ids: Tensor, counted: np.ndarray | None, trial: TrialEngine) -> list[Tensor]:
+    """Return the cross-entropy against the token so many places on, at the positions whose target counts (None: all).
+
+    Which count comes from the corpus, since the targets that training cuts are what is checked.
+    """
     inputs, config = ids[:, : trial.seq_len], trial.config
     mask = document_mask(inputs, config.bos_token_id, config.eos_token_id) if config.mask_documents else None
     logits = module.logits(inputs, mask=mask).float().flatten(0, 1)
+    counts = torch.ones_like(inputs, dtype=torch.bool) if counted is None else torch.from_numpy(counted).to(ids.device)
     return [
         F.cross_entropy(
             logits,
-            ids[:, offset : offset + trial.seq_len].masked_fill(targets == IGNORED, IGNORED).flatten(),
+            ids[:, offset : offset + trial.seq_len].masked_fill(~counts, IGNORED).flatten(),
             ignore_index=IGNORED,
         ).double()
         for offset in OFFSETS

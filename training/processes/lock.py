@@ -89,7 +89,10 @@ def _try_lock(descriptor: int, say: Callable[[str], None]) -> bool:
 
 
 def read_token(output: Path) -> str:
-    """Return the token of the run that has, or had, the folder; empty if none can be read."""
+    """Return the token of the run that has, or had, the folder; empty if none can be read.
+
+    Not for the holder itself: a process that closes any descriptor of a file gives up its POSIX locks on it.
+    """
     with suppress(OSError, ValueError):
         return str(json.loads((output / "lock").read_text(encoding="utf-8")).get("token", ""))
     return ""
