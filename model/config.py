@@ -149,7 +149,7 @@ class ModelConfig:
     def from_hf(cls, path: Path) -> ModelConfig:
         """Read a `config.json` that `to_hf` wrote. Raise ModelConfigError for a file of another origin.
 
-        transformers carries the `bufudu` block along unseen: sizes that it has changed (more tokens) win over it.
+        transformers carries the `bufudu` block along unseen, so a vocabulary that it has enlarged wins over it.
         """
         try:
             found = read_json(path, _MOST_BYTES)
@@ -166,13 +166,9 @@ class ModelConfig:
             raise ModelConfigError(f"{path} was not written by this project (no usable 'bufudu' block)") from error
         try:
             config.validate()
-            changed = {
-                name: found[name]
-                for name, value in config.to_hf("").items()
-                if name in _SIZES and type(found.get(name)) is int and found[name] != value
-            }
-            config = replace(config, **changed)
-            config.validate()
+            if type(found.get("vocab_size")) is int:
+                config = replace(config, vocab_size=found["vocab_size"])
+                config.validate()
         except ModelConfigError as error:
             raise ModelConfigError(f"{path}: {error}") from None
         return config

@@ -60,6 +60,7 @@ ON_CPU = {"DS_ACCELERATOR": "cpu"}  # the same tests with and without a GPU
 COSTLY_FIXTURES = ("launched", "engine_results")  # made once a session: one worker of pytest-xdist gets all their tests
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a costly fixture together on one worker of pytest-xdist, and else those of a file."""
     for item in items:

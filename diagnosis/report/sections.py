@@ -133,14 +133,19 @@ def figures(found: dict[str, Any] | None, messages: Messages) -> Section | None:
             "pairs": row["pairs"],
         }
         for kind, row in (found.get("minimal_pairs") or {}).items()
-        if finite(row.get("share"))
+        if row and all(finite(row.get(name)) for name in ("share", "low", "high", "pairs"))
     ]
     buckets = [
         (messages(f"page.by_{key}"), [(bucket_name(row), number(row["bits_per_byte"], 3)) for row in rows])
         for key in ("position", "length")
-        if (rows := rows_of(found.get(f"bits_per_byte_by_{key}")))
+        if (rows := _full(found.get(f"bits_per_byte_by_{key}")))
     ]
     return {"pairs": pairs, "buckets": buckets} if pairs or buckets else None
+
+
+def _full(buckets: object) -> list[dict[str, Any]]:
+    """Return the buckets of which everything is known that a page shows."""
+    return [row for row in rows_of(buckets) if finite(row.get("bits_per_byte")) and finite(row.get("start"))]
 
 
 def repetition(rows: object, t: Texts) -> Section | None:

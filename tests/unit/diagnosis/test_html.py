@@ -456,7 +456,7 @@ def test_the_texts_are_all_used():
         "faulty",
         "unknown",
     }
-    composed = re.compile("alarm_|kind_|rule_|offset_|.*_knows$|.*_means$")
+    composed = re.compile("alarm_|by_|kind_|rule_|offset_|.*_knows$|.*_means$")
     unused = [
         key
         for key in ENGLISH

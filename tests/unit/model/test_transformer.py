@@ -211,7 +211,11 @@ def test_keys_of_a_later_version_are_passed_over(folder):
 
 
 def test_saving_leaves_no_halves_behind(folder):
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
 
 
 def changed(folder, **values):
