@@ -14,7 +14,7 @@
 PYTHON ?= python3
 VENV := .venv
 # two at a time, since many tests start two processes; tests/conftest.py says which of them stay together
-PARALLEL := -n 2 --dist loadgroup
+PARALLEL := -n 2 --dist loadscope
 
 ifdef PY
 READY :=

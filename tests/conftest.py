@@ -57,15 +57,28 @@ FP32 = [
     "optimizer.params.lr=2e-3",
 ]
 ON_CPU = {"DS_ACCELERATOR": "cpu"}  # the same tests with and without a GPU
-COSTLY_FIXTURES = ("launched", "engine_results")  # made once a session: one worker of pytest-xdist gets all their tests
+# Files that share a costly fixture of the session: one worker of pytest-xdist gets them all
+TOGETHER = {
+    "run": ("test_run.py", "test_multinode.py", "test_two_machines.py"),
+    "engine": ("test_configs_train.py", "test_configurations.py", "test_engine.py", "test_equivalence.py"),
+}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the groups in its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a costly fixture together on one worker of pytest-xdist, and else those of a file."""
-    for item in items:
-        costly = [name for name in COSTLY_FIXTURES if name in getattr(item, "fixturenames", ())]
-        item.add_marker(pytest.mark.xdist_group(costly[0] if costly else item.path.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker of pytest-xdist whole files, in their order, and to one worker those of `TOGETHER`.
+
+    pytest-xdist's own groups do nothing under pytest 9.2, which builds the names of tests anew.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((group for group, files in TOGETHER.items() if Path(file).name in files), file)
+
+    config.option.loadscopereorder = False  # the slow files come first, and end together
+    return ByFile(config, log)
 
 
 def _free_port() -> int:

@@ -122,6 +122,7 @@ def start(folder: Path, cases: dict[str, Case], world: int) -> list[subprocess.P
         "MASTER_PORT": port,
         "WORLD_SIZE": world,
         "LOCAL_SIZE": world,
+        "OMP_NUM_THREADS": 2,  # the models here are large enough for it
     }
     child = Path(__file__).resolve().parents[3] / "workers" / "worker_memory.py"
     command = [sys.executable, child, folder / "specs.json", folder / "found.json"]
