@@ -74,7 +74,7 @@ def test_a_run_brings_its_sizes_tokenizer_and_weights(run: Path) -> None:
 @pytest.mark.parametrize("moe", [False, True])
 def test_a_qwen3_of_another_origin_computes_the_same(tmp_path: Path, tokenizer_json: Path, moe: bool) -> None:
     theirs = qwen3(tmp_path / "qwen", tokenizer_json, moe=moe)
-    options = with_base(Options(init_from=tmp_path / "qwen"))
+    options = with_base(Options(init_from=tmp_path / "qwen", max_seq_len=64))
     ours = CausalLM(model_config(options, vocab_size=options.vocab_size or 0))
     load_base_weights(ours, tmp_path / "qwen")
     ids = torch.randint(3, 280, (2, 20))

@@ -61,7 +61,6 @@ def test_a_written_accumulation_decides():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["train_batch_size=auto"], "train_micro_batch_size_per_gpu"),
         (["train_batch_size=255"], "255"),
         (["gradient_accumulation_steps=3"], "256"),
     ],
