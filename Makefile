@@ -1,6 +1,6 @@
 # make demo   everything from nothing: environment, sample corpus, training on two processes, text, diagnosis, questions
 # make test   everything from nothing: environment, the whole test suite
-# make check  formatting, lint, types and the fast tests: under two minutes, before every commit
+# make check  formatting, lint, types and the fast tests, before every commit
 #             (make types, make fast: these alone)
 # make chaos  real runs, killed, stopped, hung, damaged and out of disk: does every one go on? (about an hour and a half)
 # make soak   a real run for 45 minutes: are memory, files and speed flat, and what does saving cost?

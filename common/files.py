@@ -26,7 +26,6 @@ _DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 LFS_MARK = b"version https://git-lfs.github.com/spec/"
 """What a file begins with that stands for another one in a Git repository whose large files were not fetched."""
 
-
 LFS_HINT = "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
 
 

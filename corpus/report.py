@@ -132,7 +132,7 @@ class CorpusReport(Record):
     traditional_share: Number | None
     languages: dict[Name, Number]
     characters_per_token: dict[Name, Number]
-    # Not in folders that were prepared before 2026-11-30: what was left out by reason ("exact", "near", "repetition",
+    # Not in folders that were prepared before 2026-11-29: what was left out by reason ("exact", "near", "repetition",
     # "overlap"); documents that the tokenizer does not give back, and the beginning of one; special tokens that stand
     # in texts; vocabulary entries that the training text has none of.
     left_out: dict[Name, LeftOut] | None = None

@@ -38,7 +38,7 @@ class RunRecord:
     def curve(self, split: str, key: str) -> Curve:
         """Return (step, value) of one metric, finite values only."""
         rows = self.train if split == "train" else self.val
-        return [(row["step"], float(row[key])) for row in rows if _is_finite(row.get(key))]
+        return [(row["step"], float(row[key])) for row in rows if finite(row.get(key))]
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -49,7 +49,7 @@ class RunRecord:
             step = source.get("best_step")
             loss = source.get("best_val_loss", source.get("best_loss"))
             # it is out of date if the metrics have a better, later evaluation
-            if isinstance(step, int) and _is_finite(loss) and step >= (lowest[0] if lowest else 0):
+            if isinstance(step, int) and finite(loss) and step >= (lowest[0] if lowest else 0):
                 return step, float(loss)
         return lowest
 
@@ -142,5 +142,6 @@ def _dict(value: Any) -> Row:
     return value if isinstance(value, dict) else {}
 
 
-def _is_finite(value: object) -> TypeGuard[float]:
+def finite(value: object) -> TypeGuard[float]:
+    """Return whether a value of a JSON file is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -60,7 +60,7 @@ def compare(
     yardstick = _yardstick(runs, by)
     experiments = group(runs)
     for experiment in experiments:
-        experiment.judge(yardstick.value)
+        experiment.take_values(yardstick.value)
     experiments.sort(key=lambda experiment: float("inf") if experiment.mean is None else experiment.mean)
     pairs = compare_pairs(experiments)
     target = loss if loss is not None else _common_target(experiments, yardstick)

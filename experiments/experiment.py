@@ -34,7 +34,7 @@ class Experiment:
         """The standard deviation over the seeds, None with fewer than two."""
         return stdev(self.values.values()) if len(self.values) > 1 else None
 
-    def judge(self, value_of: Callable[[ComparedRun], float | None]) -> None:
+    def take_values(self, value_of: Callable[[ComparedRun], float | None]) -> None:
         """Take one value for each seed: copies of a run, or a run that was repeated, are no second draw."""
         found: dict[Any, list[float]] = {}
         for run in self.runs:

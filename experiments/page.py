@@ -31,7 +31,7 @@ def page(found: Comparison) -> str:
     runs = [run for experiment in experiments for run in experiment["runs"]]
     charts = _charts(found, messages)
     parts = {
-        "differences": _differences(found),
+        "differences": list(found["differences"].items()),
         "pairs": [_pair(pair, messages) for pair in found["pairs"][:MOST_PAIRS]],
         "curves": charts,
         "samples": [_samples(sample) for sample in found["samples"][:MOST_PROMPTS]],
@@ -67,11 +67,6 @@ def _keys(experiments: Sequence[dict[str, Any]], t: dict[str, str]) -> list[tupl
     """Return (label, style) of each colour in the charts."""
     keys = [(row["label"], _style(k)) for k, row in enumerate(experiments[:COLOURS])]
     return keys + ([(t["others"], "rest")] if len(experiments) > COLOURS else [])
-
-
-def _differences(found: Comparison) -> list[tuple[str, list[str]]]:
-    """Return (setting, its value in each experiment)."""
-    return list(found["differences"].items())
 
 
 def _pair(pair: dict[str, Any], messages: Messages) -> list[str]:

@@ -11,14 +11,14 @@ import statistics
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
 from corpus.manifest import Manifest
 from corpus.ngram_baselines import NGramBaselines
-from evaluation.run_record import Row, RunRecord, find_corpus, is_run, read_object, read_run
+from evaluation.run_record import Row, RunRecord, find_corpus, finite, is_run, read_object, read_run
 
 AXES = ("step", "tokens", "time", "bytes")
 """What a curve is drawn against: optimizer steps, tokens, seconds of training, bytes of text that were trained on."""
@@ -128,14 +128,14 @@ class ComparedRun:
 
     def _seconds(self) -> list[Point]:
         """Return (step, seconds of training until then); from the speed where an earlier version wrote no seconds."""
-        known = sorted((row["step"], row["seconds"]) for row in self._rows if _is_number(row.get("seconds")))
+        known = sorted((row["step"], row["seconds"]) for row in self._rows if finite(row.get("seconds")))
         if known:
             return [(0, 0.0), *(point for point in known if point[0] > 0)]
         found: list[Point] = [(0.0, 0.0)]
         before = 0
         for row in self.record.train:
             tokens, speed = row.get("tokens"), row.get("tokens_per_second")
-            if isinstance(tokens, int) and _is_number(speed) and speed > 0:
+            if isinstance(tokens, int) and finite(speed) and speed > 0:
                 found.append((row["step"], found[-1][1] + max(0, tokens - before) / speed))
                 before = tokens
         return found if len(found) > 1 else []
@@ -149,14 +149,14 @@ class ComparedRun:
     @property
     def tokens_per_second(self) -> float | None:
         """The median of the recorded speeds."""
-        speeds = [row["tokens_per_second"] for row in self.record.train if _is_number(row.get("tokens_per_second"))]
+        speeds = [row["tokens_per_second"] for row in self.record.train if finite(row.get("tokens_per_second"))]
         return statistics.median(speeds) if speeds else None
 
     def repetition(self) -> tuple[float | None, float | None]:
         """Return (repetition of sampled text, that of the true continuations) at the last evaluation that has them."""
-        row = next((row for row in reversed(self.record.val) if _is_number(row.get("repetition"))), {})
+        row = next((row for row in reversed(self.record.val) if finite(row.get("repetition"))), {})
         true = row.get("true_repetition")
-        return row.get("repetition"), true if _is_number(true) else None
+        return row.get("repetition"), true if finite(true) else None
 
     def position(self) -> str | None:
         """Return how the best loss compares with the n-gram baselines, as NGramBaselines.compare; None if unknown."""
@@ -232,11 +232,7 @@ def is_training(folder: Path) -> bool:
 
 def _bytes_per_token(row: Row) -> float | None:
     loss, bits = row.get("loss"), row.get("bits_per_byte")
-    return loss / math.log(2) / bits if _is_number(loss) and _is_number(bits) and bits > 0 else None
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return loss / math.log(2) / bits if finite(loss) and finite(bits) and bits > 0 else None
 
 
 def _three_counts(value: object) -> tuple[int, int, int] | None:

@@ -32,7 +32,7 @@ STORIES, BATCH, LONGEST = 64, 32, 240
 TEMPERATURE, TOP_P = 0.7, 0.95
 # Stories with questions to learn from and to be asked about; of other seeds than each other's and the corpus's
 TAUGHT, TAUGHT_SEED, ASKED, ASKED_SEED = 4_000, 1, 200, 2
-FINE_TUNING = 160  # steps, about half a pass: a part of a minute on two cores
+FINE_TUNING = 160  # steps of 8 conversations: about a third of a pass
 
 
 def main() -> int:

@@ -280,7 +280,8 @@ def _join_and_prepare(
         before_listening=lambda: lock.acquire(console.say),
         watchdog=watchdog,
     )
-    folder, token = Path(json.loads(prepared)[0]), json.loads(prepared)[1]
+    name, token = json.loads(prepared)
+    folder = Path(name)
     if device.kind == "cpu":
         keep_freed_memory()
     check_corpus_visible(folder)

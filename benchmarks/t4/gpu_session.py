@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.inputs import file, prepared
+from training.processes.network import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
@@ -169,9 +169,7 @@ def worker(result: Path, flags: Sequence[str], *, null_driver: bool) -> int:
 def session(folder: Path, processes: int, flags: Sequence[str], *, null_driver: bool) -> list[dict[str, Any]]:
     """Run train.py with `flags` in so many processes; return each rank's figures, none for a rank that failed."""
     folder.mkdir(parents=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = []
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}

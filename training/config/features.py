@@ -24,7 +24,7 @@ LACKING: Mapping[str, tuple[str, str]] = {
     "activation_checkpointing": ("the model keeps its activations and recomputes none.", _SIZE),
     "autotuning": (
         "DeepSpeed's tuner would have to start train.py, and stop it after a few steps.",
-        "Set autotuning.enabled to false; --plan says what fits into the memory.",
+        "Set autotuning.enabled to false; --plan says what fits into the memory, --tune what is fastest.",
     ),
     "data_efficiency": (
         "train.py decides itself which rows a step gets, so that a run can continue exactly.",

@@ -60,7 +60,7 @@ _HINTS = {
     "optim": 'write it as the JSON\'s block, e.g. --set optimizer=\'{"type":"AdamW","params":{"lr":2e-4}}\'',
     "overwrite_output_dir": "--resume never starts anew, and keeps what an earlier run without checkpoints left",
     "gradient_checkpointing": "activations are not recomputed; a smaller train_micro_batch_size_per_gpu saves memory",
-    "report_to": f"it can be none or some of {', '.join(_MONITORS)}; docs/training.md names bridges to others",
+    "report_to": f"it can be none or some of {', '.join(_MONITORS)}",
     "lr_scheduler_type": f"it can be {', '.join(_SCHEDULES)}; --set scheduler.type has DeepSpeed's others",
     "mode": "what the data holds decides: text pretrains, conversations fine-tune (docs/chat.md); leave it out",
     "stage": "what the data holds decides; ZeRO's is --set zero_optimization.stage=2",

@@ -87,12 +87,13 @@ def fill_in_auto(
 ) -> Draft:
     """Return the checked configuration with the largest micro-batch that fits in place of "auto".
 
-    `begun_with` is the micro-batch of an interrupted run, which stays what it was where it can. Raise UserError if
-    `train_batch_size` is not a number, or not even one row fits.
+    `begun_with` is the micro-batch of an interrupted run, which stays what it was where it can. Where
+    `train_batch_size` or the accumulation leaves nothing to choose, the usual rules of "auto" hold. Raise UserError if
+    not even one row fits.
     """
     batch, accumulation = config.get(BATCH), config.get(ACCUMULATION, AUTO)
     if not isinstance(batch, int):
-        return check(config)  # which says so
+        return check(config)
     if isinstance(accumulation, int):
         return check(config | {MICRO: max(1, batch // (processes * accumulation))})
     draft = check(config | {MICRO: 1, ACCUMULATION: AUTO})

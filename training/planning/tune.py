@@ -179,7 +179,7 @@ class Tuner:
         config = self.check(self.changed(trial.candidate)).unscheduled().config
         work = Work(asdict(self.model), config, str(self.corpus.resolve()), self.seq_len, self.seed)
         started = time.monotonic()
-        timeout = max(_FIRST_TIMEOUT, _SLOWER * self._longest) if self._longest == 0 else _SLOWER * self._longest + 60
+        timeout = _FIRST_TIMEOUT if self._longest == 0 else _SLOWER * self._longest + 60
         measured = self.try_out(work, self.processes, timeout)
         self._longest = max(self._longest, time.monotonic() - started)
         trial.problem = measured.problem

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 from common.hardware import detect
 from model import ModelConfig
 from training.config.resolve import Resolved
+from training.processes.network import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMED_SECONDS = 10.0  # that the timed steps may take together, but for the fewest
@@ -65,9 +65,7 @@ def run_trial(work: Work, processes: int, timeout: float) -> Measured:
 
 
 def _start(folder: Path, processes: int) -> list[subprocess.Popen]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = []
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_SIZE": processes}

@@ -138,11 +138,11 @@ class Meeting:
             if not self.store.check([f"claim/{number}"]):
                 break  # it is being written
             self._read = number
-            self._judge(number, Participant.decode(self.store.get(f"claim/{number}")))
+            self._admit(number, Participant.decode(self.store.get(f"claim/{number}")))
         if any(self.store.check([f"stopped/{number}"]) for number, _ in self.members.values()):
             raise StoppedEarly("another process was asked to stop")
 
-    def _judge(self, number: int, claimant: Participant) -> None:
+    def _admit(self, number: int, claimant: Participant) -> None:
         apart = self.me.apart(claimant)
         if claimant.problem:
             if apart <= SAME_TRIAL:
