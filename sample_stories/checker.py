@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sample_stories import kinds_common, kinds_people, kinds_things, kinds_together  # noqa: F401  (they fill the table)
+from sample_stories import kinds_common, kinds_plots  # noqa: F401  (they fill the table)
 from sample_stories.table import readings
 from sample_stories.world import FOREIGN, Broken, World
 

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from common.files import replace_bytes
+from sample_stories import lexicon as lex
 from sample_stories.checker import LONGEST, SHORTEST
 from sample_stories.plots import HAMLET_PEOPLE, HAMLET_PLOTS, PLOTS
 from sample_stories.teller import Teller
 from sample_stories.world import Broken
 
 
-def draw_story(rng: random.Random, hamlet: bool = False, new_teller: Callable[..., Teller] = Teller) -> str | None:
-    """Return one story, or None where the drawn events did not fit together or came out too short or too long."""
-    teller = new_teller(rng, HAMLET_PEOPLE) if hamlet else new_teller(rng)
-    plots = HAMLET_PLOTS if hamlet else PLOTS
-    plot = plots[int(rng.random() * len(plots))]
+def draw_story(rng: random.Random, hamlet: bool = False, keep_worlds: bool = False) -> Teller | None:
+    """Return who told a story, or None where the events did not fit together or it came out too short or too long."""
+    teller = Teller(rng, HAMLET_PEOPLE if hamlet else lex.PEOPLE, keep_worlds)
+    plot = teller.pick(HAMLET_PLOTS if hamlet else PLOTS)
     try:
         plot(teller)
     except Broken:
         return None
-    story = "".join(teller.lines)
-    return story if SHORTEST <= len(story) <= LONGEST else None
+    return teller if SHORTEST <= len(teller.story) <= LONGEST else None
 
 
 def generate_stories(count: int = 20000, seed: int = 0, hamlet: bool = False) -> Iterator[str]:
@@ -35,10 +34,10 @@ def generate_stories(count: int = 20000, seed: int = 0, hamlet: bool = False) ->
     rng = random.Random(seed)
     seen: set[str] = set()
     while len(seen) < count:
-        story = draw_story(rng, hamlet)
-        if story is not None and story not in seen:
-            seen.add(story)
-            yield story
+        teller = draw_story(rng, hamlet)
+        if teller and teller.story not in seen:
+            seen.add(teller.story)
+            yield teller.story
 
 
 def write_sample_corpus(path: Path, count: int = 20000, seed: int = 0, hamlet: bool = False) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from sample_stories import lexicon as lex
 from sample_stories.teller import Teller
 
@@ -19,8 +17,7 @@ def lend(t: Teller) -> None:
     t.call_on(a, b, lex.home(b), lex.HOME_ACTS)
     t.say("lend_ask", a=a, b=b, t=tool, y=work)
     t.say("lend_yes", a=a, b=b, t=tool)
-    if t.maybe(0.5):
-        t.say("lend_thanks", a=a, b=b, t=tool)
+    t.perhaps(0.5, "lend_thanks", a=a, b=b, t=tool)
     t.shower(a, 0.15)
     t.go(a, place, lambda c: t.say("way_work", a=a, p=place, y=work, t=tool))
     t.say("lend_use", a=a, b=b, t=tool, z=t.pick(results))
@@ -33,7 +30,7 @@ def lost(t: Teller) -> None:
     """Somebody misses a thing, asks or remembers, and finds it."""
     a, b, thing = t.person(), t.person(), t.pick(list(lex.BELONGINGS))
     here, place = t.shuffled(lex.SEARCHABLE)[:2]
-    spot, asks = t.pick(lex.PLACES[place][2]), t.maybe(0.6)
+    spot, asks = t.pick(lex.PLACES[place].spots), t.maybe(0.6)
     if asks and t.maybe(0.5):
         t.start_pair(a, b, here)
     elif asks or t.maybe(0.4):
@@ -63,7 +60,7 @@ def found(t: Teller) -> None:
     """Somebody finds a thing, learns whose it is and brings it back."""
     a, b, c, thing = t.person(), t.person(), t.person(), t.pick(list(lex.BELONGINGS))
     place = t.pick(lex.SEARCHABLE)
-    spot, paired = t.pick(lex.PLACES[place][2]), t.maybe(0.5)
+    spot, paired = t.pick(lex.PLACES[place].spots), t.maybe(0.5)
     if paired:
         t.start_pair(a, b, place)
     else:
@@ -73,12 +70,10 @@ def found(t: Teller) -> None:
         t.say("see", a=a, b=b, x=t.pick(lex.acts_at(place)))
     t.say("found_ask", a=a, b=b, t=thing)
     t.say("found_owner", b=b, c=c, t=thing)
-    if t.maybe(0.5):
-        t.say("found_go", a=a, c=c, t=thing)
+    t.perhaps(0.5, "found_go", a=a, c=c, t=thing)
     t.call_on(a, c, lex.home(c), lex.HOME_ACTS)
     t.say("found_give", a=a, c=c, t=thing)
-    if t.maybe(0.6):
-        t.say("found_joy", c=c, t=thing)
+    t.perhaps(0.6, "found_joy", c=c, t=thing)
     if t.maybe(0.4):
         t.say("found_ask_where", a=a, c=c, t=thing)
         t.say("found_where", a=a, c=c, p=place, s=spot)
@@ -98,14 +93,9 @@ def errand(t: Teller) -> None:
     t.back(a, lex.home(b))
     t.say("errand_give", a=a, b=b, t=good)
     if t.maybe(0.5):
-        t.say("errand_check", **t_choice(t, {"t": good, "b": b}, {"p": place, "b": b}, {"a": a, "b": b}))
-        t.say({"price": "errand_price", "crowd": "errand_crowd", "tired": "errand_tired"}[t.world.question], a=a)
+        t.say("errand_check", b=b, **t.pick([{"t": good}, {"p": place}, {"a": a}]))
+        t.say(f"errand_{t.world.question}", a=a)
     t.say("errand_end", a=a, b=b, t=good)
-
-
-def t_choice(t: Teller, *options: dict[str, str]) -> dict[str, str]:
-    """One of several sets of values."""
-    return options[int(t.rng.random() * len(options))]
 
 
 def gift(t: Teller) -> None:
@@ -128,15 +118,14 @@ def gift(t: Teller) -> None:
     if wish:
         t.say(f"wish_{reason}", a=a, b=b)
     t.say("gift_joy", a=a, b=b, t=thing)
-    if t.maybe(0.5):
-        t.say("gift_tea", a=a, b=b)
+    t.perhaps(0.5, "gift_tea", a=a, b=b)
     t.say("gift_end", a=a, b=b, t=thing)
 
 
 def cook(t: Teller) -> None:
     """Somebody lacks an ingredient, gets it, cooks and shares."""
     a, b, c, dish = t.person(), t.person(), t.person(), t.pick(list(lex.DISHES))
-    have, lack = t.shuffled(list(lex.DISHES[dish][1]))
+    have, lack = t.shuffled(lex.DISHES[dish].ingredients)
     t.start(a, weathers=("晴", "晴", "阴", "雨"))
     t.say("cook_plan", a=a, b=b, d=dish, t=have, u=lack)
     if t.maybe(0.5):
@@ -153,8 +142,7 @@ def cook(t: Teller) -> None:
     t.say("home", a=a)
     t.say("cook_make", a=a, t=have, u=lack, d=dish)
     t.say("cook_eat", a=a, b=b, d=dish)
-    if t.maybe(0.6):
-        t.say("cook_praise", a=a, b=b, d=dish)
+    t.perhaps(0.6, "cook_praise", a=a, b=b, d=dish)
     t.say("cook_end", a=a, b=b, d=dish)
 
 
@@ -173,12 +161,9 @@ def swap(t: Teller) -> None:
     t.say("swap_ask", **values)
     t.say("swap_yes", **values)
     t.say("swap_play_a", a=a, u=yours)
-    if t.maybe(0.7):
-        t.say("swap_play_b", b=b, t=mine)
-    if t.maybe(0.4):
-        t.say("scene", g=t.pick(lex.PLACES[place][3]))
-    if t.maybe(0.4):
-        t.say("time", w=lex.TIMES[t.world.hour + 1])
+    t.perhaps(0.7, "swap_play_b", b=b, t=mine)
+    t.look_around(place, 0.4)
+    t.perhaps(0.4, "time", w=lex.TIMES[t.world.hour + 1])
     t.say("swap_back", **values)
     t.say("swap_end", a=a, b=b)
 
@@ -236,13 +221,11 @@ def plant(t: Teller) -> None:
     t.say("plant_dig", a=a, t="铁锹")
     t.say("plant_set", a=a, b=b, v=tree)
     t.say("plant_water", b=b, u="水桶", v=tree)
-    if t.maybe(0.4):
-        t.say("scene", g=t.pick(lex.PLACES[place][3]))
+    t.look_around(place, 0.4)
     if t.maybe(0.6):
-        asker = t_choice(t, {"a": a, "v": tree}, {"b": b, "v": tree})
-        t.say("plant_hope", **asker)
-        answerer = {"plant_b": ("b", b), "plant_a": ("a", a)}[t.world.question]
-        t.say(f"plant_say_{answerer[0]}", **dict([answerer]))
+        asker, other = t.pick([("a", "b"), ("b", "a")])
+        t.say("plant_hope", v=tree, **{asker: {"a": a, "b": b}[asker]})
+        t.say(f"plant_say_{other}", **{other: {"a": a, "b": b}[other]})
     t.say("plant_end", a=a, b=b, v=tree, p=place)
 
 
@@ -250,7 +233,7 @@ def animal(t: Teller) -> None:
     """Somebody looks for a lost animal and brings it home."""
     a, b, c, pet = t.person(), t.person(), t.person(), t.pick(list(lex.ANIMALS))
     first, second = t.shuffled(lex.OUTDOORS)[:2]
-    spot = t.pick(lex.PLACES[second][2])
+    spot = t.pick(lex.PLACES[second].spots)
     t.start_pair(a, b, lex.home(b))
     t.say("animal_lost", a=a, b=b, t=pet)
     t.say("animal_help", a=a, b=b, t=pet)
@@ -267,8 +250,7 @@ def animal(t: Teller) -> None:
     t.say("animal_catch", a=a, t=pet)
     t.back(a, lex.home(b))
     t.say("animal_give", a=a, b=b, t=pet)
-    if t.maybe(0.5):
-        t.say("animal_joy", b=b, t=pet)
+    t.perhaps(0.5, "animal_joy", b=b, t=pet)
     t.say("animal_end", a=a, b=b, t=pet)
 
 
@@ -277,33 +259,18 @@ def umbrella(t: Teller) -> None:
     a, b = t.person(), t.person()
     place = t.pick([name for name in lex.PLACES if lex.indoors(name)])
     t.start(a, place, ("雨",))
-    if t.maybe(0.4):
-        t.say("scene", g=t.pick(lex.PLACES[place][3]))
+    t.look_around(place, 0.4)
     t.say("umbrella_stuck", a=a, p=place)
     t.say("umbrella_think", a=a, b=b, p=place)
     t.say("umbrella_come", a=a, b=b, p=place, t="伞")
     t.say("umbrella_hail", a=a, b=b)
-    if t.maybe(0.3):
-        t.say("time", w=lex.TIMES[t.world.hour + 1])
+    t.perhaps(0.3, "time", w=lex.TIMES[t.world.hour + 1])
     t.say("umbrella_walk", a=a, b=b, t="伞")
     t.say("umbrella_wet", a=a, b=b)
     t.say("umbrella_end", a=a, b=b)
 
 
-PLOTS: list[Callable[[Teller], None]] = [
-    lend,
-    lost,
-    found,
-    errand,
-    gift,
-    cook,
-    swap,
-    plan,
-    message,
-    plant,
-    animal,
-    umbrella,
-]
+PLOTS = (lend, lost, found, errand, gift, cook, swap, plan, message, plant, animal, umbrella)
 # A third of the plots and half of the people, for a model that has minutes on two CPU cores (docs/dev/log.md).
-HAMLET_PLOTS: list[Callable[[Teller], None]] = [lost, swap, plant, umbrella]
+HAMLET_PLOTS = (lost, swap, plant, umbrella)
 HAMLET_PEOPLE = ["小明", "小红", "阿福", "丽丽", "乐乐", "小兰", "王爷爷", "李奶奶", "周老师", "赵大爷"]

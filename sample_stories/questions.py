@@ -16,7 +16,6 @@ from pathlib import Path
 from common.files import replace_bytes
 from sample_stories import lexicon as lex
 from sample_stories.generator import draw_story
-from sample_stories.teller import Teller
 from sample_stories.world import World
 
 UNSAID_SHARE = 0.2  # of the questions
@@ -65,19 +64,6 @@ class Asked:
         return f"{self.story}\n{self.questions[number].text}"
 
 
-class _RememberingTeller(Teller):
-    """A teller that keeps the world after every sentence."""
-
-    def __init__(self, rng: random.Random, people: Sequence[str] = _PEOPLE) -> None:
-        super().__init__(rng, people)
-        self.worlds: list[World] = []
-
-    def say(self, name: str, **values: str) -> None:
-        """Tell one event."""
-        super().say(name, **values)
-        self.worlds.append(self.world.copy())
-
-
 def named(text: str, names: Sequence[str]) -> set[str]:
     """Return which of the names stand in a text, the longest at each place."""
     found: set[str] = set()
@@ -92,21 +78,15 @@ def ask(count: int, seed: int, *, hamlet: bool = False, most: int = 4) -> Iterat
     """Yield `count` different stories, each broken off between two sentences, with up to `most` questions."""
     rng, seen = random.Random(f"questions {seed}"), set()
     while len(seen) < count:
-        tellers: list[_RememberingTeller] = []
-
-        def teller(rng: random.Random, *people: Sequence[str], made: list[_RememberingTeller] = tellers) -> Teller:
-            made.append(_RememberingTeller(rng, *people))
-            return made[-1]
-
-        story = draw_story(rng, hamlet, teller)
-        if story is None or story in seen:
+        teller = draw_story(rng, hamlet, keep_worlds=True)
+        if teller is None or teller.worlds is None or teller.story in seen:
             continue
-        lines, worlds = tellers[0].lines, tellers[0].worlds
+        lines, worlds = teller.lines, teller.worlds
         told = FEWEST_SENTENCES + int(rng.random() * (len(lines) - FEWEST_SENTENCES + 1))
         text = "".join(lines[:told])
         questions = _choose(list(_said(worlds[told - 1])), list(_unsaid(worlds[told - 1], text, rng)), rng, most)
         if questions:
-            seen.add(story)
+            seen.add(teller.story)
             yield Asked(text, questions)
 
 

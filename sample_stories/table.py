@@ -9,9 +9,10 @@ that reads it back, so the generator and the checker cannot drift apart.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from sample_stories import lexicon as lex
 from sample_stories.world import World
@@ -43,11 +44,11 @@ for _letters, _words in (
 def surface(letter: str, form: str, value: str) -> str:
     """Return a value as it is written in a form."""
     if form == "他":
-        return lex.PEOPLE[value][0]
+        return lex.pronoun(value)
     if form == "你":
-        return lex.PEOPLE[value][1]
+        return lex.address(value)
     if form in ("一", "那", "这"):
-        measure = lex.DISHES[value][0] if letter == "d" else lex.MEASURES[value]
+        measure = lex.DISHES[value].measure if letter == "d" else lex.MEASURES[value]
         return form + measure + value
     return value
 
@@ -177,40 +178,86 @@ def kind(
     return enter
 
 
-def event(
-    name: str,
-    goal: str,
-    stage: str,
-    then: str = "",
-    *,
-    about: str | None = None,
-    here: str = "",
-    gives: str = "",
-    has: str = "",
-    asks: str = "",
-    answers: tuple[str, ...] = (),
-    ends: bool = False,
-) -> None:
-    """Enter a kind that moves a plot from one stage to the next and does no more than these arguments say.
+class Relation(NamedTuple):
+    """What words must have to do with each other, and the reason against it otherwise."""
 
-    Letters stand for what fills them. The plot must be `about` these (all slots, unless named); the people `here` must
-    be at one place, the first of them acting; of three letters the first `gives` the second the third; of two the
-    first `has` the second. `asks` is the question that the next sentence must answer, and `ends` closes the story.
+    holds: Callable[[Values], bool]
+    otherwise: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """A kind of sentence that moves a plot from one of its stages to the next; without a stage it opens the plot.
+
+    Letters stand for what fills them, in the sentence or else in the plot; several pieces have spaces between them. An
+    event enters itself into the table. As a decorator it takes a function that is carried out on top.
     """
 
-    def action(world: World, v: Values) -> None:
-        world.step(goal, stage, then, **{letter: v[letter] for letter in (v if about is None else about)})
-        if here:
-            world.present(*(v[letter] for letter in here))
-        if gives:
-            world.give(*(v[letter] for letter in gives))
-        if has:
-            world.has(*(v[letter] for letter in has))
-        world.question = asks
-        if ends:
-            world.close(goal)
+    name: str
+    goals: str
+    stages: str
+    then: str = ""
+    about: str | None = None  # what the sentence says of these must be the plot's or new to it; None: of all its slots
+    only: Values = field(default_factory=dict)  # letters and the only values that they may have
+    fits: Relation | None = None
+    here: str = ""  # people who must be at one place, the first of them acting
+    at: str = ""  # the place where they must be
+    home: str = ""  # the person in whose home they must be
+    weather: Sequence[str] = ()
+    knows: str = ""  # somebody who is spoken of and not here
+    enters: str = ""  # somebody who appears where the plot's a is
+    appears: str = ""  # "tb": the thing t comes into the story, in the hands of b
+    gives: str = ""  # "bat": b gives a the thing t
+    has: str = ""  # "at": a must have the thing t
+    asks: str = ""  # the question that the next sentence must answer
+    answers: tuple[str, ...] = ()
+    ends: bool = False
+    rules: list[Action] = field(default_factory=list)
 
-    kind(name, answers=answers)(action)
+    def __post_init__(self) -> None:
+        kind(self.name, answers=self.answers)(self.happen)
+
+    def __call__(self, rule: Action) -> Action:
+        """Carry out this function too, as a decorator."""
+        self.rules.append(rule)
+        return rule
+
+    def happen(self, world: World, values: Values) -> None:
+        """Change the world, or raise `Broken`."""
+        said = {letter: value for letter, value in values.items() if self.about is None or letter in self.about}
+        if self.stages:
+            world.step(self.goals, self.stages, self.then, said)
+        else:
+            world.start(self.goals, self.then, said)
+        roles = world.facts | values
+        for letter, value in self.only.items():
+            world.need(roles.get(letter) == value, f"{roles.get(letter)} does not fit: it takes {value}")
+        if self.fits:
+            world.need(self.fits.holds(roles), self.fits.otherwise.format(**roles))
+        self._people(world, roles)
+        for thing, person in self.appears.split():
+            world.appear(roles[thing], roles[person])
+        for giver, taker, thing in self.gives.split():
+            world.give(roles[giver], roles[taker], roles[thing])
+        for person, thing in self.has.split():
+            world.has(roles[person], roles[thing])
+        world.question = self.asks
+        for rule in self.rules:
+            rule(world, values)
+        if self.ends:
+            world.close(self.goals)
+
+    def _people(self, world: World, roles: Values) -> None:
+        if self.here:
+            place = world.present(*(roles[letter] for letter in self.here))
+            for wanted in [*(roles[letter] for letter in self.at), *(lex.home(roles[letter]) for letter in self.home)]:
+                world.need(place == wanted, f"{world.actor} is at {place}, not at {wanted}")
+        world.need(not self.weather or world.weather in self.weather, f"nobody does that in {world.weather}")
+        for person in (roles[letter] for letter in self.knows if letter in roles):
+            world.need(person not in world.at, f"{person} is here already")
+            world.known.add(person)
+        for letter in self.enters:
+            world.introduce(roles[letter], world.at[roles["a"]])
 
 
 def readings(sentence: str) -> Iterator[tuple[Kind, Values]]:

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from sample_stories import kinds_common, kinds_people, kinds_things, kinds_together  # noqa: F401  (they fill the table)
+from sample_stories import kinds_common, kinds_plots  # noqa: F401  (they fill the table)
 from sample_stories import lexicon as lex
 from sample_stories.table import KINDS, Wording
 from sample_stories.world import World
+
+T = TypeVar("T")
 
 
 class Teller:
     """Write one story, and offer the pieces that several plots share."""
 
-    def __init__(self, rng: random.Random, people: Sequence[str] = tuple(lex.PEOPLE)) -> None:
+    def __init__(self, rng: random.Random, people: Sequence[str], keep_worlds: bool = False) -> None:
         self.rng = rng
         self.world = World()
+        self.worlds: list[World] | None = [] if keep_worlds else None  # after each sentence
         self.lines: list[str] = []
         self.used: set[Wording] = set()
         self.cast = self.shuffled(list(people))
 
-    def pick(self, options: Sequence[str]) -> str:
+    @property
+    def story(self) -> str:
+        """What has been told so far."""
+        return "".join(self.lines)
+
+    def pick(self, options: Sequence[T]) -> T:
         """Return one of the options; only `random()` is used, whose sequence Python keeps from version to version."""
         return options[int(self.rng.random() * len(options))]
 
@@ -46,11 +55,18 @@ class Teller:
         entry = KINDS[name]
         fitting = [wording for wording in entry.wordings if wording.letters <= values.keys()]
         fresh = [wording for wording in fitting if wording not in self.used] or fitting
-        wording = fresh[int(self.rng.random() * len(fresh))]
+        wording = self.pick(fresh)
         self.used.add(wording)
         sentence = wording.render(values, self.pick)
         entry.apply(self.world, {letter: values[letter] for letter in sorted(wording.letters)}, sentence)
         self.lines.append(sentence)
+        if self.worlds is not None:
+            self.worlds.append(self.world.copy())
+
+    def perhaps(self, chance: float, name: str, **values: str) -> None:
+        """Tell an event with this probability."""
+        if self.maybe(chance):
+            self.say(name, **values)
 
     # pieces that several plots share
 
@@ -71,15 +87,8 @@ class Teller:
 
     def start_pair(self, a: str, b: str, place: str, weathers: Sequence[str] = ("晴", "晴", "阴")) -> None:
         """Open with two people at one place."""
-        self.say(
-            "open_pair",
-            a=a,
-            b=b,
-            p=place,
-            x=self.pick(lex.acts_at(place)),
-            w=self.pick(lex.TIMES[:4]),
-            k=self.sky(*weathers),
-        )
+        act, time, sky = self.pick(lex.acts_at(place)), self.pick(lex.TIMES[:4]), self.sky(*weathers)
+        self.say("open_pair", a=a, b=b, p=place, x=act, w=time, k=sky)
 
     def dress(self, a: str) -> None:
         """Before going out in bad weather: wait until it is over, or put something on."""
@@ -101,13 +110,18 @@ class Teller:
             self.say("way_bye", c=asker)
         scenic = place in lex.PLACES and (lex.indoors(place) or self.world.weather in lex.FAIR)
         if scenic and self.maybe(0.2):
-            self.say("arrive_scene", a=a, p=place, g=self.pick(lex.PLACES[place][3]))
+            self.say("arrive_scene", a=a, p=place, g=self.pick(lex.PLACES[place].scenes))
         elif lex.indoors(self.world.at[a]) and not self.world.heading and self.maybe(0.3):
             self.say("go_out", a=a, p=place)
         else:
             self.say("go", a=a, p=place)
-        if scenic and not self.world.scenes and self.maybe(0.12):
-            self.say("scene", g=self.pick(lex.PLACES[place][3]))
+        if scenic and not self.world.scenes:
+            self.look_around(place, 0.12)
+
+    def look_around(self, place: str, chance: float) -> None:
+        """Perhaps say what one sees there."""
+        if self.maybe(chance):
+            self.say("scene", g=self.pick(lex.PLACES[place].scenes))
 
     def call_on(self, a: str, b: str, place: str, acts: list[str], meet: Callable[[str], None] | None = None) -> None:
         """Walk to where somebody is and see what they are doing."""

@@ -142,22 +142,23 @@ class World:
         self.need(lex.TIMES.index(time) > self.hour, f"{time} is not after {lex.TIMES[max(self.hour, 0)]}")
         self.hour = lex.TIMES.index(time)
 
-    def start(self, goal: str, stage: str, **facts: str) -> None:
+    def start(self, goal: str, stage: str, facts: dict[str, str]) -> None:
         """Open the plot; a story has one."""
         self.need(not self.goal, f"a second plot ({goal}) begins inside {self.goal}")
-        self.goal, self.stage, self.facts = goal, stage, facts
+        self.goal, self.stage, self.facts = goal, stage, dict(facts)
 
-    def step(self, goals: str, stages: str, then: str = "", **facts: str) -> None:
-        """The plot must be one of `goals` at one of `stages` and about these facts; it moves to `then`."""
+    def step(self, goals: str, stages: str, then: str, facts: dict[str, str]) -> None:
+        """The plot must be one of `goals` at one of `stages`, and learns these facts; it moves to `then`."""
         self.need(self.goal in goals.split(), f"{FOREIGN} '{goals}', not to '{self.goal or 'none'}'")
         self.need(self.stage in stages.split(), f"comes at the wrong moment: the plot stands at '{self.stage}'")
         for name, value in facts.items():
-            self.need(self.facts.get(name) == value, f"{value} does not fit: the story has {self.facts.get(name)}")
+            known = self.facts.setdefault(name, value)
+            self.need(known == value, f"{value} does not fit: the story has {known}")
         self.stage = then or self.stage
 
     def close(self, goals: str) -> None:
         """An ending: the plot is done and nobody and nothing was named for no purpose."""
-        self.step(goals, "done", "closed")
+        self.step(goals, "done", "closed", {})
         self.need(not self.heading, "somebody set out and never arrived")
         for name, count in self.mentions.items():
             self.need(count > 1 or name in self.anchored, f"{name} is named once and never comes back")

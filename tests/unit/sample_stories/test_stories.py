@@ -26,8 +26,8 @@ STORY = (
     "傍晚，小明回到了李奶奶家。小明把鱼竿还给李奶奶。小明觉得，有李奶奶这样的好邻居真好。"
 )
 BREAKS = {
-    "wrong place": ("小明走了一会儿，来到河边。", "小明走了一会儿，来到公园。", "wanted to work at 河边"),
-    "never went": ("小明走了一会儿，来到河边。", "", "wanted to work at 河边"),
+    "wrong place": ("小明走了一会儿，来到河边。", "小明走了一会儿，来到公园。", "小明 is at 公园, not at 河边"),
+    "never went": ("小明走了一会儿，来到河边。", "", "小明 is at 李奶奶家, not at 河边"),
     "stranger": ("小明用鱼竿钓到", "小红用鱼竿钓到", "小红 does not fit"),
     "wrong tool": ("没有鱼竿", "没有锄头", "钓鱼 is not done with 锄头"),
     "wrong thing returned": ("小明把鱼竿还给", "小明把锄头还给", "锄头 does not fit"),
