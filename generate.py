@@ -22,7 +22,7 @@ from common.training_text import TrainingText
 
 if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
     from model.inference.prompts import Prompt
-    from model.inference.text_generator import Completion, TextGenerator
+    from model.inference.text import Completion, TextGenerator
 
 UNKNOWN_SHOWN = 20  # characters
 TYPED = "the prompt"  # as the source of a prompt that was typed, and so is on the screen already
@@ -76,28 +76,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def load(folder: Path, args: argparse.Namespace) -> TextGenerator:
     """Read the model folder; raise UserError if something is missing or does not fit together."""
-    import torch
+    from chat.checkpoint import load_checkpoint
+    from model.inference.text import TextGenerator
 
-    from corpus.tokenizer import load_tokenizer, vocab_size
-    from model import load_model
-    from model.inference.text_generator import TextGenerator
-
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device).item()  # "meta" holds no numbers
-    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
-        raise UserError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
-    tokenizer_file = folder / "tokenizer.json"
-    if not tokenizer_file.is_file():
-        raise UserError(f"{tokenizer_file} is missing: copy it there from the folder of the training data")
-    tokenizer = load_tokenizer(tokenizer_file)
-    # half precision is slow on a CPU
-    model = load_model(folder, device=device, dtype=torch.float32 if device == "cpu" else None)
-    if vocab_size(tokenizer) > model.config.vocab_size:
-        raise UserError(
-            f"{tokenizer_file} has {vocab_size(tokenizer):,} entries and the model {model.config.vocab_size:,}: "
-            "take the tokenizer that the model was trained with"
-        )
+    model, tokenizer = load_checkpoint(folder, args.device)
     sampling = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
     sampling |= {"do_sample": not args.greedy, "no_repeat_ngram_size": args.no_repeat_ngram}
     known = TrainingText.read(folder)

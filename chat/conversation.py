@@ -79,18 +79,21 @@ def fitted_prompt(
 
     A system text stays. TooLong if the last question alone leaves no room.
     """
-    turns = list(conversation.turns)
-    first = int(turns[0].role == SYSTEM)
-    left_out = 0
-    while True:
-        ids = encoder.prompt(turns)
-        if len(ids) + new_tokens <= positions:
-            return ids, left_out
-        following = next((i for i, turn in enumerate(turns) if i > first and turn.role == USER), None)
-        if following is None:
-            raise TooLong(
-                f"the question has {len(ids):,} tokens with what belongs to it, and with an answer of {new_tokens:,} "
-                f"the model's {positions:,} positions are too few: shorten it"
-            )
-        left_out += following - first
-        del turns[first:following]
+    turns = conversation.turns
+    starts = [place for place, turn in enumerate(turns) if turn.role == USER]
+    head = turns[: starts[0]]
+    exchanges = [turns[start:end] for start, end in zip(starts, [*starts[1:], len(turns)], strict=True)]
+    empty = len(encoder.prompt([]))
+    sizes = [len(encoder.prompt(exchange)) - empty for exchange in exchanges]
+    tokens = len(encoder.prompt(head)) + sum(sizes)
+    first = 0
+    while tokens + new_tokens > positions and first < len(exchanges) - 1:
+        tokens -= sizes[first]
+        first += 1
+    if tokens + new_tokens > positions:
+        raise TooLong(
+            f"the question has {tokens:,} tokens with what belongs to it, and with an answer of {new_tokens:,} "
+            f"the model's {positions:,} positions are too few: shorten it"
+        )
+    kept = [turn for exchange in exchanges[first:] for turn in exchange]
+    return encoder.prompt([*head, *kept]), len(turns) - len(head) - len(kept)

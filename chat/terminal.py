@@ -14,8 +14,8 @@ from common.console import spell_out, takes_any_character
 from common.errors import UserError
 from corpus.conversations.encoding import ConversationEncoder
 from corpus.conversations.records import ASSISTANT, USER
-from model.inference.prompt_tokens import PromptTokens
-from model.inference.text_generator import TextGenerator
+from model.inference.prompts import PromptTokens
+from model.inference.text import TextGenerator
 
 COMMANDS = "/reset begins anew, /undo takes back a question, /save FILE keeps the conversation, /exit or Ctrl-D ends"
 END = ("/exit", "/quit")

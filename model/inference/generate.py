@@ -22,7 +22,7 @@ from model.inference.sampling import BANNED, SamplingParameters, TokenHistory, c
 if TYPE_CHECKING:
     from model.transformer import CausalLM
 
-Streamer = Callable[[list[int]], None]
+Streamer = Callable[[list[int], Tensor], None]
 
 
 class GenerationError(ValueError):
@@ -57,7 +57,8 @@ def generate(
     the rows beside it nor on how prompts are split into batches (but for rounding: a matrix product may differ in its
     last bit with the size of the batch, and a single unpadded text of a 16-bit model on a CPU is decoded in fp32: see
     model/inference/decode_numpy.py). Without `seed` they follow `torch.manual_seed`. A row's first new token is one of
-    its `first_tokens`, if it has any. `streamer` is called after each step with the B new tokens. Raises
+    its `first_tokens`, if it has any. `streamer` is called after each step with the B new tokens and the
+    model's fp32 logits (B, V) for them, which the next step may overwrite; what it raises ends the call. Raises
     GenerationError.
     """
     parameters = SamplingParameters(do_sample, temperature, top_k, top_p, repetition_penalty, no_repeat_ngram_size)
@@ -76,15 +77,14 @@ def generate(
         history = TokenHistory(prompt_BP, valid_BP, max_new_tokens)
         for logits_BV in _next_logits(model, ids, valid_BP):
             _check_finite(logits_BV)
-            if length == prompt_BP.shape[1]:
-                logits_BV = _only(logits_BV, first_tokens)
-            token_B = choose(logits_BV, history, parameters, [rng.random() for rng in rngs])
+            allowed_BV = _only(logits_BV, first_tokens) if length == prompt_BP.shape[1] else logits_BV
+            token_B = choose(allowed_BV, history, parameters, [rng.random() for rng in rngs])
             tokens = [token if runs else pad_id for token, runs in zip(token_B.tolist(), running, strict=True)]
             ids[:, length] = token_B if all(running) else token_B.new_tensor(tokens)
             history.append(ids[:, length])
             length += 1
             if streamer is not None:
-                streamer(tokens)
+                streamer(tokens, logits_BV)
             running = [runs and token != eos_id for runs, token in zip(running, tokens, strict=True)]
             if length == ids.shape[1] or not any(running):
                 break

@@ -170,7 +170,9 @@ def test_the_eos_of_the_config_stops(make_model):
 
 def test_the_streamer_sees_every_token_as_it_is_written(make_model, batch):
     steps = []
-    out = make_model().generate(*batch, max_new_tokens=7, eos_token_id=-1, seed=0, streamer=steps.append)
+    out = make_model().generate(
+        *batch, max_new_tokens=7, eos_token_id=-1, seed=0, streamer=lambda tokens, _: steps.append(tokens)
+    )
     assert torch.tensor(steps).T.tolist() == out[:, batch[0].shape[1] :].tolist()
 
 

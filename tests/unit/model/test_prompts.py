@@ -7,9 +7,8 @@ from tokenizers import Tokenizer
 
 from common.training_text import TrainingText
 from corpus.tokenizer import train_tokenizer
-from model.inference.prompt_tokens import PromptEncoder, PromptTokens
-from model.inference.prompts import Prompt
-from model.inference.text_generator import TextGenerator
+from model.inference.prompts import Prompt, PromptEncoder, PromptTokens
+from model.inference.text import TextGenerator
 
 NAMES, PLACES = ("小明", "小红", "丽丽"), ("公园", "茶馆", "河边")
 STORIES = [f"有一天早上，{name}去{place}。\n" for name in NAMES for place in PLACES] * 9
