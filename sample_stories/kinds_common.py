@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from sample_stories import lexicon as lex
-from sample_stories.table import Event, Values, kind
+from sample_stories.table import SOLD_THERE, Event, Values, kind
 from sample_stories.world import World
 
 # --- openings: somebody is somewhere, doing something; the sky may come first, in a sentence of its own
@@ -126,21 +128,15 @@ def _arrive_at_a_scene(world: World, v: Values) -> None:
 # --- rain and snow
 
 
-@kind("gear_rain", most=2)
-def _dress_for_rain(world: World, v: Values) -> None:
-    _dress(world, v["a"], "雨")
-
-
-@kind("gear_snow", most=2)
-def _dress_for_snow(world: World, v: Values) -> None:
-    _dress(world, v["a"], "雪")
-
-
-def _dress(world: World, person: str, weather: str) -> None:
-    world.present(person)
+def _dress(world: World, v: Values, weather: str) -> None:
+    world.present(v["a"])
     world.need(world.weather == weather, f"nobody dresses for {weather} in {world.weather}")
-    world.need(person not in world.geared, f"{person} is already dressed for it")
-    world.geared.add(person)
+    world.need(v["a"] not in world.geared, f"{v['a']} is already dressed for it")
+    world.geared.add(v["a"])
+
+
+kind("gear_rain", most=2)(partial(_dress, weather="雨"))
+kind("gear_snow", most=2)(partial(_dress, weather="雪"))
 
 
 @kind("rain")
@@ -171,41 +167,20 @@ def _rain_stops(world: World, v: Values) -> None:
 
 @kind("way_ask")
 def _asked_on_the_way(world: World, v: Values) -> None:
-    here = world.present(v["a"])
+    world.present(v["a"])
     world.need(v["c"] not in world.at, f"{v['c']} cannot be on the road, but is at {world.at.get(v['c'])}")
     world.need(world.weather in lex.FAIR, "nobody stops to chat in the rain")
-    world.need(bool(world.goal), f"{v['a']} has no reason to be on the road from {here}")
+    world.need(world.facts.get("a") == v["a"], f"{v['a']} has no reason to be on the road")
     world.at[v["c"]] = "路上"
-    world.facts["walker"], world.facts["asker"] = v["a"], v["c"]
+    world.facts["asker"] = v["c"]
     world.actor = v["c"]
     world.question = "way"
 
 
-@Event("way_buy", "errand cook", "buying", about="t", answers=("way",), asks="way_bye")
-def _to_the_shop(world: World, v: Values) -> None:
-    world.need(lex.SOLD_AT.get(v["t"]) == v["p"], f"{v['p']} does not sell {v['t']}")
-    _heads_for(world, v, v["p"])
-
-
-@Event("way_work", "lend", "lent", about="pty", answers=("way",), asks="way_bye")
-def _to_work(world: World, v: Values) -> None:
-    _heads_for(world, v, v["p"])
-
-
-@Event("way_gift", "gift", "ready", about="bt", answers=("way",), asks="way_bye")
-def _to_the_friend(world: World, v: Values) -> None:
-    _heads_for(world, v, lex.home(world.facts["b"]))
-
-
-@Event("way_message", "message", "carrying", about="abc", answers=("way",), asks="way_bye")
-def _to_whom_the_message_is_for(world: World, v: Values) -> None:
-    _heads_for(world, v, lex.home(world.facts["c"]))
-
-
-def _heads_for(world: World, v: Values, place: str) -> None:
-    world.need(world.facts["walker"] == v["a"], f"{world.facts['asker']} asked somebody else")
-    world.need(v.get("p", place) == place, f"{v['a']} has to go to {place}, not to {v.get('p')}")
-    world.heading = place
+Event("way_buy", "errand cook", "buying", about="at", fits=SOLD_THERE, toward="p", answers=("way",), asks="way_bye")
+Event("way_work", "lend", "lent", toward="p", answers=("way",), asks="way_bye")
+Event("way_gift", "gift", "ready", about="abt", toward="b", answers=("way",), asks="way_bye")
+Event("way_message", "message", "carrying", about="abc", toward="c", answers=("way",), asks="way_bye")
 
 
 @kind("way_bye", answers=("way_bye",))

@@ -6,7 +6,7 @@ What `Event` says of one is all that it needs; a function below it adds what onl
 from __future__ import annotations
 
 from sample_stories import lexicon as lex
-from sample_stories.table import Event, Relation, Values
+from sample_stories.table import SOLD_THERE, Event, Relation, Values
 from sample_stories.world import World
 
 # what the words of a sentence must have to do with each other
@@ -14,7 +14,6 @@ WORK_OF_TOOL = Relation(
     lambda v: lex.WORKS[v["y"]] == v["t"] and v["p"] in lex.TOOLS[v["t"]].places, "{y} is not done with {t} at {p}"
 )
 RESULT_OF_TOOL = Relation(lambda v: lex.RESULTS[v["z"]] == v["t"], "{t} does not do that: {z}")
-SOLD_THERE = Relation(lambda v: lex.SOLD_AT.get(v["t"]) == v["p"], "{p} does not sell {t}")
 SOLD_AT_THE_SHOP = Relation(lambda v: lex.SOLD_AT.get(v["u"]) == v["p"], "{p} does not sell {u}")
 MADE_OF = Relation(lambda v: {v["t"], v["u"]} == set(lex.DISHES[v["d"]].ingredients), "{d} is not made of {t} and {u}")
 A_GIFT = Relation(lambda v: v["t"] in lex.GIFTS, "{t} is no gift")
@@ -148,16 +147,10 @@ def _one_ingredient_is_there(world: World, v: Values) -> None:
     world.facts["t"] = v["u"]  # what is to be bought
 
 
-@Event("cook_where", "cook", "buying", about="au", fits=SOLD_AT_THE_SHOP, here="a")
-def _set_out_for_the_shop(world: World, v: Values) -> None:
-    world.heading = v["p"]
-
-
-@Event("cook_neighbour", "cook", "buying", "neighbour", here="a", knows="c", appears="uc", fits=NOT_THE_GUEST)
-def _set_out_for_the_neighbour(world: World, v: Values) -> None:
-    world.heading = lex.home(v["c"])
-
-
+Event("cook_where", "cook", "buying", about="au", fits=SOLD_AT_THE_SHOP, here="a", toward="p")
+Event(
+    "cook_neighbour", "cook", "buying", "neighbour", here="a", knows="c", appears="uc", fits=NOT_THE_GUEST, toward="c"
+)
 Event("cook_beg", "cook", "neighbour", "begged", here="ac", asks="cook")
 Event("cook_get", "cook", "begged", "bought", gives="cau", answers=("cook",))
 Event("cook_make", "cook", "bought", "cooked", about="ad", here="a", home="a", has="at au", fits=MADE_OF)
@@ -188,10 +181,9 @@ def _the_time_is_to_come(world: World, v: Values) -> None:
     world.need(lex.TIMES.index(v["w"]) > world.hour, f"{v['w']} is already over")
 
 
-@Event("plan_time", "plan", "agreed", "going", here="a", weather=lex.FAIR)
-def _set_out_for_the_appointment(world: World, v: Values) -> None:
+@Event("plan_time", "plan", "agreed", "going", here="a", weather=lex.FAIR, toward="p")
+def _the_time_has_come(world: World, v: Values) -> None:
     world.later(v["w"])
-    world.heading = world.facts["p"]
 
 
 Event("plan_meet", "plan", "going", "met", here="a", at="p", enters="b")

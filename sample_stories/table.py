@@ -185,6 +185,9 @@ class Relation(NamedTuple):
     otherwise: str
 
 
+SOLD_THERE = Relation(lambda v: lex.SOLD_AT.get(v["t"]) == v["p"], "{p} does not sell {t}")
+
+
 @dataclass(frozen=True)
 class Event:
     """A kind of sentence that moves a plot from one of its stages to the next; without a stage it opens the plot.
@@ -209,6 +212,7 @@ class Event:
     appears: str = ""  # "tb": the thing t comes into the story, in the hands of b
     gives: str = ""  # "bat": b gives a the thing t
     has: str = ""  # "at": a must have the thing t
+    toward: str = ""  # the way leads to this place, or to the home of this person
     asks: str = ""  # the question that the next sentence must answer
     answers: tuple[str, ...] = ()
     ends: bool = False
@@ -241,6 +245,10 @@ class Event:
             world.give(roles[giver], roles[taker], roles[thing])
         for person, thing in self.has.split():
             world.has(roles[person], roles[thing])
+        if self.toward:
+            goal = roles[self.toward]
+            world.heading = lex.home(goal) if goal in lex.PEOPLE else goal
+            world.need(values.get("p", world.heading) == world.heading, f"the way leads to {world.heading}")
         world.question = self.asks
         for rule in self.rules:
             rule(world, values)
