@@ -23,6 +23,7 @@ from common.errors import UserError
 # Without it, opening a named pipe waits for somebody to write into it.
 _DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
+MOST_OBJECT_BYTES = 64 * 2**20
 LFS_MARK = b"version https://git-lfs.github.com/spec/"
 """What a file begins with that stands for another one in a Git repository whose large files were not fetched."""
 
@@ -64,6 +65,15 @@ def read_text(path: Path, most_bytes: int, encoding: str = "utf-8") -> str:
 def read_json(path: Path, most_bytes: int) -> Any:
     """Return the value in a JSON file of at most `most_bytes`; OSError if unreadable, ValueError if no JSON."""
     return _loads(read_text(path, most_bytes))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of at most 64 MB, empty if there is none that can be read."""
+    try:
+        found = read_json(path, MOST_OBJECT_BYTES)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def sha256_file(path: Path) -> str:

@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.files import read_object
 from corpus.tokenizer import load_tokenizer
 from evaluation.held_out_prompts import DecodingSettings, Generator, make_generator
-from evaluation.run_record import read_object
 from model import CausalLM, GenerationError, ModelConfigError, load_model, pad_left
 from model.moe import LocalMoE
 

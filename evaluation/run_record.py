@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from common.errors import UserError
-from common.files import read_json_lines
+from common.files import read_json_lines, read_object
 
 Curve = list[tuple[int, float]]
 Row = dict[str, Any]
@@ -128,14 +127,6 @@ def find_corpus(run: RunRecord) -> Path | None:
     named = Path(run.corpus)
     places = [named, *(parent / named for parent in run.folder.resolve().parents)]
     return next((place for place in places if (place / "manifest.json").is_file()), None)
-
-
-def read_object(path: Path) -> Row:
-    """Return the object in a JSON file, empty if there is none that can be read."""
-    try:
-        return _dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
-        return {}
 
 
 def _dict(value: Any) -> Row:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from common.files import read_object
 from corpus.manifest import Manifest
 from corpus.ngram_baselines import NGramBaselines
-from evaluation.run_record import Row, RunRecord, find_corpus, finite, is_run, read_object, read_run
+from evaluation.run_record import Row, RunRecord, find_corpus, finite, is_run, read_run
 
 AXES = ("step", "tokens", "time", "bytes")
 """What a curve is drawn against: optimizer steps, tokens, seconds of training, bytes of text that were trained on."""

@@ -21,8 +21,8 @@ import psutil
 
 from common.console import human_time
 from common.errors import UserError
-from common.files import replace_bytes
-from evaluation.run_record import is_run, read_object
+from common.files import read_object, replace_bytes
+from evaluation.run_record import is_run
 from experiments.losers import is_behind
 from experiments.run_figures import ComparedRun, is_training, read_runs
 from experiments.sweep_plan import PlannedRun

@@ -11,14 +11,12 @@ from typing import Any
 from common.chat_template import FILE_NAME as CHAT_TEMPLATE
 from common.chat_template import read_chat_template
 from common.errors import UserError
-from common.files import read_json, replace_files
+from common.files import read_object, replace_files
 from corpus.tokenizer import write_hf_tokenizer
 from evaluation.run_record import Row, is_run
 from exporting import model_card
 from model import ModelConfig, ModelConfigError, load_model
 from model.hf import GENERATION_CONFIG, generation_config
-
-_MOST_BYTES = 64 * 2**20  # of a diagnosis
 
 
 def complete(folder: Path, diagnosis_file: Path | None = None) -> list[str]:
@@ -78,7 +76,7 @@ def _generation_config(folder: Path, config: ModelConfig, diagnosis: Row) -> Row
     decoding = diagnosis.get("decoding") or {}
     grid, best = decoding.get("grid") or [], decoding.get("best")
     if not isinstance(best, int) or not 0 <= best < len(grid):
-        return (_object(folder / GENERATION_CONFIG) or {}) | marks
+        return read_object(folder / GENERATION_CONFIG) | marks
     settings = grid[best]
     if settings.get("temperature") == 0:
         return marks | {"do_sample": False, "repetition_penalty": settings.get("repetition_penalty", 1.0)}
@@ -89,10 +87,10 @@ def _generation_config(folder: Path, config: ModelConfig, diagnosis: Row) -> Row
 def _diagnosis(given: Path | None, run: Path | None) -> Row:
     """Return the diagnosis in a file, or in the run's diagnosis.json if there is one; UserError for a given one."""
     path = given or (run / "diagnosis.json" if run else None)
-    found = _object(path) if path else None
-    if given and (found is None or "verdict" not in found):
+    found = read_object(path) if path else {}
+    if given and "verdict" not in found:
         raise UserError(f"--diagnosis {given} is no output of diagnose.py --json: give that file")
-    return found or {}
+    return found
 
 
 def _card(folder: Path, config: ModelConfig, run: Path | None, diagnosis: Row) -> str | None:
@@ -102,14 +100,6 @@ def _card(folder: Path, config: ModelConfig, run: Path | None, diagnosis: Row) -
         return None
     name = (run or folder).resolve().name
     return model_card.model_card(model_card.sources(name, config, run, diagnosis))
-
-
-def _object(path: Path) -> Row | None:
-    try:
-        found = read_json(path, _MOST_BYTES)
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _text(path: Path) -> str | None:

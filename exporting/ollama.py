@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evaluation.run_record import read_object
+from common.files import read_object
 from model import ModelConfig
 from model.hf import GENERATION_CONFIG
 from model.inference.sampling import SamplingParameters

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from common.errors import UserError
+from common.files import read_object
 from common.model_folder import find_model
 from corpus.shards import Corpus
 from corpus.tokenizer import load_tokenizer
@@ -67,11 +68,7 @@ def read_config(folder: Path) -> ModelConfig:
     from model.foreign import read_qwen3
 
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    try:
-        ours = isinstance(content, dict) and "bufudu" in content
+        ours = "bufudu" in read_object(folder / "config.json")
         return ModelConfig.from_hf(folder / "config.json") if ours else read_qwen3(folder / "config.json")
     except ModelConfigError as error:
         raise UserError(f"{FLAG}: {error}") from None
