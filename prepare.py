@@ -6,12 +6,14 @@
 
 It reads JSON Lines ({"text": ...} a line), JSON, CSV, Parquet, Arrow and plain text, compressed or not. The folder is
 what train.py takes as --data. --report shows again what is in a folder that was made before; report.json there holds it
-for programs.
+for programs. After a kill the same command continues. Several processes or machines share the work with --part 1/4,
+2/4, ..., each given twice (to read, then to pack); then the command without --part joins what they have done.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 from dataclasses import fields
@@ -21,7 +23,8 @@ from common.command_line import Parser, run_script
 from common.errors import UserError
 from corpus.manifest import Manifest
 from corpus.mixture import split_weights
-from corpus.pipeline import prepare
+from corpus.partial_folder import Part
+from corpus.pipeline import prepare, prepare_part
 from corpus.report import CorpusReport, lines
 from corpus.settings import DEDUP_CHOICES, REPETITION_CHOICES, PreparationSettings
 
@@ -49,6 +52,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--val_fraction", type=float, metavar="F", help=f"share held out for validation ({default.val_fraction})")
     add("--val_input", nargs="+", type=Path, metavar="FILE", dest="val_inputs", help="validation files themselves")
     add("--workers", type=int, metavar="N", help="processes (all cores)")
+    add("--part", type=part, metavar="K/N", help="do the share of one of N processes or machines, from 1/N on")
     add("--max_bad_share", type=float, metavar="F", help=f"share of bad lines to accept ({default.max_bad_share})")
     add("--shard_tokens", type=int, metavar="N", help=f"tokens a shard ({default.shard_tokens})")
     add("--html", type=Path, metavar="FILE", help="write the report as a page there, too")
@@ -64,6 +68,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.html and (options.html.is_dir() or not options.html.absolute().parent.is_dir()):
         parser.error(f"--html {options.html} must be a file in a folder that exists")
     return options
+
+
+def part(text: str) -> Part:
+    """Convert "3/16"."""
+    match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no part: write 1/16 for the first of 16")
+    return Part(int(match[1]), int(match[2]))
 
 
 def write_page(path: Path, report: CorpusReport, heading: str, language: str) -> None:
@@ -87,6 +99,9 @@ def run(options: argparse.Namespace) -> None:
         options.input, options.weights = split_weights(options.input)
         given = {f.name: getattr(options, f.name) for f in fields(PreparationSettings)}
         settings = PreparationSettings(**{name: value for name, value in given.items() if value is not None})
+        if options.part:
+            print(prepare_part(options.input, options.output, settings, options.part, workers=options.workers))
+            return
         manifest = prepare(options.input, options.output, settings, workers=options.workers)
     folder = options.report or options.output
     report = CorpusReport.read(folder)
@@ -99,7 +114,7 @@ def main() -> int:
     """Return the exit status: 0, 2 for wrong input, 130 after Ctrl-C."""
     return run_script(
         lambda: run(parse_arguments()),
-        interrupted=lambda: "interrupted; the output folder is as it was",
+        interrupted=lambda: "interrupted; the output folder is as it was, and the same command continues from here",
         output_is_the_work=False,
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,14 +13,14 @@ from pydantic import (
     AliasChoices,
     BeforeValidator,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
+    field_validator,
     model_validator,
 )
 
 from common.errors import UserError
 from common.files import printable, read_json
-from common.records import MOST, Count, Number, Record, parse_record
+from common.records import MOST, AnyRecord, Count, Number, Record, parse_record
+from corpus.formats.detect import TextFile
 from corpus.ngram_baselines import NGramBaselines
 from corpus.settings import FORMAT
 
@@ -26,6 +28,7 @@ MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 REPORT_NAME = "report.json"
 BYTES_PER_TOKEN = 2  # uint16, little-endian
+MOST_FILES_LISTED = 1000
 MOST_BYTES = 16 * 2**20  # of the file: 100,000 shards have not so many
 
 # Names of files, which need not be UTF-8: what cannot be printed is spelled out.
@@ -75,11 +78,7 @@ class SplitInfo(Record):
     tokens: Count
     characters_per_token: Number
     shards: list[ShardInfo]
-    answers: AnswerInfo | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_absent_answers(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if key != "answers" or value is not None}
+    answers: AnswerInfo | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
     def bytes_per_target(self) -> float:
@@ -134,7 +133,14 @@ class Manifest(Record):
     skipped: dict[str, Count]
     bad_lines: list[Shown]
     splits: dict[str, SplitInfo]
-    sources: list[SourceInfo] | None = None
+    sources: list[SourceInfo] | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _check_format(cls, value: Any) -> Any:
+        if value != FORMAT:
+            raise ValueError(f"made by another version of prepare.py, {printable(repr(value), 20)} and not {FORMAT}")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
@@ -162,31 +168,54 @@ class Manifest(Record):
 
     def write(self, folder: Path) -> None:
         """Write `folder`/manifest.json, readable and the same for the same corpus."""
-        text = json.dumps(self.model_dump(exclude=None if self.sources else {"sources"}), ensure_ascii=False, indent=2)
+        text = json.dumps(self.model_dump(), ensure_ascii=False, indent=2)
         (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Read and check `folder`/manifest.json; UserError if it is missing, broken or points outside the folder."""
-        data = read_folder_json(folder, MANIFEST_NAME, "make the folder with prepare.py")
-        found = data.get("format") if isinstance(data, dict) else None
-        try:
-            if found not in (None, FORMAT):
-                why = f"made by another version of prepare.py (format {printable(repr(found), 20)}, here {FORMAT})"
-                raise UserError(f"{folder / MANIFEST_NAME}: {why}; prepare the corpus again")
-            return parse_record(cls, data)
-        except ValueError as error:
-            why = f"not a manifest of this version ({error})"
-            raise UserError(f"{folder / MANIFEST_NAME}: {why}; prepare the corpus again") from None
+        return read_record(cls, folder, MANIFEST_NAME, "make the folder with prepare.py")
 
 
-def read_folder_json(folder: Path, name: str, hint: str = "prepare the corpus again") -> Any:
-    """Return the value in a JSON file of a prepared folder; UserError otherwise, with `hint` if it is missing."""
+def input_infos(files: Sequence[TextFile], side: str) -> list[InputInfo]:
+    """Return what the manifest says of the files of one side: of many, their folders only."""
+    paths = list(dict.fromkeys(file.path for file in files))
+    if len(paths) <= MOST_FILES_LISTED:
+        return [InputInfo(file=path.name, side=side, bytes=path.stat().st_size) for path in paths]
+    folders: dict[Path, list[int]] = {}
+    for path in paths:
+        folders.setdefault(path.parent, []).append(path.stat().st_size)
+    return [
+        InputInfo(file=f"{folder.name}/ ({len(sizes):,} files)", side=side, bytes=sum(sizes))
+        for folder, sizes in folders.items()
+    ]
+
+
+def source_infos(
+    files: Sequence[TextFile], weights: Sequence[float], counts: Sequence[Counter[str]]
+) -> list[SourceInfo]:
+    """Return what the manifest says of the sources of a mixture, given what train has of each."""
+    found = []
+    for source, (weight, count) in enumerate(zip(weights, counts, strict=True)):
+        paths = [file.path for file in files if file.source == source]
+        name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name}/"
+        figures = {key: count[key] for key in ("documents", "bytes", "tokens")}
+        found.append(SourceInfo(name=name, weight=weight, **figures))
+    return found
+
+
+def read_record(kind: type[AnyRecord], folder: Path, name: str, hint: str = "prepare the corpus again") -> AnyRecord:
+    """Return what a JSON file of a prepared folder holds; UserError otherwise, with `hint` if it is missing."""
     path = folder / name
     try:
-        return read_json(path, MOST_BYTES)
+        value = read_json(path, MOST_BYTES)
     except FileNotFoundError:
         raise UserError(f"{folder}: no {name} here; {hint}") from None
     except (OSError, ValueError) as error:
         why = printable((error.strerror if isinstance(error, OSError) else None) or error)
         raise UserError(f"{path}: cannot be read ({why}); prepare the corpus again") from None
+    try:
+        return parse_record(kind, value)
+    except ValueError as error:
+        what = f"not a {path.stem} of this version"
+        raise UserError(f"{path}: {what} ({error}); prepare the corpus again") from None

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from common.errors import UserError
 from corpus.cleaning.language import FORMS, SCRIPTS, count_scripts, languages
 from corpus.conversations.encoding import ConversationEncoder
-from corpus.conversations.figures import AnswerFigures
+from corpus.conversations.figures import AnswerFigures, add_fields
 from corpus.conversations.records import Conversation
 from corpus.reader import Chunk, parse_chunk
 from corpus.split import LEFT_OUT, TRAIN, VAL
@@ -73,15 +73,18 @@ class TextFigures:
 
     def add(self, other: TextFigures) -> None:
         """Take in the figures of other texts."""
-        self.lengths += other.lengths
-        self.scripts += other.scripts
-        self.languages += other.languages
-        self.left_out_documents += other.left_out_documents
-        self.left_out_bytes += other.left_out_bytes
-        self.changed += other.changed
-        self.changed_example = self.changed_example or other.changed_example
-        self.special_tokens += other.special_tokens
-        self.characters |= other.characters
+        example = self.changed_example or other.changed_example
+        add_fields(self, other)
+        self.changed_example = example
+
+
+@dataclass(frozen=True)
+class PackedChunk:
+    """A chunk's documents by split, what is counted of them, and the beginnings of those that are asked for."""
+
+    splits: dict[str, Packed]
+    figures: TextFigures
+    examples: dict[int, str]
 
 
 class RoundTrip:
@@ -131,11 +134,16 @@ def _entry_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
 
 
 def pack_chunk(
-    tokenizer_path: Path, tokenizer_sha256: str, chunk: Chunk, assignment: bytes, masked: bool = False
-) -> tuple[dict[str, Packed], TextFigures]:
+    tokenizer_path: Path,
+    tokenizer_sha256: str,
+    chunk: Chunk,
+    assignment: bytes,
+    masked: bool = False,
+    examples: Sequence[int] = (),
+) -> PackedChunk:
     """Parse and encode a chunk, given the split assignment of each of its documents. Runs in a worker.
 
-    `masked`: there are conversations in the corpus, so every id gets a mask.
+    `masked`: there are conversations in the corpus, so every id gets a mask. `examples` are documents of the chunk.
     """
     parsed = parse_chunk(chunk)
     if len(parsed.texts) != len(assignment):
@@ -171,7 +179,7 @@ def pack_chunk(
         if why := LEFT_OUT.get(assigned):
             figures.left_out_documents[why] += 1
             figures.left_out_bytes[why] += len(encoded)
-    return packed, figures
+    return PackedChunk(packed, figures, {i: parsed.texts[i][:EXAMPLE_CHARACTERS] for i in examples})
 
 
 @lru_cache(maxsize=1)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import sha256_file
+from common.hardware import usable_cores
 from common.training_text import TrainingText
 from corpus.conversations.figures import AnswerFigures
 from corpus.formats.detect import TextFile
@@ -23,17 +23,17 @@ from corpus.manifest import (
     FORMAT,
     MANIFEST_NAME,
     TOKENIZER_NAME,
-    InputInfo,
     Manifest,
-    SourceInfo,
     SplitInfo,
+    input_infos,
+    source_infos,
 )
 from corpus.ngram_baselines import NGramBaselines, measure
-from corpus.output_folder import check_replaceable, replacing
-from corpus.packing import TextFigures, pack_chunk
-from corpus.reader import Chunk, parse_chunk, read_chunks, remarks, text_files
+from corpus.packing import PackedChunk, TextFigures, pack_chunk
+from corpus.partial_folder import Part, PartialFolder, check_replaceable
+from corpus.reader import Chunk, read_chunks, remarks, text_files
 from corpus.report import CorpusReport, build_report
-from corpus.scan import Scan, scan_chunk
+from corpus.scan import ChunkDocuments, Key, Scan, scan_chunk
 from corpus.settings import PreparationSettings, fingerprint_of
 from corpus.shards import Corpus, MaskedStream, SplitWriter, open_stream
 from corpus.tokenizer import entry_ids, load_tokenizer, special_ids, train_tokenizer_json, vocab_size
@@ -45,8 +45,7 @@ SAMPLE_BYTES_PER_ENTRY = 5_000
 MAX_SAMPLE_BYTES = 100 * 10**6
 # Below this, starting processes takes longer than the work.
 IN_PROCESS_BYTES = 2 * 2**20
-MOST_FILES_LISTED = 1000
-SOURCE_FIGURES = ("documents", "bytes", "tokens")
+CHANGED = "--input: a file changed while it was read; run again when nothing writes to it"
 
 
 def prepare(
@@ -60,28 +59,56 @@ def prepare(
     """Make `output` a prepared corpus of the text in `inputs` (files, folders, patterns), or reuse it if it is one.
 
     The result depends on the content of the files and on the settings, never on `workers` (default: all cores) or
-    chance. Memory stays constant but for 110 bytes a distinct document, with `dedup` "near" up to 1,200 (see `Scan`).
-    `progress` None is silent. UserError for bad input; then `output` is as it was.
+    chance. What a process that was killed has done is not done again, and parts that were prepared are joined. Memory
+    stays constant but for 110 bytes a distinct document, with `dedup` "near" up to 1,200 (see `Scan`). `progress` None
+    is silent. UserError for bad input; then `output` is as it was.
     """
+    with _begin(inputs, output, settings, workers, progress) as begun:
+        return begun if isinstance(begun, Manifest) else begun.build()
+
+
+def prepare_part(
+    inputs: Sequence[Path],
+    output: Path,
+    settings: PreparationSettings,
+    part: Part,
+    *,
+    workers: int | None = None,
+    progress: TextIO | None = sys.stderr,
+) -> str:
+    """Do the share of one part in the pass that is due; return in a sentence what is done and what comes next.
+
+    All parts read; then all pack, since each must know what the others have; then `prepare` joins them.
+    """
+    with _begin(inputs, output, settings, workers, progress, part) as begun:
+        return f"{output}: nothing is left to do" if isinstance(begun, Manifest) else begun.do_part()
+
+
+@contextmanager
+def _begin(
+    inputs: Sequence[Path],
+    output: Path,
+    settings: PreparationSettings,
+    workers: int | None,
+    progress: TextIO | None,
+    part: Part | None = None,
+) -> Iterator[Manifest | _Preparation]:
+    """Yield what can be prepared now, or the manifest of `output` if that is done."""
     files, val_files = _check(inputs, settings, workers)
     check_replaceable(output)
     name = fingerprint_of(files, val_files, settings)
     manifest = _reusable(output, name, progress)
     if manifest is not None:
-        return manifest
-    for remark in remarks([*val_files, *files]):
+        yield manifest
+        return
+    partial = PartialFolder(output, name, part)
+    for remark in (*remarks([*val_files, *files]), *partial.remarks()):
         _say(progress, remark)
-    size = _size([*val_files, *files])
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with (
-            replacing(output) as folder,
-            WorkerPool(0 if workers == 1 or size < IN_PROCESS_BYTES else workers) as pool,
-        ):
-            return _Preparation(files, val_files, settings, folder, pool, progress).build(name)
-    except OSError as error:  # of the output: the reader turns its own into UserErrors
-        raise UserError(f"{output}: cannot be written ({error.strerror or error})") from None
+        workers = usable_cores()
+    in_process = workers == 1 or _size([*val_files, *files]) < IN_PROCESS_BYTES
+    with partial.open(), WorkerPool(0 if in_process else workers) as pool:
+        yield _Preparation(files, val_files, settings, name, partial, pool, progress)
 
 
 def _check(
@@ -113,18 +140,11 @@ def _reusable(output: Path, name: str, progress: TextIO | None) -> Manifest | No
         if manifest.fingerprint != name:
             return None
         Corpus.open(output)
-        repetition = CorpusReport.read(output).repetition
+        CorpusReport.read(output)
     except UserError as error:
         _say(progress, f"preparing again: {error}")
         return None
     _say(progress, f"{output}: already prepared from the same content and settings; reused")
-    runs = repetition.by_rule.get("runs", 0) if repetition and repetition.dropped else 0
-    if repetition and runs and "run_share" not in repetition.thresholds:
-        _say(
-            progress,
-            "it was prepared when a long run of one letter left out a whole document, as it may have "
-            f"{runs:,}; remove the folder to prepare it by the present rule",
-        )
     return manifest
 
 
@@ -133,18 +153,8 @@ def _size(files: Sequence[TextFile]) -> int:
     return sum(path.stat().st_size for path in {file.path for file in files})
 
 
-def _inputs(files: Sequence[TextFile], side: str) -> list[InputInfo]:
-    """Return what the manifest says of the files of one side: of many, their folders only."""
-    paths = list(dict.fromkeys(file.path for file in files))
-    if len(paths) <= MOST_FILES_LISTED:
-        return [InputInfo(file=path.name, side=side, bytes=path.stat().st_size) for path in paths]
-    folders: dict[Path, list[int]] = {}
-    for path in paths:
-        folders.setdefault(path.parent, []).append(path.stat().st_size)
-    return [
-        InputInfo(file=f"{folder.name}/ ({len(sizes):,} files)", side=side, bytes=sum(sizes))
-        for folder, sizes in folders.items()
-    ]
+def _listed(parts: Sequence[int]) -> str:
+    return f"part{'s' if len(parts) > 1 else ''} {', '.join(map(str, parts))}"
 
 
 def _say(stream: TextIO | None, text: str) -> None:
@@ -159,59 +169,113 @@ class _Preparation:
     files: Sequence[TextFile]
     val_files: Sequence[TextFile]
     settings: PreparationSettings
-    folder: Path
+    fingerprint: str
+    partial: PartialFolder
     pool: WorkerPool
     progress: TextIO | None
 
-    def build(self, name: str) -> Manifest:
-        """Fill the folder; `name` is the fingerprint."""
-        settings = self.settings
-        scan = self._scan()
+    @property
+    def folder(self) -> Path:
+        """The folder to fill."""
+        return self.partial.path
+
+    def do_part(self) -> str:
+        """Do what this part can do now; return what is to be done next."""
+        part = f"part {self.partial.part.number} of {self.partial.part.count}"
+        if not self.partial.records("scan").complete:
+            self._scan()
+        if waiting := self.partial.missing("scan"):
+            return f"{part} is read ({_listed(waiting)} to go); once all are, the same command packs it"
+        scan = self._finished_scan()
+        self._make_tokenizer(scan)
+        if not self.partial.records("pack").complete:
+            for _ in self._packed(scan):
+                pass
+        waiting = self.partial.missing("pack")
+        to_go = f"{_listed(waiting)} to go" if waiting else "none to go"
+        return f"{part} is packed ({to_go}); once all are, the command without --part joins them"
+
+    def build(self) -> Manifest:
+        """Fill the folder and let it take its place."""
+        for stage, what in (("scan", "read"), ("pack", "packed")):
+            if self.partial.part.count > 1 and (waiting := self.partial.missing(stage)):
+                raise UserError(
+                    f"{self.folder}: holds {self.partial.part.count} parts, and {_listed(waiting)} must be {what} "
+                    "first; do that with --part, or remove the folder to prepare all at once"
+                )
+        scan = self._finished_scan()
         _say(self.progress, scan.bad_line_message())
         source = self._make_tokenizer(scan)
-        tokenizer_path = self.folder / TOKENIZER_NAME
-        tokenizer_sha256 = sha256_file(tokenizer_path)
-        writers, figures, sources = self._pack(scan, tokenizer_path, tokenizer_sha256)
+        writers, figures, examples, sources = self._write(scan)
         splits = {split: writer.finish() for split, writer in writers.items()}
-        tokenizer = load_tokenizer(tokenizer_path)
+        tokenizer = load_tokenizer(self.folder / TOKENIZER_NAME)
         bos_id, eos_id, pad_id = special = special_ids(tokenizer)
         unused = [i for i in entry_ids(tokenizer) if not writers["train"].frequencies[i] and i not in special]
         TrainingText(characters="".join(sorted(figures.characters)), unused_tokens=unused).write(self.folder)
         manifest = Manifest(
             format=FORMAT,
-            fingerprint=name,
-            settings=settings.recorded(),
-            inputs=_inputs(self.val_files, "val") + _inputs(self.files, "train"),
+            fingerprint=self.fingerprint,
+            settings=self.settings.recorded(),
+            inputs=input_infos(self.val_files, "val") + input_infos(self.files, "train"),
             vocab_size=vocab_size(tokenizer),
             bos_id=bos_id,
             eos_id=eos_id,
             pad_id=pad_id,
-            tokenizer_sha256=tokenizer_sha256,
+            tokenizer_sha256=sha256_file(self.folder / TOKENIZER_NAME),
             tokenizer_source=source,
             entropy_nats=round(writers["train"].entropy_nats(), 6),
-            ngram_baselines=self._measure_baselines(splits, (bos_id, eos_id, pad_id), vocab_size(tokenizer)),
+            ngram_baselines=self._measure_baselines(splits, special, vocab_size(tokenizer)),
             exact_duplicates=scan.exact_duplicates,
             dropped_in_val=scan.dropped_in_val,
             skipped={reason: count for reason, count in sorted(scan.skipped.items()) if count},
             bad_lines=scan.bad_lines,
             splits=splits,
-            sources=sources or None,
+            sources=source_infos(self.files, self.settings.weights, sources) or None,
         )
         manifest.write(self.folder)
         answers = AnswerFigures()
         for writer in writers.values():
             answers.add(writer.answers)
-        cleaning = scan.duplicates(), scan.repetition.report()
-        report = build_report(manifest, figures, *cleaning, len(unused), answers)
-        report.write(self.folder)
+        cleaning = scan.duplicates(examples), scan.repetition.report()
+        build_report(manifest, figures, *cleaning, len(unused), answers).write(self.folder)
+        self.partial.take_place()
         return manifest
 
-    def _chunks(self) -> Iterator[tuple[Chunk, bool]]:
-        """Yield all chunks with whether they are of a validation file; those come first."""
-        for files, from_val_file in ((self.val_files, True), (self.files, False)):
-            for file in files:
-                for chunk in read_chunks(file):
-                    yield chunk, from_val_file
+    def _results(
+        self, stage: str, function: Callable[..., Any], tasks: Iterator[tuple[Key, tuple[Any, ...]]]
+    ) -> Iterator[tuple[Key, Any]]:
+        """Yield what a function of the workers makes of the chunks: of all parts once they are done, else of this part.
+
+        What is recorded is not done again, and what is done is recorded.
+        """
+        if not self.partial.missing(stage):
+            yield from self.partial.all_records(stage)
+            return
+        records = self.partial.records(stage)
+        last = (-1, -1)
+        for last, result in records:
+            yield last, result
+        keys: deque[Key] = deque()
+
+        def left() -> Iterator[tuple[Any, ...]]:
+            for key, task in tasks:
+                if key > last:
+                    keys.append(key)
+                    yield task
+
+        for result in self.pool.map(function, left()):
+            records.append(keys[0], result)
+            yield keys.popleft(), result
+        records.finish()
+
+    def _chunks(self) -> Iterator[tuple[Key, Chunk]]:
+        """Yield the chunks of this part; those of validation files come first."""
+        files, part = [*self.val_files, *self.files], self.partial.part
+        for number, file in enumerate(files):
+            if part.takes_file(number, len(files)):
+                for place, chunk in enumerate(read_chunks(file)):
+                    if part.takes_chunk(place, len(files)):
+                        yield (number, place), chunk
 
     def _bar(self, title: str, total_bytes: int) -> tqdm:
         """Return a progress bar over `total_bytes`; a log file gets a line now and then instead of ten a second."""
@@ -222,7 +286,7 @@ class _Preparation:
 
     def _scan(self) -> Scan:
         """Run the first pass."""
-        s = self.settings
+        s, files = self.settings, [*self.val_files, *self.files]
         scan = Scan(
             dedup=s.dedup,
             drop_repetitive=s.repetition == "drop",
@@ -230,82 +294,90 @@ class _Preparation:
             sample_bytes=0 if s.tokenizer else min(MAX_SAMPLE_BYTES, SAMPLE_BYTES_PER_ENTRY * s.vocab_size),
         )
         # The ceiling is read when the task is made: by then the sample may have filled up, and less text need travel.
-        tasks = ((*pair, scan.settings, scan.sample.ceiling) for pair in self._chunks())
-        with self._bar("reading", _size([*self.val_files, *self.files])) as bar:
-            for found in self.pool.map(scan_chunk, tasks):
-                scan.add(found)
+        tasks = (
+            (key, (chunk, key[0] < len(self.val_files), scan.settings, scan.sample.ceiling))
+            for key, chunk in self._chunks()
+        )
+        with self._bar("reading", _size(files)) as bar:
+            for key, found in self._results("scan", scan_chunk, tasks):
+                scan.add(key, found, files[key[0]], key[0] < len(self.val_files))
                 bar.set_postfix_str(f"{len(scan.assignment):,} documents", refresh=False)
                 bar.update(found.file_bytes)
-        if s.dedup == "near":
+        return scan
+
+    def _finished_scan(self) -> Scan:
+        """Run the first pass and decide where every document goes."""
+        scan = self._scan()
+        if self.settings.dedup == "near":
             _say(self.progress, f"comparing {len(scan.assignment):,} documents for near duplicates")
-        scan.finish(s.max_bad_share, *([file.path for file in side] for side in (self.files, self.val_files)))
+        sides = ([file.path for file in side] for side in (self.files, self.val_files))
+        scan.finish(self.settings.max_bad_share, *sides)
         return scan
 
     def _make_tokenizer(self, scan: Scan) -> str:
-        """Write the tokenizer into the folder; return where it comes from, in words."""
+        """Write the tokenizer into the folder unless it is there; return where it comes from, in words."""
         path, given, sample = self.folder / TOKENIZER_NAME, self.settings.tokenizer, scan.sample
+        new = path.with_name(f"{TOKENIZER_NAME}-{self.partial.part.number}.new")
         if given is not None:
-            shutil.copyfile(given, path)
+            new.write_bytes(given.read_bytes())
+            new.replace(path)
             return f"given: {given.name}"
-        _say(self.progress, f"training the tokenizer on {len(sample):,} documents, {sample.size / 1e6:,.1f} MB")
-        # In a worker, so that this process never starts the library's threads and may fork later.
-        arguments = (sample.texts(), self.settings.vocab_size, self.pool.workers > 0)
-        path.write_text(self.pool.call(train_tokenizer_json, *arguments), encoding="utf-8")
+        if not path.exists():
+            _say(self.progress, f"training the tokenizer on {len(sample):,} documents, {sample.size / 1e6:,.1f} MB")
+            # In a worker, so that this process never starts the library's threads and may fork later.
+            arguments = (sample.texts(), self.settings.vocab_size, self.pool.workers > 0)
+            new.write_text(self.pool.call(train_tokenizer_json, *arguments), encoding="utf-8")
+            new.replace(path)
         return (
             f"trained on the {len(sample):,} training documents ({sample.size:,} bytes) with the smallest hashes, "
             f"limit {sample.budget:,} bytes"
         )
 
-    def _pack(
-        self, scan: Scan, tokenizer: Path, tokenizer_sha256: str
-    ) -> tuple[dict[str, SplitWriter], TextFigures, list[SourceInfo]]:
-        """Run the second pass; return the writers, still open at their last shard, and what each source gave."""
-        masked = scan.conversations > 0
-        writers = {
-            name: SplitWriter(self.folder, name, self.settings.shard_tokens, masked) for name in ("train", "val")
-        }
-        figures, documents = TextFigures(), 0
-        sources: list[Counter[str]] = [Counter() for _ in self.settings.weights]
-        tasks = ((tokenizer, tokenizer_sha256, *pair, masked) for pair in self._assigned_chunks(scan))
-        with self._bar("packing", sum(scan.chunk_bytes)) as bar:
-            results = zip(scan.chunk_bytes, scan.chunk_sources, self.pool.map(pack_chunk, tasks), strict=True)
-            for size, source, (packed, found) in results:
-                figures.add(found)
-                if sources and source >= 0:
-                    train = packed["train"]
-                    sources[source].update(documents=train.documents, bytes=train.bytes)
-                    sources[source].update(tokens=len(train.ids) // BYTES_PER_TOKEN)
-                for name, writer in writers.items():
-                    writer.add(packed[name])
-                    documents += packed[name].documents
+    def _pack_tasks(self, scan: Scan) -> Iterator[tuple[Key, tuple[Any, ...]]]:
+        """Yield the chunks again, each with its documents' assignment and those that are examples of duplicates."""
+        tokenizer = self.folder / TOKENIZER_NAME
+        digest, masked = sha256_file(tokenizer), scan.conversations > 0
+        wanted = {place for kept, dropped, _ in scan.examples for place in (kept, dropped)}
+        for key, chunk in self._chunks():
+            if key not in scan.chunks:
+                raise UserError(CHANGED)
+            places = scan.chunks[key].places
+            examples = [place - places.start for place in wanted if place in places]
+            yield key, (tokenizer, digest, chunk, scan.assignment[places.start : places.stop], masked, examples)
+
+    def _packed(self, scan: Scan) -> Iterator[tuple[ChunkDocuments, PackedChunk]]:
+        """Run the second pass."""
+        documents = 0
+        with self._bar("packing", sum(chunk.text_bytes for chunk in scan.chunks.values())) as bar:
+            for key, packed in self._results("pack", pack_chunk, self._pack_tasks(scan)):
+                yield scan.chunks[key], packed
+                documents += sum(split.documents for split in packed.splits.values())
                 bar.set_postfix_str(f"{documents:,} documents", refresh=False)
-                bar.update(size)
-        return writers, figures, self._sources(sources)
+                bar.update(scan.chunks[key].text_bytes)
 
-    def _sources(self, counts: Sequence[Counter[str]]) -> list[SourceInfo]:
-        """Return what the manifest says of the sources of a mixture, given what train has of each."""
-        found = []
-        for source, (weight, count) in enumerate(zip(self.settings.weights, counts, strict=True)):
-            paths = [file.path for file in self.files if file.source == source]
-            name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name}/"
-            found.append(SourceInfo(name=name, weight=weight, **{key: count[key] for key in SOURCE_FIGURES}))
-        return found
+    def _write(self, scan: Scan) -> tuple[dict[str, SplitWriter], TextFigures, dict[int, str], list[Counter[str]]]:
+        """Write the shards.
 
-    def _assigned_chunks(self, scan: Scan) -> Iterator[tuple[Chunk, bytes]]:
-        """Yield the chunks again, each with its documents' assignment; find the texts of the examples on the way."""
-        start = read = 0
-        examples = scan.examples.places()
-        for read, (chunk, _) in enumerate(self._chunks(), 1):
-            documents = scan.chunk_documents[read - 1] if read <= len(scan.chunk_documents) else 0
-            wanted = [place for place in examples if start <= place < start + documents]
-            texts = parse_chunk(chunk).texts if wanted else []
-            if len(texts) == documents:  # else the worker says that the file has changed
-                for place in wanted:
-                    scan.examples.add_text(place, texts[place - start])
-            yield chunk, bytes(scan.assignment[start : start + documents])
-            start += documents
-        if read != len(scan.chunk_documents):
-            raise UserError("--input: a file changed while it was read; run again when nothing writes to it")
+        Return the writers, still open at their last shard, what is counted of texts, the beginnings of the examples by
+        place, and what train has of each source of a mixture.
+        """
+        masked, size = scan.conversations > 0, self.settings.shard_tokens
+        writers = {name: SplitWriter(self.folder, name, size, masked) for name in ("train", "val")}
+        figures, examples, chunks = TextFigures(), {}, 0
+        sources: list[Counter[str]] = [Counter() for _ in self.settings.weights]
+        for chunk, packed in self._packed(scan):
+            chunks += 1
+            figures.add(packed.figures)
+            examples |= {chunk.places.start + i: text for i, text in packed.examples.items()}
+            if sources and chunk.source >= 0:
+                train = packed.splits["train"]
+                sources[chunk.source].update(documents=train.documents, bytes=train.bytes)
+                sources[chunk.source].update(tokens=len(train.ids) // BYTES_PER_TOKEN)
+            for name, writer in writers.items():
+                writer.add(packed.splits[name])
+        if chunks != len(scan.chunks):
+            raise UserError(CHANGED)
+        return writers, figures, examples, sources
 
     def _measure_baselines(
         self, splits: dict[str, SplitInfo], special: tuple[int, int, int], entries: int

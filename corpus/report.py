@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AliasChoices, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AliasChoices, Field
 
-from common.errors import UserError
-from common.records import Count, Number, Record, parse_record
+from common.records import Count, Number, Record
 from corpus.cleaning.language import FORMS, SCRIPTS
 from corpus.conversations.figures import AnswerFigures
-from corpus.conversations.report import ConversationFigures, conversation_facts, conversation_figures
-from corpus.manifest import REPORT_NAME, Manifest, read_folder_json
+from corpus.conversations.report import ConversationFigures, conversation_facts
+from corpus.manifest import REPORT_NAME, Manifest, read_record
 from corpus.packing import LENGTH_TYPE, TextFigures
 from corpus.split import LEFT_OUT
 
@@ -142,11 +141,7 @@ class CorpusReport(Record):
     unused_entries: Count | None = None
     # "ladder" in folders that were prepared before 2026-11-29
     ngram_baselines: dict[Name, BaselineLoss] | None = Field(validation_alias=AliasChoices("ngram_baselines", "ladder"))
-    conversations: ConversationFigures | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_absent_conversations(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if key != "conversations" or value is not None}
+    conversations: ConversationFigures | None = Field(default=None, exclude_if=lambda value: value is None)
 
     def write(self, folder: Path) -> None:
         """Write `folder`/report.json."""
@@ -156,11 +151,7 @@ class CorpusReport(Record):
     @classmethod
     def read(cls, folder: Path) -> CorpusReport:
         """Read the report of a prepared folder; UserError if it is missing or not one of this version."""
-        try:
-            return parse_record(cls, read_folder_json(folder, REPORT_NAME))
-        except ValueError as error:
-            why = f"not a report of this version ({error})"
-            raise UserError(f"{folder / REPORT_NAME}: {why}; prepare the corpus again") from None
+        return read_record(cls, folder, REPORT_NAME)
 
 
 def build_report(
@@ -198,7 +189,7 @@ def build_report(
             and {
                 name: {"nats": nats, "bits_per_byte": round(baselines.bits_per_byte(nats), 6)} for name, nats in losses
             },
-            "conversations": conversation_figures(answers, _percentiles(np.array(answers.lengths)))
+            "conversations": vars(answers) | {"target_lengths": _percentiles(np.array(answers.lengths))}
             if answers and answers.conversations
             else None,
         }

@@ -7,16 +7,15 @@ and the tokenizer learns from training documents alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from common.errors import UserError
-from corpus.cleaning.duplicate_examples import DuplicateExamples
-from corpus.cleaning.near_duplicates import NearIndex, signatures
+from corpus.cleaning.near_duplicates import NearIndex, NearPairs, signatures
 from corpus.cleaning.normalization import normalized_characters
 from corpus.cleaning.repetition import EXAMPLE_CHARACTERS, Repetition, breaks_a_rule, scores
 from corpus.formats.detect import TextFile
@@ -38,6 +37,8 @@ from corpus.split import (
 
 BAD_LINES_KEPT = 100
 BAD_LINES_NAMED = 10
+EXACT_EXAMPLES = 3
+NEAR_EXAMPLES = 10
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,6 @@ class ScannedChunk:
     `near_duplicates.signatures`, None unless they are asked for.
     """
 
-    source: TextFile
-    from_val_file: bool
     file_bytes: int
     lines: int
     empty: int
@@ -87,8 +86,6 @@ def scan_chunk(chunk: Chunk, from_val_file: bool, settings: ScanSettings, ceilin
         if digest <= ceiling and not from_val_file and not is_val(digest, settings.cut) and digest not in unwanted
     ]
     return ScannedChunk(
-        source=chunk.source,
-        from_val_file=from_val_file,
         file_bytes=chunk.file_bytes,
         lines=parsed.lines,
         empty=parsed.empty,
@@ -101,6 +98,19 @@ def scan_chunk(chunk: Chunk, from_val_file: bool, settings: ScanSettings, ceilin
         signatures=signatures(normalized) if settings.near else None,
         conversations=len(parsed.conversations),
     )
+
+
+Key = tuple[int, int]
+"""A chunk: the number of its file, those of validation first, and its number in the file."""
+
+
+class ChunkDocuments(NamedTuple):
+    """The documents of a chunk, by their places in `Scan.assignment`; `text_bytes` are those of their texts."""
+
+    places: range
+    text_bytes: int
+    source: int
+    """Which of the sources of a mixture they are of; -1 for validation files."""
 
 
 class Scan:
@@ -117,56 +127,55 @@ class Scan:
         self.settings = ScanSettings(val_cut(val_fraction), dedup == "near", drop_repetitive)
         self.sample = HashSubset(sample_bytes)
         self.assignment = bytearray()
-        self.chunk_documents: list[int] = []
-        self.chunk_bytes: list[int] = []
-        self.chunk_sources: list[int] = []
+        self.chunks: dict[Key, ChunkDocuments] = {}
         self.lines = self.conversations = 0
         self.skipped: Counter[str] = Counter()
         self.bad_lines: list[str] = []
         self.exact_duplicates = self.near_duplicates = self.near_in_val = self.dropped_in_val = 0
         self.repetition = Repetition(drop_repetitive)
-        self.examples = DuplicateExamples()
+        self.examples: list[tuple[int, int, float]] = []
+        """Some dropped documents, each as (kept in its stead, dropped, similarity): near ones, then exact."""
         self._seen: set[bytes] = set()
+        self._repeated: dict[bytes, int] = {}  # the smallest digests that repeat, each with the place of a document
         self._val_file_digests: set[bytes] = set()
         self._near = NearIndex()
         self._smallest = b"\xff" * DIGEST_BYTES
         self._smallest_places: list[int] = []
 
-    def add(self, found: ScannedChunk) -> None:
-        """Take in what a worker found, in the order of the chunks: validation files first."""
+    def add(self, key: Key, found: ScannedChunk, file: TextFile, from_val_file: bool) -> None:
+        """Take in what a worker found in a chunk of a file, in the order of the chunks: validation files first."""
         self.lines += found.lines
         self.conversations += found.conversations
         self.skipped[EMPTY_TEXT] += found.empty
         for line, reason in found.problems:
             self.skipped[reason] += 1
             if len(self.bad_lines) < BAD_LINES_KEPT:
-                self.bad_lines.append(f"{found.source.place(line)}: {describe(reason, found.source.fields)}")
+                self.bad_lines.append(f"{file.place(line)}: {describe(reason, file.fields)}")
         start = len(self.assignment)
-        self._assign(found)
-        self.chunk_documents.append(len(self.assignment) - start)
-        self.chunk_bytes.append(found.text_bytes)
-        self.chunk_sources.append(-1 if found.from_val_file else found.source.source)
+        self._assign(found, from_val_file)
+        places = range(start, len(self.assignment))
+        self.chunks[key] = ChunkDocuments(places, found.text_bytes, -1 if from_val_file else file.source)
         if found.signatures is not None:
             kept = [i for i, side in enumerate(self.assignment[start:]) if side in (TRAIN, VAL)]
             digests = [found.digests[i] for i in kept]
             places = [start + i for i in kept]
-            self._near.add(found.signatures[kept], digests, places, preferred=found.from_val_file)
+            self._near.add(found.signatures[kept], digests, places, preferred=from_val_file)
         for digest, text, size in found.candidates:
             if digest not in self._val_file_digests:
                 self.sample.add(digest, text, size)
 
-    def _assign(self, found: ScannedChunk) -> None:
+    def _assign(self, found: ScannedChunk, from_val_file: bool) -> None:
         """Assign the documents of a chunk; those of validation files stay, however repetitive."""
         scored = []
         for i, digest in enumerate(found.digests):
-            if found.from_val_file:
+            if from_val_file:
                 self._val_file_digests.add(digest)
-            if not found.from_val_file and digest in self._val_file_digests:
+            if not from_val_file and digest in self._val_file_digests:
                 self.dropped_in_val += 1
                 side = IN_VAL
             elif self._is_exact_duplicate(digest):
                 side = DUPLICATE
-            elif found.from_val_file:
+            elif from_val_file:
                 side = VAL
             else:
                 scored.append(i)
@@ -180,7 +189,9 @@ class Scan:
         """Return whether the next document is to be dropped as one that was there before."""
         if digest in self._seen:
             self.exact_duplicates += 1
-            self.examples.add_exact(digest, len(self.assignment))
+            self._repeated.setdefault(digest, len(self.assignment))
+            if len(self._repeated) > EXACT_EXAMPLES:
+                del self._repeated[max(self._repeated)]
             return self.dedup != "none"
         self._seen.add(digest)
         return False
@@ -234,7 +245,7 @@ class Scan:
         self.near_in_val = int(((sides[pairs.dropped] == TRAIN) & (sides[pairs.kept] == VAL)).sum())
         sides[pairs.dropped] = NEAR_DUPLICATE
         self.sample.discard(pairs.digests)
-        self.examples.add_near(pairs)
+        self.examples = [*_near_examples(pairs), *((p, p, 1.0) for _, p in sorted(self._repeated.items()))]
 
     def _why_nothing_is_left(self) -> str:
         hint = "add documents, or give fewer to validation (prepare.py --val_fraction, --val_input)"
@@ -254,13 +265,16 @@ class Scan:
     def _first_bad_lines(self) -> str:
         return "".join(f"\n  {line}" for line in self.bad_lines[:BAD_LINES_NAMED])
 
-    def duplicates(self) -> dict[str, Any]:
-        """Return the key "duplicates" of the corpus report. The texts of the examples must have been added."""
+    def duplicates(self, texts: Mapping[int, str]) -> dict[str, Any]:
+        """Return the key "duplicates" of the corpus report; `texts` are the beginnings of the examples, by place."""
         return {
             "exact": self.exact_duplicates,
             "near": self.near_duplicates,
             "near_in_val": self.near_in_val,
-            "examples": self.examples.pairs(),
+            "examples": [
+                {"kept": texts[kept], "dropped": texts[dropped], "similarity": round(similarity, 4)}
+                for kept, dropped, similarity in self.examples
+            ],
         }
 
     def bad_line_message(self) -> str:
@@ -271,3 +285,14 @@ class Scan:
             f"{self.skipped[reason]:,} {describe(reason)}" for reason in REASONS if self.skipped[reason]
         )
         return f"skipped {self.bad:,} of {self.lines:,} lines ({reasons}). The first:{self._first_bad_lines()}"
+
+
+def _near_examples(near: NearPairs) -> list[tuple[int, int, float]]:
+    """Choose pairs evenly among those that were found, and sort them, the least similar first."""
+    chosen = np.unique(np.linspace(0, len(near.dropped), NEAR_EXAMPLES, endpoint=False).astype(int))[
+        : len(near.dropped)
+    ]
+    pairs = zip(
+        near.kept[chosen].tolist(), near.dropped[chosen].tolist(), near.similarity[chosen].tolist(), strict=True
+    )
+    return sorted(pairs, key=lambda pair: pair[2])

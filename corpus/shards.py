@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from common.errors import UserError
-from common.files import check_regular, open_regular, sha256_file
+from common.files import check_regular, sha256_file
 from corpus.conversations.figures import AnswerFigures
 from corpus.conversations.rows import PackedRows, join_rows, pack_rows
 from corpus.manifest import (
@@ -29,7 +29,6 @@ from corpus.mixture import SourceRows, source_rows
 from corpus.packing import ID_TYPE, MASK_TYPE, Packed
 from corpus.tokenizer import MOST_TOKENIZER_BYTES
 
-READ_BYTES = 2**20
 AGAIN = "prepare the corpus again"
 CHANGED = "changed since it was prepared (SHA-256 differs)"
 
@@ -192,14 +191,18 @@ class Corpus:
             raise ValueError(f'verify must be "hash" or "size", not {verify!r}')
         folder = Path(folder)
         corpus = cls(folder, Manifest.read(folder))
+        whole, entries = verify == "hash", corpus.manifest.vocab_size
         for split in corpus.manifest.splits.values():
             for shard in split.shards:
-                _check_shard(folder, shard, corpus.manifest.vocab_size, whole=verify == "hash")
+                _check_file(folder, shard.file, shard.tokens * BYTES_PER_TOKEN, shard.sha256 if whole else None)
+                if whole and (largest := int(_mapped(folder / shard.file, ID_TYPE).max())) >= entries:
+                    beyond = f"holds the id {largest:,}, beyond the {entries:,} entries of the vocabulary"
+                    raise UserError(f"{folder / shard.file}: {beyond}; {AGAIN}")
             for shard, digest in zip(split.shards, split.answers.masks if split.answers else (), strict=False):
-                _check_mask(folder, mask_name(shard.file), shard.tokens, digest if verify == "hash" else None)
+                _check_file(folder, mask_name(shard.file), shard.tokens, digest if whole else None)
         if _check_place(folder, corpus.tokenizer_path) > MOST_TOKENIZER_BYTES:
             raise UserError(f"{corpus.tokenizer_path}: larger than any tokenizer; {AGAIN}")
-        if verify == "hash" and sha256_file(corpus.tokenizer_path) != corpus.manifest.tokenizer_sha256:
+        if whole and sha256_file(corpus.tokenizer_path) != corpus.manifest.tokenizer_sha256:
             raise UserError(f"{corpus.tokenizer_path}: {CHANGED}; {AGAIN}")
         return corpus
 
@@ -238,36 +241,12 @@ def _mapped(path: Path, kind: np.dtype) -> np.ndarray:
         raise UserError(f"{path}: cannot be mapped into memory ({error})") from None
 
 
-def _check_shard(folder: Path, shard: ShardInfo, vocab_size: int, whole: bool) -> None:
-    """Check the size; with `whole` also the hash, and that no id is beyond the vocabulary."""
-    path = folder / shard.file
-    size, expected = _check_place(folder, path), shard.tokens * BYTES_PER_TOKEN
-    if size != expected:
-        raise UserError(f"{path}: {size:,} bytes instead of {expected:,}; {AGAIN}")
-    if not whole:
-        return
-    digest, largest = hashlib.sha256(), 0
-    try:
-        with open_regular(path) as file:
-            while block := file.read(READ_BYTES):
-                digest.update(block)
-                largest = max(largest, int(np.frombuffer(block, ID_TYPE).max()))
-    except (OSError, ValueError) as error:  # ValueError: half an id, of a file that is being written
-        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from None
-    if digest.hexdigest() != shard.sha256:
-        raise UserError(f"{path}: {CHANGED}; {AGAIN}")
-    if largest >= vocab_size:
-        raise UserError(
-            f"{path}: holds the id {largest:,}, beyond the {vocab_size:,} entries of the vocabulary; {AGAIN}"
-        )
-
-
-def _check_mask(folder: Path, name: str, size: int, digest: str | None) -> None:
-    """Check the size of a mask, and its hash if it is given."""
+def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:
+    """Check that a file is in the folder and has its size, and its hash if that is given."""
     path = folder / name
     if (found := _check_place(folder, path)) != size:
         raise UserError(f"{path}: {found:,} bytes instead of {size:,}; {AGAIN}")
-    if digest is not None and sha256_file(path) != digest:
+    if sha256 is not None and sha256_file(path) != sha256:
         raise UserError(f"{path}: {CHANGED}; {AGAIN}")
 
 

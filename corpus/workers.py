@@ -27,6 +27,10 @@ PARALLELISM = "TOKENIZERS_PARALLELISM"
 TASKS_PER_WORKER = 3
 
 
+class WorkerLost(UserError):
+    """A worker process that ended before its task."""
+
+
 class _Worker:
     """One child process."""
 
@@ -51,7 +55,7 @@ class _Worker:
             self.requests.flush()
             succeeded, result = pickle.load(self.replies)
         except (EOFError, OSError, pickle.UnpicklingError):
-            raise UserError(
+            raise WorkerLost(
                 "a worker process ended early (killed, or out of memory?); run again, perhaps with fewer --workers"
             ) from None
         if not succeeded:

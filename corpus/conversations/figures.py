@@ -1,4 +1,4 @@
-"""What is counted of conversations while they are packed: what the manifest and the report say of them."""
+"""What is counted of conversations while they are packed, and what the report says of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ from corpus.conversations.records import ASSISTANT, SYSTEM, Conversation
 
 EXAMPLES = 3
 EXAMPLE_CHARACTERS = 40
+
+
+def add_fields(total: object, more: object) -> None:
+    """Add all that an object holds to what another of its kind holds."""
+    for name, value in vars(more).items():
+        mine = getattr(total, name)
+        if isinstance(mine, set):
+            mine |= value
+        else:
+            mine += value
+        setattr(total, name, mine)
 
 
 @dataclass
@@ -34,8 +45,7 @@ class AnswerFigures:
 
     def add(self, other: AnswerFigures) -> None:
         """Take in the figures of other conversations."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
+        add_fields(self, other)
         del self.examples[EXAMPLES:]
 
     def add_text(self, mask: np.ndarray, size: int) -> None:

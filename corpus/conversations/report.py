@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from common.records import Count, Record
-from corpus.conversations.figures import AnswerFigures
 
 
 class ConversationFigures(Record):
@@ -24,12 +22,6 @@ class ConversationFigures(Record):
     target_lengths: dict[str, Count]
     copied: Count
     examples: list[str]
-
-
-def conversation_figures(answers: AnswerFigures, lengths: dict[str, int]) -> dict[str, Any]:
-    """Return the fields of ConversationFigures; `lengths` are the percentiles of `answers.lengths`."""
-    known = {name: value for name, value in vars(answers).items() if name in ConversationFigures.model_fields}
-    return known | {"target_lengths": lengths}
 
 
 def conversation_facts(found: ConversationFigures, tokens: int, quote: Callable[[str], str]) -> list[tuple[str, str]]:

@@ -266,6 +266,8 @@ def test_the_page_on_data_runs_and_shows_every_line_of_the_report(tmp_path):
     stories = list(generate_stories(200, seed=2))
     for name in ("b.parquet", "news.parquet"):
         pyarrow.parquet.write_table(pyarrow.table({"text": stories}), tmp_path / name)
+    (tmp_path / "clean").mkdir()
+    write_stories(tmp_path / "clean" / "00000.jsonl.gz", 100, seed=3)
     (tmp_path / "novels").mkdir()
     (tmp_path / "novels" / "one.txt").write_text("\n".join(stories[:20]), encoding="utf-8")
     rows = "".join(f"{number},{story}\n" for number, story in enumerate(stories))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus_data import prepare, write_jsonl
+from corpus_data import prepare
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from opencc import OpenCC
@@ -69,15 +69,12 @@ def test_estimates_agree_with_the_exact_similarity_of_3_gram_sets() -> None:
     [
         "臺灣的圖書館裏，有許多關於龍的傳說！",
         "　臺灣的\n圖書館裡有許多關於龍的傳說。",
+        "台湾的图书馆里,有许多关于龙的传说.",
         "<|im_start|>台湾的图书馆里有许多关于龙的传说<|im_end|>",
     ],
 )
 def test_script_punctuation_space_and_marks_make_no_difference(other: str) -> None:
     assert similarity("台湾的图书馆里，有许多关于龙的传说。", other) >= 0.8
-
-
-def test_width_and_case_make_no_difference() -> None:
-    assert similarity("ＧＰＵ的 Driver Version 是５３５", "gpu的driver version是535") == 1.0
 
 
 @given(st.text(st.characters(categories=["Lo"], min_codepoint=0x4E00, max_codepoint=0x9FFF), min_size=1, max_size=80))
@@ -209,18 +206,6 @@ def test_of_a_near_pair_the_validation_document_stays(jsonl, tmp_path: Path, tok
     # one of three in validation is enough for the whole group: 1 - 0.7^3 of the 60
     assert 25 <= both.splits["val"].documents <= 52
     assert report["near_in_val"] > 20
-
-
-def test_a_second_pass_drops_nothing(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
-    texts = near_corpus()
-    settings_ = {"tokenizer": tokenizer_json, "dedup": "near", "val_fraction": 0.1}
-    first = prepare([jsonl(texts)], tmp_path / "first", **settings_)
-    gone = {dropped for _, dropped in found(texts)}
-    again = write_jsonl(tmp_path / "again.jsonl", [text for text in texts if text not in gone])
-    second = prepare([again], tmp_path / "second", **settings_)
-    assert first.splits == second.splits
-    report = json.loads((tmp_path / "second" / "report.json").read_text())["duplicates"]
-    assert (report["exact"], report["near"], report["examples"]) == (0, 0, [])
 
 
 def test_the_tokenizer_learns_from_what_is_left(jsonl, tmp_path: Path) -> None:

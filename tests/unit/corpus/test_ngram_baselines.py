@@ -58,29 +58,6 @@ def test_a_first_order_chain_gives_its_entropy_rate_from_the_bigram_on() -> None
     assert found.unigram > found.bigram + 0.2
 
 
-def test_a_second_order_chain_gives_its_entropy_rate_at_the_trigram_alone() -> None:
-    table = random_table(2, 8, seed=4)
-    held_out = chain(table, 20_000, seed=6)
-    found = measure(chain(table, 200_000, seed=5), held_out, 8, 1.0)
-    assert found.trigram == pytest.approx(rate(table, held_out), abs=0.005)
-    assert found.bigram > found.trigram + 0.2
-
-
-def test_a_unigram_by_hand() -> None:
-    """Counts 3 and 1 of four: discounts 1.5 and 0.5, so 1.5/4 and 0.5/4, and 2/4 spread over four tokens."""
-    unigram, _, _ = NGrams(np.array([0, 0, 0, 1]), 4).probabilities(*(np.array([0, 1, 2, 3]) for _ in range(3)))
-    assert unigram.tolist() == [0.5, 0.25, 0.125, 0.125]
-
-
-def test_a_bigram_by_hand() -> None:
-    """0 1 0 2: after 0 stand 1 and 2, once each; the token pairs 01, 10, 02 give each token one context."""
-    _, bigram, _ = NGrams(np.array([0, 1, 0, 2]), 3).probabilities(
-        np.full(3, NO_CONTEXT), np.array([0, 0, 0]), np.array([0, 1, 2])
-    )
-    lowest = 1 / 3  # 0.5/3 + (1.5/3)/3, for each
-    assert bigram == pytest.approx([0.5 * lowest, 0.25 + 0.5 * lowest, 0.25 + 0.5 * lowest])
-
-
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=200), st.integers(1, 200))
 def test_every_context_has_a_distribution_that_sums_to_one(ids: list[int], most: int) -> None:
     model = NGrams(np.array(ids), 5, max_tokens=most)
@@ -90,20 +67,6 @@ def test_every_context_has_a_distribution_that_sums_to_one(ids: list[int], most:
         for probabilities in found:
             assert probabilities.sum() == pytest.approx(1)
             assert (probabilities > 0).all()
-
-
-def test_estimated_discounts_sum_to_one_too() -> None:
-    """A skewed stream, for which the discounts come from the counts and not from the usual ones."""
-    ids = np.minimum(np.random.default_rng(0).zipf(1.6, 3000) - 1, 29)
-    model = NGrams(ids, 30)
-    for before_that, before in product(range(30), range(30)):
-        for found in model.probabilities(np.full(30, before_that), np.full(30, before), np.arange(30)):
-            assert found.sum() == pytest.approx(1)
-
-
-def test_tokens_that_training_never_saw_cost_a_finite_price() -> None:
-    found = measure(np.array([1, 2, 3] * 50), np.array([4, 5, 6, 7]), 8, 1.0)
-    assert all(math.isfinite(nats) and nats > math.log(8) for nats in list(found.losses().values())[1:])
 
 
 def test_nothing_of_the_held_out_text_is_counted() -> None:
@@ -175,10 +138,6 @@ def test_how_a_loss_compares(loss: float, result: str) -> None:
 def test_a_loss_must_beat_every_baseline_on_its_way_down() -> None:
     """Where the trigram is no better than the bigram, a loss between the two is not below both."""
     assert BASELINES.model_copy(update={"trigram": 5.0}).compare(4.5) == "below_unigram"
-
-
-def test_bits_per_byte() -> None:
-    assert BASELINES.bits_per_byte(2 * math.log(2)) == 1.0
 
 
 def counted(keys: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], dict[int, int]]:

@@ -7,7 +7,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus.cleaning.normalization import _may_compose, mix, ngram_hashes, normalized_characters
@@ -55,12 +55,6 @@ def test_letters_are_those_of_the_normalised_text(texts: list[str]) -> None:
         assert letters.points[letters.owner == place].tolist() == by_definition(text)
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"])))
-@example("e\u0301")
-def test_letters_of_any_text(text: str) -> None:
-    assert normalized_characters([text]).points.tolist() == by_definition(text)
-
-
 @pytest.mark.slow
 def test_letters_of_every_character_between_two_others() -> None:
     characters = [chr(point) for point in range(sys.maxunicode + 1) if not 0xD800 <= point < 0xE000]
@@ -91,9 +85,3 @@ def test_hashes_of_ngrams_are_those_of_a_polynomial(points: list[int], n: int) -
         sum(p * odd ** (n - 1 - k) for k, p in enumerate(points[i : i + n])) % 2**64 for i in range(len(points) - n + 1)
     ]
     assert ngram_hashes(np.array(points, dtype=np.uint32), n).tolist() == mix(np.array(sums, dtype=np.uint64)).tolist()
-
-
-@pytest.mark.parametrize("texts", [[], [""], ["", "，", ""]])
-def test_no_letters(texts: list[str]) -> None:
-    letters = normalized_characters(texts)
-    assert letters.counts().tolist() == [0] * len(texts)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from corpus_data import make_texts, prepare
 from hypothesis import given
@@ -113,26 +112,6 @@ def test_language_by_script(text: str, language: str) -> None:
     assert languages(count_scripts([text])) == {language: 1}
 
 
-def language_of(count: dict[str, int]) -> str:
-    letters = {script: count[script] for script in ("han", "kana", "hangul", "latin", "cyrillic", "greek", "arabic")}
-    for script in ("han", "kana", "hangul"):
-        letters[script] *= 3
-    if count["kana"] and count["kana"] >= 0.1 * (count["han"] + count["kana"]):
-        letters["kana"] += letters.pop("han")
-    most = max(letters, key=letters.__getitem__)
-    if most != "han" or not letters[most]:
-        return {"kana": "ja", "hangul": "ko"}.get(most, most) if letters[most] else "none"
-    more = count["traditional"] - count["simplified"]
-    return "zh-Hant" if more > 0 else "zh-Hans" if more < 0 else "zh"
-
-
-@given(st.lists(st.lists(st.sampled_from([0, 0, 0, 1, 2, 3, 9, 10]), min_size=13, max_size=13), max_size=20))
-def test_languages_of_many_are_those_of_each(rows: list[list[int]]) -> None:
-    names = (*SCRIPTS, *FORMS)
-    expected = Counter(language_of(dict(zip(names, row, strict=True))) for row in rows)
-    assert languages(np.array(rows, dtype=np.int64).reshape(-1, len(names))) == expected
-
-
 def test_figures_are_those_of_a_recount(jsonl, tmp_path: Path) -> None:
     texts = [*make_texts(120), "春眠不覺曉，處處聞啼鳥。", "<|im_start|>花<|im_end|>"]
     out = tmp_path / "out"
@@ -185,14 +164,6 @@ def test_baselines_of_a_folder_are_those_of_its_streams(prepared: Path) -> None:
     )
 
 
-def test_baselines_descend_on_text(jsonl, tmp_path: Path) -> None:
-    prepare([jsonl(make_texts(3000))], tmp_path / "out", val_fraction=0.1, vocab_size=300)
-    found = Corpus.open(tmp_path / "out").manifest.ngram_baselines
-    assert found is not None
-    losses = list(found.losses().values())
-    assert losses == sorted(losses, reverse=True) and losses[-1] > 0.05
-
-
 def test_without_validation_text_there_are_no_baselines(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
     out = tmp_path / "out"
     manifest = prepare([jsonl(make_texts(3))], out, tokenizer=tokenizer_json, val_fraction=0)
@@ -216,8 +187,7 @@ def test_a_folder_of_an_earlier_version_is_prepared_again(jsonl, tmp_path: Path,
     (out / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(
         UserError,
-        match=r"manifest\.json: made by another version of prepare\.py "
-        r"\(format 1, here \d+\); prepare the corpus again",
+        match=r"manifest\.json: .*\(format: made by another version of prepare\.py, 1 and not 2\); prepare the corpus",
     ):
         Corpus.open(out)
     assert "preparing again" in run()
@@ -338,10 +308,3 @@ def test_junk_at_any_place_of_the_file_is_refused_or_shown(prepared: Path) -> No
             else:
                 assert "\x1b" not in "\n".join(report.lines(manifest, found))
     assert refused > 300
-
-
-@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"version": ' + "9" * 5000 + "}"])
-def test_a_report_that_chokes_python_is_refused(prepared: Path, text: str) -> None:
-    (prepared / "report.json").write_text(text)
-    with pytest.raises(UserError, match=r"report\.json: .{1,300}; prepare the corpus again$"):
-        CorpusReport.read(prepared)

@@ -81,12 +81,6 @@ def test_size_check_finds_missing_and_cut_files_alone(prepared: Path) -> None:
         Corpus.open(prepared, verify="no")
 
 
-def test_missing_tokenizer_is_found_by_size_check(prepared: Path) -> None:
-    (prepared / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"tokenizer\.json: cannot be read"):
-        Corpus.open(prepared, verify="size")
-
-
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path = folder / "manifest.json"
     data = json.loads(path.read_text())
@@ -121,7 +115,7 @@ def test_shard_outside_the_folder_is_refused(prepared: Path, name: object) -> No
 )
 def test_wrong_manifest_is_refused(prepared: Path, change: Callable[[dict[str, Any]], None]) -> None:
     edit(prepared, change)
-    with pytest.raises(UserError, match=r"manifest\.json: (not a manifest of this|made by another) version"):
+    with pytest.raises(UserError, match=r"manifest\.json: not a manifest of this version"):
         Corpus.open(prepared)
 
 

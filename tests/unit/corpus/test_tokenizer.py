@@ -91,11 +91,6 @@ def test_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: str) -> N
         load_tokenizer(path)
 
 
-def test_missing_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.json: cannot be read"):
-        load_tokenizer(tmp_path / "none.json")
-
-
 def test_more_than_65536_entries_are_refused(tmp_path: Path) -> None:
     vocab = {symbol: i for i, symbol in enumerate(pre_tokenizers.ByteLevel.alphabet())}
     vocab |= {f"word{i}": i for i in range(len(vocab), 65_537)}
@@ -194,16 +189,6 @@ def test_a_chat_is_encoded_with_one_bos_and_turns_between_the_marks(
     assert prompt == [*expected, bos, *assistant]
     text = render(read_chat_template(tmp_path / "hf") or "", messages, add_generation_prompt=True)
     assert text == theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-
-
-def test_the_files_for_transformers_are_a_tokenizer_to_prepare_with_again(tmp_path: Path, tokenizer_json: Path) -> None:
-    write_hf_tokenizer(tokenizer_json, tmp_path)
-    texts = make_texts(5)
-    before, after = (
-        encode_documents(load_tokenizer(path), texts, 1, 2)[0].tolist()
-        for path in (tokenizer_json, tmp_path / "tokenizer.json")
-    )
-    assert before == after
 
 
 def replace(pattern: object, content: str) -> dict[str, Any]:
