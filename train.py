@@ -9,9 +9,11 @@
 The same command continues an interrupted run.
 """
 
+import os
 import sys
 
 if __name__ == "__main__":
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the log has last words, not remarks about sockets
     from training.processes.stopping import leave_on_signal
 
     leave_on_signal()  # the imports below take seconds

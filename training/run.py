@@ -41,9 +41,13 @@ from training.planning.disk_space import check_disk_space
 from training.preflight.cost_checks import Cost
 from training.preflight.runner import preflight
 from training.processes.agreement import check_agreement, code_facts, file_digest
-from training.processes.cpu_tuning import keep_freed_memory, share_cores, use_huge_pages
+from training.processes.device_settings import (
+    keep_freed_memory,
+    reproducible_kernels,
+    share_cores,
+    use_huge_pages,
+)
 from training.processes.exit import guarded
-from training.processes.gpu_numerics import reproducible_kernels
 from training.processes.lock import RunLock
 from training.processes.process_group import World, broadcast_from_rank0
 from training.processes.rendezvous import check_corpus_visible, check_output_shared, form_process_group

@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 import signal
-import socket
 import sys
 from collections import Counter
 from itertools import pairwise
@@ -17,7 +16,6 @@ from learning_rate import warmup_cosine_lr
 from safetensors.torch import load_file
 
 from common.console import Console
-from common.errors import UserError
 from corpus.shards import Corpus
 from evaluation.held_out_prompts import GREEDY, SAMPLED, generate_continuations, make_generator, select_prompts
 from evaluation.repetition import measure_repetition
@@ -25,7 +23,6 @@ from model import load_model
 from sample_stories import generate_stories
 from training.data_sampler import tensors
 from training.processes.process_group import World
-from training.processes.rendezvous import form_process_group
 from training.run import main
 
 slow = pytest.mark.slow
@@ -726,23 +723,6 @@ def test_a_folder_that_is_no_corpus(complaint, flags, workplace):
 
 def test_a_vocabulary_too_small_for_bytes(complaint, flags):
     assert "--vocab_size 100: must be from" in one_line(complaint(flags("runs/none", "--vocab_size", "100")))
-
-
-def test_a_port_that_is_taken(monkeypatch):
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        for name, value in (
-            ("RANK", 0),
-            ("WORLD_SIZE", 2),
-            ("LOCAL_RANK", 0),
-            ("MASTER_ADDR", "127.0.0.1"),
-            ("MASTER_PORT", port),
-        ):
-            monkeypatch.setenv(name, str(value))
-        with pytest.raises(UserError, match=f"port {port} is in use.*deepspeed --master_port"):
-            form_process_group(World(0, 2, 0, 2), "cpu", lambda: "")
 
 
 @slow

@@ -147,8 +147,12 @@ def _measure(work: Work) -> Measured:
     from corpus.shards import Corpus
     from training.preflight.cost_checks import measure_cost
     from training.preflight.trial_engine import TrialEngine
-    from training.processes.cpu_tuning import keep_freed_memory, share_cores, use_huge_pages
-    from training.processes.gpu_numerics import reproducible_kernels
+    from training.processes.device_settings import (
+        keep_freed_memory,
+        reproducible_kernels,
+        share_cores,
+        use_huge_pages,
+    )
     from training.processes.process_group import World, gather_from_ranks
 
     world, device, model = World.from_environment(), detect(), ModelConfig(**work.model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -65,13 +65,8 @@ def check_agreement(world: World, facts: Mapping[str, Any], hint: str) -> None:
 
     `hint` says what to do about it.
     """
-    if world.size > 1:
-        raise_on_difference(gather_from_ranks((socket.gethostname(), dict(facts))), hint)
-
-
-def raise_on_difference(everybody: Sequence[tuple[str, Mapping[str, Any]]], hint: str) -> None:
-    """Raise UserError for the first rank whose facts are not those of rank 0; `everybody` has (host, facts)."""
-    host0, facts0 = everybody[0]
-    for rank, (host, facts) in enumerate(everybody):
-        if what := difference(facts0, facts):
+    everybody = gather_from_ranks((socket.gethostname(), dict(facts))) if world.size > 1 else []
+    for rank, (host, theirs) in enumerate(everybody):
+        host0, facts0 = everybody[0]
+        if what := difference(facts0, theirs):
             raise UserError(f"rank {rank} on {host} differs from rank 0 on {host0}: {what}: {hint}")

@@ -15,8 +15,7 @@ from collections.abc import Callable
 import torch.distributed as dist
 
 from common.errors import UserError
-from training.processes.meeting import NotAdmittedError
-from training.processes.rendezvous import tell_rank0
+from training.processes.rendezvous import NotAdmittedError, tell_rank0
 from training.processes.stopping import NOTHING_LOST, StoppedEarly
 from training.processes.watchdog import Watchdog
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from training.processes.heartbeat import Heartbeat, ProcessState, process_state
-from training.processes.timeouts import Timeouts
+from training.processes.heartbeat import Heartbeat, ProcessState, Timeouts, process_state
 
-FRESH_BEATS = 3.0  # a rank or a store that was heard of within so many heartbeats is alive
+FRESH_BEATS = 3.0  # a rank that was heard of within so many heartbeats is alive
 BUSY_SHARE = 0.1  # of a core; a process that uses more is at work, though its other threads may not get to speak
 BUSY_FACTOR = 6.0  # such a process may be silent for so many times longer
 
@@ -44,7 +43,7 @@ class _Peer:
 class FailureDetector:
     """The view that rank `rank` has of all others.
 
-    Time counts only while this process runs and can hear: a machine that was put to sleep, or a store that does not
+    Time counts only while this process runs and can hear: a machine that was put to sleep, or a rank 0 that does not
     answer for a while, makes nobody else look dead.
     """
 
@@ -59,7 +58,7 @@ class FailureDetector:
         self.collective_failed = False  # then a rank that is silent is the likely cause
         self._peers: dict[int, _Peer] = {}
         self._exchanges, self._disconnected = 0, False
-        self._store_silence, self._missing_seconds, self._still_seconds = 0.0, 0.0, 0.0
+        self._silence, self._still_seconds = 0.0, 0.0
         self._ticks: dict[int, int] = {}
         self._collectives = 0
 
@@ -73,27 +72,25 @@ class FailureDetector:
     ) -> Failure | None:
         """Return the first failure found, `passed` seconds after the last check.
 
-        `heartbeats` (this rank's own among them) were read in exchange number `exchanges` with the store;
-        `disconnected` says that the connection to it is lost. `collectives` counts those that have finished: a sign of
-        life of every rank, also where heartbeats do not get through.
+        `heartbeats` (this rank's own among them) were read in exchange number `exchanges` with rank 0;
+        `disconnected` says that its process does not listen any more. `collectives` counts those that have finished: a
+        sign of life of every rank, also where heartbeats do not get through.
         """
         all_alive = collectives != self._collectives
         heard = exchanges != self._exchanges or all_alive
         self._collectives = collectives
         self._exchanges, self._disconnected = exchanges, disconnected
-        self._store_silence = 0.0 if heard else self._store_silence + passed
-        heard_seconds = 0.0 if disconnected or not self._is_fresh(self._store_silence) else passed
+        self._silence = 0.0 if heard else self._silence + passed
+        heard_seconds = 0.0 if disconnected or not self._is_fresh(self._silence) else passed
         for rank, heartbeat in heartbeats.items():
             if rank != self.rank:
                 self._update_peer(heartbeat, heard_seconds)
                 self._peers[rank].silence *= not all_alive
-        self._missing_seconds = self._missing_seconds + passed if len(self._peers) < self.size - 1 else 0.0
         return (
             self._find_ended()
             or self._find_dead()
             or self._find_hung()
-            or self._find_unreachable_store()
-            or self._find_missing()
+            or self._find_silent_rank0()
             or self._find_stuck(heartbeats, heard_seconds)
         )
 
@@ -141,7 +138,7 @@ class FailureDetector:
             if peer.gone_since is None:
                 peer.gone_since = self._exchanges
             exchanged = self._exchanges >= peer.gone_since + 2
-            if exchanged or self._disconnected or not self._is_fresh(self._store_silence):
+            if exchanged or self._disconnected or not self._is_fresh(self._silence):
                 dead.append(peer.heartbeat)
         if not dead or self._rank0_has_finished():
             return None
@@ -150,7 +147,7 @@ class FailureDetector:
         return _blame("died", dead, f"{_names(dead)} {what}")
 
     def _find_hung(self) -> Failure | None:
-        silent = [peer for peer in self._running() if peer.silence >= self._allowed_silence(peer)]
+        silent = [peer for peer in self._running() if peer.silence >= self._allowed_silence(peer, peer.silence)]
         if not silent:
             return None
         states = [self.state_of(peer.heartbeat) for peer in silent]
@@ -161,38 +158,32 @@ class FailureDetector:
         what = f"gave no sign of life for {silent[0].silence:.0f} s while {beats[0].activity} ({how})"
         return _blame("hung", beats, f"{_names(beats)} {what}")
 
-    def _allowed_silence(self, peer: _Peer) -> float:
+    def _allowed_silence(self, peer: _Peer, silence: float) -> float:
         state = self.state_of(peer.heartbeat)
         if state is None:
             return self.timeouts.hung / 6 if self.collective_failed else self.timeouts.hung
-        at_work = not state.stopped and state.cpu - peer.cpu > BUSY_SHARE * peer.silence
+        at_work = not state.stopped and state.cpu - peer.cpu > BUSY_SHARE * silence
         return self.timeouts.hung * (BUSY_FACTOR if at_work else 1)
 
-    def _find_unreachable_store(self) -> Failure | None:
-        """Find that rank 0 is gone: it has the store, without which nothing is heard of anybody."""
+    def _find_silent_rank0(self) -> Failure | None:
+        """Find that rank 0 is gone, through which everything is heard of everybody."""
         if self.rank == 0 or self._rank0_has_finished():
             return None
-        lost = FRESH_BEATS * self.timeouts.beat + self.timeouts.linger
-        if self._store_silence < (lost if self._disconnected else self.timeouts.hung):
-            return None
-        beat = self._peers[0].heartbeat if 0 in self._peers else None
-        name = beat.name if beat else "rank 0"
+        peer = self._peers.get(0)
+        name = peer.heartbeat.name if peer else "rank 0"
         if self._disconnected:
+            if self._silence < FRESH_BEATS * self.timeouts.beat + self.timeouts.linger:
+                return None
             why = "it has died, or its machine is gone, or the network between"
             return Failure("died", (0,), f"the connection to {name} is lost: {why}")
-        state = self.state_of(beat) if beat else None
-        how = "; its process is stopped" if state and state.stopped else ""
-        how = how or ("" if state else " (its machine is gone, or the network between)")
-        message = f"{name} gave no answer for {self._store_silence:.0f} s{how}; its last output is in logs/rank0.log"
-        return Failure("hung", (0,), message)
-
-    def _find_missing(self) -> Failure | None:
-        if self._missing_seconds < self.timeouts.hung:
+        if self._silence < (self._allowed_silence(peer, self._silence) if peer else self.timeouts.hung):
             return None
-        missing = sorted(set(range(self.size)) - set(self._peers) - {self.rank})
-        names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
-        message = f"{names} gave no sign of life for {self._missing_seconds:.0f} s since the ranks met"
-        return Failure("died", tuple(missing), message)
+        state = self.state_of(peer.heartbeat) if peer else None
+        how = " (its machine is gone, or the network between)"
+        if state:
+            how = "; its process is stopped" if state.stopped else ""
+        message = f"{name} gave no answer for {self._silence:.0f} s{how}; its last output is in logs/rank0.log"
+        return Failure("hung", (0,), message)
 
     def _find_stuck(self, heartbeats: Mapping[int, Heartbeat], passed: float) -> Failure | None:
         """Find that all ranks are alive and none makes progress."""

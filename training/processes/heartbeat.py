@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import linecache
 import os
 import re
@@ -11,31 +10,78 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
-
-from training.processes.timeouts import Timeouts
 
 SLOW_FACTOR = 5.0  # an activity that takes so many times longer than the longest so far is not slow but stuck
 _READS_A_NUMBER = re.compile(r"\.(item|tolist|cpu|synchronize)\(")
 _ROOT = Path(__file__).resolve().parents[2]
 
+R = TypeVar("R", bound="RankProcess")
+
 
 @dataclass(frozen=True)
-class Heartbeat:
-    """The state of a rank, sent every second."""
+class Timeouts:
+    """Seconds between heartbeats (`beat`) and between checks (`check`), and until a rank counts as hung or stuck.
+
+    `first` is the timeout of anything done for the first time; `linger` is how long a failure stays readable; `meet` is
+    how long the ranks wait for one that does not come.
+    """
+
+    beat: float = 1.0
+    check: float = 0.5
+    hung: float = 40.0
+    stuck: float = 40.0
+    first: float = 1800.0
+    linger: float = 2.0
+    meet: float = 300.0
+
+    @classmethod
+    def from_environment(cls) -> Timeouts:
+        """Read BUFUDU_WATCHDOG, such as `hung=120 stuck=300`; what it leaves out keeps its default."""
+        names = {field.name for field in fields(cls)}
+        given = {}
+        for name, _, value in (word.partition("=") for word in os.environ.get("BUFUDU_WATCHDOG", "").split()):
+            with suppress(ValueError):
+                given |= {name: float(value)} if name in names else {}
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class RankProcess:
+    """The process of a rank, as other ranks know it."""
 
     rank: int
     host: str
     namespace: str
     pid: int
     started: float
+
+    @classmethod
+    def of_this_process(cls: type[R], rank: int, **more: Any) -> R:
+        """Return what this process says of itself as this rank."""
+        return cls(rank, socket.gethostname(), pid_namespace(), os.getpid(), _start_time(os.getpid()), **more)
+
+    def is_same_process(self, other: RankProcess) -> bool:
+        """Return whether both are of one process."""
+        return (self.namespace, self.pid, self.started) == (other.namespace, other.pid, other.started)
+
+    @property
+    def name(self) -> str:
+        """Return how messages call the rank."""
+        return f"rank {self.rank} (process {self.pid} on {self.host})"
+
+
+@dataclass(frozen=True)
+class Heartbeat(RankProcess):
+    """The state of a rank, sent every second."""
+
     beat: int = 0
     ticks: int = 0
     """Pieces of work that the main thread has begun."""
@@ -53,25 +99,6 @@ class Heartbeat:
     exit_reason: str = ""
     announced: bool = False
     """Whether the reason is on the user's terminal already."""
-
-    @classmethod
-    def of_this_process(cls, rank: int) -> Heartbeat:
-        """Return the first heartbeat of this process."""
-        return cls(rank, socket.gethostname(), pid_namespace(), os.getpid(), _start_time(os.getpid()))
-
-    def encode(self) -> str:
-        """Return the heartbeat as it goes through the store."""
-        return json.dumps(asdict(self), ensure_ascii=False)
-
-    @classmethod
-    def decode(cls, text: bytes) -> Heartbeat:
-        """Return what `encode` made into text."""
-        return cls(**json.loads(text))
-
-    @property
-    def name(self) -> str:
-        """Return how messages call the rank."""
-        return f"rank {self.rank} (process {self.pid} on {self.host})"
 
 
 # --- processes of this machine ----------------------------------------------------------------------------------------
@@ -96,7 +123,7 @@ def _start_time(pid: int) -> float:
     return psutil.Process(pid).create_time()
 
 
-def find_process(heartbeat: Heartbeat) -> psutil.Process | None:
+def find_process(heartbeat: RankProcess) -> psutil.Process | None:
     """Return the process that sent a heartbeat; None if it is on another machine or has ended."""
     with suppress(psutil.Error):
         if heartbeat.namespace == pid_namespace() and abs(_start_time(heartbeat.pid) - heartbeat.started) < 1:

@@ -1,24 +1,89 @@
-"""Addresses and interfaces of this machine, and calls over the network that a signal may interrupt."""
+"""Addresses and interfaces of this machine, and questions to rank 0 over the network, one connection each.
+
+A question and its answer are a line of JSON each. Since every question opens a new connection, a link that was cut is
+whole again with the next one. All waiting is Python's, so that a signal ends it.
+"""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import socket
-import time
-from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+import socketserver
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from threading import Thread
-from typing import TypeVar
+from typing import Any
 
 import psutil
 
-POLL_SECONDS = 0.2
-_PROBE_SECONDS = 2.0
-_USELESS = ("lo", "docker", "br-", "veth", "virbr")  # interfaces that lead to no other machine
+# Seconds
+CONNECT_SECONDS = 2.0
+ANSWER_SECONDS = 6.0
+_BRIDGES = ("docker", "br-", "veth", "virbr")
 
-T = TypeVar("T")
+
+class NoAnswerError(TimeoutError):
+    """Something accepts connections at the port and does not answer."""
+
+
+def ask(address: str, port: int, question: Mapping[str, Any], seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+    """Return what a `Server` at the address answers.
+
+    Raise ConnectionError if nobody listens or the other process ends meanwhile, another OSError if nothing comes back
+    (NoAnswerError after the connection was accepted), and ValueError if another kind of program answers.
+    """
+    with socket.create_connection((address, port), timeout=min(seconds, CONNECT_SECONDS)) as connection:
+        connection.settimeout(seconds)
+        try:
+            connection.sendall(json.dumps(question).encode() + b"\n")
+            with connection.makefile("rb") as stream:
+                line = stream.readline()
+        except TimeoutError:
+            raise NoAnswerError(f"{address}:{port} does not answer") from None
+    if not line:
+        raise ConnectionResetError(f"{address}:{port} has closed the connection")
+    answer = json.loads(line)
+    if not isinstance(answer, dict):
+        raise ValueError(f"{address}:{port} does not answer as rank 0 does")
+    return answer
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """Answers questions at all addresses of this machine, in threads of its own, for as long as the process lives."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, answer: Callable[[dict[str, Any], str], dict[str, Any]]) -> None:
+        """Call `answer` with each question and the address of this machine at which it came."""
+        super().__init__(("", port), _Question, bind_and_activate=False)
+        self.answer = answer
+        self.socket.close()
+        self.socket = _listen(port)
+        self.port: int = self.socket.getsockname()[1]
+        Thread(target=self.serve_forever, name="server", daemon=True).start()
+
+
+class _Question(socketserver.StreamRequestHandler):
+    timeout = ANSWER_SECONDS
+    server: Server
+
+    def handle(self) -> None:
+        with suppress(OSError, ValueError):  # it has gone, or is no rank
+            question, address = json.loads(self.rfile.readline()), self.request.getsockname()[0]
+            answer = self.server.answer(question, address.removeprefix("::ffff:"))
+            self.wfile.write(json.dumps(answer).encode() + b"\n")
+
+
+def _listen(port: int) -> socket.socket:
+    """Return a listening socket for IPv6 and IPv4, or for IPv4 where the machine has no IPv6."""
+    try:
+        return socket.create_server(("", port), family=socket.AF_INET6, backlog=128, dualstack_ipv6=True)
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise
+        return socket.create_server(("", port), backlog=128)
 
 
 def free_port() -> int:
@@ -46,28 +111,9 @@ def is_own(address: str) -> bool:
     return False
 
 
-def own_addresses() -> list[str]:
-    """Return this machine's IPv4 addresses at which others may reach it."""
-    return [
-        address.address
-        for name, addresses in psutil.net_if_addrs().items()
-        for address in addresses
-        if address.family == socket.AF_INET and not name.startswith(_USELESS)
-    ]
-
-
-def answer(address: str, port: int) -> str | None:
-    """Return the address of `address` that accepts connections at `port`, or None if none answers in time.
-
-    Raise ConnectionRefusedError if the machine is there and nobody listens.
-    """
-    try:
-        with socket.create_connection((address, port), timeout=_PROBE_SECONDS) as connection:
-            return str(connection.getpeername()[0])
-    except ConnectionRefusedError:
-        raise
-    except OSError:
-        return None
+def leads_nowhere(addresses: Iterable[str]) -> bool:
+    """Return whether one of the addresses is that of a bridge on this machine, such as docker's."""
+    return any((_interface_of(address) or "").startswith(_BRIDGES) for address in addresses)
 
 
 def choose_interface(master: str) -> None:
@@ -75,41 +121,22 @@ def choose_interface(master: str) -> None:
 
     Without it gloo takes the address of this machine's own name, which Debian writes into /etc/hosts as 127.0.1.1.
     """
-    if name := _interface_towards(master):
+    if name := _interface_of(own_address_towards(master)):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # = for this very name, not those that begin so
 
 
-def _interface_towards(master: str) -> str | None:
-    """Return the name of the interface with the address that this machine has towards `master`."""
-    family = socket.AF_INET6 if ":" in master else socket.AF_INET
+def own_address_towards(other: str) -> str | None:
+    """Return the address that this machine has on the route to another; None if there is no route."""
+    family = socket.AF_INET6 if ":" in other else socket.AF_INET
     with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((master, 9))  # sends nothing, and chooses the route
-        own = probe.getsockname()[0]
-        for name, addresses in psutil.net_if_addrs().items():
-            if any(address.address.partition("%")[0] == own for address in addresses):
-                return name
+        probe.connect((other, 9))  # sends nothing, and chooses the route
+        return probe.getsockname()[0]
     return None
 
 
-def interruptibly(call: Callable[[], T], seconds: float | None = None) -> T:
-    """Return what `call` returns; it runs in a thread, so that this one notices signals whatever `call` waits for.
-
-    Raise TimeoutError of concurrent.futures after so many seconds; the thread is then left alone.
-    """
-    future: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=work, name="rendezvous", daemon=True).start()
-    deadline = None if seconds is None else time.monotonic() + seconds
-    while True:
-        try:
-            return future.result(timeout=POLL_SECONDS)
-        except FutureTimeoutError:
-            if future.done() or (deadline is not None and time.monotonic() > deadline):
-                raise
+def _interface_of(own: str | None) -> str | None:
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address.partition("%")[0] == own for address in addresses):
+            return name
+    return None

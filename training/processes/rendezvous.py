@@ -1,54 +1,75 @@
-"""How the ranks come together: they meet at rank 0's store, rank 0 prepares the data, then all form one process group.
+"""How the ranks of a run come together, and the way of a start:
 
-They wait at the store and not inside a collective, whose timeout would have to cover hours of tokenizing. What may
-block in C++ runs in a thread of its own, so that a signal ends the process at any time.
+    variables of the launcher     launchers.py, process_group.World: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT
+      |
+    rendezvous                    rank 0 listens at MASTER_PORT (coordinator.py), every other rank asks to take part
+      |
+    facts compared                agreement.py: code, versions, JSON, flags; a rank of another start is refused
+      |
+    heartbeats begin              watchdog.py; failure_detector.py names a rank that dies, hangs or is stuck
+      |
+    rank 0 prepares the data      the others go on asking, for hours if need be
+      |
+    process group                 a TCPStore, then gloo or NCCL
+      |
+    training                      until stopping.py has a reason to stop: a signal, the time limit, the launcher gone
+      |
+    exit status                   exit.py: ended in order, refused, failed, or another rank's fault
+
+The ranks wait in questions of a second and not inside a collective, whose timeout would have to cover hours of
+tokenizing. What may block in C++ runs in a thread of its own, so that a signal ends the process at any time.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from common.errors import UserError
+from training.processes.coordinator import POLL, REMARKS, Coordinator, Participant
 from training.processes.launchers import DEFAULT_PORT, hosts_of_ranks, idle_hosts, machine_index
 from training.processes.lock import read_token
-from training.processes.meeting import (
-    FAILED,
-    LEFT,
-    OUTCOME,
-    READY,
-    STOPPED,
-    STORE_TIMEOUT,
-    Guest,
-    Meeting,
-    Participant,
-    wait_for_outcome,
+from training.processes.network import (
+    NoAnswerError,
+    Server,
+    ask,
+    choose_interface,
+    free_port,
+    is_own,
+    leads_nowhere,
+    own_address_towards,
+    resolve,
 )
-from training.processes.network import choose_interface, free_port, interruptibly, is_own, own_addresses, resolve
 from training.processes.process_group import World
 from training.processes.stopping import StoppedEarly
-from training.processes.timeouts import Timeouts
 from training.processes.watchdog import Watchdog
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 # Seconds
-CONNECT_SECONDS = 120.0  # for the ranks, which have met, to open connections to each other
+GROUP_SECONDS = 120.0  # for the ranks, which have met, to open connections to each other
 RELEASE_SECONDS, RELEASE_MACHINES_SECONDS = 3.0, 10.0  # for the other ranks to read that there will be no run
-TELL_SECONDS = 8.0
+TELL_SECONDS = 8.0  # for a rank that cannot take part to find rank 0
+FOREIGN_SECONDS = 10.0  # for an earlier run to leave the port
+ENDING_SECONDS = 30.0  # the same while it shows that it ends
 SHARED_SECONDS = 10.0  # for a network file system to show what another machine has written
-POLL_SECONDS = 0.2
+
+
+class NotAdmittedError(UserError):
+    """Rank 0 was not found, or has refused this rank."""
 
 
 def form_process_group(
@@ -56,35 +77,46 @@ def form_process_group(
     device_kind: str,
     prepare: Callable[[], str],
     *,
+    watchdog: Watchdog,
     facts: Mapping[str, Any] | None = None,
     before_listening: Callable[[], None] = lambda: None,
-    watchdog: Watchdog | None = None,
 ) -> str:
     """Run `prepare` on rank 0 when all ranks are there, form the process group, and return its result on every rank.
 
     `facts` must be the same on all ranks. Rank 0 calls `before_listening` before it takes the port, which an earlier
     run that is ending may still have. An error is raised on rank 0; the other ranks raise SystemExit(2) without a
-    message, or StoppedEarly if rank 0 was asked to stop. The watchdog, if there is one, finds a rank that has died.
+    message, or StoppedEarly if rank 0 was asked to stop.
     """
     _complete_environment(world)
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     comparable = json.loads(json.dumps(facts or {}, default=str))  # as they arrive at another rank
-    if world.rank == 0:
-        store, master, result = _Host(world, address, port, watchdog).meet(comparable, before_listening, prepare)
+    me, port = Participant.of_this_process(world.rank, facts=comparable), int(os.environ["MASTER_PORT"])
+    open_store: Callable[[], Store] = HashStore
+    if world.size == 1:
+        before_listening()
+        result = prepare()
+    elif world.rank == 0:
+        result, open_store = _coordinate(world, me, port, watchdog, before_listening, prepare)
     else:
-        store, master, result = _join(world, comparable, address, port, watchdog)
-    if master:
-        choose_interface(master)
+        result, open_store = _Joining(me, os.environ["MASTER_ADDR"], port, watchdog, world.local_rank == 0).join()
     if device_kind == "cuda":
         torch.cuda.set_device(world.local_rank)
     try:
-        interruptibly(lambda: _init_process_group(world, device_kind, store), CONNECT_SECONDS)
-    except FutureTimeoutError:
+        _interruptibly(lambda: _init_process_group(world, device_kind, open_store()), GROUP_SECONDS)
+    except TimeoutError:
         raise UserError(
             f"the ranks have met, but {socket.gethostname()} cannot connect to the others: choose the interface "
             "between them with GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME on GPUs), and look at the firewall between them"
         ) from None
     return result
+
+
+def _complete_environment(world: World) -> None:
+    """Set what a launcher would: `python train.py` is a world of one, but DeepSpeed wants that spelled out."""
+    os.environ.setdefault("RANK", str(world.rank))
+    os.environ.setdefault("WORLD_SIZE", str(world.size))
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", DEFAULT_PORT)
 
 
 def _init_process_group(world: World, device_kind: str, store: Store) -> None:
@@ -97,121 +129,202 @@ def _init_process_group(world: World, device_kind: str, store: Store) -> None:
     )
 
 
-def _complete_environment(world: World) -> None:
-    """Set what a launcher would: `python train.py` is a world of one, but DeepSpeed wants that spelled out."""
-    os.environ.setdefault("RANK", str(world.rank))
-    os.environ.setdefault("WORLD_SIZE", str(world.size))
-    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(free_port()) if world.size == 1 else DEFAULT_PORT)
+def _interruptibly(call: Callable[[], None], seconds: float) -> None:
+    """Run `call` in a thread, so that this one notices signals; raise what it raises, or TimeoutError."""
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = Thread(target=work, name="process group", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + seconds
+    while thread.is_alive():
+        thread.join(POLL)
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    if errors:
+        raise errors[0]
 
 
 # --- rank 0 -----------------------------------------------------------------------------------------------------------
 
 
-class _Host:
-    """Rank 0's part: opens the store, meets the others, runs `prepare`, and tells them of the result or an error."""
+def _coordinate(
+    world: World,
+    me: Participant,
+    port: int,
+    watchdog: Watchdog,
+    before_listening: Callable[[], None],
+    prepare: Callable[[], str],
+) -> tuple[str, Callable[[], Store]]:
+    """Wait for the others, prepare, and tell them; return the result and how to open the store."""
+    say = watchdog.console.say
+    coordinator, server = Coordinator(me, world.size, say), None
+    try:
+        check_master_address(os.environ["MASTER_ADDR"])
+        before_listening()
+        server = _listen(port, coordinator)
+        if idle := idle_hosts():
+            say(f"{', '.join(idle)}: no slots in the hostfile, so nothing runs there")
+        coordinator.wait_for_all(watchdog.timeouts.meet)
+        members = coordinator.members.values()
+        if machines := {member.host for member in members} - {me.host}:
+            say(f"met: {me.host} and {', '.join(sorted(machines))}")
+        watchdog.watch_ranks(coordinator.answer)
+        result = prepare()
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        # the address at which other machines, if there are any, have found this one
+        master = next((member.reached for member in members if member.namespace != me.namespace), "")
+        coordinator.publish("ready", result=result, store=store.port, master=master)
+    except BaseException as error:
+        coordinator.publish("stopped" if isinstance(error, StoppedEarly) else "failed")
+        with suppress(UserError):
+            server = server or _listen(port, coordinator)
+            several = world.size > world.local_size and not isinstance(error, StoppedEarly)
+            coordinator.wait_until_known(RELEASE_MACHINES_SECONDS if several else RELEASE_SECONDS)
+        raise
+    if master:
+        choose_interface(master)
+    return result, lambda: store
 
-    def __init__(self, world: World, address: str, port: int, watchdog: Watchdog | None) -> None:
-        self.world, self.address, self.port, self.watchdog = world, address, port, watchdog
-        self.say = watchdog.console.say if watchdog else lambda text: None
-        self.seconds = (watchdog.timeouts if watchdog else Timeouts.from_environment()).meet
-        self.store: TCPStore | None = None
-        self.meeting: Meeting | None = None
 
-    def meet(
-        self, facts: dict[str, Any], before_listening: Callable[[], None], prepare: Callable[[], str]
-    ) -> tuple[TCPStore, str, str]:
-        """Return the store, the address of this machine if there are others, and what `prepare` returned."""
-        me = Participant(0, facts)
-        try:
-            check_master_address(self.address)
-            before_listening()
-            self.store = self._open_store()
-            self.meeting = meeting = Meeting(self.store, me, self.world.size, self.say)
-            if idle := idle_hosts():
-                self.say(f"{', '.join(idle)}: no slots in the hostfile, so nothing runs there")
-            others = meeting.wait_for_all(self.seconds)
-            if machines := {me.host, *(other.host for other in others.values())} - {me.host}:
-                self.say(f"met: {me.host} and {', '.join(sorted(machines))}")
-            if self.watchdog:
-                self.watchdog.watch_ranks(self.store, "127.0.0.1", self.port)
-            result = prepare()
-        except BaseException as error:
-            with suppress(UserError, dist.DistError):
-                self._release_waiting_ranks(me, STOPPED if isinstance(error, StoppedEarly) else FAILED)
+def _listen(port: int, coordinator: Coordinator) -> Server:
+    try:
+        return Server(port, coordinator.answer)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
             raise
-        self.store.set(OUTCOME, READY + result)
-        return self.store, meeting.master, result
-
-    def _open_store(self) -> TCPStore:
-        """Open the store on all addresses of this machine."""
-        size = self.world.size
-        try:
-            return TCPStore("127.0.0.1", self.port, size, is_master=True, timeout=STORE_TIMEOUT, wait_for_workers=False)
-        except dist.DistNetworkError as error:
-            if "EADDRINUSE" not in str(error):
-                raise
-            raise UserError(
-                f"port {self.port} is in use, perhaps by another run: start this one with "
-                f"deepspeed --master_port {free_port()} ..."
-            ) from None
-
-    def _release_waiting_ranks(self, me: Participant, outcome: str) -> None:
-        """Publish that there will be no run, and stay until the others know: the store goes with this process."""
-        store = self.store or self._open_store()
-        store.set(OUTCOME, outcome)
-        store.set("run", me.encode())
-        expected = self.meeting.listeners if self.meeting else self.world.size - 1
-        several = self.world.size > self.world.local_size and outcome == FAILED
-        deadline = time.monotonic() + (RELEASE_MACHINES_SECONDS if several else RELEASE_SECONDS)
-        while store.add(LEFT, 0) < expected and time.monotonic() < deadline:
-            time.sleep(0.05)
+        raise UserError(
+            f"port {port} is in use, perhaps by another run: start this one with "
+            f"deepspeed --master_port {free_port()} ..."
+        ) from None
 
 
 def check_master_address(address: str) -> None:
-    """Raise UserError unless `address` is one of this machine's, at which the others look for rank 0."""
-    found = resolve(address)
-    if any(map(is_own, found)):
+    """Raise UserError unless `address` is one of this machine's at which others may look for rank 0."""
+    found, hosts = resolve(address), set(hosts_of_ranks())
+    others = [host for host in hosts if not any(map(is_own, resolve(host)))]
+    if not any(map(is_own, found)):
+        what = "not an address of this machine" if found else "a name that nobody knows on this machine"
+    elif others and leads_nowhere(found):
+        what = "of an interface that leads to no other machine"
+    else:
         return
-    here, own = socket.gethostname(), own_addresses()
-    what = "not an address of this machine" if found else "a name that nobody knows on this machine"
-    hosts = set(hosts_of_ranks())
+    here, own = socket.gethostname(), own_address_towards((others or [address])[0])
     alone = f", or with --force_multi if it is to run on {hosts.pop()} alone" if len(hosts) == 1 else ""
     raise UserError(
         f"{address} (deepspeed --master_addr, or what it took from the hostfile's first line) is {what}, {here}, which "
-        f"has rank 0: start with deepspeed --master_addr {own[0] if own else here}{alone}"
+        f"has rank 0: start with deepspeed --master_addr {own or here}{alone}"
     )
 
 
 # --- the other ranks --------------------------------------------------------------------------------------------------
 
 
-def _join(
-    world: World, facts: dict[str, Any], address: str, port: int, watchdog: Watchdog | None
-) -> tuple[TCPStore, str, str]:
-    """Meet rank 0; return the store, the address of rank 0's machine if there are several, and what rank 0 prepared."""
-    speaks = watchdog if world.local_rank == 0 else None
-    guest = Guest(world.rank, facts, address, port, speaks.console.fail if speaks else lambda text: None)
-    seconds = (watchdog.timeouts if watchdog else Timeouts.from_environment()).meet
-    try:
-        place = interruptibly(lambda: guest.join(seconds))
-    except StoppedEarly:
-        guest.leaving.set()
-        with suppress(FutureTimeoutError, dist.DistError, RuntimeError):
-            interruptibly(guest.withdraw, 1.0)
-        raise
-    if watchdog:
-        watchdog.watch_ranks(place.store, place.address, place.port)
-    return place.store, place.master, interruptibly(lambda: wait_for_outcome(place.store))
+class _Joining:
+    """Another rank's way into the run: it asks until rank 0 has prepared it."""
+
+    def __init__(self, me: Participant, address: str, port: int, watchdog: Watchdog, speaks: bool) -> None:
+        self.me, self.address, self.port, self.watchdog = me, address, port, watchdog
+        self.say = watchdog.console.fail if speaks else lambda text: None
+        self._foreign: tuple[float, str] | None = None  # until when what is not ours is waited for, and what it is
+
+    def join(self) -> tuple[str, Callable[[], Store]]:
+        """Return what rank 0 has prepared, and how to open the store.
+
+        Raise NotAdmittedError, StoppedEarly or SystemExit(2) if there is no place in a run.
+        """
+        try:
+            answer = self._wait_for_rank0()
+        except StoppedEarly:
+            with suppress(OSError, ValueError):
+                ask(self.address, self.port, asdict(replace(self.me, stopped=True)), 1.0)
+            raise
+        self.watchdog.watch_ranks(lambda question: ask(self.address, self.port, question))
+        while answer["state"] != "ready":
+            if answer["state"] == "stopped":
+                raise StoppedEarly("another process was asked to stop")
+            if answer["state"] == "failed":
+                raise SystemExit(2)
+            time.sleep(POLL)
+            with suppress(OSError, ValueError):  # the watchdog says whether rank 0 has gone
+                answer = ask(self.address, self.port, asdict(self.me))
+        if answer["master"]:
+            choose_interface(answer["master"])
+        store = {"host_name": self.address, "port": answer["store"], "is_master": False, "wait_for_workers": False}
+        return answer["result"], lambda: TCPStore(**store)
+
+    def _wait_for_rank0(self) -> dict[str, Any]:
+        """Return the answer of rank 0 when all ranks have met."""
+        seconds = self.watchdog.timeouts.meet
+        started, said, admitted = time.monotonic(), 0.0, False
+        while True:
+            answer = self._ask()
+            state, now = answer.get("state"), time.monotonic()
+            if state == "refused":
+                raise NotAdmittedError(answer["text"])
+            if state in ("met", "ready", "failed", "stopped"):
+                return answer
+            if state == "busy":
+                self._note_foreign(answer)
+            elif admitted and not state:
+                self._wait_at_most(ENDING_SECONDS, "was that of rank 0, which has ended: start again")
+            admitted = admitted or state == "waiting"
+            if self._foreign and now > self._foreign[0]:
+                raise NotAdmittedError(f"port {self.port} at {self.address} {self._foreign[1]}")
+            waited = now - started
+            if waited > seconds and state != "waiting":
+                raise NotAdmittedError(
+                    f"rank 0 cannot be reached at {self.address}:{self.port} within {waited:.0f} s: check that it was "
+                    "started, and --master_addr, --master_port and the firewall between the machines"
+                )
+            if waited > said + seconds / REMARKS and state != "waiting":
+                said = waited
+                self.say(f"waiting for rank 0 at {self.address}:{self.port}, {waited:.0f} s")
+            time.sleep(POLL)
+
+    def _ask(self) -> dict[str, Any]:
+        """Return what rank 0 answers; nothing if it is not there."""
+        try:
+            answer = ask(self.address, self.port, asdict(self.me))
+        except (NoAnswerError, ConnectionResetError, ValueError):
+            what = f"is another program's: start with deepspeed --master_port {free_port()} ..."
+            self._wait_at_most(ENDING_SECONDS, what)
+            return {}
+        except OSError:
+            return {}
+        if answer["state"] != "busy":
+            self._foreign = None
+        return answer
+
+    def _wait_at_most(self, seconds: float, what: str) -> None:
+        """Give what is at the port so many seconds to go, unless it has some already."""
+        self._foreign = self._foreign or (time.monotonic() + seconds, what)
+
+    def _note_foreign(self, answer: dict[str, Any]) -> None:
+        """Wait for the rank 0 of another run to go, anew for as long as it shows that it is ending."""
+        if answer["ending"]:
+            self._foreign = None
+        what = f"belongs to another run ({answer['name']}): wait for it, or start this one with deepspeed --master_port"
+        self._wait_at_most(ENDING_SECONDS if answer["ending"] else FOREIGN_SECONDS, f"{what} {free_port()} ...")
 
 
 def tell_rank0(rank: int, problem: str) -> None:
-    """Let rank 0 know why this rank of another machine does not come, if it is to be found."""
-    if rank and machine_index() and {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        guest = Guest(rank, {}, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), lambda text: None)
-        with suppress(FutureTimeoutError, dist.DistError, RuntimeError, StoppedEarly):
-            interruptibly(lambda: guest.tell(problem, TELL_SECONDS), 2 * TELL_SECONDS)
+    """Let rank 0 know why this rank of another machine does not come, if it is to be found within seconds."""
+    if not rank or not machine_index() or not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return
+    me = asdict(Participant.of_this_process(rank, problem=problem))
+    deadline = time.monotonic() + TELL_SECONDS
+    with suppress(StoppedEarly, ValueError):
+        while time.monotonic() < deadline:
+            with suppress(OSError):
+                ask(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), me)
+                return
+            time.sleep(POLL)
 
 
 # --- several machines -------------------------------------------------------------------------------------------------
@@ -226,7 +339,7 @@ def check_output_shared(output: Path, token: str) -> None:
                 f"{output} on {socket.gethostname()} is not the folder of that name on the first machine: put "
                 "the run on a file system that all machines share"
             )
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL)
 
 
 def check_corpus_visible(folder: Path) -> None:

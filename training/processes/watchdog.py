@@ -1,67 +1,59 @@
 """A rank that dies, hangs or is stuck ends the run on every rank within a minute; one line says which rank and why.
 
-Every rank has a `Watchdog` with two threads. One exchanges heartbeats with the other ranks through the store that the
-process group was formed with, over a connection of its own. The other checks what was read with a FailureDetector, and
-watches DeepSpeed's launcher: when that is gone, nobody would end these processes, so they stop in order. Neither thread
-needs the main thread, which may wait in a collective for ever, nor the other one, for the store may not answer either.
+Every rank has a `Watchdog` with two threads. One exchanges heartbeats with the other ranks through rank 0's
+coordinator. The other checks what was heard with a FailureDetector, and watches DeepSpeed's launcher: when that is
+gone, nobody would end these processes, so they stop in order. Neither thread needs the main thread, which may wait in
+a collective for ever, nor the other one, for rank 0 may not answer either.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import psutil
-from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from common.console import Console
 from training.processes.failure_detector import Failure, FailureDetector
 from training.processes.heartbeat import (
     Heartbeat,
     ProgressClock,
+    Timeouts,
     find_process,
     main_thread_state,
     process_state,
 )
 from training.processes.launchers import find_launchers, launcher_died_early
-from training.processes.network import answer
 from training.processes.stopping import StopRequest
-from training.processes.timeouts import Timeouts
 
 # Seconds
-LEAVE_TIMEOUT = 10.0  # in which rank 0, whose process has the store, waits for the others to know that it leaves
-CONNECT_TIMEOUT = timedelta(seconds=3)
-STALLED = 6.0  # for an exchange; a connection that was cut may take minutes to notice that it is whole again
+LEAVE_TIMEOUT = 10.0  # in which rank 0, whose process answers, waits for the others to know that it leaves
 STOP_REASON_TIMEOUT = 1.5  # a heartbeat and some
 SET_UP_TIMEOUT = 10.0  # for a main thread that was asked to leave its set-up
 POLL = 0.05
 
-_FAILURE_KEY = "watch/failure"
-
 
 @dataclass(frozen=True)
 class _Inbox:
-    """What the store said last; replaced as a whole, so that no lock is needed."""
+    """What the coordinator said last; replaced as a whole, so that no lock is needed."""
 
     exchanges: int = 0
     heartbeats: dict[int, Heartbeat] = field(default_factory=dict)
-    failure: dict[str, Any] | None = None
+    failure: dict[str, Any] | None = None  # the first that any rank has found
 
 
 class Watchdog:
     """The watchdog of this process.
 
-    Call `watch_launcher` when the program starts, `watch_ranks` once there is a store, `tick` at each piece of work,
-    and `leave` at the end.
+    Call `watch_launcher` when the program starts, `watch_ranks` once all have met, `tick` at each piece of work, and
+    `leave` at the end.
     """
 
     def __init__(self, rank: int, size: int, console: Console, stop: StopRequest) -> None:
@@ -75,11 +67,7 @@ class Watchdog:
         self._inbox, self._disconnected = _Inbox(), False
         self._failed, self._left, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._exchange_now = threading.Event()
-        self._claim: str | None = None  # a failure that this rank wants to announce
-        self._store: Store | None = None
-        self._address = "", 0
-        self._exchanger = 0  # number of the thread that exchanges heartbeats
-        self._exchange_began: float | None = None
+        self._ask: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         self._collectives = 0
         self._threads: dict[str, threading.Thread] = {}
         self._launchers = find_launchers()
@@ -87,20 +75,18 @@ class Watchdog:
 
     @property
     def connected(self) -> bool:
-        """Whether there are other ranks, and a store that they have in common."""
-        return self.size > 1 and self._store is not None
+        """Whether there are other ranks, and this one has met them."""
+        return self._ask is not None
 
     def watch_launcher(self) -> None:
         """Stop in order when the launcher is gone."""
         if self._launchers or self._launcher_gone or self.size > 1:
             self._start("checks", self._check_forever)
 
-    def watch_ranks(self, store: Store, address: str, port: int) -> None:
-        """Watch the other ranks through the store at `address`; `store` is kept, for rank 0's has the server in it."""
-        self._address = address, port
-        if self.size > 1:
-            self._start_exchanging()
-        self._store = store
+    def watch_ranks(self, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Watch the other ranks; `ask` exchanges a heartbeat for theirs, and raises an OSError if nobody answers."""
+        self._ask = ask
+        self._start("exchanges", self._exchange_forever)
 
     def heard_from_all(self) -> None:
         """Note that a collective has finished, so that all ranks were alive; called by the main thread."""
@@ -136,7 +122,7 @@ class Watchdog:
     def leave(self, ended: str, *, status: int = 0, reason: str = "", announced: bool = False) -> None:
         """Tell the others that this rank ends: "finished", "stopped" (in set-up) or "failed". It checks nobody now.
 
-        Rank 0 stays until the others have read it: the store goes with its process.
+        Rank 0 stays until the others have read it: nobody answers after it.
         """
         self._exit = {"ended": ended, "exit_status": status, "exit_reason": reason, "announced": announced}
         self._left.set()
@@ -168,48 +154,28 @@ class Watchdog:
 
     # --- heartbeats ---------------------------------------------------------------------------------------------------
 
-    def _start_exchanging(self) -> None:
-        """Exchange heartbeats over a new connection; a thread that waits for a lost one is left alone."""
-        self._exchanger += 1
-        number, self._exchange_began = self._exchanger, time.monotonic()
-        self._start("exchanges", lambda: self._exchange_forever(number))
-
-    def _exchange_forever(self, number: int) -> None:
-        """Exchange heartbeats; open a lost connection again, and let the detector decide how long that may take."""
-        store: TCPStore | None = None
-        while not self._closed.is_set() and number == self._exchanger:
-            self._exchange_began = time.monotonic()
+    def _exchange_forever(self) -> None:
+        """Exchange heartbeats, and let the detector decide how long they may fail."""
+        while not self._closed.is_set():
             try:
-                store = store or self._connect()
-                if store:
-                    self._exchange(store)
-                lost = False
-            except Exception as error:  # of any kind that a lost connection takes
+                self._exchange()
+                self._disconnected = False
+            except (ConnectionError, ValueError) as error:  # rank 0's process has gone
                 if not self._disconnected and not self._left.is_set():
-                    print(f"watchdog: rank 0's store does not answer: {error}", file=sys.stderr, flush=True)
-                store, lost = None, True
-            if number == self._exchanger:
-                self._disconnected, self._exchange_began = lost, None
+                    print(f"watchdog: rank 0 does not answer: {error}", file=sys.stderr, flush=True)
+                self._disconnected = True
+            except OSError:  # nothing comes back, as while a link is cut
+                pass
             self._exchange_now.wait(self.timeouts.beat)
             self._exchange_now.clear()
 
-    def _connect(self) -> TCPStore | None:
-        """Return a connection to the store; None if nothing comes back from its machine, as while a link is cut."""
-        address, port = self._address
-        if answer(address, port) is None:
-            return None
-        return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=CONNECT_TIMEOUT)
-
-    def _exchange(self, store: Store) -> None:
-        """Write, then read: what is read was there after this rank had written."""
-        self._heartbeat = self._next_heartbeat()
-        keys = {rank: f"watch/{rank}" for rank in range(self.size)}
-        store.set(keys.pop(self.rank), self._heartbeat.encode())
-        beats = {rank: Heartbeat.decode(store.get(key)) for rank, key in keys.items() if store.check([key])}
-        if self._claim is not None:
-            store.compare_set(_FAILURE_KEY, "", self._claim)
-        failure = json.loads(store.get(_FAILURE_KEY)) if store.check([_FAILURE_KEY]) else None
-        self._inbox = _Inbox(self._inbox.exchanges + 1, beats, failure)
+    def _exchange(self) -> None:
+        """Send, then read: what is read was there after this rank had sent."""
+        assert self._ask is not None
+        self._heartbeat, found = self._next_heartbeat(), self.failure and asdict(self.failure)
+        heard = self._ask({"heartbeat": asdict(self._heartbeat), "failure": found})
+        beats = {beat["rank"]: Heartbeat(**beat) for beat in heard["heartbeats"]}
+        self._inbox = _Inbox(self._inbox.exchanges + 1, beats, heard["failure"])
 
     def _next_heartbeat(self) -> Heartbeat:
         return replace(
@@ -224,7 +190,7 @@ class Watchdog:
         )
 
     def _exchange_until(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Exchange heartbeats without a pause until `condition` holds, the store is lost, or `seconds` have passed."""
+        """Exchange heartbeats without a pause until `condition` holds, rank 0 is lost, or `seconds` have passed."""
         deadline = time.monotonic() + seconds
         while not condition() and not self._disconnected and time.monotonic() < deadline:
             self._exchange_now.set()
@@ -241,15 +207,13 @@ class Watchdog:
             if self._launcher_gone or not all(_is_alive(process) for process in self._launchers):
                 self._launchers, self._launcher_gone = [], False
                 self.stop.request("the launcher is gone")
-            if self._exchange_began is not None and now - self._exchange_began > STALLED:
-                self._start_exchanging()
             if self.connected and not self._left.is_set():
                 self._check_ranks(passed)
 
     def _check_ranks(self, passed: float) -> None:
         inbox = self._inbox
-        if (found := inbox.failure) and found["rank"] != self.rank:
-            self._end_by(Failure(found["kind"], tuple(found["ranks"]), found["message"], announced=True))
+        if inbox.failure:
+            self._end_by(Failure(**inbox.failure))
             return
         heartbeats = inbox.heartbeats | {self.rank: self._heartbeat}
         if failure := self._detector.check(
@@ -263,6 +227,7 @@ class Watchdog:
         """Tell the user and the other ranks of a failure, and end this process."""
         self.failure = failure
         self._failed.set()
+        self._exchange_now.set()
         if failure.kind == "stopped":
             self.stop.request("another process was asked to stop")
         timeouts = {"stopped": SET_UP_TIMEOUT, "failed": self.timeouts.linger}
@@ -270,7 +235,7 @@ class Watchdog:
             return  # the main thread has met the same fault, or the end of the others, by itself
         if failure.kind != "stopped":
             self._log_stacks(failure)
-            if not failure.announced and self._may_announce(failure):
+            if not failure.announced and self.rank == min(set(range(self.size)) - set(failure.ranks), default=0):
                 self._announce(f"train.py: {failure.message}")
             if self.stop.in_set_up:
                 self.stop.request(failure.message)  # so that half-prepared files are removed
@@ -282,21 +247,6 @@ class Watchdog:
             with suppress(OSError, ValueError):
                 print(f"watchdog: {failure.message}; the threads of this process are at:", file=sys.stderr, flush=True)
                 faulthandler.dump_traceback(file=2)
-
-    def _may_announce(self, failure: Failure) -> bool:
-        """Return whether it is this rank that tells the user: the one whose claim the store took first.
-
-        The lowest rank gets a head start. If the store does not answer, it is the lowest of those not to blame.
-        """
-        others = [rank for rank in range(self.size) if rank not in failure.ranks]
-        position = others.index(self.rank) if self.rank in others else len(others)
-        time.sleep(0.2 * min(position, 5))
-        if not self._disconnected:
-            claim = {"rank": self.rank, "kind": failure.kind, "ranks": failure.ranks, "message": failure.message}
-            self._claim = json.dumps(claim)
-        self._exchange_until(lambda: self._inbox.failure is not None, 2.0)
-        accepted = self._inbox.failure
-        return accepted["rank"] == self.rank if accepted else position == 0
 
     def _announce(self, text: str) -> None:
         """Write to the terminal in a thread of its own: a terminal that is held up must not hold up the end."""

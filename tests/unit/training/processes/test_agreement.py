@@ -7,7 +7,8 @@ import pytest
 
 from common.errors import UserError
 from training.processes import agreement
-from training.processes.agreement import code_facts, difference, file_digest, raise_on_difference
+from training.processes.agreement import check_agreement, code_facts, difference, file_digest
+from training.processes.process_group import World
 
 
 def test_equal_facts_do_not_differ():
@@ -48,9 +49,12 @@ def test_a_file_is_known_by_its_content(tmp_path):
     assert file_digest(tmp_path / "some") == "982d9e3eb996"  # sha256sum
 
 
-def test_the_rank_and_its_machine_are_named():
+def test_the_rank_and_its_machine_are_named(monkeypatch):
     everybody = [("mA", {"manifest.json": "1"}), ("mA", {"manifest.json": "1"}), ("mB", {"manifest.json": "2"})]
-    raise_on_difference(everybody[:2], "")
+    world = World(0, 3, 0, 3)
+    monkeypatch.setattr(agreement, "gather_from_ranks", lambda mine: everybody[:2])
+    check_agreement(world, {}, "")
+    monkeypatch.setattr(agreement, "gather_from_ranks", lambda mine: everybody)
     with pytest.raises(UserError) as error:
-        raise_on_difference(everybody, "copy it")
+        check_agreement(world, {}, "copy it")
     assert str(error.value) == ("rank 2 on mB differs from rank 0 on mA: manifest.json is 2 there and 1 here: copy it")

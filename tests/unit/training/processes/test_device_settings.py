@@ -1,4 +1,4 @@
-"""Which runs on a GPU take PyTorch's deterministic algorithms; the switches themselves exist without a GPU."""
+"""Threads of a process that shares a machine's cores, and which runs take PyTorch's deterministic algorithms."""
 
 from dataclasses import replace
 
@@ -6,10 +6,30 @@ import pytest
 import torch
 
 from model import ModelConfig
-from training.processes.gpu_numerics import reproducible_kernels
+from training.processes import device_settings
+from training.processes.device_settings import reproducible_kernels, share_cores
 
 
 @pytest.fixture(autouse=True)
+def threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_processes_share_the_cores_unless_the_environment_says_how_many(monkeypatch):
+    monkeypatch.setattr(device_settings, "usable_cores", lambda: 6)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    share_cores(2)
+    assert torch.get_num_threads() == 1
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    share_cores(2)
+    assert torch.get_num_threads() == 3
+    share_cores(12)
+    assert torch.get_num_threads() == 1
+
+
+@pytest.fixture
 def _switches(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     matmul = torch.backends.cuda.matmul
@@ -32,6 +52,7 @@ def _switches(monkeypatch):
         ({"use_moe": False, "capacity_factor": 1.25}, False),
     ],
 )
+@pytest.mark.usefixtures("_switches")
 def test_only_what_would_add_in_any_order_takes_them(changes, deterministic):
     reproducible_kernels(replace(ModelConfig(), **changes))
     assert torch.are_deterministic_algorithms_enabled() is deterministic
