@@ -4,10 +4,10 @@
     python -m stress.soak --work runs/soak --minutes 2 --aggressive_minutes 1
 
 Every 10 seconds each process is looked at from outside: resident memory (RSS), its anonymous part (what was allocated,
-as against files that are mapped), its share of pages that others have too (PSS), open file descriptors, threads. Slopes
-are least squares after a warm-up, with 95 % intervals from a block bootstrap. The samples go into
-DIR/soak-samples.jsonl, the table into DIR/soak.md. Status 1 if a slope is above its limit, the speed of the last third
-is lower than that of the first by more than its limit, or saving takes more of the time than its limit.
+as against files that are mapped), open file descriptors, threads. Slopes are least squares after a warm-up, with 95 %
+intervals from a block bootstrap. The samples go into DIR/soak-samples.jsonl, the table into DIR/soak.md. Status 1 if a
+slope is above its limit, the speed of the last third is lower than that of the first by more than its limit, or saving
+takes more of the time than its limit.
 """
 
 from __future__ import annotations
@@ -36,11 +36,10 @@ WARM_UP = 5 * 60.0  # seconds; a third of a shorter run
 BLOCK, RESAMPLES = 12, 1_000  # of the bootstrap: neighbouring samples are alike
 # what may grow in an hour, and what share may be lost or spent
 MEMORY_LIMIT, HANDLE_LIMIT, SPEED_LIMIT, SAVE_LIMIT = 20.0, 5.0, 0.1, 0.05
-# figures of a process, their unit and limit; pages shared with other programs come and go with those
-FIGURES: dict[str, tuple[str, float | None]] = {
+# figures of a process, their unit and limit
+FIGURES = {
     "rss": (" MB", MEMORY_LIMIT),
     "anonymous": (" MB", MEMORY_LIMIT),
-    "pss": (" MB", None),
     "files": ("", HANDLE_LIMIT),
     "threads": ("", HANDLE_LIMIT),
 }
@@ -57,7 +56,6 @@ class Sample:
     role: str
     rss: float
     anonymous: float
-    pss: float
     files: int
     threads: int
 
@@ -96,7 +94,6 @@ def look(process: Process, seconds: float) -> Sample | None:
             process.role,
             _megabytes(status["VmRSS"]),
             _megabytes(rollup["Anonymous"]),
-            _megabytes(rollup["Pss"]),
             len(list((folder / "fd").iterdir())),
             int(status["Threads"]),
         )
@@ -120,14 +117,9 @@ def slope(seconds: Sequence[float], values: Sequence[float], seed: int = 0) -> S
         chosen = generator.choice(starts, size=-(-len(x) // block))
         index = (chosen[:, None] + np.arange(block)).ravel()[: len(x)]
         if np.ptp(x[index]) > 0:
-            found.append(_line(x[index], y[index]))
+            found.append(np.polyfit(x[index], y[index], 1)[0])
     low, high = np.percentile(found, [2.5, 97.5])
-    return Slope(_line(x, y), float(low), float(high))
-
-
-def _line(x: np.ndarray, y: np.ndarray) -> float:
-    centred = x - x.mean()
-    return float(centred @ (y - y.mean()) / (centred @ centred))
+    return Slope(float(np.polyfit(x, y, 1)[0]), float(low), float(high))
 
 
 def watch(session: Session, run: Path, file: Path) -> list[Sample]:
@@ -167,8 +159,8 @@ def judge(samples: list[Sample], speeds: list[float], warm_up: float) -> list[Ve
                 Verdict(
                     f"{role}, {figure}",
                     f"{values[0]:,.0f} -> {values[-1]:,.0f}{unit}, {change}",
-                    "-" if limit is None else f"+{limit:g} an hour",
-                    limit is None or not grows.above(limit),
+                    f"+{limit:g} an hour",
+                    not grows.above(limit),
                 )
             )
     third = max(1, len(speeds) // 3)

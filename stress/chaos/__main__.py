@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stress.chaos import damage, disk, divergence, elastic, kills, ranks, stops
+from stress.chaos import damage, kills, stops
 from stress.chaos.record import Journal, Trial, closing_table, detail_table, grouped_table, read
 from stress.chaos.workplace import Workplace
 from stress.machines import at_random, cases
@@ -25,11 +25,6 @@ CATEGORIES: dict[str, Callable[[Workplace, Journal, int], None]] = {
     "kills": kills.run,
     "damage": damage.run,
     "stops": stops.run,
-    "curve": lambda work, journal, trials: stops.three_sessions(work, journal),
-    "elastic": elastic.run,
-    "ranks": ranks.run,
-    "disk": disk.run,
-    "divergence": divergence.run,
     "machines": cases.run,
     "machines-random": at_random.run,
 }
@@ -39,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status as above."""
     options = _arguments(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no run outlives the harness
-    work = Workplace(options.work, options.seed, settings=tuple(options.set))
+    work = Workplace(options.work, options.seed)
     journal = Journal(work.folder)
     for name in options.only or CATEGORIES:
         CATEGORIES[name](work, journal, options.trials)
@@ -67,7 +62,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--trials", type=int, default=50, metavar="N", help="kills (%(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of the moments (%(default)s)")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more of the JSON, bf16.enabled=true say")
     return parser.parse_args(argv)
 
 
@@ -77,7 +71,7 @@ def _write_tables(every: Sequence[Trial], path: Path) -> None:
         trials = [trial for trial in every if trial.category == name]
         parts.append(f"## {name}")
         if name == kills.CATEGORY:
-            parts += [grouped_table(trials, fact) for fact in ("killed", "moment", "doing")]
+            parts += [grouped_table(trials, fact) for fact in ("killed", "moment")]
         parts.append(detail_table(trials))
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 

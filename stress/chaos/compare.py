@@ -57,15 +57,6 @@ def weight_difference(run: Path, reference: Path) -> float:
     return max(float(abs(ours[name].astype("f8") - theirs[name].astype("f8")).max()) for name in ours)
 
 
-def figure_difference(run: Path, reference: Path, name: str, split: str = "train") -> float:
-    """The largest one of a figure of metrics.jsonl at the same step; infinite if the steps are not the same."""
-    ours, theirs = (
-        {row["step"]: row[name] for row in rows(folder / "metrics.jsonl") if row["split"] == split}
-        for folder in (run, reference)
-    )
-    return max(abs(ours[step] - theirs[step]) for step in ours) if ours.keys() == theirs.keys() else math.inf
-
-
 def scalars(run: Path) -> Counter[str]:
     """How often TensorBoard shows each (tag, step, value), times apart."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

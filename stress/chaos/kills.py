@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +33,6 @@ MOST = {"set-up": 1, "training": 25, "save": 4, "evaluation": 2, "end": 1}  # si
 FIRST_SET_UP = 15.0
 STOP_LIMIT = 60.0  # seconds in which no process may be left
 GIVE_UP = 90.0
-TAIL = 8192  # bytes of metrics.jsonl: some lines
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ class Siege:
     def session(self) -> bool:
         """One start; False after the last."""
         with self.work.session(self.work.flags(self.run), f"kill-{self.killed + 1:02d}") as session:
-            reached, doing = self._strike(session, self.todo[0]) if self.todo else (None, "")
+            reached = self._strike(session, self.todo[0]) if self.todo else None
             if reached is None:
                 return self._ended(session)
             plan = self.todo.pop(0)
@@ -106,7 +104,6 @@ class Siege:
                     "log": session.log.name,
                     "killed": plan.whom,
                     "moment": plan.moment,
-                    "doing": doing,
                     "reached": reached,
                 },
             )
@@ -116,17 +113,16 @@ class Siege:
             self.waiting.append((trial, max(reached, compare.last_step(self.run))))
         return True
 
-    def _strike(self, session: Session, plan: Plan) -> tuple[int | None, str]:
-        """Wait for the moment and kill; (step reached, what the run was at), None for the step if it ended before."""
+    def _strike(self, session: Session, plan: Plan) -> int | None:
+        """Wait for the moment and kill; return the step reached, or None if the run ended before."""
         begun = self._watched_set_up(session, plan)
         if not begun or not session.wait_until(_sign(session, self.run, plan, self.work), pause=0.002):
-            return None, ""
+            return None
         time.sleep(plan.delay * (self.set_up if plan.moment == "set-up" else 1))
         session.wait_until(lambda: session.processes(*plan.target), limit=30)
-        doing = _doing(session, self.run, self.work.pace.steps)
         if session.ended or not session.send(SIGKILL, *plan.target):
-            return None, ""
-        return compare.last_step(self.run), doing
+            return None
+        return compare.last_step(self.run)
 
     def _watched_set_up(self, session: Session, plan: Plan) -> bool:
         """Measure it where it is not what the kill is aimed at."""
@@ -185,30 +181,13 @@ def _sign(session: Session, run_folder: Path, plan: Plan, work: Workplace) -> Ca
         return lambda: True
     if plan.moment == "save":
         return _Saves(session, run_folder / "checkpoints", plan.count)
-    newest, begun, pace = _Newest(run_folder / "metrics.jsonl"), session.announced or 0, work.pace
-    if plan.moment == "end":
-        return lambda: newest() == pace.steps
-    if plan.moment == "training":
-        return lambda: newest() >= begun + plan.count
-    # an evaluation follows the line of its step
-    due = (begun // pace.evaluate + plan.count) * pace.evaluate
-    return lambda: newest() >= due
-
-
-class _Newest:
-    """The newest training step of metrics.jsonl, from its last lines alone; 0 where there is none."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __call__(self) -> int:
-        try:
-            with self.file.open("rb") as opened:
-                opened.seek(max(0, self.file.stat().st_size - TAIL))
-                lines = opened.read().decode("utf-8", "replace").splitlines()
-        except OSError:
-            return 0
-        return next((step for line in reversed(lines) if (step := _step_of(line)) is not None), 0)
+    begun, pace = session.announced or 0, work.pace
+    due = {
+        "training": begun + plan.count,
+        "evaluation": (begun // pace.evaluate + plan.count) * pace.evaluate,  # it follows the line of its step
+        "end": pace.steps,
+    }[plan.moment]
+    return lambda: compare.last_step(run_folder) >= due
 
 
 class _Saves:
@@ -231,21 +210,6 @@ def _partial(session: Session, folder: Path) -> list[str]:
             if path.stat().st_mtime > session.wall_started:
                 names.append(path.name)
     return names
-
-
-def _step_of(line: str) -> int | None:
-    """The step of a training line that is whole at its beginning."""
-    found = re.match(r'\{"step": (\d+), "split": "train"', line)
-    return int(found[1]) if found else None
-
-
-def _doing(session: Session, run_folder: Path, steps: int) -> str:
-    """What the run is at, as far as it can be seen from outside."""
-    if session.announced is None:
-        return "starting"
-    if _partial(session, run_folder / "checkpoints"):
-        return "saving"
-    return "ending" if compare.last_step(run_folder) == steps else "training"
 
 
 def _watch_the_end(trial: Trial, session: Session) -> None:

@@ -30,6 +30,7 @@ LAUNCHER_VARIABLES = (
 )
 STEP_LINE = re.compile(r"^step ([\d,]+)/", re.MULTILINE)
 CONTINUING = re.compile(r"continuing from (\S+) \(step ([\d,]+)")
+MACHINE = re.compile(r"^m[AB]: ")  # that pdsh writes before each line
 LAUNCHERS_LINE = re.compile(r"\[\d{4}-\d\d-\d\d ")
 RUNNERS_TRACEBACK = re.compile(
     r"Traceback \(most recent call last\):\n  File .*/deepspeed\", line (?:.*\n)+?"
@@ -75,7 +76,7 @@ def role_of(environment: Sequence[bytes], words: Sequence[bytes]) -> str:
         return "launch"
     ranks = [entry.removeprefix(b"RANK=") for entry in environment if entry.startswith(b"RANK=")]
     # launch.py hands over its environment when it forks, before the rank's own command line stands there
-    if ranks and (b"train.py" in command or b"stress.chaos.child" in command):
+    if ranks and b"train.py" in command:
         return f"rank{ranks[0].decode()}"
     return "runner" if b"deepspeed" in command and not ranks else "other"
 
@@ -103,7 +104,53 @@ def _as_at_a_terminal() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-class Session:
+class Started:
+    """A command that was started, with its output in `log`."""
+
+    runner: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def output(self) -> str:
+        """All that was printed so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def said(self) -> list[str]:
+        """Lines of train.py, pdsh and ssh, without the launcher's and the name of the machine before them."""
+        lines = [MACHINE.sub("", line) for line in self.output.splitlines()]
+        return [line for line in lines if not LAUNCHERS_LINE.match(line)]
+
+    @property
+    def announced(self) -> int | None:
+        """The step that the run said it continues from, 0 for a start from nothing, None while it has said neither."""
+        said = "\n".join(self.said)
+        if found := CONTINUING.search(said):
+            return int(found[2].replace(",", ""))
+        return 0 if STEP_LINE.search(said) else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the command has returned to its shell."""
+        return self.runner.poll() is not None
+
+    def wait_until(self, true: Callable[[], object], limit: float = PATIENCE, pause: float = 0.02) -> bool:
+        """False if the command returned, or `limit` seconds passed, before `true` was."""
+        deadline = time.monotonic() + limit
+        while not true():
+            if self.ended or time.monotonic() > deadline:
+                return bool(true())
+            time.sleep(pause)
+        return True
+
+    def wait_end(self, limit: float = PATIENCE) -> int | None:
+        """The command's exit status, None if it has not returned in time."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.runner.wait(limit)
+        return None
+
+
+class Session(Started):
     """`deepspeed --num_gpus N train.py FLAGS` in a process group of its own; its output goes to `log`."""
 
     def __init__(
@@ -151,37 +198,14 @@ class Session:
         self.sweep()
 
     @property
-    def output(self) -> str:
-        """All that was printed so far."""
-        return self.log.read_text(encoding="utf-8", errors="replace")
-
-    @property
     def traceback(self) -> bool:
         """Whether train.py printed one; Ctrl-C lets the deepspeed command print a KeyboardInterrupt of its own."""
         return "Traceback" in RUNNERS_TRACEBACK.sub("", self.output)
 
     @property
-    def said(self) -> list[str]:
-        """Lines of train.py, without the launcher's."""
-        return [line for line in self.output.splitlines() if not LAUNCHERS_LINE.match(line)]
-
-    @property
     def seconds(self) -> float:
         """Since the start."""
         return time.monotonic() - self.started
-
-    @property
-    def ended(self) -> bool:
-        """Whether the command has returned to its shell."""
-        return self.runner.poll() is not None
-
-    @property
-    def announced(self) -> int | None:
-        """The step that the run said it continues from, 0 for a start from nothing, None while it has said neither."""
-        output = self.output
-        if found := CONTINUING.search(output):
-            return int(found[2].replace(",", ""))
-        return 0 if STEP_LINE.search(output) else None
 
     def processes(self, *roles: str) -> list[Process]:
         """The living ones, of all roles or of some; the role "ranks" is every rank."""
@@ -189,15 +213,6 @@ class Session:
         if not roles:
             return alive
         return [p for p in alive if p.role in roles or ("ranks" in roles and p.role.startswith("rank"))]
-
-    def wait_until(self, true: Callable[[], object], limit: float = PATIENCE, pause: float = 0.02) -> bool:
-        """False if the command returned, or `limit` seconds passed, before `true` was."""
-        deadline = time.monotonic() + limit
-        while not true():
-            if self.ended or time.monotonic() > deadline:
-                return bool(true())
-            time.sleep(pause)
-        return True
 
     def send(self, number: int, *roles: str) -> list[int]:
         """Signal the processes of these roles ("group": the whole process group, as a terminal does); returns whom."""
@@ -231,13 +246,6 @@ class Session:
                 return time.monotonic() - begun
             time.sleep(0.05)
         return None
-
-    def wait_end(self, limit: float = PATIENCE) -> int | None:
-        """The command's exit status, None if it has not returned in time."""
-        try:
-            return self.runner.wait(limit)
-        except subprocess.TimeoutExpired:
-            return None
 
     def sweep(self) -> list[Process]:
         """End what is left; returns what was."""

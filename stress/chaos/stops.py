@@ -1,4 +1,4 @@
-"""Asked to stop: by Ctrl-C, by SIGTERM to any process, by the time limit, twice; and a run over three sessions."""
+"""Asked to stop: by Ctrl-C, by SIGTERM to any process, by the time limit, twice."""
 
 from __future__ import annotations
 
@@ -8,31 +8,22 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGINT, SIGKILL, SIGTERM
+from signal import SIGINT, SIGTERM
 
 from stress.chaos import compare
 from stress.chaos.damage import checkpoints
-from stress.chaos.picture import Line, svg
 from stress.chaos.record import Journal, Trial
 from stress.chaos.session import Session
-from stress.chaos.workplace import ENDLESS, Pace, Workplace
+from stress.chaos.workplace import ENDLESS, Workplace
 from training.checkpointing.checkpoint import damage
 
-CATEGORY, CURVE = "asked to stop", "three interrupted sessions"
+CATEGORY = "asked to stop"
 STOP_LIMIT = 30.0
-TOLD = ("continuing", "step ", "  validation", "  saved", "stopped", "finished", "the same command")
-CUTS = (
-    (55, SIGINT, ("group",), "Ctrl-C"),
-    (110, SIGTERM, ("ranks",), "SIGTERM to its ranks"),
-    (175, SIGKILL, ("runner", "launch", "ranks"), "SIGKILL to everything"),
-)
-COLOURS = ("#c0392b", "#2471a3", "#1e8449", "#7d3c98")
 REASONS = ("stopped by", "another process was asked to stop", "time limit reached", "the launcher is gone")
 PATIENT = 4.0  # seconds after which a signal is a second one, not the same from another sender
 LONG_STEP = ("gradient_accumulation_steps=128", "train_batch_size=1024")
 LIMIT = 45  # of --time_limit, seconds
 AFTER_STEPS = 7  # of a session, between two saves
-LONG = Pace(steps=240, save=40, evaluate=40, sample=120)  # for the curve
 
 
 @dataclass(frozen=True)
@@ -199,58 +190,3 @@ def _at_once(work: Workplace, journal: Journal) -> None:
     trial.expect(damage(newest) is None, f"{newest.name}: {damage(newest)}")
     trial.expect(not session.traceback, "a traceback on the terminal")
     journal.add(trial)
-
-
-def three_sessions(work: Workplace, journal: Journal) -> None:
-    """A longer run, interrupted by Ctrl-C, the time limit and SIGKILL; transcript and picture go to the work folder."""
-    reference = work.reference("reference-long", LONG)
-    base, transcript, parts = work.fresh("interrupted"), [], []
-    flags = work.flags(base, pace=LONG)
-    for step, number, roles, words in CUTS:
-        with work.session(flags, "curve") as session:
-            session.wait_until(lambda at=step: compare.last_step(base) >= at)
-            session.send(number, *roles)
-            session.wait_gone(60)
-        parts.append(_losses(base, session))
-        transcript.append(_told(session, f"ended by {words}"))
-    session = work.finish(base, "curve", pace=LONG)
-    parts.append(_losses(base, session))
-    transcript.append(_told(session, "nobody ends it"))
-    ends = [part[-1][0] for part in parts[:-1] if part]
-    trial = Trial(
-        CURVE, f"a run of {LONG.steps} steps, cut at steps {', '.join(map(str, ends))}", facts={"log": session.log.name}
-    )
-    trial.expect(session.runner.returncode == 0, f"exit status {session.runner.returncode}")
-    trial.problems += compare.differences(base, reference)
-    trial.facts["largest difference of a loss"] = compare.figure_difference(base, reference, "loss")
-    journal.add(trial)
-    (work.folder / "three-sessions.txt").write_text("\n".join(transcript), encoding="utf-8")
-    (work.folder / "three-sessions.svg").write_text(_picture(parts, _losses(reference)), encoding="utf-8")
-
-
-def _told(session: Session, ended_by: str) -> str:
-    """What a session said of where it was, most of its steps left out."""
-    lines = [line for line in session.said if line.startswith(TOLD)]
-    steps = [i for i, line in enumerate(lines) if line.startswith("step ")]
-    kept = [line for i, line in enumerate(lines) if i not in steps[2:-2]]
-    return f"$ deepspeed --num_gpus 2 train.py ...      ({ended_by})\n" + "\n".join(kept) + "\n"
-
-
-def _losses(run_folder: Path, session: Session | None = None) -> list[tuple[float, float]]:
-    """(step, training loss) of a run, or of what a session of it added."""
-    begun = (session.announced or 0) if session else 0
-    return [
-        (row["step"], row["loss"])
-        for row in compare.rows(run_folder / "metrics.jsonl")
-        if row["split"] == "train" and row["step"] > begun
-    ]
-
-
-def _picture(parts: list[list[tuple[float, float]]], uninterrupted: list[tuple[float, float]]) -> str:
-    """The uninterrupted curve broad and pale, what each session added thin on it."""
-    lines = [Line("uninterrupted", "#bbb", 7, uninterrupted)]
-    lines += [
-        Line(f"session {number}", colour, 1.5, part)
-        for number, (part, colour) in enumerate(zip(parts, COLOURS, strict=True), 1)
-    ]
-    return svg(lines, "training loss of every step, nats a token", "optimizer steps")

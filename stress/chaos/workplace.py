@@ -56,12 +56,11 @@ ENDLESS = Pace(steps=100_000, save=100, evaluate=1_000, sample=1_000)
 
 @dataclass
 class Workplace:
-    """Where all trials of one command happen. `settings` are more KEY=VALUE for --set."""
+    """Where all trials of one command happen."""
 
     folder: Path
     seed: int
     pace: Pace = field(default_factory=Pace)
-    settings: tuple[str, ...] = ()
     port: int = field(default_factory=free_port)  # the same at every start: one left bound would be seen
     sessions: int = 0
 
@@ -89,7 +88,6 @@ class Workplace:
             "optimizer.params.lr=2e-3",
             f"train_micro_batch_size_per_gpu={BATCH // 2}",
             "gradient_accumulation_steps=1",
-            *self.settings,
         ]
         sizes = [word for name, value in SIZES.items() for word in (f"--{name}", value)]
         return [
@@ -107,27 +105,11 @@ class Workplace:
             *more,
         ]
 
-    def session(
-        self,
-        flags: Sequence[object],
-        name: str,
-        *,
-        processes: int = 2,
-        script: Sequence[str] | None = None,
-        environment: dict[str, str] | None = None,
-    ) -> Session:
+    def session(self, flags: Sequence[object], name: str) -> Session:
         """Start it; its output goes to logs/N-NAME.log."""
         self.sessions += 1
-        more = {} if script is None else {"script": script}
-        return Session(
-            flags,
-            folder=self.folder,
-            log=self.folder / "logs" / f"{self.sessions:03d}-{name}.log",
-            port=self.port,
-            processes=processes,
-            environment=environment,
-            **more,
-        )
+        log = self.folder / "logs" / f"{self.sessions:03d}-{name}.log"
+        return Session(flags, folder=self.folder, log=log, port=self.port)
 
     def fresh(self, name: str) -> Path:
         """The path of a new run."""
@@ -141,18 +123,18 @@ class Workplace:
         shutil.copytree(run, copy)
         return copy
 
-    def reference(self, name: str = "reference", pace: Pace | None = None, more: Sequence[object] = ()) -> Path:
+    def reference(self) -> Path:
         """The run that nothing interrupts, made at first use; RuntimeError if even that one fails."""
-        run = self.folder / "runs" / name
-        if (run / "summary.json").is_file() and compare.last_step(run) == (pace or self.pace).steps:
+        run = self.folder / "runs" / "reference"
+        if (run / "summary.json").is_file() and compare.last_step(run) == self.pace.steps:
             return run
-        with self.session(self.flags(self.fresh(name), *more, pace=pace), name) as session:
-            if session.wait_end() != 0:
-                raise RuntimeError(f"the uninterrupted run failed:\n{session.output}")
+        session = self.finish(self.fresh("reference"), "reference")
+        if session.runner.returncode != 0:
+            raise RuntimeError(f"the uninterrupted run failed:\n{session.output}")
         return run
 
-    def finish(self, run: Path, name: str, pace: Pace | None = None) -> Session:
+    def finish(self, run: Path, name: str) -> Session:
         """Start the run again and let it come to its end."""
-        with self.session(self.flags(run, pace=pace), name) as session:
+        with self.session(self.flags(run), name) as session:
             session.wait_end()
         return session

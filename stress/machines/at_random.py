@@ -33,7 +33,7 @@ def run(work: Workplace, journal: Journal, trials: int) -> None:
     work.random.shuffle(deeds)
     pending: tuple[Trial, int] | None = None
     reference = work.reference()
-    while deeds:
+    while deeds or pending:
         with machines() as two:
             launch = Launch(two, work, work.flags(run_folder), f"random-{len(deeds)}")
             target = compare.last_step(run_folder) + work.random.randint(1, 25)
@@ -48,6 +48,8 @@ def run(work: Workplace, journal: Journal, trials: int) -> None:
                 number += 1
                 run_folder = work.fresh(f"random-{number}")
                 continue
+            if not deeds:
+                break
             deed = deeds.pop()
             reached = compare.last_step(run_folder)
             trial = Trial(

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
+from signal import SIGTERM
 
-from stress.chaos import compare
 from stress.chaos.record import Journal, Trial
-from stress.chaos.session import ROOT
+from stress.chaos.session import PATIENCE, ROOT
 from stress.chaos.workplace import ENDLESS, Pace, Workplace
-from stress.machines.launch import BOTH, PATIENCE, Launch
+from stress.machines.deeds import (
+    SHORT,
+    SRUN,
+    cut,
+    docker,
+    empty_over,
+    hang_up_then_stop,
+    interrupt,
+    interrupt_beside_another,
+    interrupt_the_rendezvous,
+    kill,
+    kill_head_then_stop,
+    kill_in_set_up,
+    kill_pdsh_then_stop,
+    listener,
+    no_host_key,
+    other_corpus,
+    over,
+    own_runs,
+    power_off,
+    restart_at_once,
+    stale,
+    stop_deepspeed,
+)
+from stress.machines.launch import BOTH, Launch
 from stress.machines.two_machines import TwoMachines, missing
 
 CATEGORY = "two machines"
@@ -29,15 +50,17 @@ class Case:
     """Something that is wrong, or is done to a run, and what must follow."""
 
     name: str
-    says: str
+    says: str = ""
     """A part of a line that the user must read; empty where the run goes on."""
     status: tuple[int | None, ...] = (2,)
     launcher: tuple[object, ...] = ()
     hosts: str = BOTH
     before: Callable[[TwoMachines, Workplace], None] = lambda two, work: None
-    then: Callable[[TwoMachines, Launch, Path], None] = lambda two, launch, run: None
+    then: Callable[[TwoMachines, Launch, Path], Launch | None] = lambda two, launch, run: None
+    """What is done to the run; returns another start, if that is the one to look at."""
+    starter: tuple[object, ...] = ()
     limit: float = STOP_LIMIT
-    pace: Pace = field(default_factory=lambda: Pace(steps=10, save=5, evaluate=5, sample=10))
+    pace: Pace = SHORT
     finishes: bool = False
     """Whether the run must come to its end as if nothing had been."""
 
@@ -66,9 +89,9 @@ def attempt(work: Workplace, case: Case) -> Trial:
     flags = work.flags(run_folder, pace=case.pace)
     with machines() as two:
         case.before(two, work)
-        launch = Launch(two, work, flags, "case", *case.launcher, hosts=case.hosts)
+        launch = Launch(two, work, flags, "case", *case.launcher, hosts=case.hosts, starter=case.starter)
         begun = time.monotonic()
-        case.then(two, launch, run_folder)
+        launch = case.then(two, launch, run_folder) or launch
         done = time.monotonic() if case.then.__name__ != "<lambda>" else begun
         status = launch.wait_end(case.limit)
         trial.seconds_to_stop = time.monotonic() - done if two.seconds_until_free(case.limit) is not None else None
@@ -86,156 +109,9 @@ def attempt(work: Workplace, case: Case) -> Trial:
     return trial
 
 
-# --- what is wrong before the start -----------------------------------------------------------------------------------
-
-
-def _other_corpus(two: TwoMachines, work: Workplace) -> None:
-    other = work.folder / "other-corpus"
-    if not other.is_dir():
-        shutil.copytree(work.corpus, other)
-        manifest = other / "manifest.json"
-        manifest.write_text(
-            manifest.read_text(encoding="utf-8").replace('"created"', '"made"') + "\n", encoding="utf-8"
-        )
-    two.b.mount(other, work.corpus)
-
-
-def _over(file: Path, old: str, new: str) -> Callable[[TwoMachines, Workplace], None]:
-    """Return what lets mB see the file with another text in it."""
-
-    def mount(two: TwoMachines, work: Workplace) -> None:
-        copy = work.folder / f"other-{file.name}"
-        copy.write_text(file.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
-        two.b.mount(copy, file)
-
-    return mount
-
-
-def _empty_over(path_of: Callable[[Workplace], Path]) -> Callable[[TwoMachines, Workplace], None]:
-    def mount(two: TwoMachines, work: Workplace) -> None:
-        empty = work.folder / "empty"
-        empty.mkdir(exist_ok=True)
-        two.b.mount(empty, path_of(work))
-
-    return mount
-
-
-def _own_runs(two: TwoMachines, work: Workplace) -> None:
-    """A folder of runs on each machine, with the lock of an earlier run in it."""
-    own = work.folder / "runs-of-mB"
-    (own / "machines").mkdir(parents=True, exist_ok=True)
-    (own / "machines" / "lock").write_text('{"host": "mB", "pid": 1}\n', encoding="utf-8")
-    (work.folder / "runs").mkdir(exist_ok=True)
-    two.b.mount(own, work.folder / "runs")
-
-
-def _docker(two: TwoMachines, work: Workplace) -> None:
-    for machine in two.machines:
-        machine.run("ip", "link", "add", "name", "docker0", "type", "bridge")
-        machine.run("ip", "addr", "add", "172.17.0.1/16", "dev", "docker0")
-        machine.run("ip", "link", "set", "docker0", "up")
-
-
-def _no_host_key(two: TwoMachines, work: Workplace) -> None:
-    known = two.folder / "ssh" / "known_hosts"
-    known.write_text(known.read_text().replace("mA,mB,10.99.0.*", "mA,10.99.0.1"))
-
-
-def _listener(two: TwoMachines, work: Workplace) -> None:
-    subprocess.Popen(
-        two.a.command(sys.executable, "-m", "http.server", str(work.port)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    time.sleep(1)
-
-
-def _stale(seed: str) -> Callable[[TwoMachines, Workplace], None]:
-    """Return what leaves a rank 1 of an earlier start on mB, with this seed."""
-
-    def start(two: TwoMachines, work: Workplace) -> None:
-        flags = [*work.flags(work.folder / "runs" / "machines", pace=Case("", "").pace), "--seed", seed]
-        place = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_SIZE": 1, "MASTER_ADDR": "10.99.0.1"}
-        variables = [f"{name}={value}" for name, value in {**place, "MASTER_PORT": work.port}.items()]
-        script = two.b.command("env", "-C", work.folder, *variables, sys.executable, ROOT / "train.py", *flags)
-        with (work.folder / "logs" / "stale.log").open("wb") as log:
-            subprocess.Popen(script, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-        time.sleep(20)
-
-    return start
-
-
-# --- what is done to it -----------------------------------------------------------------------------------------------
-
-
-def _in_steps(launch: Launch, run_folder: Path) -> bool:
-    return launch.wait_until(lambda: launch.announced is not None and compare.last_step(run_folder) >= 3)
-
-
-def _kill(rank: int, number: int = SIGKILL) -> Callable[[TwoMachines, Launch, Path], None]:
-    def kill(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
-        _in_steps(launch, run_folder)
-        two.machines[rank].send(number, f"rank{rank}")
-
-    return kill
-
-
-def _kill_in_set_up(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
-    launch.wait_until(lambda: two.b.processes("rank1"))
-    two.b.send(SIGKILL, "rank1")
-
-
-def _interrupt(number: int = SIGINT) -> Callable[[TwoMachines, Launch, Path], None]:
-    def interrupt(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
-        _in_steps(launch, run_folder)
-        launch.interrupt(number)
-
-    return interrupt
-
-
-def _interrupt_the_meeting(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
-    launch.wait_until(lambda: "waiting for rank 1" in launch.output)
-    launch.interrupt()
-
-
-def _kill_head_then_stop(two: TwoMachines, launch: Launch, run_folder: Path, *, pdsh: bool = False) -> None:
-    """Without the command or pdsh the run goes on; a SIGTERM to one rank ends all."""
-    _in_steps(launch, run_folder)
-    launch.kill_runner(pdsh=pdsh)
-    time.sleep(5)
-    two.b.send(SIGTERM, "rank1")
-
-
-def _kill_pdsh_then_stop(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
-    _kill_head_then_stop(two, launch, run_folder, pdsh=True)
-
-
-def _hang_up_then_stop(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
-    _interrupt(SIGHUP)(two, launch, run_folder)
-    time.sleep(5)
-    two.b.send(SIGTERM, "rank1")
-
-
-def _cut(seconds: float) -> Callable[[TwoMachines, Launch, Path], None]:
-    def cut(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
-        _in_steps(launch, run_folder)
-        two.cut()
-        time.sleep(seconds)
-        if seconds:
-            two.restore()
-
-    return cut
-
-
-def _power_off(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
-    _in_steps(launch, run_folder)
-    two.cut()
-    two.b.power_off()
-
-
 def cases() -> list[Case]:
     """Return all cases."""
-    return [*_settings(), *_missing_ranks(), *_addresses(), *_under_way()]
+    return [*_settings(), *_missing_ranks(), *_addresses(), *_other_launchers(), *_under_way()]
 
 
 def _settings() -> list[Case]:
@@ -243,17 +119,22 @@ def _settings() -> list[Case]:
     config, module = ROOT / "ds_configs" / "t4x2.json", ROOT / "training" / "rollback.py"
     return [
         Case("nothing wrong", "met: mA and mB", (0,), finishes=True, limit=PATIENCE),
-        Case("another corpus on mB", "rank 1 on mB differs from rank 0 on mA: manifest.json is", before=_other_corpus),
+        Case("another corpus on mB", "rank 1 on mB differs from rank 0 on mA: manifest.json is", before=other_corpus),
         Case(
             "another JSON on mB",
             "JSON.gradient_clipping is 0.5 there and 1.0 here",
-            before=_over(config, '"gradient_clipping": 1.0', '"gradient_clipping": 0.5'),
+            before=over(config, '"gradient_clipping": 1.0', '"gradient_clipping": 0.5'),
         ),
-        Case("another version of the code on mB", "the code in", before=_over(module, "import", "import  ")),
-        Case("a stale rank with another seed", "turned away", (0,), before=_stale("7"), finishes=True, limit=PATIENCE),
+        Case("another version of the code on mB", "the code in", before=over(module, "import", "import  ")),
         Case(
-            "a stale rank with the same settings", "met: mA", (0,), before=_stale("42"), finishes=True, limit=PATIENCE
+            "a stale rank with another seed",
+            "refused; still waiting",
+            (0,),
+            before=stale("7"),
+            finishes=True,
+            limit=PATIENCE,
         ),
+        Case("a stale rank with the same settings", "met: mA", (0,), before=stale("42"), finishes=True, limit=PATIENCE),
     ]
 
 
@@ -268,23 +149,49 @@ def _missing_ranks() -> list[Case]:
             before=lambda two, work: two.cut(),
             limit=PATIENCE,
         ),
-        Case("an unknown host key", "Host key verification failed", (2, 255), before=_no_host_key, limit=PATIENCE),
+        Case("an unknown host key", "Host key verification failed", (2, 255), before=no_host_key, limit=PATIENCE),
         Case(
             "no environment on mB",
             "waiting for rank 1 (mB)",
             (2, 127),
-            before=_empty_over(lambda work: Path(sys.executable).parent),
+            before=empty_over(lambda work: Path(sys.executable).parent),
             limit=PATIENCE,
         ),
-        Case("no checkout on mB", "waiting for rank 1 (mB)", before=_empty_over(lambda work: ROOT), limit=PATIENCE),
-        Case("no data on mB", "no manifest.json here", before=_empty_over(lambda work: work.corpus)),
-        Case("rank 1 killed in set-up", "did not come within", (2, 247, 137), then=_kill_in_set_up, limit=PATIENCE),
+        Case("no checkout on mB", "waiting for rank 1 (mB)", before=empty_over(lambda work: ROOT), limit=PATIENCE),
+        Case("no data on mB", "no manifest.json here", before=empty_over(lambda work: work.corpus)),
+        Case("rank 1 killed in set-up", "did not come within", (2, 247, 137), then=kill_in_set_up, limit=PATIENCE),
         Case(
             "Ctrl-C while rank 1 is waited for",
             "nothing was trained yet",
             (1,),
             before=lambda two, work: two.cut(),
-            then=_interrupt_the_meeting,
+            then=interrupt_the_rendezvous,
+        ),
+        Case(
+            "Ctrl-C while rank 1 is waited for, started again at once",
+            "met: mA and mB",
+            (0,),
+            before=lambda two, work: two.cut(),
+            then=restart_at_once,
+            finishes=True,
+            limit=PATIENCE,
+        ),
+    ]
+
+
+def _other_launchers() -> list[Case]:
+    """Return mpirun, alone and from `deepspeed`, and the variables of srun."""
+    variables = ("PYTHONPATH", "DS_ACCELERATOR", "OMP_NUM_THREADS", "BUFUDU_WATCHDOG", "MASTER_ADDR=10.99.0.1")
+    mpirun = ["mpirun", "-n", 2, "-host", "mA:1,mB:1", *(word for name in variables for word in ("-x", name))]
+    done = {"says": "met: mA and mB", "status": (0,), "finishes": True, "limit": PATIENCE}
+    return [
+        Case("mpirun", starter=(*mpirun, sys.executable), **done),
+        Case("srun (its variables, over ssh)", starter=("bash", "-c", SRUN, "srun", sys.executable), **done),
+        Case("deepspeed --launcher openmpi", "MASTER_ADDR is not set", launcher=("--launcher", "openmpi")),
+        Case(
+            "deepspeed --launcher openmpi --launcher_args",
+            launcher=("--launcher", "openmpi", "--launcher_args", "-x MASTER_ADDR=10.99.0.1"),
+            **done,
         ),
     ]
 
@@ -296,7 +203,7 @@ def _addresses() -> list[Case]:
             "docker's bridge as the address",
             "start with deepspeed --master_addr 10.99.0.1",
             launcher=("--master_addr", "172.17.0.1"),
-            before=_docker,
+            before=docker,
         ),
         Case(
             "a master address of nobody",
@@ -309,8 +216,8 @@ def _addresses() -> list[Case]:
             hosts="mA slots=0\nmB slots=2\n",
         ),
         Case("--include mB alone", "--force_multi", launcher=("--include", "mB"), hosts="mA slots=2\nmB slots=2\n"),
-        Case("another program at the port", "is in use, perhaps by another run", before=_listener),
-        Case("runs/ not shared, an old lock in it", "is not the folder of that name", before=_own_runs),
+        Case("another program at the port", "is in use, perhaps by another run", before=listener),
+        Case("runs/ not shared, an old lock in it", "is not the folder of that name", before=own_runs),
         Case("slots=0 on the second machine", "no slots", (0,), hosts="mA slots=2\nmB slots=0\n", finishes=True),
         Case("a machine named twice", "multiple entries for mA", (1,), hosts="mA slots=1\nmA slots=1\n"),
     ]
@@ -326,14 +233,16 @@ def _under_way() -> list[Case]:
         "finishes": True,
     }
     return [
-        Case("rank 0 killed", "rank 0 (process", (1, 247), then=_kill(0), **endless),
-        Case("rank 1 killed", "rank 1 (process", (1, 247), then=_kill(1), **endless),
-        Case("mB switched off", "rank 1 (process", (1, 255), then=_power_off, **endless),
-        Case("the link cut for good", "rank 1 (process", (1, 255), then=_cut(0), **endless),
-        Case("Ctrl-C", "", (1,), then=_interrupt(), **endless),
-        Case("SIGTERM to rank 1", "stopped by SIGTERM", (0,), then=_kill(1, SIGTERM), **endless),
-        Case("the terminal closed, rank 1 stopped", "", (-1, 1, 129), then=_hang_up_then_stop, **endless),
-        Case("the deepspeed command killed, rank 1 stopped", "", (-9, 137), then=_kill_head_then_stop, **endless),
-        Case("pdsh killed, rank 1 stopped", "", (-9, 0, 1, 137), then=_kill_pdsh_then_stop, **endless),
-        *(Case(f"the link cut for {s} s", "", then=_cut(s), **long) for s in (10, 20, 30, 36)),
+        Case("rank 0 killed", "rank 0 (process", (1, 247), then=kill(0), **endless),
+        Case("rank 1 killed", "rank 1 (process", (1, 247), then=kill(1), **endless),
+        Case("mB switched off", "rank 1 (process", (1, 255), then=power_off, **endless),
+        Case("the link cut for good", "rank 1 (process", (1, 255), then=cut(0), **endless),
+        Case("Ctrl-C", "", (1,), then=interrupt(), **endless),
+        Case("SIGTERM to the deepspeed command", "", (1, -15, 143), then=stop_deepspeed, **endless),
+        Case("Ctrl-C of another run", "", (0, 1), then=interrupt_beside_another, **endless),
+        Case("SIGTERM to rank 1", "stopped by SIGTERM", (0,), then=kill(1, SIGTERM), **endless),
+        Case("the terminal closed, rank 1 stopped", "", (-1, 1, 129), then=hang_up_then_stop, **endless),
+        Case("the deepspeed command killed, rank 1 stopped", "", (-9, 137), then=kill_head_then_stop, **endless),
+        Case("pdsh killed, rank 1 stopped", "", (-9, 0, 1, 137), then=kill_pdsh_then_stop, **endless),
+        *(Case(f"the link cut for {s} s", "", then=cut(s), **long) for s in (10, 20, 30, 36)),
     ]

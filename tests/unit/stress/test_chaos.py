@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import time
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 
 import numpy as np
@@ -19,7 +18,6 @@ from safetensors.numpy import save_file
 
 from stress.chaos import compare, kills
 from stress.chaos.damage import DAMAGES, checkpoints, flip
-from stress.chaos.picture import Line, svg
 from stress.chaos.record import Journal, Trial, closing_table, detail_table, read
 from stress.chaos.session import MARK, RUNNERS_TRACEBACK, find_processes, listening, role_of
 from stress.chaos.stops import rank_statuses
@@ -105,7 +103,6 @@ LOSSES = [(1, 6.0), (2, 5.5), (3, 5.25)]
 def test_runs_that_differ_in_their_speed_alone_are_the_same(tmp_path):
     one, other = make_run(tmp_path / "one", LOSSES), make_run(tmp_path / "other", LOSSES, speed=7)
     assert compare.differences(one, other) == []
-    assert compare.figure_difference(one, other, "loss") == 0
 
 
 @pytest.mark.parametrize(
@@ -132,11 +129,6 @@ def test_what_differs_is_said(tmp_path, losses, weight, words):
         assert word in sentence
 
 
-def test_a_gap_makes_the_difference_of_a_figure_infinite(tmp_path):
-    one, other = make_run(tmp_path / "one", LOSSES[1:]), make_run(tmp_path / "other", LOSSES)
-    assert compare.figure_difference(one, other, "loss") == float("inf")
-
-
 def test_the_last_step_of_a_file_that_is_being_written(tmp_path):
     run = make_run(tmp_path / "run", LOSSES)
     assert compare.last_step(run) == 3
@@ -159,12 +151,6 @@ def test_plans_cover_every_moment_and_target_and_depend_on_the_seed_alone():
     moments = Counter(plan.moment for plan in found)
     assert set(moments) == set(kills.MOMENTS)
     assert moments["save"] == 15
-
-
-def test_the_step_of_the_newest_training_line():
-    assert kills._step_of('{"step": 130, "split": "train", "loss": 5.5}') == 130
-    assert kills._step_of('{"step": 130, "split": "val", "loss": 5.5}') is None
-    assert kills._step_of("") is None
 
 
 def test_the_closing_table_counts_what_failed(tmp_path, capsys):
@@ -190,14 +176,6 @@ def test_a_table_of_trials_leaves_out_what_none_of_them_has():
 def test_exit_statuses_of_the_ranks_in_the_launchers_lines():
     assert rank_statuses("[t] Process 5 exits successfully.\n[t] Process 6 exits successfully.") == [0, 0]
     assert rank_statuses("Process 5 exits successfully.\n['python'] exits with return code = -9") == [0, -9]
-
-
-def test_a_picture_of_two_curves_is_well_formed():
-    text = svg([Line("one", "#bbb", 7, [(1, 6.0), (9, 4.0)]), Line("other", "#c00", 1, [(1, 6.0)])], "loss", "steps")
-    root = ElementTree.fromstring(text)
-    lines = root.findall("{http://www.w3.org/2000/svg}polyline")
-    assert len(lines) == 2
-    assert lines[0].get("points").startswith(lines[1].get("points"))  # the same point is at the same place
 
 
 # --- damages ----------------------------------------------------------------------------------------------------------

@@ -59,9 +59,7 @@ def test_the_share_of_saving():
 def samples(an_hour):
     seconds, values = series(an_hour)
     return [
-        Sample(s, role, v, v / 2, v, 30, 12)
-        for s, v in zip(seconds, values, strict=True)
-        for role in ("rank0", "other")
+        Sample(s, role, v, v / 2, 30, 12) for s, v in zip(seconds, values, strict=True) for role in ("rank0", "other")
     ]
 
 
@@ -81,7 +79,6 @@ def test_a_leak_and_a_fall_in_speed_are_judged():
 def test_a_look_at_this_very_process():
     sample = look(Process(os.getpid(), "rank0"), 1.25)
     assert 1 < sample.anonymous <= sample.rss
-    assert sample.pss <= sample.rss + 1
     assert sample.files >= 3
     assert sample.threads >= 1
     assert look(Process(2**22 + 5, "rank0"), 0) is None
