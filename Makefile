@@ -2,7 +2,7 @@
 # make test   everything from nothing: environment, the whole test suite
 # make check  formatting, lint, types and the fast tests, before every commit
 #             (make types, make fast: these alone)
-# make chaos  real runs, killed, stopped and damaged, also on two machines that this one plays: does every one go on?
+# make chaos  real runs, killed and stopped, also on two machines that this one plays: does every one go on?
 #             (about two hours)
 # make soak   a real run for 45 minutes: are memory, files and speed flat, and what does saving cost?
 # make faults models with one planted fault each, diagnosed blind

@@ -16,14 +16,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stress.chaos import damage, kills, stops
+from stress.chaos import kills, stops
 from stress.chaos.record import Journal, Trial, closing_table, detail_table, grouped_table, read
 from stress.chaos.workplace import Workplace
 from stress.machines import at_random, cases
 
 CATEGORIES: dict[str, Callable[[Workplace, Journal, int], None]] = {
     "kills": kills.run,
-    "damage": damage.run,
     "stops": stops.run,
     "machines": cases.run,
     "machines-random": at_random.run,

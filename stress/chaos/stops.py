@@ -11,7 +11,6 @@ from pathlib import Path
 from signal import SIGINT, SIGTERM
 
 from stress.chaos import compare
-from stress.chaos.damage import checkpoints
 from stress.chaos.record import Journal, Trial
 from stress.chaos.session import Session
 from stress.chaos.workplace import ENDLESS, Workplace
@@ -190,3 +189,8 @@ def _at_once(work: Workplace, journal: Journal) -> None:
     trial.expect(damage(newest) is None, f"{newest.name}: {damage(newest)}")
     trial.expect(not session.traceback, "a traceback on the terminal")
     journal.add(trial)
+
+
+def checkpoints(run_folder: Path) -> list[Path]:
+    """Those with their final name, oldest first."""
+    return sorted(path for path in (run_folder / "checkpoints").glob("step-*") if path.suffix != ".partial")

@@ -117,12 +117,6 @@ class Workplace:
         shutil.rmtree(run, ignore_errors=True)
         return run
 
-    def copy(self, run: Path, name: str) -> Path:
-        """A run to spoil."""
-        copy = self.fresh(name)
-        shutil.copytree(run, copy)
-        return copy
-
     def reference(self) -> Path:
         """The run that nothing interrupts, made at first use; RuntimeError if even that one fails."""
         run = self.folder / "runs" / "reference"

@@ -1,11 +1,10 @@
-"""The harness of stress/chaos: what it sees, what it compares, and that its damages are damages."""
+"""The harness of stress/chaos: what it sees and what it compares."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,11 +16,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from stress.chaos import compare, kills
-from stress.chaos.damage import DAMAGES, checkpoints, flip
 from stress.chaos.record import Journal, Trial, closing_table, detail_table, read
 from stress.chaos.session import MARK, RUNNERS_TRACEBACK, find_processes, listening, role_of
 from stress.chaos.stops import rank_statuses
-from training.checkpointing.checkpoint import choose
 
 
 def test_the_roles_of_a_run():
@@ -176,28 +173,3 @@ def test_a_table_of_trials_leaves_out_what_none_of_them_has():
 def test_exit_statuses_of_the_ranks_in_the_launchers_lines():
     assert rank_statuses("[t] Process 5 exits successfully.\n[t] Process 6 exits successfully.") == [0, 0]
     assert rank_statuses("Process 5 exits successfully.\n['python'] exits with return code = -9") == [0, -9]
-
-
-# --- damages ----------------------------------------------------------------------------------------------------------
-
-
-def test_flip_changes_one_bit(tmp_path):
-    file = tmp_path / "file"
-    file.write_bytes(bytes(range(64)))
-    flip(file, 8 * 17 + 3)
-    changed = [(a ^ b) for a, b in zip(file.read_bytes(), bytes(range(64)), strict=True)]
-    assert changed[17] == 8
-    assert sum(changed) == 8
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning_that_names_it(finished_run, tmp_path, name):
-    run, (spoil, usable) = tmp_path / "run", DAMAGES[name]
-    shutil.copytree(finished_run, run)
-    before, newest = checkpoints(run)[-2:]
-    spoil(newest)
-    found, warnings = choose(run, "auto")
-    assert found == (newest if usable else before)
-    assert len(warnings) == (0 if usable else 1)
-    assert usable or newest.name in warnings[0]
