@@ -20,7 +20,7 @@ import psutil
 from common.errors import UserError
 from training.processes.agreement import difference
 from training.processes.heartbeat import Heartbeat, RankProcess
-from training.processes.launchers import hosts_of_ranks, launcher_identity, machine_index
+from training.processes.launchers import hosts_of_ranks, launcher_identity, machine_index, rendezvous_port
 from training.processes.stopping import StoppedEarly
 
 # Seconds
@@ -187,7 +187,7 @@ def _names(ranks: Sequence[int]) -> str:
 
 
 def _advice(rank: int) -> str:
-    host, address, port = _host_of(rank) or "its machine", os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    host, address, port = _host_of(rank) or "its machine", os.environ["MASTER_ADDR"], rendezvous_port()
     return (
         f"check that `ssh {host} hostname` asks nothing, that {os.getcwd()}, {sys.executable} and the data are there "
         f"too, and that {host} reaches {address}:{port} (firewall, deepspeed --master_addr); "

@@ -76,6 +76,12 @@ def _master(environment: Mapping[str, str], launcher: str, *, several_machines: 
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": DEFAULT_PORT} | given
 
 
+def rendezvous_port() -> int:
+    """Return the port at which rank 0 listens: MASTER_PORT, or the next one where torchrun's agent has that itself."""
+    agent_listens = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return int(os.environ["MASTER_PORT"]) + agent_listens
+
+
 # --- processes --------------------------------------------------------------------------------------------------------
 
 

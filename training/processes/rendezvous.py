@@ -41,7 +41,7 @@ from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # pyright
 
 from common.errors import UserError
 from training.processes.coordinator import POLL, REMARKS, Coordinator, Participant
-from training.processes.launchers import DEFAULT_PORT, hosts_of_ranks, idle_hosts, machine_index
+from training.processes.launchers import DEFAULT_PORT, hosts_of_ranks, idle_hosts, machine_index, rendezvous_port
 from training.processes.lock import read_token
 from training.processes.network import (
     NoAnswerError,
@@ -89,7 +89,7 @@ def form_process_group(
     """
     _complete_environment(world)
     comparable = json.loads(json.dumps(facts or {}, default=str))  # as they arrive at another rank
-    me, port = Participant.of_this_process(world.rank, facts=comparable), int(os.environ["MASTER_PORT"])
+    me, port = Participant.of_this_process(world.rank, facts=comparable), rendezvous_port()
     open_store: Callable[[], Store] = HashStore
     if world.size == 1:
         before_listening()
@@ -250,7 +250,7 @@ class _Joining:
                 raise StoppedEarly("another process was asked to stop")
             if answer["state"] == "failed":
                 raise SystemExit(2)
-            time.sleep(POLL)
+            time.sleep(self.watchdog.timeouts.beat)
             with suppress(OSError, ValueError):  # the watchdog says whether rank 0 has gone
                 answer = ask(self.address, self.port, asdict(self.me))
         if answer["master"]:
@@ -322,7 +322,7 @@ def tell_rank0(rank: int, problem: str) -> None:
     with suppress(StoppedEarly, ValueError):
         while time.monotonic() < deadline:
             with suppress(OSError):
-                ask(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), me)
+                ask(os.environ["MASTER_ADDR"], rendezvous_port(), me)
                 return
             time.sleep(POLL)
 

@@ -20,7 +20,7 @@ class Watchdog:
     """Stands in for the real one, which has a console and timeouts."""
 
     def __init__(self, meet):
-        self.said, self.console, self.timeouts, self.meet = [], self, self, meet
+        self.said, self.console, self.timeouts, self.meet, self.beat = [], self, self, meet, 0.1
 
     def fail(self, text):
         self.said.append(text)
