@@ -13,7 +13,6 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 from common.command_line import Parser, check_output_file, run_script, write_output_file
 from common.console import spell_out, takes_any_character
@@ -53,22 +52,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Diagnose the model, and print or write what was found."""
     # imported here, so that wrong arguments are reported without waiting for torch
-    from diagnosis.diagnosis import diagnose, language_figures
+    from diagnosis.diagnosis import diagnose
     from diagnosis.report.html import page
     from diagnosis.report.messages import Messages
     from diagnosis.report.terminal import figures_screen, screen
 
     warnings.simplefilter("ignore")  # of the libraries, about themselves
-    common: dict[str, Any] = {
-        "data": args.data,
-        "language": args.lang,
-        "device": args.device,
-        "show": lambda text: print(f"... {text}", file=sys.stderr, flush=True),
-    }
-    if args.figures:
-        result, show = language_figures(args.checkpoint, **common), figures_screen
-    else:
-        result, show = diagnose(args.checkpoint, quick=args.quick, **common), screen
+    result = diagnose(
+        args.checkpoint,
+        data=args.data,
+        language=args.lang,
+        quick=args.quick,
+        figures_alone=args.figures,
+        device=args.device,
+        show=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
+    )
+    show = figures_screen if args.figures else screen
     to_stdout = args.json == "-"
     ascii_only = to_stdout and not takes_any_character(sys.stdout)
     as_json = json.dumps(result, ensure_ascii=ascii_only, allow_nan=False, indent=1) + "\n"

@@ -59,7 +59,7 @@ def choose_prompts(text: Text, model: ModelUnderTest) -> HeldOutPrompts:
     """Return prompts with their true continuations; short ones for a model of few positions, fewer for a large one."""
     most = min(model.positions, 1024)
     prompt_tokens = min(PROMPT_TOKENS, most // 3)
-    count = 32 if model.active_parameters < 2e8 or model.device.type != "cpu" else 12
+    count = 32 if model.is_fast else 12
     new_tokens = min(NEW_TOKENS, most - prompt_tokens)
     if isinstance(text.held_out, MaskedStream):
         return select_questions(text.held_out, most_tokens=most - new_tokens, count=count, new_tokens=new_tokens)

@@ -1,23 +1,26 @@
 """All that is measured on a model, its text and its run: what the rules (diagnosis/rules) look at.
 
-Shapes in names: S tokens, E experts.
+Shapes in names: S tokens, E experts, H hidden size.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from corpus.ngram_baselines import NGramBaselines
 from diagnosis.losses import Losses, measure_losses, seen, sequences, spread
 from diagnosis.measured_text import Text
-from diagnosis.models import ModelUnderTest, OwnModel
+from diagnosis.models import ModelUnderTest
 from evaluation.documents import documents
 from evaluation.repetition import RepetitionMetrics, repetition_rate
 from evaluation.rows import evaluation_rows
@@ -56,8 +59,8 @@ class Measurements:
 
     vocab_size: int
     run: RunRecord | None = None
-    parameters: int | None = None
     baselines: NGramBaselines | None = None
+    parameters: int | None = None
     held_out: Losses | None = None
     train: Losses | None = None
     finite: bool = True
@@ -103,15 +106,18 @@ class Measurements:
         return sum(share < DEAD for share in shares) / len(shares) if shares else 0.0
 
 
-def measure_model(m: Measurements, model: ModelUnderTest, text: Text, run: RunRecord | None) -> None:
+def measure_model(m: Measurements, model: ModelUnderTest, text: Text) -> None:
     """Fill in what needs the model and the text, but for generated text. FloatingPointError if it is not finite."""
+    run, m.parameters = m.run, model.parameters
     seq_len = min(run.seq_len if run else 512, model.positions)
-    if run is None or not text.is_own or not text.held_out.num_rows(seq_len):  # else as training evaluates
+    own_rows = run is not None and text.is_own and text.held_out.num_rows(seq_len)
+    if not own_rows:
         seq_len = min(seq_len, max(8, len(text.held_out) // 4 or 512))
-    rows = _evaluation_rows(text, run, seq_len)
+    tokens = run.flags.get("eval_tokens") if run and own_rows else None
+    rows = evaluation_rows(own_rows, tokens, seq_len) if own_rows and isinstance(tokens, int) else None
     held_out = sequences(model, text.held_out, seq_len, HELD_OUT_TOKENS, rows)
-    train = sequences(model, text.train, seq_len, TRAIN_TOKENS)
-    m.held_out, m.train = measure_losses(model, held_out, len(rows) if rows else None), measure_losses(model, train)
+    m.held_out = measure_losses(model, held_out, len(rows) if rows else None)
+    m.train = measure_losses(model, sequences(model, text.train, seq_len, TRAIN_TOKENS))
     if run and run.best and text.is_own and seq_len == run.seq_len:
         m.recorded_val_loss = run.best[1]
     m.own_text = text.is_own or run is None
@@ -121,50 +127,63 @@ def measure_model(m: Measurements, model: ModelUnderTest, text: Text, run: RunRe
 
 
 def measure_text(m: Measurements, text: Text, bos_id: int | None, eos_id: int) -> None:
-    """Fill in what the training text alone shows."""
-    m.training_text = measure_training_text(text, bos_id, eos_id)
+    """Fill in what the training text alone shows: without an EOS, which separates its documents, only its report."""
     report = text.report or {}
     found, near = report.get("documents"), report.get("duplicates", {}).get("near")
     if near and found and text.settings.get("dedup") != "near":
         m.near_duplicates = near / found
-
-
-def _evaluation_rows(text: Text, run: RunRecord | None, seq_len: int) -> list[int] | None:
-    """Return the rows that training evaluates on, if this is the run's own corpus."""
-    rows, tokens = text.held_out.num_rows(seq_len), run.flags.get("eval_tokens") if run and text.is_own else None
-    return evaluation_rows(rows, tokens, seq_len) if rows and isinstance(tokens, int) else None
+    digests = Counter(
+        hashlib.blake2b(ids.astype(np.uint32).tobytes(), digest_size=12).digest()
+        for ids in (documents(text.train, bos_id, eos_id, HASHED_TOKENS) if eos_id >= 0 else ())
+    )
+    if not digests:
+        return
+    windows = (
+        ids[start : start + WINDOW].tolist()
+        for ids in documents(text.train, bos_id, eos_id, WINDOWED_TOKENS, places=16)
+        for start in range(0, len(ids) - WINDOW // 4 + 1, WINDOW)  # a shorter rest has little that it could repeat
+    )
+    rates = [rate for window in windows if (rate := repetition_rate(window)) is not None]
+    repetitive = float(np.mean([rate > REPETITIVE for rate in rates])) if rates else 0.0
+    m.training_text = TrainingText(1 - len(digests) / digests.total(), max(digests.values()), repetitive)
 
 
 def measure_expert_load(model: ModelUnderTest, ids: list[np.ndarray]) -> list[list[float]] | None:
     """Return for each layer the experts' shares of the tokens of some sequences; None for a dense model."""
-    if not model.routers() or not ids:
+    if not model.routers or not ids:
         return None
-    count = math.ceil(ROUTED_TOKENS * len(ids) / sum(map(len, ids)))
-    with model.record_router_probabilities() as layers:
-        for index in spread(len(ids), count):
+    counts = [torch.zeros(len(weight_EH)) for _, weight_EH in model.routers]
+
+    def count(layer: int, weight_EH: Tensor) -> Callable[[nn.Module, tuple], None]:
+        def hook(_module: nn.Module, args: tuple) -> None:
+            # from the router's input: what it returns differs between model families
+            logits_SE = F.linear(args[0].detach().float().reshape(-1, weight_EH.shape[1]), weight_EH.float())
+            chosen = logits_SE.topk(model.experts_per_token, -1).indices.flatten().cpu()
+            counts[layer] += torch.bincount(chosen, minlength=len(weight_EH))
+
+        return hook
+
+    with contextlib.ExitStack() as hooks:
+        for layer, (module, weight_EH) in enumerate(model.routers):
+            hooks.enter_context(module.register_forward_pre_hook(count(layer, weight_EH.detach())))
+        for index in spread(len(ids), math.ceil(ROUTED_TOKENS * len(ids) / sum(map(len, ids)))):
             model.logits(seen(torch.from_numpy(ids[index]))[None, :-1])
-    if not all(layers):
-        return None
-    loads = []
-    for batches in layers:
-        p_SE = torch.cat(batches)
-        tokens_E = torch.bincount(p_SE.topk(model.experts_per_token, -1).indices.flatten(), minlength=p_SE.shape[1])
-        loads.append((tokens_E / tokens_E.sum()).tolist())
-    return loads
+    return [(found / found.sum()).tolist() for found in counts] if all(map(torch.any, counts)) else None
 
 
 def measure_weight_change(model: ModelUnderTest, run: RunRecord | None) -> WeightChange | None:
     """Return how far the weights are from the initial ones of the run's seed; None for a model of another project."""
     # a run that began with trained weights has none that could be drawn again
     seed = run.flags.get("seed") if run and not run.flags.get("init_from") else None
-    if not isinstance(model, OwnModel) or not isinstance(seed, int) or model.parameters > MOST_INITIAL_PARAMETERS:
+    network = model.network
+    if not isinstance(network, CausalLM) or not isinstance(seed, int) or model.parameters > MOST_INITIAL_PARAMETERS:
         return None
-    initial = CausalLM(model.network.config)
-    init_weights(initial, model.network.config, seed)
+    initial = CausalLM(network.config)
+    init_weights(initial, network.config, seed)
     before = dict(initial.named_parameters())
     moved, grown = [], []
     with torch.no_grad():
-        for name, parameter in model.network.named_parameters():
+        for name, parameter in network.named_parameters():
             if parameter.ndim < 2 or "embed" in name:
                 continue
             now, start = parameter.float().cpu(), before[name]
@@ -172,31 +191,3 @@ def measure_weight_change(model: ModelUnderTest, run: RunRecord | None) -> Weigh
             moved.append(float((now - start).square().mean().sqrt() / size))
             grown.append(float(now.square().mean().sqrt() / size))
     return WeightChange(float(np.median(moved)), float(np.median(grown))) if np.isfinite(moved).all() else None
-
-
-def measure_training_text(text: Text, bos_id: int | None, eos_id: int) -> TrainingText | None:
-    """Return copies and repetition in the training text; None without an EOS to separate its documents."""
-    if eos_id < 0 or not len(text.train):
-        return None
-    digests = Counter(
-        hashlib.blake2b(ids.astype(np.uint32).tobytes(), digest_size=12).digest()
-        for ids in documents(text.train, bos_id, eos_id, HASHED_TOKENS)
-    )
-    total = sum(digests.values())
-    if not total:
-        return None
-    rates = [
-        repetition_rate(window)
-        for ids in documents(text.train, bos_id, eos_id, WINDOWED_TOKENS, places=16)
-        for window in _windows(ids.tolist())
-    ]
-    known = [rate for rate in rates if rate is not None]
-    repetitive = sum(rate > REPETITIVE for rate in known) / len(known) if known else 0.0
-    return TrainingText(1 - len(digests) / total, max(digests.values()), repetitive)
-
-
-def _windows(ids: list[int]) -> Iterator[list[int]]:
-    """Yield WINDOW tokens at a time; a rest of less than a quarter is left out, since little text repeats little."""
-    for start in range(0, len(ids), WINDOW):
-        if len(window := ids[start : start + WINDOW]) >= WINDOW // 4:
-            yield window

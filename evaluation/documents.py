@@ -9,6 +9,14 @@ import numpy as np
 from corpus.shards import TokenStream
 
 
+def document_ends(ids: np.ndarray, bos_id: int | None, eos_id: int) -> np.ndarray:
+    """Return where an EOS ends a document: one inside a chat, which no BOS follows, does not."""
+    ends = np.flatnonzero(ids == eos_id)
+    if bos_id is None:
+        return ends
+    return ends[(ends + 1 == len(ids)) | (ids[np.minimum(ends + 1, len(ids) - 1)] == bos_id)]
+
+
 def documents(
     stream: TokenStream, bos_id: int | None, eos_id: int, most_tokens: int, places: int = 1
 ) -> Iterator[np.ndarray]:
@@ -17,9 +25,7 @@ def documents(
     places = 1 if size == len(stream) else places
     for place in range(places):
         ids = stream.read(place * len(stream) // places, size // places)
-        ends = np.flatnonzero(ids == eos_id)
-        if bos_id is not None:
-            ends = ends[(ends + 1 == len(ids)) | (ids[np.minimum(ends + 1, len(ids) - 1)] == bos_id)]
+        ends = document_ends(ids, bos_id, eos_id)
         # the first document is cut off at its beginning, unless the stream begins here
         start = 0 if place == 0 else int(ends[0]) + 1 if len(ends) else len(ids)
         for end in ends[ends >= start].tolist():

@@ -6,7 +6,7 @@ repetition (evaluation/repetition.py) should be that of the true text. Greedy de
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from corpus.shards import MaskedStream, TokenStream
+from evaluation.documents import document_ends
 from model import CausalLM, pad_left, until_eos
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 32, 32, 64
@@ -87,7 +88,7 @@ def select_prompts(
     for first, last in pairwise(edges):
         for start in _document_starts(stream, max(first, free), last, bos_id, eos_id):
             window = stream.read(start, prompt_tokens + new_tokens)
-            document_tokens = _first_document(window, bos_id, eos_id)
+            document_tokens = int(next(iter(document_ends(window, bos_id, eos_id)), len(window)))
             length = min(prompt_tokens, max(document_tokens // 2, document_tokens - new_tokens))
             prompt, rest = window[:length].tolist(), window[length : length + new_tokens].tolist()
             continuation, _ = until_eos(rest, eos_id)
@@ -134,30 +135,15 @@ def measure_answers(outputs: list[list[int]], truths: list[list[int]], new_token
     }
 
 
-def _document_starts(stream: TokenStream, first: int, last: int, bos_id: int | None, eos_id: int) -> Iterator[int]:
-    """Yield where documents begin among the tokens first..last-1, or `first` itself where none does."""
+def _document_starts(stream: TokenStream, first: int, last: int, bos_id: int | None, eos_id: int) -> list[int]:
+    """Return where documents begin among the tokens first..last-1, or `first` itself where none does."""
+    if first >= last:
+        return []
     before = max(0, first - 1)
-    boundaries = _boundaries(stream.read(before, last - before), bos_id, eos_id)
-    starts = (np.flatnonzero(boundaries) + 1 + before).tolist()
-    if first == 0 and last > 0:
-        starts.insert(0, 0)
-    yield from starts
-    if not starts and first < last:
-        yield first
-
-
-def _boundaries(ids: np.ndarray, bos_id: int | None, eos_id: int) -> np.ndarray:
-    """Return True at i where ids[i] ends a document and ids[i + 1] begins one; an EOS inside a chat does not end it."""
-    ends = ids[:-1] == eos_id
-    return ends if bos_id is None else ends & (ids[1:] == bos_id)
-
-
-def _first_document(window: np.ndarray, bos_id: int | None, eos_id: int) -> int:
-    """Return how many tokens of the window belong to its first document, without the EOS."""
-    found = np.flatnonzero(_boundaries(window, bos_id, eos_id))
-    if len(found):
-        return int(found[0])
-    return len(window) - int(len(window) > 0 and window[-1] == eos_id)
+    ends = document_ends(stream.read(before, last - before), bos_id, eos_id)
+    starts = [0] if first == 0 else []
+    starts += [start for start in (ends + 1 + before).tolist() if start < last]
+    return starts or [first]
 
 
 def make_generator(model: CausalLM, settings: DecodingSettings) -> Generator:

@@ -20,7 +20,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import chain, combinations, islice, pairwise
 
 import numpy as np
 
@@ -75,32 +75,19 @@ def make_pairs(
 
     `longest` is how many tokens of a passage the model can take.
     """
+
+    def fair(kind: str, candidates: Iterator[Sides]) -> Iterator[Pair]:
+        made = (_fair(kind, true, false, encode, start_id, longest) for true, false in candidates)
+        return (pair for pair in made if pair)
+
     pairs: list[Pair] = []
-    for kind, candidates in (
-        ("swapped_characters", _swapped),
-        ("exchanged_name", _exchanged_names),
-        ("reversed_order", _reversed_order),
-        ("repeated_clause", _repeated_clauses),
-    ):
-        found: list[Pair] = []
-        for number, document in enumerate(documents):
-            if len(found) >= count:
-                break
-            made = _accepted(kind, candidates(document, random.Random(number)), encode, start_id, longest)
-            found += made[: count - len(found)]
-        pairs += found
-    return pairs + _measure_words(documents, encode, start_id, count, longest)
-
-
-def _accepted(kind: str, candidates: Iterator[Sides], encode: Encode, start_id: int | None, longest: int) -> list[Pair]:
-    """Return up to A_DOCUMENT of the candidates whose sides are fair to compare."""
-    found: list[Pair] = []
-    for true, false in candidates:
-        if len(found) == A_DOCUMENT:
-            break
-        if pair := _fair(kind, true, false, encode, start_id, longest):
-            found.append(pair)
-    return found
+    for kind, candidates in OF_A_DOCUMENT.items():
+        of_each = (
+            islice(fair(kind, candidates(document, random.Random(number))), A_DOCUMENT)
+            for number, document in enumerate(documents)
+        )
+        pairs += islice(chain.from_iterable(of_each), count)
+    return [*pairs, *islice(fair("measure_word", _exchanged_measure_words(documents)), count)]
 
 
 def _fair(
@@ -206,16 +193,11 @@ def _reversed_order(document: str, draw: random.Random) -> Iterator[Sides]:
             yield ["".join(chosen)], ["".join(reversed(chosen))]
 
 
-def _measure_words(
-    documents: Sequence[str], encode: Encode, start_id: int | None, count: int, longest: int
-) -> list[Pair]:
-    """Return pairs of two sentences that exchange their measure words: each word is once right and once wrong."""
+def _exchanged_measure_words(documents: Sequence[str]) -> Iterator[Sides]:
+    """Yield pairs of sentences that exchange their measure words: each word is once right and once wrong."""
     waiting: dict[str, list[tuple[str, int]]] = {}
-    pairs: list[Pair] = []
     for document in documents:
         for sentence in _plain_sentences(document)[: 4 * A_DOCUMENT]:
-            if len(pairs) >= count:
-                return pairs
             if not (match := _MEASURED.search(sentence)):
                 continue
             word, place = match.group(), match.start()
@@ -224,10 +206,13 @@ def _measure_words(
                 waiting.setdefault(word, []).append((sentence, place))
                 continue
             partner, there = waiting[other].pop()
-            wrong = [
-                sentence[:place] + other + sentence[place + 1 :],
-                partner[:there] + word + partner[there + 1 :],
-            ]
-            if pair := _fair("measure_word", [sentence, partner], wrong, encode, start_id, longest):
-                pairs.append(pair)
-    return pairs
+            wrong = sentence[:place] + other + sentence[place + 1 :], partner[:there] + word + partner[there + 1 :]
+            yield [sentence, partner], list(wrong)
+
+
+OF_A_DOCUMENT = {
+    "swapped_characters": _swapped,
+    "exchanged_name": _exchanged_names,
+    "reversed_order": _reversed_order,
+    "repeated_clause": _repeated_clauses,
+}

@@ -100,16 +100,20 @@ def read_run(folder: Path) -> RunRecord:
         raise UserError(f"{folder} holds no run.json and no metrics.jsonl that could be read: give the folder of a run")
     metrics.sort(key=lambda row: row["step"])
     checks = read_object(folder / "preflight.json").get("checks")
-    samples = [row for row in read_json_lines(folder / "samples.jsonl") if isinstance(row.get("text"), str)]
+    samples = [
+        row
+        for row in read_json_lines(folder / "samples.jsonl")
+        if isinstance(row.get("step"), int) and all(isinstance(row.get(key), str) for key in ("prompt", "text"))
+    ]
     states = [read_object(path) for path in sorted((folder / "checkpoints").glob("step-*/run_state.json"))]
     corpus = record.get("corpus")
     return RunRecord(
         folder=folder,
         train=[row for row in metrics if row.get("split") == "train"],
         val=[row for row in metrics if row.get("split") == "val"],
-        samples=[row for row in samples if isinstance(row.get("step"), int)],
-        alarms=[row for row in read_json_lines(folder / "alarms.jsonl") if "alarm" in row],
-        preflight=[check for check in checks if isinstance(check, dict)] if isinstance(checks, list) else None,
+        samples=samples,
+        alarms=[row for row in read_json_lines(folder / "alarms.jsonl") if "alarm" in row and finite(row.get("step"))],
+        preflight=[_check(row) for row in checks if isinstance(row, dict)] if isinstance(checks, list) else None,
         summary=read_object(folder / "summary.json"),
         flags=_dict(record.get("flags")),
         model=_dict(record.get("model")),
@@ -118,6 +122,16 @@ def read_run(folder: Path) -> RunRecord:
         state=states[-1] if states else {},
         record=record,
     )
+
+
+def _check(row: Row) -> Row:
+    """Return a line of preflight.json as it is written today; older runs have no levels, and hints by another name."""
+    level = "pass" if row.get("ok") else "fail"
+    return row | {
+        "level": row.get("level", level),
+        "text": row.get("text", ""),
+        "hint": row.get("hint", row.get("mend")),
+    }
 
 
 def find_corpus(run: RunRecord) -> Path | None:

@@ -40,9 +40,9 @@ def page(found: Comparison) -> str:
     }
     return render(
         "comparison.html.j2",
-        found["language"],
         t,
         folder=TEMPLATES,
+        language=found["language"],
         verdict=found["verdict"],
         count=t["count"].format(len(runs), len(experiments)),
         measured=messages("page.measured", measure=measure(found, messages), unit=messages(found["unit"])),

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
-from diagnosis.report.format import MISSING, finite, number, percent, short
+from diagnosis.report.format import MISSING, number, percent, short
 from diagnosis.report.messages import Messages
+from evaluation.run_record import finite
 
 Comparison = dict[str, Any]
 FIGURES = ("loss", "spread", "seeds", "final", "bits", "position", "repetition", "speed", "time", "to", "state")

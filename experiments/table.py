@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diagnosis.report.messages import Messages
-from diagnosis.report.terminal import columns, padded, wrap
+from diagnosis.report.terminal import aligned, columns, wrap
 from experiments.comparison import LOCALES
 from experiments.summary import Comparison, cells, headings, measure
 
@@ -32,15 +32,7 @@ def screen(found: Comparison) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return aligned lines: the first column and the last to the left, the figures between to the right."""
-    widths = [max(columns(row[k]) for row in (head, *rows)) for k in range(len(head))]
-    return [
-        "  "
-        + "  ".join(
-            padded(cell, width, right=0 < k < len(head) - 1)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (head, *rows)
-    ]
+    return aligned([head, *rows], right=range(1, len(head) - 1))
 
 
 def _differences(found: Comparison, messages: Messages) -> list[str]:

@@ -7,18 +7,18 @@ page stretches over the area. So one figure serves every width of the page, whil
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import mean, median
 
-from diagnosis.report.format import finite, short
+import numpy as np
+
+from diagnosis.report.format import short
 
 Point = tuple[float, float]
 Show = Callable[[float], str]
-BOX = 1000
 MAX_POINTS, MAX_DOTS = 400, 24
+SMOOTH_POINTS = 60
 LABEL_GAP = 8.0  # percents between two labels of levels, so that they do not overlap
 
 
@@ -49,6 +49,8 @@ class Line:
     smooth: str
     dots: list[Point]
     """The points themselves, if they are few."""
+    ends: tuple[str, str]
+    """The first and the last value, for readers who cannot see the curve."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,6 @@ class Chart:
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     lines: list[Line]
-    summary: list[tuple[str, str, str]]
-    """(label, first value, last value) of each curve, for readers who cannot see it."""
     levels: list[tuple[str, float, float]]
     """(label, height, height of the label) of horizontal lines."""
     marks: list[Tick]
@@ -72,11 +72,11 @@ class Chart:
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps values to percents, linearly or by their logarithm."""
+    """Maps values to percents, linearly or by their logarithm to the base `log`."""
 
     low: float
     high: float
-    log: bool = False
+    log: int | None = None
 
     def share(self, value: float) -> float:
         """Return 0 at `low`, 100 at `high`; values outside are kept at the edge."""
@@ -85,64 +85,46 @@ class Scale:
             low, high, value = math.log(low), math.log(high), math.log(value)
         return 100 * (value - low) / (high - low) if high > low else 50.0
 
-
-def points_of(rows: Sequence[Sequence[float | None] | None] | None) -> list[Point]:
-    """Return the rows of a curve that have both numbers, in the order of their steps."""
-    pairs = (row for row in rows or [] if row is not None and len(row) == 2)
-    return sorted((float(step), float(value)) for step, value in pairs if finite(step) and finite(value))
-
-
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about `count` multiples of 1, 2 or 5 times a power of ten within [low, high]."""
-    if not high > low:
-        return [low]
-    rough = (high - low) / count
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [k * step for k in range(first, last + 1)]
+    def ticks(self, count: int = 5, whole: bool = False) -> list[float]:
+        """Return about `count` multiples of 1, 2 or 5 times a power of ten, or powers of the base; `whole` numbers."""
+        if self.log:
+            first, last = math.ceil(math.log(self.low, self.log) - 1e-9), math.floor(math.log(self.high, self.log))
+            if last > first:
+                return [float(self.log) ** k for k in range(first, last + 1, math.ceil((last - first + 1) / count))]
+        if not self.high > self.low:
+            return [self.low]
+        rough = (self.high - self.low) / count
+        power = 10 ** math.floor(math.log10(rough))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+        step = max(step, 1) if whole else step
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [k * step for k in range(first, last + 1)]
 
 
-def log_ticks(low: float, high: float, base: int = 10, count: int = 5) -> list[float]:
-    """Return about `count` powers of `base` within [low, high], or nice ticks if there are fewer than two."""
-    first, last = math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9)
-    if last - first < 1:
-        return nice_ticks(low, high, count)
-    return [float(base) ** k for k in range(first, last + 1, math.ceil((last - first + 1) / count))]
+def _step_ticks(scale: Scale, whole: bool = True) -> list[Tick]:
+    """Return ticks few enough for a phone."""
+    return [Tick(scale.share(step), short(step)) for step in scale.ticks(4, whole) or [scale.low]]
 
 
-def step_ticks(scale: Scale, whole: bool = True) -> list[Tick]:
-    """Return ticks, at whole steps unless said otherwise, few enough for a phone."""
-    ticks = nice_ticks(scale.low, scale.high, 4)
-    steps = [step for step in ticks if not whole or step == round(step)] or [scale.low]
-    return [Tick(scale.share(step), short(step)) for step in steps]
-
-
-def thin(points: list[Point], limit: int = MAX_POINTS) -> list[Point]:
+def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     """Return about `limit` points that look the same: each stretch keeps its lowest and highest, so spikes stay."""
     if len(points) <= limit:
-        return points
-    stretch = math.ceil(2 * len(points) / limit)
+        return list(points)
+    values = [value for _, value in points]
     kept = {0, len(points) - 1}
-    for start in range(0, len(points), stretch):
-        window = range(start, min(start + stretch, len(points)))
-        kept |= {pick(window, key=lambda k: points[k][1]) for pick in (min, max)}
+    for stretch in np.array_split(range(len(points)), limit // 2):
+        kept |= {int(pick(stretch, key=values.__getitem__)) for pick in (min, max)}
     return [points[k] for k in sorted(kept)]
 
 
-def smoothed(points: list[Point], stretches: int = 60) -> list[Point]:
-    """Return the median of each of about `stretches` stretches; nothing if the curve is short or smooth by itself.
+def smoothed(points: Sequence[Point]) -> list[Point]:
+    """Return the medians of SMOOTH_POINTS stretches; nothing if the curve is short or smooth by itself.
 
     A curve is smooth if it bends by less than one percent of the plot from point to point on average.
     """
-    if len(points) < 2 * stretches:
+    if len(points) < 2 * SMOOTH_POINTS or np.abs(np.diff([value for _, value in points], 2)).mean() < 1:
         return []
-    bends = [abs(a - 2 * b + c) for (_, a), (_, b), (_, c) in zip(points, points[1:], points[2:], strict=False)]
-    if mean(bends) < 1.0:
-        return []
-    width = math.ceil(len(points) / stretches)
-    windows = [points[start : start + width] for start in range(0, len(points), width)]
-    return [(median(x for x, _ in window), median(y for _, y in window)) for window in windows]
+    return [tuple(np.median(stretch, axis=0)) for stretch in np.array_split(points, SMOOTH_POINTS)]
 
 
 def spread_labels(positions: Sequence[float], gap: float = LABEL_GAP) -> list[float]:
@@ -158,9 +140,9 @@ def spread_labels(positions: Sequence[float], gap: float = LABEL_GAP) -> list[fl
     return moved
 
 
-def path_of(points: Sequence[Point]) -> str:
+def _path(points: Sequence[Point]) -> str:
     """Return an SVG path through (percent, percent) points."""
-    return "M" + "L".join(f"{x * BOX / 100:.0f} {y * BOX / 100:.0f}" for x, y in points) if points else ""
+    return "M" + "L".join(f"{10 * x:.0f} {10 * y:.0f}" for x, y in points) if points else ""
 
 
 def line_chart(
@@ -170,8 +152,7 @@ def line_chart(
     *,
     levels: Sequence[tuple[str, float]] = (),
     marks: Sequence[tuple[float, str]] = (),
-    log: bool = False,
-    log_base: int = 10,
+    log: int | None = None,
     floor: float | None = 0.0,
     ceiling: float | None = None,
     whole_steps: bool = True,
@@ -181,7 +162,7 @@ def line_chart(
     Args:
         show: formats a value for the y axis.
         levels: (label, value) of horizontal lines; marks: (step, label) of vertical ones.
-        log: use a logarithmic y axis if the values are positive and span a factor of 4 or more.
+        log: the base of a logarithmic y axis, used if the values are positive and span a factor of 4 or more.
         floor: where the y axis starts if no value is below it; None: a little below the lowest value.
         ceiling: the largest end of the y axis; higher values run along the edge.
         whole_steps: put the ticks of the x axis at whole numbers.
@@ -195,35 +176,32 @@ def line_chart(
     y_scale = _value_scale(values + [value for _, value in levels], log, floor, ceiling)
     heights = [100 - y_scale.share(value) for _, value in levels]
     labels = [label for label, _ in levels]
-    y_values = log_ticks(y_scale.low, y_scale.high, log_base) if y_scale.log else nice_ticks(y_scale.low, y_scale.high)
     return Chart(
         title=title,
-        x_ticks=step_ticks(x_scale, whole_steps),
-        y_ticks=[Tick(100 - y_scale.share(y), show(y)) for y in y_values],
-        lines=[_line(curve, x_scale, y_scale) for curve in curves],
-        summary=[(c.label, show(c.points[0][1]), show(c.points[-1][1])) for c in curves],
+        x_ticks=_step_ticks(x_scale, whole_steps),
+        y_ticks=[Tick(100 - y_scale.share(y), show(y)) for y in y_scale.ticks()],
+        lines=[_line(curve, x_scale, y_scale, show) for curve in curves],
         levels=list(zip(labels, heights, spread_labels(heights), strict=True)),
         marks=[Tick(x_scale.share(step), label) for step, label in marks if x_scale.low <= step <= x_scale.high],
         cut=show(y_scale.high) if max(values) > y_scale.high else None,
-        log=y_scale.log,
+        log=bool(y_scale.log),
     )
 
 
-def _line(curve: Curve, x_scale: Scale, y_scale: Scale) -> Line:
+def _line(curve: Curve, x_scale: Scale, y_scale: Scale, show: Show) -> Line:
     placed = [(x_scale.share(x), 100 - y_scale.share(y)) for x, y in curve.points]
     dots = placed if len(placed) <= MAX_DOTS else []
-    return Line(curve.label, curve.style, path_of(thin(placed)), path_of(smoothed(placed)), dots)
+    ends = show(curve.points[0][1]), show(curve.points[-1][1])
+    return Line(curve.label, curve.style, _path(thin(placed)), _path(smoothed(placed)), dots, ends)
 
 
-def _value_scale(values: list[float], log: bool, floor: float | None, ceiling: float | None) -> Scale:
+def _value_scale(values: list[float], log: int | None, floor: float | None, ceiling: float | None) -> Scale:
     """Return a scale around the values with some margin, but not above the ceiling. A log scale draws 0 at its end."""
-    low, high = min(values), max(values)
-    if ceiling is not None:
-        high = min(high, ceiling)
-        low = min(low, high)
+    high = min(max(values), math.inf if ceiling is None else ceiling)
+    low = min(*values, high)
     smallest = min((value for value in values if value > 0), default=high)
     if log and low >= 0 and smallest > 0 and high / smallest > 4:
-        return Scale(smallest / 1.25, high * 1.25, log=True)
+        return Scale(smallest / 1.25, high * 1.25, log)
     margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     low = floor if floor is not None and low >= floor else low - margin
     high += margin
@@ -243,41 +221,23 @@ class Bands:
     last: list[float]
 
 
-def whole_rows(
-    steps: Sequence[float | None], rows: Sequence[Sequence[float | None] | None]
-) -> list[tuple[float, list[float]]]:
-    """Return the steps whose row has all its numbers, and as many as the last row has."""
-    width = len(rows[-1] or ()) if rows else 0
-    found = []
-    for step, row in zip(steps, rows, strict=False):
-        numbers = [value for value in row or () if finite(value)]
-        if finite(step) and numbers and len(numbers) == len(row or ()) == width:
-            found.append((float(step), numbers))
-    return found
-
-
 def stacked_bands(title: str, steps: Sequence[float], rows: Sequence[Sequence[float]], columns: int) -> Bands | None:
     """Stack the shares `rows[k]` at `steps[k]`, thinned to about `columns` of them; None for fewer than two."""
-    pairs = [(step, [share / sum(row) for share in row]) for step, row in whole_rows(steps, rows) if sum(row) > 0]
-    if len(pairs) < 2:
+    if len(rows) < 2:
         return None
-    kept = pairs[: -1 : max(1, math.ceil(len(pairs) / columns))] + pairs[-1:]
-    scale = Scale(kept[0][0], kept[-1][0])
-    count = len(kept[0][1])
-    paths = []
-    for band in range(count, 0, -1):
-        border = [(scale.share(step), 100 - 100 * sum(row[:band])) for step, row in kept]
-        paths.append(path_of([*border, (100.0, 100.0), (0.0, 100.0)]) + "Z")
+    kept = sorted({*range(0, len(rows), math.ceil(len(rows) / columns)), len(rows) - 1})
+    scale, count = Scale(steps[0], steps[-1]), len(rows[0])
+    places = [scale.share(steps[k]) for k in kept]
+    borders = 100 - 100 * np.cumsum([rows[k] for k in kept], axis=1)
+    paths = [_path([*zip(places, borders[:, k], strict=True), (100, 100), (0, 100)]) + "Z" for k in range(count)]
     even = [100 - 100 * k / count for k in range(1, count)]
-    return Bands(title, paths, even, step_ticks(scale), list(kept[-1][1]))
+    return Bands(title, paths[::-1], even, _step_ticks(scale), list(rows[-1]))
 
 
 def histogram(
     edges: Sequence[float], counts: Sequence[float], show: Show
-) -> tuple[list[tuple[float, float, str]], list[Tick]] | None:
+) -> tuple[list[tuple[float, float, str]], list[Tick]]:
     """Return (left edge, height, label) of bars of equal width, whatever that of the bins, and ticks at some edges."""
-    if len(edges) != len(counts) + 1 or not all(map(finite, [*edges, *counts])) or not max(counts, default=0) > 0:
-        return None
     width, highest = 100 / len(counts), max(counts)
     bars = [
         (k * width, 100 * count / highest, f"{show(edges[k])} - {show(edges[k + 1])}: {show(count)}")
@@ -285,12 +245,3 @@ def histogram(
     ]
     stride = math.ceil(len(edges) / 5)
     return bars, [Tick(k * width, show(edge)) for k, edge in enumerate(edges) if k % stride == 0]
-
-
-def position(value: float, edges: Sequence[float]) -> float | None:
-    """Return where a value is along a histogram's bars of equal width, in percent; None if outside."""
-    if not edges or not edges[0] <= value <= edges[-1]:
-        return None
-    k = min(bisect_right(edges, value) - 1, len(edges) - 2)
-    width = edges[k + 1] - edges[k]
-    return 100 * (k + ((value - edges[k]) / width if width else 0)) / (len(edges) - 1)

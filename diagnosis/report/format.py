@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, TypeGuard
+from typing import Any
+
+from evaluation.run_record import finite
 
 MISSING = "\N{EN DASH}"
 _UNPRINTABLE = re.compile(
@@ -14,11 +17,6 @@ _UNPRINTABLE = re.compile(
 )
 _UNIT = re.compile(r"[A-Za-z0-9]+|[^\sA-Za-z0-9]")
 """A unit of text: a Latin word, or one other character."""
-
-
-def finite(value: object) -> TypeGuard[float]:
-    """Return whether a value is a number that can be printed and drawn."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -61,23 +59,22 @@ def short(value: float | None) -> str:
 
 def amount(value: float | None, language: str) -> str:
     """Format a large count in the language's own units: 45.2 million, 4,520 万."""
-    if not finite(value):
-        return MISSING
-    units = ((1e8, " 亿"), (1e4, " 万")) if language == "zh" else ((1e9, " billion"), (1e6, " million"))
-    for power, unit in units:
-        if abs(value) >= power:
-            return f"{value / power:,.3g}{unit}" if abs(value) < 1000 * power else f"{value / power:,.0f}{unit}"
-    return f"{value:,.0f}"
+    large = ((1e8, " 亿"), (1e4, " 万")) if language == "zh" else ((1e9, " billion"), (1e6, " million"))
+    return _in_units(value, (*large, (1, "")))
 
 
 def size(value: float | None) -> str:
     """Format bytes in decimal units."""
+    return _in_units(value, ((1e9, " GB"), (1e6, " MB"), (1e3, " kB"), (1, " B")))
+
+
+def _in_units(value: float | None, units: Sequence[tuple[float, str]]) -> str:
+    """Format in the largest unit that the value reaches, or as a whole number."""
     if not finite(value):
         return MISSING
-    for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= power:
-            return f"{value / power:,.3g} {unit}"
-    return f"{value:,.0f} B"
+    power, unit = next((pair for pair in units if abs(value) >= pair[0]), units[-1])
+    scaled = value / power
+    return f"{scaled:,.0f}{unit}" if power == 1 or abs(scaled) >= 1000 else f"{scaled:.3g}{unit}"
 
 
 def bucket_name(bucket: dict[str, Any]) -> str:
@@ -90,9 +87,8 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def excerpt(text: object, limit: int) -> str:
+def excerpt(text: str, limit: int) -> str:
     """Return at most `limit` characters of a text, with an ellipsis where it was cut."""
-    text = "" if text is None else str(text)
     return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 

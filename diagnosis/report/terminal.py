@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import textwrap
 import unicodedata
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from diagnosis.report.format import bucket_name
+from diagnosis.report.format import bucket_name, number
 from diagnosis.report.messages import Messages
 from evaluation.repetition import METRICS
 
@@ -45,8 +46,8 @@ def _head(diagnosis: dict[str, Any], texts: Messages) -> list[str]:
 
 def _causes(causes: list[dict[str, Any]], texts: Messages) -> list[str]:
     lines = [texts("terminal.causes")] if causes else []
-    for number, cause in enumerate(causes, 1):
-        title = texts("terminal.cause", number=number, title=cause["title"], confidence=cause["confidence"])
+    for place, cause in enumerate(causes, 1):
+        title = texts("terminal.cause", number=place, title=cause["title"], confidence=cause["confidence"])
         lines.append(f"  {title}")
         for sentence in (*cause["evidence"], texts("terminal.next", next=cause["next"])):
             lines += wrap(sentence, "     ")
@@ -54,32 +55,25 @@ def _causes(causes: list[dict[str, Any]], texts: Messages) -> list[str]:
 
 
 def _baselines(found: dict[str, Any], texts: Messages) -> list[str]:
-    rows = [(row["label"], row, "-") for row in found["rungs"]]
-    rows += [(texts("terminal.this_model"), found["model"], "#"), (texts("terminal.train"), found["train"], "=")]
-    rows = [(label, row, mark) for label, row, mark in rows if row and row["nats"] is not None]
-    if not rows:
+    losses = [(row["label"], row, "-") for row in found["rungs"]]
+    losses += [(texts("terminal.this_model"), found["model"], "#"), (texts("terminal.train"), found["train"], "=")]
+    losses = [(label, row, mark) for label, row, mark in losses if row]
+    if not losses:
         return []
-    most = max(row["nats"] for _, row, _ in rows)
-    width = max(columns(label) for label, _, _ in rows)
-    lines = [texts("terminal.baselines")]
-    for label, row, mark in rows:
-        bits = "" if row["bits_per_byte"] is None else f"  {row['bits_per_byte']:6.3f}"
-        bar = mark * max(1, round(row["nats"] / most * BAR))
-        lines.append(f"  {padded(label, width)}  {row['nats']:6.3f}{bits}  {bar}")
-    return [*lines, *wrap(found["sentence"], "  ")]
+    scale = BAR / max(row["nats"] for _, row, _ in losses)
+    rows = [
+        (label, number(row["nats"], 3), number(row["bits_per_byte"], 3), mark * max(1, round(scale * row["nats"])))
+        for label, row, mark in losses
+    ]
+    return [texts("terminal.baselines"), *aligned(rows, right={1, 2}), *wrap(found["sentence"], "  ")]
 
 
 def _repetition(rows: list[dict[str, Any]], texts: Messages) -> list[str]:
     if not rows:
         return []
-    width = max(columns(row["label"]) for row in rows)
-    head = "".join(f"  {padded(texts(f'metrics.{name}'), 10, right=True)}" for name in METRICS)
-    lines = [texts("terminal.repetition"), "  " + " " * width + head]
-    for row in rows:
-        lines.append(
-            f"  {padded(row['label'], width)}" + "".join(f"  {_cell(row[name], name):>10}" for name in METRICS)
-        )
-    return lines
+    table = [["", *(texts(f"metrics.{name}") for name in METRICS)]]
+    table += [[row["label"], *(_cell(row[name], name) for name in METRICS)] for row in rows]
+    return [texts("terminal.repetition"), *aligned(table, right=range(1, len(table[0])))]
 
 
 def _cell(value: float | None, name: str) -> str:
@@ -110,13 +104,16 @@ def figures_lines(found: dict[str, Any] | None, texts: Messages) -> list[str]:
         return []
     lines, pairs = [], found["minimal_pairs"]
     if pairs:
-        names = {kind: texts(f"minimal_pairs.{kind}") for kind in pairs}
-        width = max(map(columns, names.values()))
-        lines.append(texts("terminal.minimal_pairs"))
-        for kind, row in pairs.items():
-            bar = "#" * round(row["share"] * BAR)
-            interval = texts("terminal.interval", low=row["low"], high=row["high"], pairs=row["pairs"])
-            lines.append(f"  {padded(names[kind], width)}  {row['share']:6.1%}  {padded(interval, 34)}  {bar}".rstrip())
+        rows = [
+            (
+                texts(f"minimal_pairs.{kind}"),
+                f"{row['share']:.1%}",
+                texts("terminal.interval", low=row["low"], high=row["high"], pairs=row["pairs"]),
+                "#" * round(row["share"] * BAR),
+            )
+            for kind, row in pairs.items()
+        ]
+        lines += [texts("terminal.minimal_pairs"), *aligned(rows, right={1})]
     for key in ("position", "length"):
         buckets = found[f"bits_per_byte_by_{key}"]
         shown = [f"{bucket_name(bucket)}: {bucket['bits_per_byte']:.3f}" for bucket in buckets]
@@ -151,7 +148,12 @@ def _wide(character: str) -> bool:
     return unicodedata.east_asian_width(character) in "WF"
 
 
-def padded(text: str, width: int, right: bool = False) -> str:
-    """Return a text with blanks up to `width` columns, on its right or on its left."""
-    padding = " " * max(0, width - columns(text))
-    return padding + text if right else text + padding
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
+    """Return the lines of a table, the columns in `right` aligned there and the others on the left."""
+    widths = [max(columns(row[k]) for row in rows) for k in range(len(rows[0]))]
+
+    def padded(k: int, text: str) -> str:
+        padding = " " * (widths[k] - columns(text))
+        return padding + text if k in right else text + padding
+
+    return [f"  {'  '.join(padded(k, cell) for k, cell in enumerate(row))}".rstrip() for row in rows]

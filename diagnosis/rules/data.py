@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from diagnosis.measurements import Measurements
-from diagnosis.rules.cause import Cause, Reasons
+from diagnosis.rules import Cause, Reasons
 
 # prepare.py drops exact copies; where a fifth is left in, they were asked for.
 DUPLICATES, NEAR_DUPLICATES = 0.2, 0.3

@@ -6,7 +6,7 @@ import math
 from statistics import median
 
 from diagnosis.measurements import Measurements
-from diagnosis.rules.cause import Cause, Reasons
+from diagnosis.rules import Cause, Reasons
 from evaluation.run_record import Curve, RunRecord
 
 # Our loss at step 0 is ln V within 0.15 (model/init.py); a nat above it, the network is confident in wrong tokens

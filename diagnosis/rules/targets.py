@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from diagnosis.measurements import Measurements
-from diagnosis.rules.cause import Cause, Reasons
+from diagnosis.rules import Cause, Reasons
 
 # By how much the predictions must fit another token better than the next one. A model that has learned nothing fits all
 # of them equally badly, as token frequencies do; one that has learned a wrong token fits it better by nats.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from diagnosis.measurements import Measurements
-from diagnosis.rules.cause import Cause, Rule
+from diagnosis.rules import Cause, Rule
 from diagnosis.rules.data import duplicates, overfitted, repetitive_data, undertrained
 from diagnosis.rules.optimization import (
     diverged,

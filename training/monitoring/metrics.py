@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class Metrics:
 
     def language(self, step: int, figures: LanguageFigures) -> None:
         """Write what the model knows of its language into figures.json, and each figure on TensorBoard."""
-        text = json.dumps({"step": step} | figures.as_object(), indent=2, allow_nan=False) + "\n"
+        text = json.dumps({"step": step} | asdict(figures), indent=2, allow_nan=False) + "\n"
         write_text(self.folder / "figures.json", text, self._say)
         if self.monitor.enabled:
             self.monitor.write_events([(tag, value, step) for tag, value in figures.scalars().items()])

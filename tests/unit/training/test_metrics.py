@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluation.context_use import Bucket
-from evaluation.language_figures import LanguageFigures
+from evaluation.language_figures import Bucket, LanguageFigures
 from evaluation.minimal_pairs import PairResult
 from training.checkpointing.run_state import RunState
 from training.monitoring.metrics import Metrics
@@ -180,8 +179,8 @@ def test_half_a_line_is_dropped(tmp_path, half):
 def test_the_figures_of_the_end_are_in_a_file_and_on_tensorboard(tmp_path):
     figures = LanguageFigures(
         {"all": PairResult(pairs=40, share=0.75, low=0.6, high=0.86)},
-        by_position=[Bucket(start=8, end=32, bits_per_byte=1.5, bytes=900)],
-        by_length=[],
+        bits_per_byte_by_position=[Bucket(start=8, end=32, bits_per_byte=1.5, bytes=900)],
+        bits_per_byte_by_length=[],
     )
     monitor = Monitor()
     Metrics(tmp_path, monitor, at(120)).language(120, figures)

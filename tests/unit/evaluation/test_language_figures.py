@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from evaluation.context_use import measure_context
-from evaluation.language_figures import measure_figures
+from evaluation.language_figures import measure_context, measure_figures
 
 V = 8
 
@@ -57,4 +56,4 @@ def test_the_figures_have_a_name_on_tensorboard_each():
         longest=64,
     )
     assert found.scalars()["bits_per_byte_by_position/from_8"] == pytest.approx(3.0)
-    assert found.as_object()["bits_per_byte_by_length"][0]["bits_per_byte"] == pytest.approx(3.0)
+    assert found.bits_per_byte_by_length[0].bits_per_byte == pytest.approx(3.0)
