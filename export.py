@@ -56,15 +56,11 @@ def run(args: argparse.Namespace) -> bool:
     if args.gguf:
         from exporting.gguf_file import write_gguf
 
-        result = write_gguf(folder, args.gguf, args.type, args.checkpoint.resolve().name)
-        written, ollama = result.files
-        print(f"{written}: {result.bytes / 1e6:,.1f} MB in {args.type}, {result.tensors:,} tensors, read back")
-        print(f"{ollama}: ollama create NAME -f {ollama}")
-        for note in result.notes:
-            print(f"  {note}")
+        for line in write_gguf(folder, args.gguf, args.type, args.checkpoint.resolve().name):
+            print(line)
     if not args.verify:
         return True
-    from exporting.verification.report import verify
+    from exporting.verification.comparison import verify
 
     limits = {"most_documents": args.documents, "most_tokens": args.document_tokens}
     return verify(folder, args.verify, args.data, **limits, say=lambda line: print(line, flush=True))

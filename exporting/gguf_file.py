@@ -4,149 +4,94 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from common.chat_template import chatml, read_chat_template
+from common.command_line import check_output_file
 from common.errors import UserError
 from common.files import printable, replace_files
-from corpus.tokenizer import load_tokenizer, special_ids, vocab_size
+from corpus.tokenizer import special_ids, vocab_size
+from evaluation.opened_model import open_own
 from exporting.gguf_tensors import GGUFTensor, architecture, gguf_tensors
 from exporting.libraries import library
 from exporting.ollama import modelfile
 from exporting.pre_tokenizer import llama_cpp_name
 from exporting.quantization import BLOCK, is_blocked, not_divisible
-from model import ModelConfig, ModelConfigError, load_model
+from model import ModelConfig
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens
 
 
-@dataclass(frozen=True)
-class GGUFResult:
-    """What was written, and sentences about what a user may not expect."""
-
-    files: tuple[Path, Path]
-    bytes: int
-    tensors: int
-    notes: list[str]
-
-
-def write_gguf(folder: Path, target: Path, kind: str, name: str) -> GGUFResult:
+def write_gguf(folder: Path, target: Path, kind: str, name: str) -> list[str]:
     """Write the model in `folder` as `target`, and an Ollama Modelfile beside it; `name` is for people.
 
-    Both are read back before they get their names. UserError if one is there already, the disk is full, or the model
-    cannot be said in GGUF; nothing is left half written then.
+    Return lines about what was written and what a user may not expect. Both files are read back before they get their
+    names. UserError if one is there already, the disk is full, or the model cannot be said in GGUF; nothing is left
+    half written then.
     """
     gguf = library("gguf", "a GGUF file")
     logging.getLogger("gguf").setLevel(logging.WARNING)
     beside = target.with_suffix(".Modelfile")
-    _check_targets(target, beside)
-    try:
-        model = load_model(folder)
-    except ModelConfigError as error:
-        raise UserError(str(error)) from None
-    tokenizer_file = folder / "tokenizer.json"
-    if not tokenizer_file.is_file():
-        raise UserError(f"{tokenizer_file} is missing: copy it there from the folder of the corpus")
-    vocabulary = read_vocabulary(folder, model.config)
-    tensors = gguf_tensors(model.config, model.state_dict(), kind)
+    for path in (target, beside):
+        if path.exists():
+            raise UserError(f"{path} exists: delete it, or give --gguf another name")
+    check_output_file("--gguf", target)
+    network, tokenizer = open_own(folder)
+    config = network.config
+    pre = _pre_tokenizer(folder, config, tokenizer)
+    bos, eos = (tokenizer.id_to_token(index) for index in (config.bos_token_id, config.eos_token_id))
+    template = read_chat_template(folder) or chatml(bos, eos)
+    tensors = gguf_tensors(config, network.state_dict(), kind)
 
     def write(path: Path) -> None:
-        _write(gguf, path, model.config, vocabulary, tensors, kind, name)
+        writer = gguf.GGUFWriter(path, architecture(config))
+        try:
+            writer.add_name(name)
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if kind == 'f32' else 'MOSTLY'}_{kind.upper()}"])
+            _add_sizes(gguf, writer, config)
+            _add_vocabulary(writer, config, tokenizer, pre, template)
+            for tensor in tensors:
+                writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
         _check(gguf, path, tensors)
 
     try:
-        ollama = modelfile(target.name, folder, model.config, (vocabulary.bos, vocabulary.eos))
+        ollama = modelfile(target.name, folder, config, (bos, eos))
         replace_files({target: write, beside: lambda path: path.write_text(ollama, encoding="utf-8")})
     except OSError as error:
         raise UserError(f"{target} could not be written ({error.strerror or error}): nothing is left of it") from None
-    return GGUFResult((target, beside), target.stat().st_size, len(tensors), _notes(model.config, kind))
-
-
-def _check_targets(*targets: Path) -> None:
-    for path in targets:
-        if path.exists():
-            raise UserError(f"{path} exists: delete it, or give --gguf another name")
-    if not targets[0].resolve().parent.is_dir():
-        raise UserError(f"--gguf {targets[0]}: there is no folder {targets[0].resolve().parent}: create it first")
-
-
-def _notes(config: ModelConfig, kind: str) -> list[str]:
-    notes = []
+    lines = [
+        f"{target}: {target.stat().st_size / 1e6:,.1f} MB in {kind}, {len(tensors):,} tensors, read back",
+        f"{beside}: ollama create NAME -f {beside}",
+    ]
     if architecture(config) == "glm4moe":
-        notes.append(
-            "one expert a token: llama.cpp's qwen3moe would weigh it with 1, so the file uses its glm4moe, with a "
+        lines.append(
+            "  one expert a token: llama.cpp's qwen3moe would weigh it with 1, so the file uses its glm4moe, with a "
             "shared expert of zeros, which computes the same as the model"
         )
     if is_blocked(kind) and (odd := not_divisible(config, BLOCK)):
-        notes.append(f"matrices with {odd} stay F16: {kind} needs rows of a multiple of {BLOCK}")
-    return notes
+        lines.append(f"  matrices with {odd} stay F16: {kind} needs rows of a multiple of {BLOCK}")
+    return lines
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """A byte-level BPE as GGUF has it. `types` are the library's: 1 normal, 3 control, 4 user defined, 5 unused."""
-
-    pre: str
-    tokens: list[str]
-    types: list[int]
-    merges: list[str]
-    bos: str
-    eos: str
-    pad_id: int
-    chat_template: str
-
-
-def read_vocabulary(folder: Path, config: ModelConfig) -> Vocabulary:
-    """Return the vocabulary of a model's folder; UserError if llama.cpp would make other ids with it."""
+def _pre_tokenizer(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> str:
+    """Return llama.cpp's name of how a tokenizer cuts text; UserError if it would make other ids with it."""
     path = folder / "tokenizer.json"
-    tokenizer = load_tokenizer(path)
     if vocab_size(tokenizer) > config.vocab_size:
         raise UserError(
             f"{path} has {vocab_size(tokenizer):,} entries and the model {config.vocab_size:,}: take the tokenizer "
             "that the model was trained with"
         )
-    text = tokenizer.to_str()
-    pre, content = llama_cpp_name(text, str(path)), json.loads(text)
-    by_id = {index: token for token, index in tokenizer.get_vocab(with_added_tokens=True).items()}
-    special = {token["id"]: token["special"] for token in content["added_tokens"]}
-    tokens = [by_id.get(index, f"<unused {index}>") for index in range(config.vocab_size)]
-    types = [
-        5 if index not in by_id else (3 if special[index] else 4) if index in special else 1
-        for index in range(config.vocab_size)
-    ]
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
-    _, _, pad_id = special_ids(tokenizer)
-    bos, eos = tokens[config.bos_token_id], tokens[config.eos_token_id]
-    template = read_chat_template(folder) or chatml(bos, eos)
-    return Vocabulary(pre, tokens, types, merges, bos, eos, pad_id, template)
-
-
-def _write(
-    gguf: Any,
-    path: Path,
-    config: ModelConfig,
-    vocabulary: Vocabulary,
-    tensors: list[GGUFTensor],
-    kind: str,
-    name: str,
-) -> None:
-    writer = gguf.GGUFWriter(path, architecture(config))
-    try:
-        writer.add_name(name)
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        stem = "ALL" if kind == "f32" else "MOSTLY"
-        writer.add_file_type(gguf.LlamaFileType[f"{stem}_{kind.upper()}"])
-        _add_sizes(gguf, writer, config)
-        _add_vocabulary(writer, config, vocabulary)
-        for tensor in tensors:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
+    return llama_cpp_name(tokenizer.to_str(), str(path))
 
 
 def sizes(gguf: Any, config: ModelConfig) -> dict[str, int | float | bool]:
@@ -188,18 +133,24 @@ def _add_sizes(gguf: Any, writer: Any, config: ModelConfig) -> None:
         add[type(value)](f"{architecture(config)}.{key}", value)
 
 
-def _add_vocabulary(writer: Any, config: ModelConfig, vocabulary: Vocabulary) -> None:
+def _add_vocabulary(writer: Any, config: ModelConfig, tokenizer: Tokenizer, pre: str, template: str) -> None:
+    """Write a byte-level BPE; `pre` is llama.cpp's name of how it cuts text. Rows without a token get one of no use."""
+    content = json.loads(tokenizer.to_str())
+    by_id = {index: token for token, index in tokenizer.get_vocab(with_added_tokens=True).items()}
+    added = {token["id"]: CONTROL if token["special"] else USER_DEFINED for token in content["added_tokens"]}
+    rows = range(config.vocab_size)
     writer.add_tokenizer_model("gpt2")  # any byte-level BPE
-    writer.add_tokenizer_pre(vocabulary.pre)
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(vocabulary.types)
-    writer.add_token_merges(vocabulary.merges)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list([by_id.get(index, f"<unused {index}>") for index in rows])
+    writer.add_token_types([added.get(index, NORMAL) if index in by_id else UNUSED for index in rows])
+    merges = content["model"]["merges"]
+    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)
-    writer.add_pad_token_id(vocabulary.pad_id)
+    writer.add_pad_token_id(special_ids(tokenizer)[2])
     writer.add_add_bos_token(True)  # as every document was trained
     writer.add_add_eos_token(False)
-    writer.add_chat_template(vocabulary.chat_template)
+    writer.add_chat_template(template)
 
 
 def _check(gguf: Any, path: Path, tensors: list[GGUFTensor]) -> None:

@@ -13,9 +13,10 @@ from common.chat_template import read_chat_template
 from common.errors import UserError
 from common.files import read_object, replace_files
 from corpus.tokenizer import write_hf_tokenizer
+from evaluation.opened_model import open_own
 from evaluation.run_record import Row, is_run
 from exporting import model_card
-from model import ModelConfig, ModelConfigError, load_model
+from model import ModelConfig
 from model.hf import GENERATION_CONFIG, generation_config
 
 
@@ -25,17 +26,12 @@ def complete(folder: Path, diagnosis_file: Path | None = None) -> list[str]:
     The weights and config.json are read but never written. A chat template or a card of another hand stays. UserError
     if the folder holds no model or cannot be written; then every file is as it was.
     """
-    try:
-        config = load_model(folder).config
-    except ModelConfigError as error:
-        raise UserError(str(error)) from None
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"{folder / 'tokenizer.json'} is missing: copy it there from the folder of the corpus")
+    config = open_own(folder)[0].config
     run = folder.parent if folder.name == "model" and is_run(folder.parent) else None
     diagnosis = _diagnosis(diagnosis_file, run)
     texts = dict(_tokenizer_files(folder))
     texts[CHAT_TEMPLATE] = read_chat_template(folder) or texts[CHAT_TEMPLATE]
-    texts[GENERATION_CONFIG] = _json(_generation_config(folder, config, diagnosis))
+    texts[GENERATION_CONFIG] = json.dumps(_generation_config(folder, config, diagnosis), indent=2) + "\n"
     card = _card(folder, config, run, diagnosis)
     if card:
         texts[model_card.FILE_NAME] = card
@@ -98,8 +94,7 @@ def _card(folder: Path, config: ModelConfig, run: Path | None, diagnosis: Row) -
     there = _text(folder / model_card.FILE_NAME)
     if there is not None and model_card.MARK not in there:
         return None
-    name = (run or folder).resolve().name
-    return model_card.model_card(model_card.sources(name, config, run, diagnosis))
+    return model_card.model_card((run or folder).resolve().name, config, run, diagnosis)
 
 
 def _text(path: Path) -> str | None:
@@ -107,10 +102,6 @@ def _text(path: Path) -> str | None:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _writer(text: str) -> Any:

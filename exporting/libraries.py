@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any
 
 from common.errors import UserError
@@ -11,14 +10,11 @@ from common.errors import UserError
 _INSTALL = {
     "gguf": "pip install -r requirements-export.txt",
     "llama_cpp": "pip install -r requirements-export.txt (it is compiled, which takes some 15 minutes)",
-    "transformers": "pip install transformers",
 }
 
 
 def library(name: str, purpose: str) -> Any:
     """Return an optional library; UserError with the command that installs it if it is missing."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is in the folder
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: llama_cpp without its shared library

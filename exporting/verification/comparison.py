@@ -1,4 +1,4 @@
-"""The same documents through the trained model and through a program that serves it: is it the same model?
+"""`--verify`: the same documents through the trained model and through programs that serve it, and a table of both.
 
 Shapes in names: T tokens, V vocabulary.
 """
@@ -8,13 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import islice, zip_longest
+from pathlib import Path
 
 import numpy as np
 
-from exporting.verification.backends import Backend, OwnModel
+from common.errors import UserError
+from corpus.reader import parse_chunk, read_chunks, text_files
+from exporting.verification.backends import Backend, Reference, llama_cpp_backend, reference, transformers_backend
 
 PROMPTS, PROMPT_CHARACTERS, NEW_TOKENS = 20, 24, 32
+SPARE = 2  # positions for a BOS too many, and EOS
 SHOWN = 3  # tokens in front of and behind a difference
 
 # The mean difference of a logit that rounding explains, as a share of the logits' standard deviation, by the type of
@@ -75,17 +79,32 @@ class Figures:
         return reasons
 
 
-def compare(
-    own: OwnModel, backends: Sequence[Backend], texts: Sequence[str], positions: int, progress: Callable[[int], object]
-) -> list[Figures]:
-    """Return the figures of each backend over `texts`, which fit the positions; `progress` gets each one's number."""
-    figures = [Figures(faults=backend.faults()) for backend in backends]
+def verify(
+    trained: Path,
+    targets: Sequence[Path],
+    data: Path,
+    *,
+    most_documents: int,
+    most_tokens: int,
+    say: Callable[[str], object],
+) -> bool:
+    """Print how each folder or GGUF file compares with the model in `trained`; return whether all of them are it.
+
+    At most `most_documents` documents of `data` are taken, of each at most `most_tokens` tokens.
+    """
+    own = reference(trained)
+    positions = min(own.config.max_position_embeddings, most_tokens + SPARE)
+    backends = [_backend(path, own, positions) for path in targets]
+    texts = [own.fit(text, positions - SPARE) for text in _documents(data, most_documents)]
+    say(f"reference  {trained}, {len(texts):,} documents of {data}")
+    figures = [Figures(faults=backend.faults) for backend in backends]
     for number, text in enumerate(texts, 1):
         ids = own.encode(text)
         own_logits_TV = own.logits(ids)
         for backend, found in zip(backends, figures, strict=True):
             _compare_document(found, own, backend, text, ids, own_logits_TV, positions)
-        progress(number)
+        if number % max(1, len(texts) // 5) == 0 and number < len(texts):
+            say(f"... {number:,} documents")
     new_tokens = min(NEW_TOKENS, positions // 2)
     for text in texts[:PROMPTS]:
         ids = own.encode(text[:PROMPT_CHARACTERS])[: positions - new_tokens]
@@ -93,12 +112,31 @@ def compare(
         for backend, found in zip(backends, figures, strict=True):
             found.prompts += 1
             found.same_text += backend.greedy(ids, new_tokens) == expected
-    return figures
+    for line in _table(own, backends, figures):
+        say(line)
+    return not any(found.verdict(backend.precision) for backend, found in zip(backends, figures, strict=True))
+
+
+def _backend(path: Path, own: Reference, positions: int) -> Backend:
+    if path.is_dir():
+        folder = path / "model" if (path / "model").is_dir() else path
+        return transformers_backend(folder, own)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give --verify folders of models and GGUF files")
+    return llama_cpp_backend(path, own, positions)
+
+
+def _documents(data: Path, most: int) -> list[str]:
+    chunks = (chunk for file in text_files([data]) for chunk in read_chunks(file))
+    texts = list(islice((text for chunk in chunks for text in parse_chunk(chunk).texts), most))
+    if not texts:
+        raise UserError(f'{data} has no text that could be read: write one {{"text": "..."}} on each line')
+    return texts
 
 
 def _compare_document(
     found: Figures,
-    own: OwnModel,
+    own: Reference,
     backend: Backend,
     text: str,
     ids: list[int],
@@ -132,7 +170,7 @@ def _nats(logits_TV: np.ndarray, ids: Sequence[int], eos_id: int) -> float:
     return float((log_sum - shifted[np.arange(len(targets)), targets]).sum(dtype=np.float64))
 
 
-def in_words(own: OwnModel, backend: Backend, ids: list[int], theirs: list[int]) -> str:
+def in_words(own: Reference, backend: Backend, ids: list[int], theirs: list[int]) -> str:
     """Return how the ids of a text differ from those of training, in a sentence."""
     bos_id = own.config.bos_token_id
     if theirs == ids[1:]:
@@ -144,6 +182,29 @@ def in_words(own: OwnModel, backend: Backend, ids: list[int], theirs: list[int])
     where = next(i for i, (a, b) in enumerate(zip_longest(ids, theirs)) if a != b)
     ours, others = ids[where : where + SHOWN], theirs[where : where + SHOWN]
     before = own.decode(ids[max(0, where - SHOWN) : where])
-    cut = f"{'|'.join(own.pieces(ours))!r} became {'|'.join(backend.pieces(others))!r}"
-    kind = "vocabulary" if own.pieces(ours) == backend.pieces(others) else "pre-tokenizer"
+    pieces, their_pieces = (
+        "|".join(side.decode([token]) for token in part) for side, part in ((own, ours), (backend, others))
+    )
+    kind = "vocabulary" if pieces == their_pieces else "pre-tokenizer"
+    cut = f"{pieces!r} became {their_pieces!r}"
     return f"the {kind} differs at token {where:,}, after {before!r}: {cut} (ids {ours} became {others})"
+
+
+def _table(own: Reference, backends: Sequence[Backend], figures: Sequence[Figures]) -> list[str]:
+    """Return the figures, a line a backend, and below each line why it is not the trained model."""
+    ours = figures[0].own_bits_per_byte
+    lines = [
+        f"{'':20}{'same ids':>10}{'logits off by':>22}{'bits a byte':>13}{'greedy text':>13}",
+        f"{'':20}{'':>10}{'mean      largest':>22}{'':>13}{'the same':>13}",
+        f"{own.name:20}{'':>10}{'':>22}{ours:13.4f}",
+    ]
+    for backend, found in zip(backends, figures, strict=True):
+        lines.append(
+            f"{backend.name:20}{found.same_ids / found.documents:10.1%}{found.mean:12.5f}{found.largest:10.4f}"
+            f"{found.bits_per_byte:13.4f}{f'{found.same_text} of {found.prompts}':>13}   {backend.path}"
+        )
+        reasons = found.verdict(backend.precision)
+        lines += [f"    NOT the trained model: {reason}" for reason in reasons]
+        if not reasons:
+            lines.append(f"    is the trained model; {found.relative:.3%} of the logits' spread is rounding")
+    return lines

@@ -77,7 +77,7 @@ def test_the_sampling_that_the_diagnosis_found_best_is_taken(old: Path, tmp_path
     config = GenerationConfig.from_pretrained(old)
     assert (config.do_sample, config.temperature, config.top_p, config.repetition_penalty) == (True, 0.7, 0.9, 1.1)
     card = (old / "README.md").read_text(encoding="utf-8")
-    assert "- The model is healthy.\n- Best settings: these." in card
+    assert "The model is healthy.\n\nBest settings: these." in card
     (tmp_path / "diagnosis.json").write_text(json.dumps(diagnosis(0)))
     complete(old, tmp_path / "diagnosis.json")
     assert GenerationConfig.from_pretrained(old).do_sample is False
@@ -155,7 +155,7 @@ def test_the_card_says_what_the_run_recorded(run: Path) -> None:
         "| 20 (these weights) | 81,920 | 3.250 | 1.083 |",
         "| 4-grams that repeat an earlier one of the text | 2.1% | 1.9% |",
         "| texts that end in a loop, greedy decoding | 25.0% | 0.0% |",
-        "- vLLM: `vllm serve my-run`",
+        "- vLLM (not tried): `vllm serve FOLDER`",
     ):
         assert line in card.splitlines(), line
     assert str(run.parent) not in card  # it is published: no paths of a machine

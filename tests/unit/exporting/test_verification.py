@@ -16,10 +16,11 @@ import exporting.gguf_file
 import exporting.gguf_tensors
 import exporting.verification.structure
 from common.errors import UserError
+from evaluation.opened_model import open_own
 from exporting.gguf_file import write_gguf
 from exporting.pre_tokenizer import KNOWN
 from exporting.quantization import TYPES
-from exporting.verification.report import verify
+from exporting.verification.comparison import verify
 
 gguf = pytest.importorskip("gguf")
 Copied, EditJson = Callable[[str], Path], Callable[..., None]
@@ -140,11 +141,9 @@ def test_logits_that_differ_for_no_known_reason_are_not_passed(
 
 
 def faults(path: Path, reference: Path) -> list[str]:
-    from exporting.verification.backends import OwnModel
-
-    own = OwnModel(reference)
+    network, _ = open_own(reference)
     file = exporting.gguf_file.read_gguf(gguf, path)
-    return exporting.verification.structure.file_faults(file, own.config, own.model.state_dict())
+    return exporting.verification.structure.file_faults(file, network.config, network.state_dict())
 
 
 @pytest.mark.parametrize("kind", TYPES)
