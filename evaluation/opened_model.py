@@ -54,7 +54,7 @@ def open_with_transformers(folder: Path) -> tuple[Any, Any, list[str]]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
     except Exception as error:  # whatever the many tokenizer classes raise
         raise UserError(
-            f"{folder}: the tokenizer cannot be loaded ({printable(error)}): copy its files into the folder"
+            f"{folder}: the tokenizer cannot be loaded ({_in_a_line(error)}): copy its files into the folder"
         ) from None
     if len(set(tokenizer(TOKENIZER_CHECK, add_special_tokens=False)["input_ids"])) < 2:
         raise UserError(
@@ -66,8 +66,12 @@ def open_with_transformers(folder: Path) -> tuple[Any, Any, list[str]]:
         )
     except Exception as error:
         raise UserError(
-            f"{folder}: transformers cannot load it as a causal language model ({printable(error)}): check that "
+            f"{folder}: transformers cannot load it as a causal language model ({_in_a_line(error)}): check that "
             "config.json and the weights belong together"
         ) from None
     network, loading = loaded
     return network.eval(), tokenizer, sorted(loading["missing_keys"])
+
+
+def _in_a_line(error: Exception) -> str:
+    return printable(" ".join(str(error).split())) or type(error).__name__
