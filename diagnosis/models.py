@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.files import read_object
 from evaluation.held_out_prompts import DecodingSettings, Generator, make_generator
 from evaluation.opened_model import open_own, open_with_transformers
-from common.files import read_object
 from model import GenerationError, pad_left
 from model.moe import LocalMoE
 
