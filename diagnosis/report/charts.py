@@ -142,7 +142,7 @@ def spread_labels(positions: Sequence[float], gap: float = LABEL_GAP) -> list[fl
 
 def _path(points: Sequence[Point]) -> str:
     """Return an SVG path through (percent, percent) points."""
-    return "M" + "L".join(f"{10 * x:.0f} {10 * y:.0f}" for x, y in points) if points else ""
+    return "M" + "L".join(f"{round(10 * x)} {round(10 * y)}" for x, y in points) if points else ""
 
 
 def line_chart(
