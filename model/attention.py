@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.inference.kv_cache import KVCache
-from model.layers import RMSNorm, rotate
+from model.kernels import Kernels
+from model.layers import RMSNorm
 from model.packed_attention import PackedRows
 
 
@@ -28,6 +29,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.num_heads * head, width, bias=False)
         self.q_norm = RMSNorm(head, config.rms_norm_eps)
         self.k_norm = RMSNorm(head, config.rms_norm_eps)
+        self.kernels = Kernels()
 
     def forward(
         self,
@@ -40,9 +42,11 @@ class Attention(nn.Module):
         """`mask` is (B or 1, 1, T, S) bool, or packed rows; None means plain causal attention over T = S."""
         batch, length, _ = x_BTH.shape
         heads = (batch, length, -1, self.q_norm.weight.shape[0])
-        q_BNTD = rotate(self.q_norm(self.q_proj(x_BTH).view(heads)).transpose(1, 2), *rope)
-        k_BKSD = rotate(self.k_norm(self.k_proj(x_BTH).view(heads)).transpose(1, 2), *rope)
-        v_BKSD = self.v_proj(x_BTH).view(heads).transpose(1, 2)
+        projected = self.kernels.project(x_BTH, (self.q_proj, self.k_proj, self.v_proj))
+        q_BTND, k_BTKD, v_BTKD = (t.view(heads) for t in projected)
+        q_BNTD = self.kernels.norm_rotate(q_BTND, self.q_norm.weight, self.q_norm.eps, *rope)
+        k_BKSD = self.kernels.norm_rotate(k_BTKD, self.k_norm.weight, self.k_norm.eps, *rope)
+        v_BKSD = v_BTKD.transpose(1, 2)
         if isinstance(mask, PackedRows):
             y_BNTD = mask.attend(q_BNTD, k_BKSD, v_BKSD)
             return self.o_proj(y_BNTD.transpose(1, 2).reshape(batch, length, -1))

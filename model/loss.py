@@ -5,15 +5,18 @@ Shapes in names: S tokens, C tokens of one chunk, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.kernels.likelihood import softmax_error
+
+SoftmaxError = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 IGNORED = -100  # the target of a prediction that does not count
 CHUNK_ELEMENTS = 2**22  # logits held at a time: 16 MB in fp32, which an allocator still keeps for reuse
-SMALLEST = 1e-38  # a probability below fp32 counts as 87 nats
+FUSED_CHUNK_ELEMENTS = 2**24  # where they are held in 16 bits and nothing beside them: as many bytes in all
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -25,54 +28,61 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, h_SH: Tensor, weight_VH: Tensor, target_S: Tensor, divisor: float) -> Tensor:
+    def forward(
+        ctx, h_SH: Tensor, weight_VH: Tensor, target_S: Tensor, divisor: float, error_of: SoftmaxError
+    ) -> Tensor:
         """Return the loss in fp32."""
         tokens = h_SH.shape[0]
         grad_h, grad_weight = torch.empty_like(h_SH, dtype=torch.float32), None
         loss = torch.zeros((), dtype=torch.float32, device=h_SH.device)
-        for rows in _chunks(tokens, weight_VH.shape[0]):
-            h_CH, target_C1 = h_SH[rows], target_S[rows, None]
-            p_CV = (h_CH @ weight_VH.T).softmax(-1, dtype=torch.float32)
-            p_target_C1 = p_CV.gather(1, target_C1)
-            loss -= p_target_C1.clamp_min(SMALLEST).log().sum()
-            error_CV = p_CV.scatter_(1, target_C1, p_target_C1 - 1).to(h_SH.dtype)
+        chunk = CHUNK_ELEMENTS if error_of is softmax_error else FUSED_CHUNK_ELEMENTS
+        for rows in _chunks(tokens, weight_VH.shape[0], chunk):
+            h_CH = h_SH[rows]
+            log_likelihood, error_CV = error_of(h_CH @ weight_VH.T, target_S[rows])
+            loss -= log_likelihood
             grad_h[rows] = error_CV @ weight_VH
             part_weight = (error_CV.T @ h_CH).float()
             grad_weight = part_weight if grad_weight is None else grad_weight.add_(part_weight)
-            del p_CV, error_CV, part_weight  # before the next chunk takes as much again
+            del error_CV, part_weight  # before the next chunk takes as much again
         assert grad_weight is not None, "there are no tokens"
         ctx.save_for_backward(grad_h.div_(divisor), grad_weight.div_(divisor))
         ctx.dtypes = h_SH.dtype, weight_VH.dtype
         return loss / divisor
 
     @staticmethod
-    def backward(ctx, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         """Return the kept gradients, times the loss scale."""
         grad_h, grad_weight = ctx.saved_tensors
         h_dtype, weight_dtype = ctx.dtypes
-        return (grad_h * grad_loss).to(h_dtype), (grad_weight * grad_loss).to(weight_dtype), None, None
+        return (grad_h * grad_loss).to(h_dtype), (grad_weight * grad_loss).to(weight_dtype), None, None, None
 
 
-def linear_cross_entropy(h_SH: Tensor, weight_VH: Tensor, target_S: Tensor, divisor: float | None = None) -> Tensor:
+def linear_cross_entropy(
+    h_SH: Tensor,
+    weight_VH: Tensor,
+    target_S: Tensor,
+    divisor: float | None = None,
+    error_of: SoftmaxError = softmax_error,
+) -> Tensor:
     """Cross-entropy in nats of the logits h W^T, differentiable in both: the mean over all targets.
 
     With a `divisor` targets may be IGNORED, and the sum over the others is divided by it.
     """
     if divisor is None:
-        return _LinearCrossEntropy.apply(h_SH, weight_VH, target_S, len(target_S))
+        return _LinearCrossEntropy.apply(h_SH, weight_VH, target_S, len(target_S), error_of)
     counts_S = target_S != IGNORED
-    return _LinearCrossEntropy.apply(h_SH[counts_S], weight_VH, target_S[counts_S], divisor)
+    return _LinearCrossEntropy.apply(h_SH[counts_S], weight_VH, target_S[counts_S], divisor, error_of)
 
 
 def cross_entropy_sum(h_SH: Tensor, weight_VH: Tensor, target_S: Tensor) -> Tensor:
     """Summed cross-entropy in nats of the logits h W^T, in fp32, targets of -100 left out: for evaluation."""
     total = torch.zeros((), dtype=torch.float32, device=h_SH.device)
-    for rows in _chunks(h_SH.shape[0], weight_VH.shape[0]):
+    for rows in _chunks(h_SH.shape[0], weight_VH.shape[0], CHUNK_ELEMENTS):
         total += F.cross_entropy((h_SH[rows] @ weight_VH.T).float(), target_S[rows], reduction="sum")
     return total
 
 
-def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
+def _chunks(tokens: int, vocabulary: int, elements: int) -> Iterator[slice]:
     """Yield the tokens whose logits are held at a time."""
-    chunk = max(1, CHUNK_ELEMENTS // vocabulary)
+    chunk = max(1, elements // vocabulary)
     return (slice(start, start + chunk) for start in range(0, tokens, chunk))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.kernels import Kernels
 from model.layers import SwiGLU
 
 
@@ -103,6 +104,7 @@ class DeepSpeedMoE(nn.Module):
         self.entropy_sum = None
         self.drop_free = config.capacity_factor == 0
         self.together = config.ep_size == 1
+        self.kernels = Kernels()
         layer: Any = self.moe.deepspeed_moe
         layer.gate.register_forward_hook(self._after_gate)
 
@@ -126,8 +128,7 @@ class DeepSpeedMoE(nn.Module):
 
     def _own_dispatch(self, x_SH: Tensor) -> Tensor:
         layer: Any = self.moe.deepspeed_moe
-        router = layer.gate.wg.weight.float()  # in fp32 whatever the weights are, as in DeepSpeed's gate
-        probs_SE = F.linear(x_SH.float(), router).softmax(-1)
+        probs_SE = self.kernels.router_logits(x_SH, layer.gate.wg.weight).softmax(-1)
         weight_SK, expert_SK = probs_SE.topk(self.top_k, dim=-1)
         counted = F.one_hot(expert_SK if self.top_k > 2 else expert_SK[:, :1], probs_SE.shape[1]).float().mean((0, 1))
         self.balance_loss = (probs_SE.mean(0) * counted).sum() * probs_SE.shape[1]
@@ -135,7 +136,7 @@ class DeepSpeedMoE(nn.Module):
             weight_SK = weight_SK / weight_SK.sum(-1, keepdim=True)
         if self.training:
             self._count(expert_SK, probs_SE.detach())
-        return run_experts(x_SH, weight_SK, expert_SK, layer.experts.deepspeed_experts)
+        return run_experts(x_SH, weight_SK, expert_SK, layer.experts.deepspeed_experts, self.kernels)
 
     def _after_gate(self, gate: Any, args: tuple, output: tuple) -> tuple:
         """Count the routes, and round the expert capacity up to a few sizes."""
@@ -154,25 +155,33 @@ class DeepSpeedMoE(nn.Module):
         self.entropy_sum = entropy if self.entropy_sum is None else self.entropy_sum + entropy
 
 
-def run_experts(x_SH: Tensor, weight_SK: Tensor, expert_SK: Tensor, experts: Sequence[nn.Module]) -> Tensor:
-    """(S, H) -> (S, H): the experts' outputs for the tokens routed to them, weighed and summed in fp32.
+def run_experts(
+    x_SH: Tensor, weight_SK: Tensor, expert_SK: Tensor, experts: Sequence[SwiGLU], kernels: Kernels
+) -> Tensor:
+    """(S, H) -> (S, H): the experts' outputs for the tokens routed to them, weighed and summed in fp32."""
+    source_P, row_SK, sizes = route(expert_SK, len(experts))
+    x_PH = kernels.dispatch(x_SH, source_P, row_SK)
+    y_PH = kernels.feed_forward(x_PH, sizes, experts)
+    return kernels.combine(y_PH, weight_SK, row_SK, source_P)
+
+
+def route(expert_SK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Return which token each row holds (P,), in which rows each token is (S, K), and the rows of each expert.
 
     The tokens are sorted by expert, so that each expert's are one slice; the slice is padded to a multiple of
     GROUP_MULTIPLE with rows that nobody reads. The host waits for the device once, to learn how many tokens each expert
     has.
     """
-    routes, top_k = expert_SK.numel(), expert_SK.shape[1]
+    routes, top_k, device = expert_SK.numel(), expert_SK.shape[1], expert_SK.device
     expert_R = expert_SK.flatten()
     sorted_expert_R, sorted_R = expert_R.sort(stable=True)  # the routes of expert 0 first
-    first_F = torch.searchsorted(sorted_expert_R, torch.arange(len(experts) + 1, device=x_SH.device))
+    first_F = torch.searchsorted(sorted_expert_R, torch.arange(num_experts + 1, device=device))
     size_E = _padded(first_F.diff())
-    row_R = torch.arange(routes, device=x_SH.device) + (size_E.cumsum(0) - size_E - first_F[:-1])[sorted_expert_R]
+    row_R = torch.arange(routes, device=device) + (size_E.cumsum(0) - size_E - first_F[:-1])[sorted_expert_R]
     group_sizes = _on_host(size_E, routes)
-    source_P = torch.zeros(sum(group_sizes), dtype=torch.long, device=x_SH.device).scatter_(0, row_R, sorted_R // top_k)
+    source_P = torch.zeros(sum(group_sizes), dtype=torch.long, device=device).scatter_(0, row_R, sorted_R // top_k)
     row_SK = torch.empty_like(row_R).scatter_(0, sorted_R, row_R).view_as(expert_SK)
-    slices = _Dispatch.apply(x_SH, source_P, row_SK).split(group_sizes)
-    outputs = [expert(rows) for expert, rows in zip(experts, slices, strict=True)]
-    return _Combine.apply(torch.cat(outputs), weight_SK, row_SK, source_P)
+    return source_P, row_SK, group_sizes
 
 
 def _on_host(size_E: Tensor, routes: int) -> list[int]:
@@ -183,47 +192,3 @@ def _on_host(size_E: Tensor, routes: int) -> list[int]:
 def _padded(tokens: Any) -> Any:
     """Return a number of tokens, or a tensor of them, rounded up to the next GROUP_MULTIPLE."""
     return (tokens + GROUP_MULTIPLE - 1) // GROUP_MULTIPLE * GROUP_MULTIPLE
-
-
-class _Dispatch(torch.autograd.Function):
-    """Gather rows `source_P` of x; a token's gradient is the sum over its routes, gathered without atomic additions."""
-
-    @staticmethod
-    def forward(ctx, x_SH: Tensor, source_P: Tensor, row_SK: Tensor) -> Tensor:
-        """(P, H)."""
-        ctx.save_for_backward(row_SK)
-        return x_SH.index_select(0, source_P)
-
-    @staticmethod
-    def backward(ctx, grad_PH: Tensor) -> tuple[Tensor, None, None]:
-        """(S, H)."""
-        (row_SK,) = ctx.saved_tensors
-        grad_SH = grad_PH.index_select(0, row_SK[:, 0])
-        if row_SK.shape[1] > 1:
-            others = (grad_PH.index_select(0, row_S).float() for row_S in row_SK.unbind(1)[1:])
-            grad_SH = sum(others, grad_SH.float()).to(grad_PH.dtype)
-        return grad_SH, None, None
-
-
-class _Combine(torch.autograd.Function):
-    """Sum over its routes of a token's weight times the expert's output, in fp32."""
-
-    @staticmethod
-    def forward(ctx, y_PH: Tensor, weight_SK: Tensor, row_SK: Tensor, source_P: Tensor) -> Tensor:
-        """(S, H), in the dtype of y."""
-        ctx.save_for_backward(y_PH, weight_SK, row_SK, source_P)
-        out_SH = None
-        for slot, row_S in enumerate(row_SK.unbind(1)):
-            part_SH = y_PH.index_select(0, row_S).float().mul_(weight_SK[:, slot, None])
-            out_SH = part_SH if out_SH is None else out_SH.add_(part_SH)
-        assert out_SH is not None, "a token has at least one route"
-        return out_SH.to(y_PH.dtype)
-
-    @staticmethod
-    def backward(ctx, grad_SH: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """Return the gradients of y and of the weights; a row that pads a group has weight 0."""
-        y_PH, weight_SK, row_SK, source_P = ctx.saved_tensors
-        grad_PH = grad_SH.index_select(0, source_P)
-        grad_weight_P = (grad_PH.float() * y_PH).sum(-1)
-        weight_P = torch.zeros_like(grad_weight_P).scatter_(0, row_SK.flatten(), weight_SK.flatten())
-        return grad_PH * weight_P[:, None].to(grad_PH.dtype), grad_weight_P[row_SK], None, None

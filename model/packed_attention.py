@@ -16,6 +16,7 @@ BLOCK = 64
 """Queries of a block on CPU. With fixed blocks a matrix product has one of T / BLOCK shapes; cut at the documents' own
 ends, each would be another, and the CPU's matrix library compiles and keeps a kernel for every shape it meets."""
 
+_CAUSAL = 1  # of the memory-efficient kernel's masks the one that is causal from the upper left corner
 _ALIGNED = 8  # a head's width on a GPU must be a multiple of it; a row of the mask of twice that
 
 
@@ -41,27 +42,71 @@ def _mask(start_BT: Tensor) -> Tensor:
     return ((start_BT[:, :, None] <= position) & (position <= position[:, None]))[:, None]
 
 
+def document_ends(start_BT: Tensor) -> Tensor:
+    """Return where documents end, counted over the rows laid end to end and after a 0: (D + 1,) int32, on the CPU."""
+    batch, length = start_BT.shape
+    begins_BT = start_BT.cpu() == torch.arange(length)
+    begins = begins_BT.flatten().nonzero().flatten()
+    return torch.cat((begins, torch.tensor([batch * length]))).to(torch.int32)
+
+
 @dataclass(frozen=True)
 class PackedRows:
     """Where the tokens of a batch of packed rows may look, in the form that the device is fastest with."""
 
-    mask: Tensor
-    """(B, 1, T, T): bool on CPU, else what is added to the logits, 0 or minus infinity, in the network's precision."""
-    first_key: list[list[int]] | None
+    mask: Tensor | None
+    """(B, 1, T, T): bool on CPU, else what is added to the logits, 0 or minus infinity, in the network's precision.
+    None if the documents' ends say it."""
+    first_key: list[list[int]] | None = None
     """Of row b and block q, the first key that one of its queries sees, rounded down to whole blocks; on CPU only,
     where the numbers are at hand without waiting for the device."""
+    ends: Tensor | None = None
+    """`document_ends`, on the device."""
+    longest: int = 0
+    """At least the tokens of the longest document."""
 
     @classmethod
     def of(
-        cls, ids_BT: Tensor, bos_id: int, eos_id: int, *, mask_documents: bool, dtype: torch.dtype
+        cls,
+        ids_BT: Tensor,
+        bos_id: int,
+        eos_id: int,
+        *,
+        mask_documents: bool,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> PackedRows | None:
         """Return the mask of a batch of rows; None where plain causal attention says the same and is as fast."""
-        if not mask_documents and ids_BT.device.type != "cpu":
+        if not mask_documents and device.type != "cpu":
             return None
+        ids_BT = ids_BT.to(device, non_blocking=True)
         start_BT = document_starts(ids_BT, bos_id, eos_id) if mask_documents else torch.zeros_like(ids_BT)
-        if ids_BT.device.type != "cpu":
-            return cls(_bias(_mask(start_BT), dtype), None)
+        if device.type != "cpu":
+            return cls(_bias(_mask(start_BT), dtype))
         return cls(_mask(start_BT), (start_BT[:, ::BLOCK] // BLOCK * BLOCK).tolist())
+
+    @classmethod
+    def by_document(
+        cls,
+        ids_BT: Tensor,
+        bos_id: int,
+        eos_id: int,
+        *,
+        mask_documents: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> PackedRows:
+        """Return the ends of the documents in place of a mask; waits for a GPU if the ids are there."""
+        length = ids_BT.shape[1]
+        if ids_BT.is_meta:  # nobody knows the documents: whole rows, the most work
+            return cls(None, ends=ids_BT.new_empty(len(ids_BT) + 1, dtype=torch.int32), longest=length)
+        ids_BT = ids_BT.cpu()
+        start_BT = document_starts(ids_BT, bos_id, eos_id) if mask_documents else torch.zeros_like(ids_BT)
+        ends = document_ends(start_BT)
+        longest = -(-int(ends.diff().max()) // BLOCK) * BLOCK
+        if device.type == "cuda":
+            ends = ends.pin_memory().to(device, non_blocking=True)
+        return cls(None, ends=ends, longest=longest)
 
     def attend(self, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
         """(B, N, T, D) attention of each token to its own document so far."""
@@ -69,6 +114,10 @@ class PackedRows:
             return _BlockAttention.apply(q_BNTD, k_BKTD, v_BKTD, self.mask, self.first_key)
         # SDPA's own grouped-query switch leaves the memory-efficient kernel, the best one a T4 has
         repeats = q_BNTD.shape[1] // k_BKTD.shape[1]
+        if self.ends is not None:  # which lies in memory as it comes from the projections
+            k_BTND, v_BTND = (t.transpose(1, 2).repeat_interleave(repeats, dim=2) for t in (k_BKTD, v_BKTD))
+            q_k_v = q_BNTD.transpose(1, 2), k_BTND, v_BTND
+            return _DocumentAttention.apply(*q_k_v, self.ends, self.longest).transpose(1, 2)
         k_BNTD, v_BNTD = (t.repeat_interleave(repeats, dim=1) for t in (k_BKTD, v_BKTD))
         if q_BNTD.is_cuda and q_BNTD.shape[3] % _ALIGNED == 0:
             return _EfficientAttention.apply(q_BNTD, k_BNTD, v_BNTD, self.mask)
@@ -113,6 +162,35 @@ class _EfficientAttention(torch.autograd.Function):
             num_splits_key=1,
         )
         return (*(grad.transpose(1, 2) for grad in grads[:3]), None)
+
+
+class _DocumentAttention(torch.autograd.Function):
+    """The same kernel over documents of different lengths: causal in each, nothing that a mask would hide is computed.
+
+    All rows lie end to end as if they were one. Going backward one block goes over all keys of a query, as above.
+    """
+
+    @staticmethod
+    def forward(ctx, q_BTND: Tensor, k_BTND: Tensor, v_BTND: Tensor, ends: Tensor, longest: int) -> Tensor:
+        """(B, T, N, D)."""
+        q, k, v = (t.flatten(0, 1)[None] for t in (q_BTND, k_BTND, v_BTND))
+        y, log_sum_exp, seed, offset, *_ = torch.ops.aten._efficient_attention_forward(
+            q, k, v, None, ends, ends, longest, longest, 0.0, _CAUSAL, True
+        )
+        ctx.save_for_backward(q, k, v, ends, y, log_sum_exp, seed, offset)
+        ctx.longest = longest
+        return y.view_as(q_BTND)
+
+    @staticmethod
+    def backward(ctx, grad_BTND: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of queries, keys and values."""
+        q, k, v, ends, y, log_sum_exp, seed, offset = ctx.saved_tensors
+        grads = torch.ops.aten._efficient_attention_backward(
+            grad_BTND.flatten(0, 1)[None],
+            *(q, k, v, None, y, ends, ends, ctx.longest, ctx.longest, log_sum_exp, 0.0, seed, offset, _CAUSAL, False),
+            num_splits_key=1,
+        )
+        return (*(grad.view_as(grad_BTND) for grad in grads[:3]), None, None)
 
 
 class _BlockAttention(torch.autograd.Function):

@@ -16,6 +16,7 @@ from model.attention import Attention
 from model.config import ModelConfig
 from model.inference.generate import generate
 from model.inference.kv_cache import KVCache
+from model.kernels import Kernels
 from model.layers import DenseMLP, RMSNorm, rotary
 from model.loss import cross_entropy_sum, linear_cross_entropy
 from model.moe import DeepSpeedMoE, LocalMoE
@@ -37,14 +38,16 @@ class Block(nn.Module):
     def forward(
         self,
         x_BTH: Tensor,
+        update_BTH: Tensor | None,
         rope: tuple[Tensor, Tensor],
         mask: Tensor | PackedRows | None,
         cache: KVCache | None,
         layer: int,
-    ) -> Tensor:
-        """(B, T, H) -> (B, T, H)."""
-        x_BTH = x_BTH + self.self_attn(self.input_layernorm(x_BTH), rope, mask, cache, layer)
-        return x_BTH + self.mlp(self.post_attention_layernorm(x_BTH))
+    ) -> tuple[Tensor, Tensor]:
+        """Return the residual stream (B, T, H) and what the next norm is to add to it first."""
+        x_BTH, normed_BTH = self.input_layernorm(x_BTH, update_BTH)
+        x_BTH, normed_BTH = self.post_attention_layernorm(x_BTH, self.self_attn(normed_BTH, rope, mask, cache, layer))
+        return x_BTH, self.mlp(normed_BTH)
 
 
 class Decoder(nn.Module):
@@ -61,13 +64,13 @@ class Decoder(nn.Module):
         self, ids_BT: Tensor, mask: Tensor | PackedRows | None, position_BT: Tensor, cache: KVCache | None
     ) -> Tensor:
         """(B, T) ids -> (B, T, H) hidden states after the final norm."""
-        x_BTH = self.embed_tokens(ids_BT)
+        x_BTH, update_BTH = self.embed_tokens(ids_BT), None
         rope = rotary(position_BT, self.config.head_size, self.config.rope_theta, x_BTH.dtype)
         for index, block in enumerate(self.layers):
-            x_BTH = block(x_BTH, rope, mask, cache, index)
+            x_BTH, update_BTH = block(x_BTH, update_BTH, rope, mask, cache, index)
         if cache is not None:
             cache.advance(ids_BT.shape[1])
-        return self.norm(x_BTH)
+        return self.norm(x_BTH, update_BTH)[1]
 
 
 class Losses(NamedTuple):
@@ -93,14 +96,23 @@ class CausalLM(nn.Module):
         config.validate()
         self.config = config
         self.model = Decoder(config, expert_layer)
+        self.kernels = Kernels()
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Compute with these forms of the operations from now on."""
+        for module in self.modules():
+            if hasattr(module, "kernels"):
+                module.kernels = kernels
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor, divisor: float | None = None) -> Losses:
         """Cross-entropy of packed rows: the mean over `targets_BT`, the inputs shifted by one.
 
+        The ids may still be in the host's memory, where documents are counted without waiting for a GPU.
         With a `divisor`, the sum over the targets that are not IGNORED, divided by it.
         """
         hidden = self._packed_hidden(ids_BT).flatten(0, 1)
-        lm = linear_cross_entropy(hidden, self.model.embed_tokens.weight, targets_BT.flatten(), divisor)
+        weight, error_of = self.model.embed_tokens.weight, self.kernels.softmax_error
+        lm = linear_cross_entropy(hidden, weight, targets_BT.flatten(), divisor, error_of)
         balance = self._balance_loss()
         total = lm if balance is None else lm + self.config.router_aux_loss_coef * balance
         return Losses(total, lm, balance)
@@ -115,12 +127,11 @@ class CausalLM(nn.Module):
         return self._head(self._packed_hidden(ids_BT))
 
     def _packed_hidden(self, ids_BT: Tensor) -> Tensor:
-        config, dtype = self.config, self.model.embed_tokens.weight.dtype
-        mask = PackedRows.of(
-            ids_BT, config.bos_token_id, config.eos_token_id, mask_documents=config.mask_documents, dtype=dtype
-        )
-        position = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-        return self.model(ids_BT, mask, position, None)
+        config, weight = self.config, self.model.embed_tokens.weight
+        packing = {"mask_documents": config.mask_documents, "dtype": weight.dtype, "device": weight.device}
+        mask = self.kernels.packed_rows(ids_BT, config.bos_token_id, config.eos_token_id, **packing)
+        position = torch.arange(ids_BT.shape[1], device=weight.device)[None]
+        return self.model(ids_BT.to(weight.device, non_blocking=True), mask, position, None)
 
     def logits(
         self,

@@ -30,6 +30,8 @@ class RunContext:
     console: Console
     stop: StopRequest
     watchdog: Watchdog
+    kernels: tuple[str, ...] = ()
+    """The operations that the network computes with fused kernels."""
 
     @property
     def tokens_per_step(self) -> int:

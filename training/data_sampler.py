@@ -46,14 +46,17 @@ class SampleStream:
 def tensors(
     stream: TokenStream, rows: list[int], seq_len: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (inputs, targets), both (B, seq_len) int64; targets are the inputs shifted by one, or IGNORED."""
+    """Return (inputs, targets), both (B, seq_len) int64; targets are the inputs shifted by one, or IGNORED.
+
+    The inputs stay in the host's memory, where the network counts documents before it sends them to its device.
+    """
     ids, counted = torch.from_numpy(stream.batch(rows, seq_len)), stream.counted(rows, seq_len)
-    if counted is not None:  # the targets travel as more rows
-        targets = ids[:, 1:].masked_fill(torch.from_numpy(~counted), IGNORED)
-        ids = torch.cat((ids, torch.nn.functional.pad(targets, (1, 0))))
+    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    if counted is not None:
+        targets.masked_fill_(torch.from_numpy(~counted), IGNORED)
     if device.type == "cuda":
-        ids = ids.pin_memory().to(device, non_blocking=True)
-    return ids[: len(rows), :-1].contiguous(), ids[-len(rows) :, 1:].contiguous()
+        inputs, targets = inputs.pin_memory(), targets.pin_memory().to(device, non_blocking=True)
+    return inputs, targets
 
 
 def divisor(stream: MaskedStream, micro_batches: Sequence[Sequence[int]], seq_len: int) -> float:

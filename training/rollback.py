@@ -14,6 +14,7 @@ from torch import nn
 
 from common.files import append_whole
 from corpus.shards import TokenStream
+from model.kernels import Kernels
 from training import data_sampler
 from training.checkpointing.run_state import RunState
 from training.engine.internals import loss_scale, lowest_loss_scale, master_weights
@@ -140,6 +141,7 @@ def _bad_weights(engine: Engine) -> list[str]:
 def _first_bad_output(engine: Engine, stream: TokenStream, micro_batches: list[list[int]], seq_len: int) -> str | None:
     """Return the first module, in the order of computing, with an output that is not finite; passes over all rows."""
     found: list[str] = []
+    kernels = engine.module.kernels
 
     def look(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -156,12 +158,14 @@ def _first_bad_output(engine: Engine, stream: TokenStream, micro_batches: list[l
         for name, module in engine.module.named_modules()
         if name and not list(module.children())
     ]
+    engine.module.use_kernels(Kernels())  # a fused one passes over layers
     try:
         with torch.no_grad():
             for rows in micro_batches:  # all of them on every rank: experts may be on other ranks
                 ids, targets = data_sampler.tensors(stream, rows, seq_len, engine.device)
                 engine.module.loss_sum(ids, targets)
     finally:
+        engine.module.use_kernels(kernels)
         for hook in hooks:
             hook.remove()
     return found[0] if found else None

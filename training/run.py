@@ -242,6 +242,7 @@ def _tune(chosen: _Chosen, device: Device, world: World, console: Console) -> in
         seed=options.seed,
         seconds=60 * (options.tune or 0.0),
         say=console.say,
+        kernels=options.kernels,
     )
     return tune(tuner, chosen.config_path, chosen.output, defaults.CONFIGS)
 
@@ -299,7 +300,9 @@ def _join_and_prepare(
 
 def _preflight(context: RunContext, draft: Draft, rows: int) -> int:
     """Check the run and do no more; return 1 if a check failed."""
-    context, length = _with_length(context, draft, rows)
+    from training.engine.kernels import with_kernels
+
+    context, length = _with_length(with_kernels(context, None), draft, rows)
     announce(context)
     return 1 if preflight(context, length and length.cost) else 0
 
@@ -307,6 +310,7 @@ def _preflight(context: RunContext, draft: Draft, rows: int) -> int:
 def _train(context: RunContext, draft: Draft, rows: int) -> int:
     """Start or continue the run, and see it to its end; return the exit status."""
     from training.engine.build import build_engine
+    from training.engine.kernels import with_kernels
     from training.trainer import Trainer
 
     options, console, world = context.options, context.console, context.world
@@ -323,10 +327,11 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
         if why := nothing_left(state, options.patience):
             console.say(f"{context.output} {why}")
             return 0
+        context = with_kernels(context, state.kernels)
         disk_space = _disk_space(context)
     else:
         disk_space = _disk_space(context)
-        context, length = _with_length(context, draft, rows)
+        context, length = _with_length(with_kernels(context, None), draft, rows)
         state = new_state(context)
     resolved = {"resolved JSON": context.resolved.config, "total steps": context.resolved.total_steps}
     check_agreement(world, resolved, "start all ranks alike, on machines of one kind")
@@ -341,7 +346,8 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
     if not found and not options.skip_preflight:
         _check_first(context, length and length.cost)
     console.say("starting DeepSpeed (some seconds)")
-    init = {"seed": options.seed, "init_from": options.init_from}
+    state.kernels = list(context.kernels)
+    init = {"seed": options.seed, "init_from": options.init_from, "kernels": context.kernels}
     engine = build_engine(context.config, context.resolved.config, rank=world.rank, **init)
     trainer = Trainer(context, engine, state)
     if found:

@@ -94,11 +94,12 @@ def watch(clock: Clock, folder: Path) -> None:
 def _watch_model(clock: Clock) -> None:
     from torch import nn
 
-    from model import layers, moe, transformer
+    from model import moe, transformer
+    from model.kernels import products
 
     transformer.Attention.forward = clock.timed("attention", transformer.Attention.forward)
     transformer.linear_cross_entropy = clock.timed("head and loss", transformer.linear_cross_entropy)
-    layers.SwiGLU.forward = clock.timed("experts", layers.SwiGLU.forward)
+    products.swiglu = clock.timed("experts", products.swiglu)
     moe.DeepSpeedMoE.forward = clock.timed("router", moe.DeepSpeedMoE.forward)
     moe.run_experts = clock.timed("dispatch", moe.run_experts)
     nn.Embedding.forward = clock.timed("embedding", nn.Embedding.forward)

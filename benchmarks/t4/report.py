@@ -13,7 +13,9 @@ REFERENCE = 300.0  # minutes an epoch of the reference run (docs/dev/reference-r
 def table(result: dict[str, Any]) -> list[str]:
     """Return the lines of all tables."""
     return [
-        *_parts_table(result),
+        *_parts_table(result["steps"], "plain kernels"),
+        "",
+        *_parts_table(result["fused_steps"], "fused kernels"),
         "",
         *_epoch_lines(result),
         "",
@@ -26,12 +28,12 @@ def table(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _parts_table(result: dict[str, Any]) -> list[str]:
-    steps: dict[Level, dict[str, float]] = result["steps"]
+def _parts_table(steps: dict[Level, dict[str, float]], title: str) -> list[str]:
     whole = {level: sum(parts.values()) for level, parts in steps.items()}
     rows = sorted(steps["mid"], key=lambda name: -steps["mid"][name])
     return [
-        "One optimizer step of each of two T4s: 4 micro-batches of 32 x 512, fp16, ZeRO-2, AdamW. Milliseconds.",
+        f"One optimizer step of each of two T4s, {title}: 4 micro-batches of 32 x 512, fp16, ZeRO-2, AdamW. "
+        "Milliseconds.",
         "",
         "| part | slow | mid | fast | share (mid) |",
         "|---|---|---|---|---|",
@@ -67,6 +69,9 @@ def _epoch_lines(result: dict[str, Any]) -> list[str]:
         f"The host starts a step's operations in {1e3 * mid['host']:,.0f} ms ({1e3 * epochs['fast']['host']:,.0f} to "
         f"{1e3 * epochs['slow']['host']:,.0f}), beside {1e3 * mid['step']:,.0f} ms of the GPU: "
         f"{'hidden' if mid['host'] < mid['step'] else 'NOT hidden'}.",
+        "If the matrix units sustain 24 TFLOP/s and all else is mid: "
+        + ", ".join(f"{title} {minutes:.0f} minutes" for title, minutes in result["sustained"].items())
+        + ".",
         f"Matrix products and attention of the model alone, nothing moved: {result['floor']['mid']:.0f} minutes "
         f"({result['floor']['fast']:.0f} to {result['floor']['slow']:.0f}).",
     ]

@@ -87,9 +87,10 @@ def loss_one_late(self: CausalLM, ids: torch.Tensor, targets: torch.Tensor, *div
     return forward(self, ids[:, :-1], targets[:, 1:], *divisor)
 
 
-def never_still(self: transformer.Block, *args: Any) -> torch.Tensor:
+def never_still(self: transformer.Block, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Dropout that evaluation does not switch off."""
-    return F.dropout(block_forward(self, *args), 0.1, training=True)
+    x, update = block_forward(self, *args)
+    return F.dropout(x, 0.1, training=True), update
 
 
 def all_seeing(*args: Any, **more: Any) -> torch.Tensor:

@@ -47,7 +47,8 @@ class RunState(Record):
     all sessions, set-up included; `pace` is the seconds a step took in the last session, evaluations and saves
     included. `done` holds the step at which the evaluation and the sample were last made, so that what an interruption
     left undone is made up for; `finished` says that nothing is left. `skipped_batches` are numbers of global batches
-    that a rollback has taken out of the order of the data.
+    that a rollback has taken out of the order of the data. `kernels` are the operations that it computes with fused
+    kernels, whose bits are not those of the plain ones.
 
     An alias is the key in checkpoints of earlier versions.
     """
@@ -69,6 +70,7 @@ class RunState(Record):
         default_factory=list, validation_alias=AliasChoices("skipped_batches", "left_out")
     )
     rollbacks: Count = 0
+    kernels: list[str] = Field(default_factory=list)
     finished: bool = False
     identity: dict[str, Any] = Field(default_factory=dict)
     ds_config: dict[str, Any] = Field(default_factory=dict)

@@ -122,6 +122,12 @@ class Options:
         "stop|rollback",
     )
     max_rollbacks: int = _flag(3, "rollbacks before the run stops", whole, "N")
+    kernels: str = _flag(
+        "auto",
+        "on a GPU: auto computes with those fused kernels that are right and no slower on this card, plain with none",
+        one_of("auto", "plain"),
+        "auto|plain",
+    )
     preflight: bool = _switch("check the run, then exit: status 0 if no check failed, 1 otherwise")
     skip_preflight: bool = _switch("start a new run without checking it first")
     tune: float | None = _flag(
@@ -147,7 +153,7 @@ _GROUPS = {  # the flag that each group of --help begins with
     "epochs": "the length of the run",
     "log_interval": "evaluations, samples and checkpoints",
     "resume": "continuing and recovering",
-    "preflight": "checks and planning",
+    "kernels": "checks and planning",
 }
 _MODEL_HELP = {
     "hidden_size": "width of the residual stream",

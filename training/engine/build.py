@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from common.hardware import detect
 from model import CausalLM, ModelConfig
 from model.hf import hf_name
 from model.init import init_weights
+from model.kernels import Kernels
 from model.moe import DeepSpeedMoE
 from training.base_model import load_base_weights
 from training.engine import muon
@@ -61,11 +62,18 @@ def _routers_left_to_adam() -> Iterator[None]:
 
 
 def build_engine(
-    config: ModelConfig, ds_config: dict[str, Any], *, seed: int, rank: int, init_from: Path | None = None
+    config: ModelConfig,
+    ds_config: dict[str, Any],
+    *,
+    seed: int,
+    rank: int,
+    init_from: Path | None = None,
+    kernels: Sequence[str] = (),
 ) -> Engine:
     """Put the network under `deepspeed.initialize`; torch.distributed must be up.
 
-    Its weights are drawn by `seed`, or are those of the model in the folder `init_from`.
+    Its weights are drawn by `seed`, or are those of the model in the folder `init_from`. It computes the operations
+    named in `kernels` with fused kernels.
 
     Nothing is compiled at the first start: on CPU, DeepSpeed's shared-memory all-reduce would be (half a minute, and a
     failure where there is no compiler), and what it gains over gloo was lost in the noise (docs/dev/log.md).
@@ -81,6 +89,7 @@ def build_engine(
     # expert-parallel groups are runs of consecutive ranks (deepspeed.utils.groups)
     ep_rank = rank % config.ep_size
     model = CausalLM(config, lambda shape: DeepSpeedMoE(shape, ep_rank))
+    model.use_kernels(Kernels.fused(kernels))
     init_weights(model, config, seed)
     if init_from is not None:
         load_base_weights(model, init_from)

@@ -158,6 +158,7 @@ def _measure(run: RunContext) -> tuple[Costs, cost_checks.Cost]:
             stream=run.corpus.split("train"),
             seq_len=run.options.max_seq_len,
             init_from=run.options.init_from,
+            kernels=run.kernels,
         )
         try:
             return _measure_parts(run, trial, min(started, _START_SECONDS), run.stop.elapsed - started)

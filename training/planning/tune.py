@@ -94,6 +94,7 @@ class Tuner:
     say: Callable[[str], None]
     try_out: Callable[[Work, int, float], Measured] = run_trial
     trials: list[Trial] = field(default_factory=list)
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         self.started, self._longest = time.monotonic(), 0.0  # seconds of the longest trial so far
@@ -177,7 +178,7 @@ class Tuner:
 
     def _try_again(self, trial: Trial) -> None:
         config = self.check(self.changed(trial.candidate)).unscheduled().config
-        work = Work(asdict(self.model), config, str(self.corpus.resolve()), self.seq_len, self.seed)
+        work = Work(asdict(self.model), config, str(self.corpus.resolve()), self.seq_len, self.seed, self.kernels)
         started = time.monotonic()
         timeout = _FIRST_TIMEOUT if self._longest == 0 else _SLOWER * self._longest + 60
         measured = self.try_out(work, self.processes, timeout)

@@ -38,6 +38,8 @@ class Work:
     corpus: str
     seq_len: int
     seed: int
+    kernels: str = "auto"
+    """auto or plain, as --kernels."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ def _measure(work: Work) -> Measured:
     import torch.distributed as dist
 
     from corpus.shards import Corpus
+    from training.engine.kernels import agree_on_kernels
     from training.preflight.cost_checks import measure_cost
     from training.preflight.trial_engine import TrialEngine
     from training.processes.device_settings import (
@@ -166,6 +169,9 @@ def _measure(work: Work) -> Measured:
         torch.cuda.set_device(world.local_rank)
     dist.init_process_group("nccl" if device.kind == "cuda" else "gloo", rank=world.rank, world_size=world.size)
     resolved = Resolved(work.ds_config, [], 0)
+    kernels: tuple[str, ...] = ()
+    if work.kernels == "auto" and device.kind == "cuda":
+        kernels, _ = agree_on_kernels(model, resolved.micro_batch * work.seq_len, resolved.precision)
     trial = TrialEngine(
         model,
         resolved,
@@ -174,6 +180,7 @@ def _measure(work: Work) -> Measured:
         stream=Corpus.open(Path(work.corpus), verify="size").split("train"),
         seq_len=work.seq_len,
         accumulation=resolved.accumulation,
+        kernels=kernels,
     )
     cost = measure_cost(trial, trial.rows(resolved.micro_batch), full_size=True, steps=1)
     seconds: list[float] = []

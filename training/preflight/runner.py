@@ -81,6 +81,7 @@ def _check_engine(report: Report, context: RunContext, deadline: float, cost: Co
         stream=context.corpus.split("train"),
         seq_len=options.max_seq_len,
         init_from=options.init_from,
+        kernels=context.kernels,
     )
     try:
         rows = trial.rows(checked_rows(resolved.micro_batch, options.max_seq_len))

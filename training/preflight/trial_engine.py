@@ -6,7 +6,7 @@ import copy
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,7 @@ class TrialEngine:
         seq_len: int,
         accumulation: int = MAX_ACCUMULATION,
         init_from: Path | None = None,
+        kernels: Sequence[str] = (),
     ) -> None:
         """Build the engine; no more than `accumulation` micro-batches are accumulated, whatever the run does."""
         self.config, self.world, self.stream, self.seq_len = config, world, stream, seq_len
@@ -60,7 +61,12 @@ class TrialEngine:
         self.accumulation = min(accumulation, resolved.accumulation)
         self.trained = init_from is not None
         self.engine = build.build_engine(
-            config, self._trial_config(resolved), seed=seed, rank=world.rank, init_from=init_from
+            config,
+            self._trial_config(resolved),
+            seed=seed,
+            rank=world.rank,
+            init_from=init_from,
+            kernels=kernels,
         )
         self.learning_rates = scheduled_learning_rates(self.engine, self.total_steps)
         self.peak_learning_rates = max(self.learning_rates, key=sum)

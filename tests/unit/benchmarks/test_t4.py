@@ -23,6 +23,7 @@ from benchmarks.t4.operations import (
     totals,
 )
 from model import CausalLM, ModelConfig
+from model.kernels import NAMES
 from training.planning.flops import training_flops_per_token
 
 SMALL = ModelConfig(
@@ -92,6 +93,14 @@ def test_flops_agree_with_the_formula_that_runs_are_judged_by(config):
     # the backward pass of attention computes the scores again, which the formula leaves out
     again = 2 * rows * config.num_attention_heads * length**2 * config.head_size * config.num_hidden_layers / 2
     assert by_kind[MATRIX].flops + by_kind[ATTENTION].flops - again == pytest.approx(formula, rel=0.01)
+
+
+def test_fused_kernels_are_counted_and_do_the_same_products():
+    plain, fused_ = (count_step(SMALL, micro_batch=2, seq_len=64, kernels=names) for names in ((), NAMES))
+    assert totals(fused_)[MATRIX].flops == totals(plain)[MATRIX].flops
+    assert totals(fused_)[ELEMENTWISE].bytes < totals(plain)[ELEMENTWISE].bytes / 2
+    names = {operation.name for operation in fused_}
+    assert {"add_norm_forward", "swiglu_backward", "combine_backward", "softmax_error"} <= names
 
 
 def test_flops_agree_with_pytorch_on_real_tensors():
@@ -166,6 +175,8 @@ def test_the_table_names_every_part_and_judges_the_aim():
         "checks": [],
         "figures": [],
         "best": parts,
+        "fused_steps": dict.fromkeys(LEVELS, parts),
+        "sustained": {"as it is": 52.0},
         "communicated": {stage: {"reduced": 2e6, "sent back": 1e6} for stage in ("ZeRO-1", "ZeRO-2")},
     }
     text = "\n".join(t4.table(result))

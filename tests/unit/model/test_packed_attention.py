@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from model.packed_attention import BLOCK, PackedRows, _bias, document_mask, document_starts
 
 BEGIN, END = 1, 2
+CPU = torch.device("cpu")
 
 
 def rows(length: int, cuts: list[list[int]]) -> torch.Tensor:
@@ -34,7 +37,7 @@ def both(ids: torch.Tensor, heads: int, kv_heads: int, dtype: torch.dtype, *, ma
     mask = document_mask(ids, BEGIN, END) if mask_documents else torch.ones(length, length, dtype=torch.bool).tril()
     repeated = (t.repeat_interleave(heads // kv_heads, 1) for t in (k, v))
     expected = F.scaled_dot_product_attention(q, *repeated, attn_mask=mask)
-    packed = PackedRows.of(ids, BEGIN, END, mask_documents=mask_documents, dtype=dtype)
+    packed = PackedRows.of(ids, BEGIN, END, mask_documents=mask_documents, dtype=dtype, device=ids.device)
     assert packed is not None and packed.first_key is not None
     found = packed.attend(q, k, v)
     return [[y, *torch.autograd.grad(y, (q, k, v), direction)] for y in (found, expected)]
@@ -68,7 +71,9 @@ def test_a_document_starts_at_a_begin_after_an_end():
 
 
 def test_keys_before_the_first_document_of_a_block_are_not_read():
-    packed = PackedRows.of(rows(4 * BLOCK, [[2 * BLOCK + 5]]), BEGIN, END, mask_documents=True, dtype=torch.float32)
+    packed = PackedRows.of(
+        rows(4 * BLOCK, [[2 * BLOCK + 5]]), BEGIN, END, mask_documents=True, dtype=torch.float32, device=CPU
+    )
     assert packed.first_key == [[0, 0, 0, 2 * BLOCK]]
 
 
@@ -79,6 +84,24 @@ def test_the_mask_of_a_gpu_says_the_same(length):
     assert bias.shape == (2, 1, length, length)
     assert bias.stride(2) % 16 == 0
     q, k, v = (torch.randn(2, 2, length, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
-    on_gpu = PackedRows(bias.float(), None).attend(q, k, v)
-    packed = PackedRows.of(ids, BEGIN, END, mask_documents=True, dtype=torch.float32)
+    on_gpu = PackedRows(bias.float()).attend(q, k, v)
+    packed = PackedRows.of(ids, BEGIN, END, mask_documents=True, dtype=torch.float32, device=CPU)
     torch.testing.assert_close(on_gpu, packed.attend(q, k, v), atol=2e-5, rtol=1e-4)
+
+
+def test_by_document_every_document_is_a_row_of_its_own():
+    ids = rows(40, [[13, 20], [], [39]])
+    found = PackedRows.by_document(ids, BEGIN, END, mask_documents=True, dtype=torch.float32, device=CPU)
+    assert found.ends is not None and found.ends.tolist() == [0, 13, 20, 40, 80, 119, 120]
+    assert found.longest == BLOCK
+    whole = PackedRows.by_document(ids, BEGIN, END, mask_documents=False, dtype=torch.float32, device=CPU)
+    assert whole.ends is not None and whole.ends.tolist() == [0, 40, 80, 120]
+    q, k, v = (torch.randn(3, 2, 40, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    end_to_end = [t.transpose(1, 2).flatten(0, 1) for t in (q, k, v)]
+    parts = [
+        F.scaled_dot_product_attention(*(t[start:end].transpose(0, 1) for t in end_to_end), is_causal=True)
+        for start, end in itertools.pairwise(found.ends.tolist())
+    ]
+    packed = PackedRows.of(ids, BEGIN, END, mask_documents=True, dtype=torch.float32, device=CPU)
+    expected = packed.attend(q, k, v).transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(torch.cat(parts, 1).transpose(0, 1), expected, atol=2e-5, rtol=1e-4)
