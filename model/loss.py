@@ -16,7 +16,7 @@ from model.kernels.likelihood import softmax_error
 SoftmaxError = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 IGNORED = -100  # the target of a prediction that does not count
 CHUNK_ELEMENTS = 2**22  # logits held at a time: 16 MB in fp32, which an allocator still keeps for reuse
-FUSED_CHUNK_ELEMENTS = 2**24  # where they are held in 16 bits and nothing beside them: as many bytes in all
+FUSED_CHUNK_ELEMENTS = 2**25  # where they are held in 16 bits and nothing beside them: 64 MB
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -134,54 +134,57 @@ class DeepSpeedMoE(nn.Module):
         self.balance_loss = (probs_SE.mean(0) * counted).sum() * probs_SE.shape[1]
         if self.top_k > 1:
             weight_SK = weight_SK / weight_SK.sum(-1, keepdim=True)
+        y_SH, count_E = run_experts(x_SH, weight_SK, expert_SK, layer.experts.deepspeed_experts, self.kernels)
         if self.training:
-            self._count(expert_SK, probs_SE.detach())
-        return run_experts(x_SH, weight_SK, expert_SK, layer.experts.deepspeed_experts, self.kernels)
+            self.route_counts[1:] += count_E
+            self._add_entropy(probs_SE.detach())
+        return y_SH
 
     def _after_gate(self, gate: Any, args: tuple, output: tuple) -> tuple:
         """Count the routes, and round the expert capacity up to a few sizes."""
         balance_loss, capacity, num_experts, expert_KS, *rest = output
-        if self.training:
-            self._count(expert_KS, F.linear(args[0].detach().float(), gate.wg.weight.detach().float()).softmax(-1))
+        if self.training:  # an expert of -1 is a route that the capacity limit evicted
+            slot = (expert_KS + 1).flatten().long()
+            self.route_counts.scatter_add_(0, slot, torch.ones_like(slot))
+            self._add_entropy(F.linear(args[0].detach().float(), gate.wg.weight.detach().float()).softmax(-1))
         if self.drop_free:
             capacity = _padded(int(capacity))
         return (balance_loss, capacity, num_experts, expert_KS, *rest)
 
-    def _count(self, expert: Tensor, probs_SE: Tensor) -> None:
-        """`expert` holds the routes' experts in any shape, -1 where the capacity limit evicted the route."""
-        slot = (expert + 1).flatten().long()
-        self.route_counts.scatter_add_(0, slot, torch.ones_like(slot))
+    def _add_entropy(self, probs_SE: Tensor) -> None:
         entropy = torch.special.entr(probs_SE).sum()
         self.entropy_sum = entropy if self.entropy_sum is None else self.entropy_sum + entropy
 
 
 def run_experts(
     x_SH: Tensor, weight_SK: Tensor, expert_SK: Tensor, experts: Sequence[SwiGLU], kernels: Kernels
-) -> Tensor:
-    """(S, H) -> (S, H): the experts' outputs for the tokens routed to them, weighed and summed in fp32."""
-    source_P, row_SK, sizes = route(expert_SK, len(experts))
+) -> tuple[Tensor, Tensor]:
+    """Return the outputs of the experts, weighed and summed in fp32 (S, H), and the routes of each."""
+    source_P, row_SK, sizes, count_E = route(expert_SK, len(experts))
     x_PH = kernels.dispatch(x_SH, source_P, row_SK)
     y_PH = kernels.feed_forward(x_PH, sizes, experts)
-    return kernels.combine(y_PH, weight_SK, row_SK, source_P)
+    return kernels.combine(y_PH, weight_SK, row_SK, source_P), count_E
 
 
-def route(expert_SK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Return which token each row holds (P,), in which rows each token is (S, K), and the rows of each expert.
+def route(expert_SK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, list[int], Tensor]:
+    """Return which token each row holds (P,), in which rows each token is (S, K), each expert's rows, and its routes.
 
     The tokens are sorted by expert, so that each expert's are one slice; the slice is padded to a multiple of
-    GROUP_MULTIPLE with rows that nobody reads. The host waits for the device once, to learn how many tokens each expert
+    GROUP_MULTIPLE with rows that nobody reads. The host waits for the device once, to learn how many rows each expert
     has.
     """
     routes, top_k, device = expert_SK.numel(), expert_SK.shape[1], expert_SK.device
-    expert_R = expert_SK.flatten()
-    sorted_expert_R, sorted_R = expert_R.sort(stable=True)  # the routes of expert 0 first
-    first_F = torch.searchsorted(sorted_expert_R, torch.arange(num_experts + 1, device=device))
-    size_E = _padded(first_F.diff())
-    row_R = torch.arange(routes, device=device) + (size_E.cumsum(0) - size_E - first_F[:-1])[sorted_expert_R]
+    narrow = torch.uint8 if num_experts < 256 else torch.int32  # a GPU sorts a byte at a time
+    sorted_expert_R, sorted_R = expert_SK.flatten().to(narrow).sort(stable=True)  # the routes of expert 0 first
+    first_F = torch.searchsorted(sorted_expert_R, torch.arange(num_experts + 1, device=device, dtype=narrow))
+    count_E = first_F.diff()
+    size_E = _padded(count_E)
+    before_E = size_E.cumsum(0) - size_E - first_F[:-1]
+    row_R = torch.arange(routes, device=device) + before_E[sorted_expert_R.long()]
     group_sizes = _on_host(size_E, routes)
     source_P = torch.zeros(sum(group_sizes), dtype=torch.long, device=device).scatter_(0, row_R, sorted_R // top_k)
     row_SK = torch.empty_like(row_R).scatter_(0, sorted_R, row_R).view_as(expert_SK)
-    return source_P, row_SK, group_sizes
+    return source_P, row_SK, group_sizes, count_E
 
 
 def _on_host(size_E: Tensor, routes: int) -> list[int]:

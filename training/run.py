@@ -209,7 +209,7 @@ def _plan(chosen: _Chosen, device: Device, world: World, console: Console) -> in
     else:
         corpus = Corpus.open(prepare_data(options, device.kind, console), verify="size")
         model, rows = corpus_model(options, corpus), training_rows(corpus, options.max_seq_len)
-    plan = Plan(model, draft.resolve(rows), rows, planned, processes, options.max_seq_len)
+    plan = Plan(model, draft.resolve(rows), rows, planned, processes, options.max_seq_len, options.kernels)
     for line in plan.lines(options.plan_utilisation):
         console.say(line)
     return 0

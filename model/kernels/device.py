@@ -221,12 +221,12 @@ def router_backward(
     inside = (expert[:, None] < EXPERTS) & (column < WIDTH)
     weight = tl.load(WEIGHT + place, mask=inside, other=0.0).to(tl.float32)
     grad_weight = tl.zeros((MANY, BLOCK), tl.float32)
-    for loop in range(LOOPS):
-        row = tl.program_id(0) * LOOPS + loop
-        here = (column < WIDTH) & (row < rows)
-        x = tl.load(X + row * WIDTH + column, mask=here, other=0.0).to(tl.float32)
-        grad = tl.load(GRAD + row * EXPERTS + expert, mask=(expert < EXPERTS) & (row < rows), other=0.0)[:, None]
-        tl.store(GRAD_X + row * WIDTH + column, tl.sum(grad * weight, 0).to(GRAD_X.dtype.element_ty), mask=here)
+    first = tl.program_id(0) * LOOPS
+    for row in range(first, tl.minimum(first + LOOPS, rows)):
+        x = tl.load(X + row * WIDTH + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+        grad = tl.load(GRAD + row * EXPERTS + expert, mask=expert < EXPERTS, other=0.0)[:, None]
+        grad_x = tl.sum(grad * weight, 0).to(GRAD_X.dtype.element_ty)
+        tl.store(GRAD_X + row * WIDTH + column, grad_x, mask=column < WIDTH)
         grad_weight += grad * x[None, :]
     tl.store(GRAD_WEIGHT + tl.program_id(0) * EXPERTS * WIDTH + place, grad_weight, mask=inside)
 

@@ -45,21 +45,22 @@ def project(x: Tensor, projections: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
 class _FeedForward(torch.autograd.Function):
     """Gate and up are one product, no result is copied to lie beside another, and silu(gate) * up is not kept.
 
-    The weights stay apart as parameters; they are joined for each product, a five-hundredth of its work.
+    The weights stay apart as parameters; gate and up are joined for each product, a five-hundredth of its work.
     """
 
     @staticmethod
     def forward(ctx, x_PH: Tensor, sizes: Sequence[int], *weights: Tensor) -> Tensor:
         """`weights`: gate, up and down of one expert after the other."""
         x_PH, width = x_PH.contiguous(), weights[0].shape[0]
+        joined = [torch.cat(pair) for pair in zip(weights[::3], weights[1::3], strict=True)]
         gate_up = x_PH.new_empty(len(x_PH), 2 * width)
         hidden, y_PH = x_PH.new_empty(len(x_PH), width), torch.empty_like(x_PH)
-        for rows, gate, up, _ in _groups(sizes, weights):
-            torch.mm(x_PH[rows], torch.cat((gate, up)).T, out=gate_up[rows])
+        for rows, both in _groups(sizes, joined):
+            torch.mm(x_PH[rows], both.T, out=gate_up[rows])
         _elementwise("swiglu_forward", gate_up, hidden)
-        for rows, _, _, down in _groups(sizes, weights):
+        for rows, down in _groups(sizes, weights[2::3]):
             torch.mm(hidden[rows], down.T, out=y_PH[rows])
-        ctx.save_for_backward(x_PH, gate_up, *weights)
+        ctx.save_for_backward(x_PH, gate_up, *joined, *weights[2::3])
         ctx.sizes = sizes
         return y_PH
 
@@ -67,15 +68,16 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx, grad_PH: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x and of every weight."""
         x_PH, gate_up, *weights = ctx.saved_tensors
-        grad_PH, width = grad_PH.contiguous(), weights[0].shape[0]
+        joined, downs = weights[: len(ctx.sizes)], weights[len(ctx.sizes) :]
+        grad_PH, width = grad_PH.contiguous(), downs[0].shape[1]
         hidden = gate_up.new_empty(len(x_PH), width)
         grad_gate_up, grad_x = torch.empty_like(gate_up), torch.empty_like(x_PH)
-        for rows, _, _, down in _groups(ctx.sizes, weights):
+        for rows, down in _groups(ctx.sizes, downs):
             torch.mm(grad_PH[rows], down, out=hidden[rows])
         _elementwise("swiglu_backward", gate_up, hidden, grad_gate_up)
         grads: list[Tensor] = []
-        for rows, gate, up, _ in _groups(ctx.sizes, weights):
-            torch.mm(grad_gate_up[rows], torch.cat((gate, up)), out=grad_x[rows])
+        for rows, both in _groups(ctx.sizes, joined):
+            torch.mm(grad_gate_up[rows], both, out=grad_x[rows])
             grads += (grad_gate_up[rows].T @ x_PH[rows]).split(width)
             grads.append(grad_PH[rows].T @ hidden[rows])
         return grad_x, None, *grads
@@ -115,11 +117,11 @@ def project_fused(x: Tensor, projections: Sequence[nn.Linear]) -> tuple[Tensor, 
     return _Project.apply(x, *(projection.weight for projection in projections))
 
 
-def _groups(sizes: Sequence[int], weights: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Yield the rows of each expert and its weights."""
+def _groups(sizes: Sequence[int], weights: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the rows of each expert and its weight."""
     start = 0
-    for size, gate, up, down in zip(sizes, weights[::3], weights[1::3], weights[2::3], strict=True):
-        yield slice(start, start + size), gate, up, down
+    for size, weight in zip(sizes, weights, strict=True):
+        yield slice(start, start + size), weight
         start += size
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model import CausalLM, ModelConfig, transformer
+from model.kernels import Kernels
 from training.config.resolve import Settings
 from training.planning.model_states import DTYPES, ModelStates
 
@@ -62,14 +63,21 @@ def estimate_memory(
 
 
 def memory_by_phase(
-    config: ModelConfig, resolved: Settings, *, world_size: int, seq_len: int, device_kind: str = "cuda"
+    config: ModelConfig,
+    resolved: Settings,
+    *,
+    world_size: int,
+    seq_len: int,
+    device_kind: str = "cuda",
+    kernels: Sequence[str] = (),
 ) -> list[MemoryEstimate]:
     """Return the phases that can take the most: forward and backward pass, optimizer step, evaluation.
 
+    `kernels` are the operations that are computed with fused kernels, which keep less for the backward pass.
     With `device_kind="cpu"` a bucket counts only as far as gradients fill it: a page never written takes no memory.
     """
     states = ModelStates(config, resolved, world_size, device_kind)
-    trace = _MetaTrace(config, resolved, seq_len)
+    trace = _MetaTrace(config, resolved, seq_len, kernels)
     always = {"weights": states.weights, "optimizer": states.optimizer}
     training = trace.training(states)
     kept, copies = states.step()
@@ -193,7 +201,7 @@ class _MetaTrace:
     of its products, and the rows on their way from and to another rank.
     """
 
-    def __init__(self, config: ModelConfig, resolved: Settings, seq_len: int) -> None:
+    def __init__(self, config: ModelConfig, resolved: Settings, seq_len: int, kernels: Sequence[str]) -> None:
         self.drop_free = config.use_moe and not config.capacity_factor
         self.shape = resolved.micro_batch, seq_len
         padded = config.ep_size > 1 and self.drop_free  # by DeepSpeed's dispatch; ours gives each expert its own rows
@@ -204,6 +212,7 @@ class _MetaTrace:
         self.moving = int(2 * rows) if config.ep_size > 1 else 0
         with torch.device("meta"):
             self.model = CausalLM(alone, _expert_layer).to(DTYPES[resolved.precision])
+        self.model.use_kernels(Kernels.fused(kernels))
 
     def training(self, states: ModelStates) -> Counter[str]:
         """Return the bytes by label at the peak of a micro-batch, the last one of an accumulation."""

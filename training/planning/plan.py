@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from common.hardware import Device, peak_flops
 from exporting.quantization import plan_line
 from model import ModelConfig, count_parameters
+from model.kernels import NAMES
 from training.config.resolve import ACCUMULATION, MICRO, Resolved
 from training.planning.flops import training_flops_per_token
 from training.planning.memory import ROUTING_IMBALANCE, MemoryEstimate, memory_by_phase
@@ -45,6 +46,8 @@ class Plan:
     device: Device
     world_size: int
     seq_len: int
+    kernels: str = "plain"
+    """`--kernels`; auto is planned as if the GPU took all of them."""
 
     def lines(self, utilisation: float) -> list[str]:
         """Return what is printed; hours are counted at `utilisation` (0 to 1) of the device's datasheet peak."""
@@ -78,14 +81,20 @@ class Plan:
             f"warm-up   {resolved.warmup_steps:,} steps, {resolved.warmup_steps / steps:.1%} of the run",
         ]
 
-    def _memory(self, resolved: Resolved) -> list[MemoryEstimate]:
+    def _memory(self, kernels: tuple[str, ...]) -> list[MemoryEstimate]:
         return memory_by_phase(
-            self.model, resolved, world_size=self.world_size, seq_len=self.seq_len, device_kind=self.device.kind
+            self.model,
+            self.resolved,
+            world_size=self.world_size,
+            seq_len=self.seq_len,
+            device_kind=self.device.kind,
+            kernels=kernels,
         )
 
     def _memory_lines(self) -> list[str]:
-        phases, resolved = self._memory(self.resolved), self.resolved
-        peak = max(phases, key=lambda phase: phase.total)
+        kernels = NAMES if self.kernels == "auto" and self.device.kind == "cuda" else ()
+        phases, resolved = self._memory(kernels), self.resolved
+        peak = _fullest(phases)
         others = ", ".join(f"{phase.phase} {_bytes(phase.total)}" for phase in phases if phase is not peak)
         rest = process_bytes(peak, self.device, self.model) - peak.total
         what = "CUDA context, libraries, allocator" if self.device.kind == "cuda" else "Python and its libraries"
@@ -94,10 +103,12 @@ class Plan:
             ModelStates(self.model, resolved, self.world_size, self.device.kind, stage=stage) for stage in (0, 1, 2)
         ]
         sizes = " / ".join(_bytes(states.optimizer + states.accumulated) for states in stages)
+        plain = [f"          {_bytes(_fullest(self._memory(())).total)} in all with --kernels plain"] if kernels else []
         return [
             f"memory    peak of one {self._unit}, in the {peak.phase} ({others})",
             *self._component_lines(peak, phases[1]),
             _part("total", peak.total, f"and {_bytes(rest)} for {what} (assumed){rough}"),
+            *plain,
             f"          {self._verdict(peak)}",
             f"ZeRO      optimizer and gradients at stage 0 / 1 / 2: {sizes} a {self._unit}",
         ]
@@ -171,6 +182,10 @@ class Plan:
             f"TFLOP/s ({self.device.name}, {self.resolved.precision}, datasheet): {speed:,.0f} tokens/s",
             f"          {slower}; small models stay far below the peak, and a run's log tells",
         ]
+
+
+def _fullest(phases: list[MemoryEstimate]) -> MemoryEstimate:
+    return max(phases, key=lambda phase: phase.total)
 
 
 def _part(name: str, size: int, note: str) -> str:
