@@ -102,7 +102,7 @@ class CausalLM(nn.Module):
         """Compute with these forms of the operations from now on."""
         for module in self.modules():
             if hasattr(module, "kernels"):
-                module.kernels = kernels
+                setattr(module, "kernels", kernels)  # noqa: B010 (no attribute that torch knows of)
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor, divisor: float | None = None) -> Losses:
         """Cross-entropy of packed rows: the mean over `targets_BT`, the inputs shifted by one.

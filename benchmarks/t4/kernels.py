@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """The fused kernels, compiled ahead for GPUs that need not be at hand: registers, spills and shared memory of each.
 
     python -m benchmarks.t4.kernels [--capability 75 80 90] [--dtype float16]
@@ -98,7 +99,7 @@ def compiled(launch: Launch, capability: int) -> dict[str, int]:
 def _resources(ptx: str, capability: int) -> dict[str, int]:
     import triton
 
-    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    ptxas = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / "ptxas"
     suffix = "a" if capability >= 90 else ""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
