@@ -84,7 +84,8 @@ def _unsaved_steps(output: Path) -> int | None:
 def new_state(context: RunContext) -> RunState:
     """Return the state of a run before its first step."""
     resolved = context.resolved
-    return RunState(identity=_identity(context), ds_config=resolved.config, total_steps=resolved.total_steps)
+    facts = {"identity": _identity(context), "ds_config": resolved.config, "total_steps": resolved.total_steps}
+    return RunState(**facts, kernels=list(context.kernels))
 
 
 def continue_state(state: RunState, context: RunContext, found: Path) -> list[str]:

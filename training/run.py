@@ -35,6 +35,7 @@ from training.data import (
     validation_remark,
     vocab_size,
 )
+from training.engine.kernels import with_kernels
 from training.monitoring.run_summary import announce, sum_up
 from training.planning import budget as budgets
 from training.planning.disk_space import check_disk_space
@@ -223,8 +224,7 @@ def _tune(chosen: _Chosen, device: Device, world: World, console: Console) -> in
         raise UserError("--tune measures one machine: start it on each kind of machine alone, python train.py --tune")
     if world.rank > 0:
         return 0  # the trials have processes of their own
-    options = chosen.options
-    processes = defaults.planned_processes(chosen.config_path, world.size)
+    options, processes = chosen.options, defaults.planned_processes(chosen.config_path, world.size)
     if device.kind == "cuda":
         processes = min(processes, device.count)
     _check(chosen, device, processes)  # before text is prepared
@@ -300,8 +300,6 @@ def _join_and_prepare(
 
 def _preflight(context: RunContext, draft: Draft, rows: int) -> int:
     """Check the run and do no more; return 1 if a check failed."""
-    from training.engine.kernels import with_kernels
-
     context, length = _with_length(with_kernels(context, None), draft, rows)
     announce(context)
     return 1 if preflight(context, length and length.cost) else 0
@@ -310,7 +308,6 @@ def _preflight(context: RunContext, draft: Draft, rows: int) -> int:
 def _train(context: RunContext, draft: Draft, rows: int) -> int:
     """Start or continue the run, and see it to its end; return the exit status."""
     from training.engine.build import build_engine
-    from training.engine.kernels import with_kernels
     from training.trainer import Trainer
 
     options, console, world = context.options, context.console, context.world
@@ -327,7 +324,7 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
         if why := nothing_left(state, options.patience):
             console.say(f"{context.output} {why}")
             return 0
-        context = with_kernels(context, state.kernels)
+        context = with_kernels(context, state)
         disk_space = _disk_space(context)
     else:
         disk_space = _disk_space(context)
@@ -346,7 +343,6 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
     if not found and not options.skip_preflight:
         _check_first(context, length and length.cost)
     console.say("starting DeepSpeed (some seconds)")
-    state.kernels = list(context.kernels)
     init = {"seed": options.seed, "init_from": options.init_from, "kernels": context.kernels}
     engine = build_engine(context.config, context.resolved.config, rank=world.rank, **init)
     trainer = Trainer(context, engine, state)

@@ -10,11 +10,10 @@ import torch
 
 from model import ModelConfig
 from model.kernels.check import choose
+from training.checkpointing.run_state import RunState
 from training.context import RunContext
 from training.planning.model_states import DTYPES
 from training.processes.process_group import gather_from_ranks
-
-_OTHER_BITS = "WARNING: so far the run was computed with fused kernels for {}: from here on its bits are others"
 
 
 def agree_on_kernels(
@@ -34,21 +33,24 @@ def agree_on_kernels(
     everybody = gather_from_ranks(mine)
     names = tuple(name for name in mine[0] if all(name in chosen for chosen, _ in everybody))
     lines = list(dict.fromkeys(line for _, lines in everybody for line in lines))
-    if missing := [name for name in earlier or () if name not in names]:
-        lines.append(_OTHER_BITS.format(", ".join(missing)))
     return names, lines
 
 
-def with_kernels(context: RunContext, earlier: Sequence[str] | None) -> RunContext:
-    """Choose the fused kernels of this session, those of the `earlier` ones if the run continues; collective."""
+def with_kernels(context: RunContext, state: RunState | None) -> RunContext:
+    """Choose the fused kernels of this session; collective.
+
+    A run that continues has a `state`: its kernels are taken if they are still right here, and it notes the choice.
+    """
     options, resolved, say = context.options, context.resolved, context.console.say
-    if options.kernels == "plain" or context.device.kind != "cuda":
-        if earlier:
-            say(_OTHER_BITS.format(", ".join(earlier)))
-        return context
-    tokens = resolved.micro_batch * options.max_seq_len
-    names, lines = agree_on_kernels(context.config, tokens, resolved.precision, earlier)
-    say(f"fused kernels: {', '.join(names) or 'none'}")
+    earlier, names, lines = state and state.kernels, (), []
+    if options.kernels == "auto" and context.device.kind == "cuda":
+        tokens = resolved.micro_batch * options.max_seq_len
+        names, lines = agree_on_kernels(context.config, tokens, resolved.precision, earlier)
+        say(f"fused kernels: {', '.join(names) or 'none'}")
     for line in lines:
         say(f"  {line}")
+    if missing := [name for name in earlier or () if name not in names]:
+        say(f"WARNING: so far the run was computed with fused kernels for {', '.join(missing)}: its bits will differ")
+    if state is not None:
+        state.kernels = list(names)
     return replace(context, kernels=names)

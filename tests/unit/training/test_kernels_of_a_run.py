@@ -58,9 +58,14 @@ def test_all_ranks_take_what_each_of_them_can(context, ranks, said):
     assert ranks.asked == [(32, None)]
 
 
-def test_a_continued_run_asks_for_the_kernels_of_its_checkpoint(context, ranks, said):
+@pytest.fixture
+def state():
+    return RunState(kernels=["combine"])
+
+
+def test_a_continued_run_asks_for_the_kernels_of_its_checkpoint(context, ranks, said, state):
     ranks.here = ranks.there = (["combine"], [])
-    assert kernels.with_kernels(context, ["combine"]).kernels == ("combine",)
+    assert kernels.with_kernels(context, state).kernels == ("combine",)
     assert ranks.asked == [(32, ["combine"])]
     assert said == ["fused kernels: combine"]
 
@@ -69,17 +74,18 @@ def test_a_checkpoint_of_an_earlier_version_was_computed_with_none():
     assert RunState.model_validate({"step": 3}).kernels == []
 
 
-def test_a_run_that_loses_a_kernel_is_warned(context, ranks, said):
+def test_a_run_that_loses_a_kernel_is_warned(context, ranks, said, state):
     ranks.here = [], ["fused kernel combine left out: it differs"]
-    assert kernels.with_kernels(context, ["combine"]).kernels == ()
-    assert said[-1].endswith("with fused kernels for combine: from here on its bits are others")
+    assert kernels.with_kernels(context, state).kernels == ()
+    assert said[-1].endswith("with fused kernels for combine: its bits will differ")
+    assert state.kernels == []
 
 
 @pytest.mark.parametrize(("flag", "kind"), [("plain", "cuda"), ("auto", "cpu")])
-def test_plain_is_plain_and_so_is_a_cpu(context, ranks, said, flag, kind):
+def test_plain_is_plain_and_so_is_a_cpu(context, ranks, said, state, flag, kind):
     options = SimpleNamespace(kernels=flag, max_seq_len=16)
     context = replace(context, options=options, device=SimpleNamespace(kind=kind))
     assert kernels.with_kernels(context, None).kernels == ()
     assert not said and not ranks.asked
-    kernels.with_kernels(context, ["combine"])
+    kernels.with_kernels(context, state)
     assert said[0].startswith("WARNING")
