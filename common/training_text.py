@@ -21,6 +21,11 @@ class TrainingText(Record):
     characters: str
     unused_tokens: list[Count]
 
+    def unknown(self, text: str) -> str:
+        """Return the characters of a text, each once, that the training text never had; white space does not count."""
+        known = frozenset(self.characters)
+        return "".join(c for c in dict.fromkeys(text) if c not in known and not c.isspace())
+
     def write(self, folder: Path) -> None:
         """Write it into `folder`."""
         text = json.dumps(self.model_dump(), ensure_ascii=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.training_text import TrainingText
 from diagnosis.decoding import DecodingComparison, choose_prompts, compare_settings, estimated_seconds, generate
 from diagnosis.measurements import Measurements, measure_model, measure_text
 from diagnosis.report.messages import Messages
@@ -24,6 +25,7 @@ from evaluation.run_record import RunRecord
 from model import GenerationError
 
 VERSION = 1
+UNKNOWN_SHOWN = 20  # characters
 
 
 def diagnose(
@@ -60,7 +62,7 @@ def diagnose(
 
 
 def _note_state(run: RunRecord | None, reporter: Reporter) -> None:
-    """Note that a run is still training, and which preflight checks it had failed."""
+    """Note that a run is still training, which checks it had failed, and what its model cannot know of its prompts."""
     if run is None:
         return
     total = run.total_steps
@@ -69,6 +71,9 @@ def _note_state(run: RunRecord | None, reporter: Reporter) -> None:
     for check in run.preflight or []:
         if check.get("level") == "fail":
             reporter.note("preflight_failed", text=check.get("text"))
+    known, prompts = TrainingText.read(run.folder / "model"), "".join(str(row.get("prompt")) for row in run.samples)
+    if known and (unknown := known.unknown(prompts)):
+        reporter.note("unknown_characters", characters="、".join(unknown[:UNKNOWN_SHOWN]))
 
 
 def _measure(m: Measurements, subject: Subject, quick: bool, reporter: Reporter) -> DecodingComparison | None:

@@ -83,15 +83,14 @@ class PromptEncoder:
     def __init__(self, tokenizer: Tokenizer, text: TrainingText | None) -> None:
         self.tokenizer = tokenizer
         self._unused = frozenset(text.unused_tokens if text else ())
-        self._characters = frozenset(text.characters) if text else None
+        self._text = text
         model = json.loads(tokenizer.to_str())["model"] if self._unused else {}
         self._parts = {left + right: (left, right) for left, right in map(_pair, reversed(model.get("merges", [])))}
         self._entries = tokenizer.get_vocab(with_added_tokens=False) if self._unused else {}
 
     def unknown_characters(self, text: str) -> str:
         """Return the characters of a text that the training text never had, each once."""
-        known = self._characters
-        return "" if known is None else "".join(c for c in dict.fromkeys(text) if c not in known and not c.isspace())
+        return self._text.unknown(text) if self._text else ""
 
     def encode(self, text: str) -> PromptTokens:
         """Return the tokens of a prompt, without BOS."""

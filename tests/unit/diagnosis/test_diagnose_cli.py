@@ -12,11 +12,16 @@ from safetensors.torch import load_file, save_file
 
 import diagnose
 from common.errors import UserError
+from common.training_text import TrainingText
 from corpus.pipeline import prepare
 from corpus.settings import PreparationSettings
 from corpus.shards import Corpus
 from corpus.tokenizer import write_hf_tokenizer
+from diagnosis.diagnosis import _note_state
 from diagnosis.models import load_model_under_test
+from diagnosis.report.messages import Messages
+from diagnosis.subject import Reporter
+from evaluation.run_record import RunRecord
 from model import CausalLM, ModelConfig, save_model
 from model.init import init_weights
 from sample_stories import generate_stories
@@ -282,6 +287,14 @@ def test_a_run_without_a_model_is_judged_by_its_records(place, tmp_path):
     assert found["verdict"]["parrots"] is None and found["verdict"]["healthy"] is not True
     assert found["ladder"]["model"]["nats"] > 0
     assert any("no saved model" in text.lower() or "no model/" in text.lower() for text in found["notes"])
+
+
+def test_characters_that_the_training_text_never_had_are_noted(tmp_path):
+    (tmp_path / "model").mkdir()
+    TrainingText(characters="小明", unused_tokens=[]).write(tmp_path / "model")
+    reporter = Reporter(Messages("en"), lambda _: None)
+    _note_state(RunRecord(tmp_path, samples=[{"prompt": "小猫 和明"}]), reporter)
+    assert len(reporter.notes) == 1 and reporter.notes[0].endswith(": 猫、和")
 
 
 def test_a_model_that_is_not_finite_has_diverged(place, tmp_path):
