@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -113,13 +113,18 @@ def json_lines(file: TextFile) -> Iterator[Block]:
     blocks = encodings.to_utf8(read_blocks(file.path, file.member), file.encoding)
     if file.cr_only:
         blocks = ((block.replace(b"\r", b"\n"), consumed) for block, consumed in blocks)
+    return _as_json_lines(file, blocks)
+
+
+def _as_json_lines(file: TextFile, blocks: Iterable[Block]) -> Iterator[Block]:
+    """Turn blocks of UTF-8 of a file's format into JSON Lines."""
     if file.format == "json":
         return structured_text.json_values(blocks, file.name)
     if file.format in ("csv", "tsv"):
         return structured_text.csv_rows(blocks, file.name, file.delimiter)
     if file.format == "txt":
         return structured_text.plain_text(blocks, file.name, file.split_txt)
-    return blocks
+    return iter(blocks)
 
 
 def _opened(path: Path) -> Any:
@@ -276,19 +281,13 @@ def _delimiter(form: str, data: bytes) -> str:
 
 def _first_records(file: TextFile, data: bytes, is_whole: bool) -> list[Mapping[str, Any]]:
     """Return the first objects of a file, given its beginning as UTF-8; what is cut off at its end does not count."""
-    if file.format == "json":
-        parts = structured_text.json_values([(data, 0)], file.name)
+    parts = _as_json_lines(file, [(data, 0)])
+    try:
         return _objects(b"".join(block for block, _ in (parts if is_whole else islice(parts, 1))))
-    if file.format in ("csv", "tsv"):
-        found: list[str] = []
-        try:
-            for row in islice(structured_text.table_records([(data, 0)], file.name, file.delimiter), RECORDS_LOOKED_AT):
-                found.append(row)
-        except UserError:
-            if is_whole:
-                raise
-        return _objects("\n".join(found).encode("utf-8", "surrogateescape"))
-    return _objects(data)
+    except UserError:
+        if is_whole or file.format == "json":
+            raise
+        return []  # a row that is cut off
 
 
 def _objects(lines: bytes) -> list[Mapping[str, Any]]:

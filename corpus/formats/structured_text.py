@@ -126,55 +126,47 @@ class _ValueScan:
 
 
 def csv_rows(blocks: Iterable[Block], name: str, delimiter: str) -> Iterator[Block]:
-    """Yield the rows of a table whose first row names its columns; one of another length becomes an array."""
-    consumed = [0]
+    """Yield the rows of a table whose first row names its columns; one of another length becomes an array.
+
+    UserError if it is no table.
+    """
+    consumed = 0  # of the file, for the rows that wait
+
+    def lines() -> Iterator[str]:
+        nonlocal consumed
+        rest, first = [], True
+        for text, read in _decoded(blocks):
+            consumed += read
+            if first and text:
+                text, first = text.removeprefix("\ufeff"), False
+            *whole, last = text.split("\n")
+            for line in whole:
+                yield f"{''.join(rest)}{line}\n"
+                rest = []
+            rest.append(last)
+        if last := "".join(rest):
+            yield last
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     rows: list[str] = []
     size = 0
-    for row in table_records(blocks, name, delimiter, consumed):
-        rows.append(row)
-        size += len(row)
-        if size > _SPLIT_AT:
-            yield _lines(rows, consumed[0])
-            rows, size, consumed[0] = [], 0, 0
-    yield _lines(rows, consumed[0])
-
-
-def table_records(
-    blocks: Iterable[Block], name: str, delimiter: str, consumed: list[int] | None = None
-) -> Iterator[str]:
-    """Yield the rows as JSON, and add to `consumed[0]` what was read of the file; UserError if it is no table."""
-    reader = csv.reader(_csv_lines(blocks, consumed or [0]), delimiter=delimiter, strict=True)
-    columns: list[str] | None = None
     try:
+        columns = _column_names(next(reader, []), name)
         for values in reader:
-            if columns is None:
-                columns = _column_names(values, name)
-            elif values:
-                record = dict(zip(columns, values, strict=True)) if len(values) == len(columns) else values
-                yield json.dumps(record, ensure_ascii=False)
-            else:
-                yield ""
+            row = dict(zip(columns, values, strict=True)) if len(values) == len(columns) else values
+            rows.append(json.dumps(row, ensure_ascii=False) if values else "")
+            size += len(rows[-1])
+            if size > _SPLIT_AT:
+                yield _lines(rows, consumed)
+                rows, size, consumed = [], 0, 0
     except csv.Error as error:
+        if rows:
+            yield _lines(rows, consumed)
         raise UserError(
             f"{name}:{reader.line_num}: not a row of a table ({error}); a value with quotes or line ends in it is put "
             "in quotes, and a quote in it doubled"
         ) from None
-
-
-def _csv_lines(blocks: Iterable[Block], consumed: list[int]) -> Iterator[str]:
-    """Yield lines with their ends, as the csv module wants them, and add up in `consumed` what was read."""
-    rest, first = [], True
-    for text, read in _decoded(blocks):
-        consumed[0] += read
-        if first and text:
-            text, first = text.removeprefix("\ufeff"), False
-        *whole, last = text.split("\n")
-        for line in whole:
-            yield "".join(rest) + line + "\n"
-            rest = []
-        rest.append(last)
-    if last := "".join(rest):
-        yield last
+    yield _lines(rows, consumed)
 
 
 def _column_names(values: list[str], name: str) -> list[str]:

@@ -19,6 +19,7 @@ from corpus.formats import compression
 from corpus.partial_folder import Part, PartialFolder, Records
 from corpus.pipeline import prepare_part
 from corpus.settings import PreparationSettings
+from prepare import parse_arguments
 
 SETTINGS: dict[str, Any] = {"vocab_size": 300, "dedup": "near", "val_fraction": 0.1, "shard_tokens": 3000}
 
@@ -120,6 +121,12 @@ def test_two_processes_do_not_write_the_same_part(tmp_path: Path) -> None:
     with first.open(), pytest.raises(UserError, match="another process is preparing it"), second.open():
         pass
     assert first.path.exists()
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "3", "a/b"])
+def test_a_part_that_there_is_not_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"argument --part: .* is no part: write 1/16 for the first of 16"):
+        parse_arguments(["--input", "a", "--output", "b", "--part", text])
 
 
 class Harmful:
