@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import printable, size_of
+from common.files import printable, size_of, sync
 from corpus.manifest import MANIFEST_NAME
 from corpus.scan import Key
 from corpus.workers import WorkerLost
@@ -34,6 +34,7 @@ from corpus.workers import WorkerLost
 _OWN_FILE = re.compile(r"(train|val)-\d{5,}\.(bin|mask)|(tokenizer|manifest|report|training_text)\.json")
 _VERSION = 1  # raised when what is recorded changes, so that nobody continues from what another version recorded
 _HEADER = struct.Struct("<QI")  # of a record: its bytes, their CRC-32
+_END = _HEADER.pack(0, 0)
 _NUMPY_NAMES = ("_reconstruct", "_frombuffer", "ndarray", "dtype", "scalar")
 
 
@@ -74,28 +75,36 @@ class Records:
             left = os.fstat(file.fileno()).st_size
             while len(header := file.read(_HEADER.size)) == _HEADER.size:
                 length, checksum = _HEADER.unpack(header)
+                if header == _END:
+                    return
                 data = file.read(length) if length <= left else b""
                 if not data or zlib.crc32(data) != checksum:
-                    return
+                    break
                 self._end = file.tell()
                 try:
                     record = _Unpickler(io.BytesIO(data)).load()
                 except Exception as error:  # of pickle, and whatever a damaged pickle makes of our classes
                     raise UserError(f"{path}: holds no records ({printable(error)}); remove its folder") from None
                 yield record
+        if self.complete:
+            raise UserError(f"{path}: is cut off; copy it again, or remove its folder")
 
     def append(self, key: Key, result: Any) -> None:
         """Add a result behind the last one that was read or added."""
         data = pickle.dumps((key, result), protocol=pickle.HIGHEST_PROTOCOL)
-        with self._unfinished.open("ab") as file:
-            file.truncate(self._end)
-            file.write(_HEADER.pack(len(data), zlib.crc32(data)) + data)
-            self._end = file.tell()
+        self._write(_HEADER.pack(len(data), zlib.crc32(data)) + data)
 
     def finish(self) -> None:
         """Say that there are no more."""
-        self._unfinished.touch()
+        self._write(_END)
+        sync(self._unfinished)
         self._unfinished.rename(self.path)
+
+    def _write(self, data: bytes) -> None:
+        with self._unfinished.open("ab") as file:
+            file.truncate(self._end)
+            file.write(data)
+            self._end = file.tell()
 
 
 class _Unpickler(pickle.Unpickler):
@@ -118,7 +127,7 @@ class PartialFolder:
     def __init__(self, output: Path, fingerprint: str, part: Part | None = None) -> None:
         self.output = output.resolve()
         self.path = self.output.with_name(f".{self.output.name}.partial-{fingerprint[:12]}.{_VERSION}")
-        counts = {int(path.name.split(".")[0].rpartition("-")[2]) for path in self.path.glob("*-of-*")}
+        counts = {int(path.name.split(".")[0].rpartition("-")[2]) for path in self.path.glob("scan-*-of-*")}
         self.part = part or Part(1, max(counts, default=1))
         if counts - {self.part.count}:
             raise UserError(

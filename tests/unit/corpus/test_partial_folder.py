@@ -129,6 +129,16 @@ def test_a_part_that_there_is_not_is_refused(text: str) -> None:
         parse_arguments(["--input", "a", "--output", "b", "--part", text])
 
 
+def test_records_that_were_copied_in_part_are_refused(tmp_path: Path) -> None:
+    records = Records(tmp_path / "scan-1-of-1")
+    records.append((0, 0), "a")
+    records.finish()
+    assert list(Records(records.path)) == [((0, 0), "a")]
+    records.path.write_bytes(records.path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="scan-1-of-1: is cut off; copy it again"):
+        list(Records(records.path))
+
+
 class Harmful:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("false",)
