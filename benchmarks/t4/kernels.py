@@ -3,7 +3,7 @@
 
     python -m benchmarks.t4.kernels [--capability 75 80 90] [--dtype float16]
 
-Shapes are the default model's; Triton's own ptxas says what machine code takes. Needs Triton, no GPU.
+Shapes are the default model's; the machine code says what it takes. Needs Triton, no GPU.
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ from model.kernels.check import make_case
 
 TOKENS = 512
 _TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"}
-_FOUND = {
-    "registers": re.compile(r"Used (\d+) registers"),
-    "spilled": re.compile(r"(\d+) bytes spill stores"),
-}
+_USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
 
 
 @dataclass(frozen=True)
@@ -93,20 +90,20 @@ def compiled(launch: Launch, capability: int) -> dict[str, int]:
     signature |= dict.fromkeys(launch.sizes, "constexpr")
     source = ASTSource(kernel, signature, constexprs=dict(launch.sizes), attrs=aligned)
     result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": launch.warps})
-    return _resources(result.asm["ptx"], capability) | {"shared": result.metadata.shared}
+    return _resources(result.asm["cubin"]) | {"shared": result.metadata.shared}
 
 
-def _resources(ptx: str, capability: int) -> dict[str, int]:
+def _resources(cubin: bytes) -> dict[str, int]:
     import triton
 
-    ptxas = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / "ptxas"
-    suffix = "a" if capability >= 90 else ""
+    tool = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx, encoding="utf-8")
-        command = [str(ptxas), "-v", f"--gpu-name=sm_{capability}{suffix}", str(source), "-o", f"{folder}/kernel.cubin"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return {what: max(map(int, pattern.findall(said))) for what, pattern in _FOUND.items()}
+        binary = Path(folder) / "kernel.cubin"
+        binary.write_bytes(cubin)
+        command = [str(tool), "--dump-resource-usage", str(binary)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = _USAGE.findall(said)[0]
+    return {"registers": int(registers), "spilled": int(stack)}
 
 
 def main(argv: Sequence[str]) -> int:
