@@ -103,7 +103,7 @@ class PackedRows:
         ids_BT = ids_BT.cpu()
         start_BT = document_starts(ids_BT, bos_id, eos_id) if mask_documents else torch.zeros_like(ids_BT)
         ends = document_ends(start_BT)
-        longest = -(-int(ends.diff().max()) // BLOCK) * BLOCK
+        longest = min(-(-int(ends.diff().max()) // BLOCK) * BLOCK, ids_BT.numel())
         if device.type == "cuda":
             ends = ends.pin_memory().to(device, non_blocking=True)
         return cls(None, ends=ends, longest=longest)
