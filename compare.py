@@ -14,8 +14,8 @@ from pathlib import Path
 
 from common.command_line import Parser, amount, check_output_file, one_of, run_script, write_output_file
 from common.console import spell_out, takes_any_character
+from diagnosis.report.messages import LANGUAGES
 
-LANGUAGES = ("en", "zh")
 AXES = ("tokens", "time", "step", "bytes")
 
 
@@ -39,7 +39,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--json", metavar="FILE", help="write all figures to a file; - prints them instead of the table")
     add("--html", type=Path, metavar="FILE", help="write one self-contained page")
-    add("--lang", default="en", type=one_of(*LANGUAGES), metavar="en|zh", help="language (%(default)s)")
+    add("--lang", default="en", type=one_of(*LANGUAGES), metavar="|".join(LANGUAGES), help="language (%(default)s)")
     args = parser.parse_args(argv)
     check_output_file("--json", None if args.json in (None, "-") else Path(args.json))
     check_output_file("--html", args.html)

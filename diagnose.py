@@ -17,8 +17,7 @@ from pathlib import Path
 from common.command_line import Parser, check_output_file, run_script, write_output_file
 from common.console import spell_out, takes_any_character
 from common.errors import UserError
-
-LANGUAGES = ("en", "zh")
+from diagnosis.report.messages import LANGUAGES
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.command_line import Parser, amount, duration, one_of, positive, run_script, whole, write_output_file
 from common.errors import UserError
+from diagnosis.report.messages import LANGUAGES
 
 if TYPE_CHECKING:
     from experiments.sweep import Sweep
@@ -84,8 +85,8 @@ def _parser() -> Parser:
     add(
         "--lang",
         default="en",
-        type=one_of("en", "zh"),
-        metavar="en|zh",
+        type=one_of(*LANGUAGES),
+        metavar="|".join(LANGUAGES),
         help="language of table and page (%(default)s)",
     )
     return parser
@@ -141,8 +142,8 @@ def _report(sweep: Sweep, config: Path, language: str) -> None:
     """Print the table, write the page and the winner; say what did not finish."""
     from experiments.comparison import compare
     from experiments.page import page
+    from experiments.sweep_plan import complete_config
     from experiments.table import screen
-    from experiments.winner import complete_config
 
     folder = sweep.settings.folder
     print(", ".join(f"{count} {state}" for state, count in sweep.counts().items()))
@@ -167,15 +168,14 @@ def _as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main(argv: list[str] | None = None) -> int:
     """Return the exit status: 0, 2 for wrong input, 130 after Ctrl-C or SIGTERM."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     said = "stopped; the same command goes on"
-    return run_script(lambda: run(parse_arguments(argv)), interrupted=lambda: said, output_is_the_work=False)
+    try:
+        return run_script(lambda: run(parse_arguments(argv)), interrupted=lambda: said, output_is_the_work=False)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ import numpy as np
 
 from common.errors import UserError
 from diagnosis.report.messages import Messages
-from experiments.experiment import Experiment, Pair, compare_pairs, group
-from experiments.run_figures import AXES, ComparedRun, Point, TextFacts, read_runs
-from experiments.settings import PLACE, differences, settings_of, show_value
+from evaluation.run_settings import PLACE
+from experiments.experiment import Experiment, compare_pairs, group
+from experiments.run_figures import AXES, ComparedRun, Point, read_runs
+from experiments.settings import differences, show_value
 from experiments.statistics import ALPHA
 
 VERSION = 1
@@ -63,6 +64,7 @@ def compare(
         experiment.take_values(yardstick.value)
     experiments.sort(key=lambda experiment: float("inf") if experiment.mean is None else experiment.mean)
     pairs = compare_pairs(experiments)
+    differing = differences([experiment.settings for experiment in experiments])
     target = loss if loss is not None else _common_target(experiments, yardstick)
     messages = Messages(language, LOCALES)
     return {
@@ -73,8 +75,8 @@ def compare(
         "at": yardstick.common,
         "loss": target,
         "experiments": [_experiment(experiment, yardstick, target) for experiment in experiments],
-        "differences": _differences(experiments),
-        "pairs": [_pair(pair, experiments) for pair in pairs],
+        "differences": {name: [show_value(value) for value in values] for name, values in differing.items()},
+        "pairs": pairs,
         "verdict": _verdict(messages, experiments, pairs, yardstick),
         "baselines": _baselines(runs, yardstick),
         "samples": _samples(experiments),
@@ -123,8 +125,8 @@ def _same_tokens(a: ComparedRun, b: ComparedRun) -> bool:
 
 
 def _describe(run: ComparedRun) -> str:
-    facts: TextFacts = run.text
-    size = f"{facts.held_out[0]:,} documents, {facts.held_out[1]:,} bytes" if facts.held_out else "of unknown size"
+    held_out = run.text.held_out
+    size = f"{held_out[0]:,} documents, {held_out[1]:,} bytes" if held_out else "of unknown size"
     return f"{run.record.corpus or 'a corpus without a name'}, {size}"
 
 
@@ -141,14 +143,9 @@ def _common_target(experiments: Sequence[Experiment], yardstick: Yardstick) -> f
 
 def reached(curve: Sequence[Point], loss: float) -> float | None:
     """Return the first x at which the line through the points is at most `loss`, None if it never is."""
-    before: Point | None = None
-    for x, value in curve:
+    for (x0, before), (x, value) in zip([*curve[:1], *curve], curve, strict=False):
         if value <= loss:
-            if before is None:
-                return x
-            share = (before[1] - loss) / (before[1] - value)
-            return before[0] + share * (x - before[0])
-        before = x, value
+            return x if before <= loss else x0 + (x - x0) * (before - loss) / (before - value)
     return None
 
 
@@ -190,25 +187,8 @@ def _run(run: ComparedRun, yardstick: Yardstick, target: float | None) -> dict[s
     }
 
 
-def _differences(experiments: Sequence[Experiment]) -> dict[str, list[str]]:
-    """Return what differs, with the value of each experiment as it would be written."""
-    found = differences([experiment.settings for experiment in experiments])
-    return {name: [show_value(value) for value in values] for name, values in found.items()}
-
-
-def _pair(pair: Pair, experiments: Sequence[Experiment]) -> dict[str, Any]:
-    return {
-        "better": experiments[pair.first].label,
-        "worse": experiments[pair.second].label,
-        "difference": (experiments[pair.second].mean or 0) - (experiments[pair.first].mean or 0),
-        "margin": pair.test.margin if pair.test else None,
-        "p": pair.p,
-        "differs": pair.differs,
-    }
-
-
 def _verdict(
-    messages: Messages, experiments: Sequence[Experiment], pairs: Sequence[Pair], yardstick: Yardstick
+    messages: Messages, experiments: Sequence[Experiment], pairs: Sequence[dict[str, Any]], yardstick: Yardstick
 ) -> list[str]:
     """Return in sentences which experiment is best, and whether that is more than the noise of seeds."""
     judged = [experiment for experiment in experiments if experiment.values]
@@ -220,30 +200,25 @@ def _verdict(
         if best.spread is None:
             return [messages("verdict.one_run", **figures)]
         return [messages("verdict.one_experiment", spread=best.spread, **figures)]
-    with_best = [pair for pair in pairs if experiments[pair.first] is best]
-    same = [experiments[pair.second].label for pair in with_best if pair.differs is False]
-    unknown = [experiments[pair.second].label for pair in with_best if pair.differs is None]
     sentences = [messages("verdict.best", second=judged[1].label, second_mean=judged[1].mean, **figures)]
-    comma = messages("comma")
-    if unknown:
-        sentences.append(messages("verdict.unknown", others=comma.join(_few(unknown))))
-    if same:
-        p = min(pair.p or 0 for pair in with_best if pair.differs is False)
-        sentences.append(messages("verdict.noise", others=comma.join(_few(same)), p=p, alpha=ALPHA))
-    if len(same) + len(unknown) < len(with_best):
-        p = max(pair.p or 0 for pair in with_best if pair.differs)
-        better = [experiments[pair.second].label for pair in with_best if pair.differs]
-        sentences.append(messages("verdict.better", others=comma.join(_few(better)), p=p, alpha=ALPHA))
+    for key, differs, weakest in (("unknown", None, max), ("noise", False, min), ("better", True, max)):
+        found = [pair for pair in pairs if pair["better"] == best.label and pair["differs"] is differs]
+        if found:
+            others = _listed([pair["worse"] for pair in found], messages)
+            p = weakest(pair["p"] or 0.0 for pair in found)
+            sentences.append(messages(f"verdict.{key}", others=others, p=p, alpha=ALPHA))
     return sentences
 
 
-def _few(labels: Sequence[str], most: int = 4) -> list[str]:
-    return [*labels[:most], f"... ({len(labels) - most})"] if len(labels) > most + 1 else list(labels)
+def _listed(names: Sequence[str], messages: Messages, most: int = 4) -> str:
+    """Return the names with commas, the first few if they are many."""
+    shown = [*names[:most], f"... ({len(names) - most})"] if len(names) > most + 1 else names
+    return messages("comma").join(shown)
 
 
 def _baselines(runs: Sequence[ComparedRun], yardstick: Yardstick) -> dict[str, float] | None:
     """Return the n-gram baselines in the unit; None where no run knows them, or tokenizers have different ones."""
-    known = [run.text.baselines for run in runs if run.text.baselines]
+    known = [run.text.ngram_baselines for run in runs if run.text.ngram_baselines]
     if not known or any(found != known[0] for found in known):
         return None
     to_unit = known[0].bits_per_byte if yardstick.unit == BITS else float
@@ -255,42 +230,36 @@ def _samples(experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
 
     Prompts are the first tokens of the first held-out documents; another tokenizer's are as long or a little shorter.
     """
-    latest: list[list[dict[str, Any]]] = []
-    for experiment in experiments:
-        rows = experiment.representative.record.samples
-        last = max((row["step"] for row in rows), default=None)
-        latest.append([row for row in rows if row["step"] == last and isinstance(row.get("prompt"), str)])
     found: dict[str, list[dict[str, Any]]] = {}
-    for experiment, rows in zip(experiments, latest, strict=True):
-        for row in rows:
-            prompt = row["prompt"]
-            shared = next((old for old in found if old.startswith(prompt) or prompt.startswith(old)), prompt)
-            text = {"label": experiment.label, "run": experiment.representative.name, **row}
-            found.setdefault(shared, []).append(text)
+    for experiment in experiments:
+        run = experiment.representative
+        for row in run.record.samples:
+            if row["step"] == run.record.samples[-1]["step"] and isinstance(prompt := row.get("prompt"), str):
+                shared = next((old for old in found if old.startswith(prompt) or prompt.startswith(old)), prompt)
+                found.setdefault(shared, []).append({"label": experiment.label, "run": run.name, **row})
     return [{"prompt": min((t["prompt"] for t in texts), key=len), "texts": texts} for texts in found.values()]
 
 
 def _notes(messages: Messages, experiments: Sequence[Experiment], yardstick: Yardstick) -> list[str]:
     """Return what a reader has to know to take the figures for what they are."""
-    runs = [run for experiment in experiments for run in experiment.runs]
+    by_state: dict[str, list[str]] = {"training": [], "interrupted": [], "diverged": [], "finished": []}
+    for experiment in experiments:
+        for run in experiment.runs:
+            by_state[run.state].append(run.name)
     notes = [messages("notes.bits")] if yardstick.unit == BITS else []
-    for state in ("training", "interrupted", "diverged"):
-        names = [run.name for run in runs if run.state == state]
-        if names:
-            notes.append(messages(f"notes.{state}", runs=messages("comma").join(_few(names))))
-    if yardstick.by is None and any(run.state in ("training", "interrupted") for run in runs):
+    notes += [
+        messages(f"notes.{state}", runs=_listed(names, messages))
+        for state, names in by_state.items()
+        if names and state != "finished"
+    ]
+    if yardstick.by is None and by_state["training"] + by_state["interrupted"]:
         notes.append(messages("notes.by"))
-    varied = [name for name in ("--eval_tokens", "--max_seq_len") if _varies(experiments, name)]
+    varied = differences([experiment.settings for experiment in experiments]).keys() & {
+        "--eval_tokens",
+        "--max_seq_len",
+    }
     if varied:
-        notes.append(messages("notes.rows", names=messages("comma").join(varied)))
-    if any(len({repr(place) for place in _places(experiment)}) > 1 for experiment in experiments):
+        notes.append(messages("notes.rows", names=_listed(sorted(varied), messages)))
+    if any(differences([run.settings for run in experiment.runs]).keys() & {*PLACE} for experiment in experiments):
         notes.append(messages("notes.places"))
     return notes
-
-
-def _varies(experiments: Sequence[Experiment], name: str) -> bool:
-    return len({repr(experiment.settings.get(name)) for experiment in experiments}) > 1
-
-
-def _places(experiment: Experiment) -> list[dict[str, Any]]:
-    return [{key: value for key, value in settings_of(run).items() if key in PLACE} for run in experiment.runs]

@@ -9,8 +9,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from experiments.run_figures import ComparedRun
-from experiments.settings import differences, experiment_key, settings_of, short_names, show_value
-from experiments.statistics import ALPHA, WelchTest, holm, welch
+from experiments.settings import differences, experiment_key, short_names, show_value
+from experiments.statistics import ALPHA, holm, welch
 
 LONGEST_LABEL = 40
 
@@ -48,30 +48,13 @@ class Experiment:
         return min(self.runs, key=lambda run: float("inf") if run.best is None else run.best)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two experiments by their places in the list, the lower mean first; `test` is None where nothing can be known."""
-
-    first: int
-    second: int
-    test: WelchTest | None
-    p: float | None
-    """Corrected for the number of pairs."""
-
-    @property
-    def differs(self) -> bool | None:
-        """Whether the difference is more than the noise of seeds, None if that cannot be known."""
-        return None if self.p is None else self.p < ALPHA
-
-
 def group(runs: Sequence[ComparedRun]) -> list[Experiment]:
     """Return the experiments of some runs, in the order of their first runs, with labels."""
     found: dict[object, Experiment] = {}
     for run in runs:
-        settings = settings_of(run)
         # a folder with nothing but metrics says nothing that another could share with it
-        key = experiment_key(settings) if run.record.flags else run.name
-        found.setdefault(key, Experiment([], settings)).runs.append(run)
+        key = experiment_key(run.settings) if run.record.flags else run.name
+        found.setdefault(key, Experiment([], run.settings)).runs.append(run)
     experiments = list(found.values())
     _label(experiments)
     return experiments
@@ -90,14 +73,27 @@ def _label(experiments: Sequence[Experiment]) -> None:
             experiment.label = experiment.runs[0].name
 
 
-def compare_pairs(experiments: Sequence[Experiment]) -> list[Pair]:
-    """Return a test for each pair of experiments that have values; Holm's correction is for all that could be made.
+def compare_pairs(experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
+    """Return a test for each pair of experiments that have values, the lower mean first.
 
-    All pairs count, not those with the best alone: which one is best is chosen by looking at the results.
+    Holm's correction of `p` is for all pairs, not those with the best alone: which one is best is chosen by looking at
+    the results. `differs` says whether the difference is more than the noise of seeds, None if that cannot be known.
     """
-    judged = [k for k, experiment in enumerate(experiments) if experiment.values]
-    judged.sort(key=lambda k: (experiments[k].mean, k))
-    pairs = list(combinations(judged, 2))
-    tests = [welch(list(experiments[a].values.values()), list(experiments[b].values.values())) for a, b in pairs]
+    judged = [experiment for experiment in experiments if experiment.values]
+    pairs = list(combinations(sorted(judged, key=lambda experiment: experiment.mean or 0.0), 2))
+    tests = [welch(list(a.values.values()), list(b.values.values())) for a, b in pairs]
     corrected = iter(holm([test.p for test in tests if test]))
-    return [Pair(a, b, test, next(corrected) if test else None) for (a, b), test in zip(pairs, tests, strict=True)]
+    found = []
+    for (a, b), test in zip(pairs, tests, strict=True):
+        p = next(corrected) if test else None
+        found.append(
+            {
+                "better": a.label,
+                "worse": b.label,
+                "difference": (b.mean or 0.0) - (a.mean or 0.0),
+                "margin": test.margin if test else None,
+                "p": p,
+                "differs": None if p is None else p < ALPHA,
+            }
+        )
+    return found

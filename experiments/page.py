@@ -13,8 +13,7 @@ from diagnosis.report.messages import Messages
 from experiments.comparison import LOCALES
 from experiments.run_figures import AXES
 from experiments.statistics import ALPHA
-from experiments.summary import Comparison, cells, headings, measure, state
-from experiments.table import answer
+from experiments.table import Comparison, answer, figures, measure, state
 
 TEMPLATES = Path(__file__).with_name("templates")
 COLOURS = 8  # experiments that get one of their own: no eye tells forty apart
@@ -29,11 +28,11 @@ def page(found: Comparison) -> str:
     t = messages.section("page")
     experiments = found["experiments"]
     runs = [run for experiment in experiments for run in experiment["runs"]]
-    charts = _charts(found, messages)
+    cells = [figures(experiment, found, messages) for experiment in experiments]
     parts = {
         "differences": list(found["differences"].items()),
         "pairs": [_pair(pair, messages) for pair in found["pairs"][:MOST_PAIRS]],
-        "curves": charts,
+        "curves": _charts(found, messages),
         "samples": [_samples(sample) for sample in found["samples"][:MOST_PROMPTS]],
         "all_runs": [_run(run, t, messages) for run in runs] if len(runs) > 1 else [],
         "notes": found["notes"],
@@ -47,8 +46,8 @@ def page(found: Comparison) -> str:
         count=t["count"].format(len(runs), len(experiments)),
         measured=messages("page.measured", measure=measure(found, messages), unit=messages(found["unit"])),
         name=messages("table.name"),
-        headings=headings(found, messages),
-        rows=[(row["label"], _style(k), cells(row, found, messages)) for k, row in enumerate(experiments)],
+        headings=list(cells[0]),
+        rows=[(row["label"], _style(k), list(cells[k].values())) for k, row in enumerate(experiments)],
         keys=_keys(experiments, t),
         curves_lead=t["curves_lead"].format(unit=messages(found["unit"])),
         pairs_lead=t["pairs_lead"].format(alpha=ALPHA),

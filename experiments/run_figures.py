@@ -17,25 +17,13 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import read_object
-from corpus.manifest import Manifest
-from corpus.ngram_baselines import NGramBaselines
-from evaluation.run_record import Row, RunRecord, find_corpus, finite, is_run, read_run
+from evaluation.run_record import Row, RunRecord, finite, is_run, read_run
+from evaluation.run_settings import TextFacts, settings_of, text_facts
 
 AXES = ("step", "tokens", "time", "bytes")
 """What a curve is drawn against: optimizer steps, tokens, seconds of training, bytes of text that were trained on."""
 FINISHED = ("finished", "no better validation loss")
 Point = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class TextFacts:
-    """What is known of the text that a run was trained and evaluated on; None where it is not."""
-
-    fingerprint: str | None = None
-    tokenizer: str | None = None
-    held_out: tuple[int, int, int] | None = None
-    """Documents, bytes and characters of the validation split, which no tokenizer changes."""
-    baselines: NGramBaselines | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +38,11 @@ class ComparedRun:
     def seed(self) -> Any:
         """The seed of the initial weights and of the data order; None if the run does not say."""
         return self.record.flags.get("seed")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that it was trained with, by name."""
+        return settings_of(self.record, self.text)
 
     @cached_property
     def reason(self) -> str | None:
@@ -71,17 +64,8 @@ class ComparedRun:
     @cached_property
     def bytes_per_token(self) -> dict[str, float]:
         """Bytes of text in a token, by split, as far as the metrics show it."""
-        found = {}
-        for split, rows in (("train", self.record.train), ("val", self.record.val)):
-            ratios = [ratio for row in rows if (ratio := _bytes_per_token(row)) is not None]
-            if ratios:
-                found[split] = ratios[-1]
-        return found
-
-    @cached_property
-    def evaluations(self) -> list[Point]:
-        """(step, validation loss in nats a token)."""
-        return [(float(step), loss) for step, loss in self.record.curve("val", "loss")]
+        rows = (("train", self.record.train), ("val", self.record.val))
+        return {split: ratio for split, found in rows for row in found if (ratio := _bytes_per_token(row)) is not None}
 
     @property
     def best(self) -> float | None:
@@ -91,7 +75,8 @@ class ComparedRun:
     @property
     def final(self) -> float | None:
         """The last validation loss in nats a token."""
-        return self.evaluations[-1][1] if self.evaluations else None
+        evaluations = self.record.curve("val", "loss")
+        return evaluations[-1][1] if evaluations else None
 
     def bits(self, nats: float | None) -> float | None:
         """Return nats a token as bits a byte of the held-out text."""
@@ -100,38 +85,33 @@ class ComparedRun:
 
     def curve(self, axis: str, *, split: str = "val", as_bits: bool = False) -> list[Point]:
         """Return (x, loss) along an axis, in nats a token or bits a byte; empty if the axis is not known."""
-        scale, key = self._scales.get(axis), "bits_per_byte" if as_bits else "loss"
-        points = self.record.curve(split, key)
-        if scale is None or not points:
+        points = self.record.curve(split, "bits_per_byte" if as_bits else "loss")
+        if axis == "step":
+            return [(float(step), loss) for step, loss in points]
+        scale = self._scales.get(axis)
+        if not scale or not points:
             return []
-        steps, values = scale
+        steps, values = zip(*scale, strict=True)
         return [(float(np.interp(step, steps, values)), loss) for step, loss in points]
 
     @cached_property
-    def _scales(self) -> dict[str, tuple[list[float], list[float]]]:
-        """For each axis that is known: steps, and the axis' value at each of them."""
-        tokens = {row["step"]: row["tokens"] for row in self._rows if isinstance(row.get("tokens"), int)}
-        if not tokens:
-            steps = sorted({row["step"] for row in self._rows})
-            return {"step": (steps, steps)} if steps else {}
-        steps = sorted({0, *tokens})
-        counts = [float(tokens.get(step, 0)) for step in steps]
-        scales = {"step": ([float(s) for s in steps],) * 2, "tokens": (steps, counts)}
-        if "train" in self.bytes_per_token:
-            scales["bytes"] = (steps, [count * self.bytes_per_token["train"] for count in counts])
-        if seconds := self._seconds():
-            scales["time"] = ([step for step, _ in seconds], [value for _, value in seconds])
-        return scales
+    def _scales(self) -> dict[str, list[Point]]:
+        """(step, value) of each axis that is known but the steps themselves."""
+        rows = [*self.record.train, *self.record.val]
+        counts = {row["step"]: float(row["tokens"]) for row in rows if finite(row.get("tokens"))}
+        tokens = sorted(({0: 0.0} | counts).items()) if counts else []
+        ratio = self.bytes_per_token.get("train")
+        return {
+            "tokens": tokens,
+            "bytes": [(step, count * ratio) for step, count in tokens] if ratio else [],
+            "time": self._seconds(rows),
+        }
 
-    @property
-    def _rows(self) -> list[Row]:
-        return [*self.record.train, *self.record.val]
-
-    def _seconds(self) -> list[Point]:
+    def _seconds(self, rows: list[Row]) -> list[Point]:
         """Return (step, seconds of training until then); from the speed where an earlier version wrote no seconds."""
-        known = sorted((row["step"], row["seconds"]) for row in self._rows if finite(row.get("seconds")))
+        known = {row["step"]: row["seconds"] for row in rows if finite(row.get("seconds"))}
         if known:
-            return [(0, 0.0), *(point for point in known if point[0] > 0)]
+            return sorted(({0: 0.0} | known).items())
         found: list[Point] = [(0.0, 0.0)]
         before = 0
         for row in self.record.train:
@@ -144,8 +124,7 @@ class ComparedRun:
     @property
     def seconds(self) -> float | None:
         """Seconds of training up to the last line of metrics."""
-        scale = self._scales.get("time")
-        return scale[1][-1] if scale else None
+        return self._scales["time"][-1][1] if self._scales["time"] else None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -161,7 +140,7 @@ class ComparedRun:
 
     def position(self) -> str | None:
         """Return how the best loss compares with the n-gram baselines, as NGramBaselines.compare; None if unknown."""
-        baselines = self.text.baselines
+        baselines = self.text.ngram_baselines
         return baselines.compare(self.best) if baselines and self.best is not None else None
 
 
@@ -189,36 +168,6 @@ def _short_names(folders: list[Path]) -> list[str]:
     return ["/".join(path[-depth:]) for path in parts]
 
 
-def text_facts(record: RunRecord) -> TextFacts:
-    """Return what the run says about its text, or else what its corpus says, if that is there and is the same."""
-    said = record.record.get("text")
-    if isinstance(said, dict):
-        try:
-            baselines = NGramBaselines.model_validate(said.get("ngram_baselines"))
-        except ValueError:
-            baselines = None
-        held_out = said.get("held_out")
-        return TextFacts(
-            _text(said.get("fingerprint")), _text(said.get("tokenizer")), _three_counts(held_out), baselines
-        )
-    fingerprint, folder = record.corpus_fingerprint, find_corpus(record)
-    if folder is None:
-        return TextFacts(fingerprint)
-    try:
-        manifest = Manifest.read(folder)
-    except UserError:
-        return TextFacts(fingerprint)
-    if fingerprint not in (None, manifest.fingerprint):  # prepared again since
-        return TextFacts(fingerprint)
-    val = manifest.splits["val"]
-    return TextFacts(
-        manifest.fingerprint,
-        manifest.tokenizer_sha256,
-        (val.documents, val.bytes, val.characters),
-        manifest.ngram_baselines,
-    )
-
-
 def is_training(folder: Path) -> bool:
     """Return whether a process on this machine holds the run's lock."""
     try:
@@ -234,13 +183,3 @@ def is_training(folder: Path) -> bool:
 def _bytes_per_token(row: Row) -> float | None:
     loss, bits = row.get("loss"), row.get("bits_per_byte")
     return loss / math.log(2) / bits if finite(loss) and finite(bits) and bits > 0 else None
-
-
-def _three_counts(value: object) -> tuple[int, int, int] | None:
-    if isinstance(value, list) and len(value) == 3 and all(isinstance(count, int) for count in value):
-        return value[0], value[1], value[2]
-    return None
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None

@@ -12,23 +12,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from common.console import human_time
 from common.errors import UserError
 from common.files import read_object, replace_bytes
 from evaluation.run_record import is_run
-from experiments.losers import is_behind
-from experiments.run_figures import ComparedRun, is_training, read_runs
+from experiments.run_figures import ComparedRun, Point, is_training, read_runs
 from experiments.sweep_plan import PlannedRun
 
 RECORD = "sweep.json"
-DONE = ("finished", "diverged", "failed", "behind")
+ENDED = ("finished", "diverged")  # by what the run itself says
+DONE = (*ENDED, "failed", "behind")
+EARLY, IN_A_ROW = 0.2, 2  # of the way of the finished runs, and evaluations, before a run is given up
 POLL = 0.5  # seconds
 SAVING = 600.0  # seconds that a run may take to finish its step and save after it was asked to stop
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
@@ -45,7 +48,7 @@ class SweepSettings:
     budget: float | None = None
     """Seconds for all runs and sessions of the sweep together."""
     stop_losers: float | None = None
-    """The share by which a run may be behind; see experiments/losers.py."""
+    """The share by which a run may be behind; see `is_behind`."""
 
 
 class Sweep:
@@ -63,7 +66,7 @@ class Sweep:
             )
         self.states: dict[str, dict[str, Any]] = before.get("runs") or {}
         for run in runs:
-            known = self.states.get(run.name, {}).get("set")
+            known = self._entry(run).get("set")
             if known is not None and known != list(run.overrides):
                 raise UserError(
                     f"{settings.folder / run.name} was made with --set {' '.join(known)}, and not with "
@@ -93,34 +96,30 @@ class Sweep:
         """Do all runs that are not done; return why the sweep ended before that, if it did."""
         for number, run in enumerate(self.runs, 1):
             self._wait_for_orphan(run)
-            if (state := self._settled(run)) is None:
-                if self._seconds_left() <= 0:
-                    return f"--budget is used up ({human_time(self.settings.budget or 0)})"
-                self.say(f"[{number}/{len(self.runs)}] {run.name}")
-                state = self._do(run)
-                if state == "out of time":
-                    return f"--budget is used up ({human_time(self.settings.budget or 0)})"
-                self.say(f"    {self.describe(run)}")
-            else:
-                self.say(f"[{number}/{len(self.runs)}] {run.name}: {self.describe(run)} before")
+            heading = f"[{number}/{len(self.runs)}] {run.name}"
+            if self._is_settled(run):
+                self.say(f"{heading}: {self.describe(run)} before")
+                continue
+            if self._seconds_left() > 0:
+                self.say(heading)
+                self._do(run)
+            if self.state(run) not in DONE and self._seconds_left() <= 0:
+                return f"--budget is used up ({human_time(self.settings.budget or 0)})"
+            self.say(f"    {self.describe(run)}")
         return None
 
-    def _settled(self, run: PlannedRun) -> str | None:
-        """Return what became of a run that is done, by its own folder or by the record; None if it is to be done."""
+    def _is_settled(self, run: PlannedRun) -> bool:
+        """Return whether a run is done, by its own folder or by the record."""
         found = self.figures(run)
-        state = found.state if found else None
-        if state in ("finished", "diverged"):
-            self._note(run, state=state)
-            return state
-        recorded = self.states.get(run.name, {}).get("state")
-        return recorded if recorded in DONE else None
+        if found and found.state in ENDED:
+            self._note(run, state=found.state)
+        return self.state(run) in DONE
 
-    def _do(self, run: PlannedRun) -> str:
-        started = time.monotonic()
-        before = self.states.get(run.name, {}).get("seconds", 0.0)
+    def _do(self, run: PlannedRun) -> None:
+        started, before = time.monotonic(), self._entry(run).get("seconds", 0.0)
         log = self.settings.folder / "logs" / f"{run.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        ended, status = "", None
+        asked = behind = False
         with log.open("ab") as output:
             # a session of its own: Ctrl-C reaches this process alone, which then asks all processes of the run to stop
             process = subprocess.Popen(
@@ -128,37 +127,23 @@ class Sweep:
             )
             self._note(run, state="running", pid=process.pid)
             try:
-                while (status := process.poll()) is None:
-                    if self._is_behind(run):
-                        ended = "behind"
-                    elif self._seconds_left(running=time.monotonic() - started) <= 0:
-                        ended = "out of time"
-                    if ended:
+                while process.poll() is None and self._seconds_left(running=time.monotonic() - started) > 0:
+                    if behind := self._is_behind(run):
                         break
                     time.sleep(POLL)
             finally:
-                if process.poll() is None:
+                if asked := process.poll() is None:
                     self._note(run, state="interrupted")
                     _ask_to_stop(process)
-                    status = process.wait()
+                status = process.wait()
                 self._note(run, pid=None, seconds=round(before + time.monotonic() - started, 1))
-        state = self._outcome(run, ended, status)
-        self._note(
-            run,
-            state="interrupted" if state == "out of time" else state,
-            status=status,
-            **({"error": _last_line(log)} if state == "failed" else {}),
-        )
-        return state
-
-    def _outcome(self, run: PlannedRun, ended: str, status: int | None) -> str:
-        """Return what became of a run whose process has ended: one that was asked to stop may have finished."""
         found = self.figures(run)
-        if found and found.state in ("finished", "diverged"):
-            return found.state
-        if ended == "out of time":
-            return ended
-        return ended or ("interrupted" if status == 0 else "failed")
+        if found and found.state in ENDED:  # one that was asked to stop may have finished
+            self._note(run, state=found.state, status=status)
+        elif status and not asked:
+            self._note(run, state="failed", status=status, error=_last_line(log))
+        else:
+            self._note(run, state="behind" if behind else "interrupted", status=status)
 
     def _wait_for_orphan(self, run: PlannedRun) -> None:
         """Wait for a run that outlived a killed sweep: it is training in that folder, and nothing of it is lost."""
@@ -169,7 +154,7 @@ class Sweep:
 
     def _has_orphan(self, run: PlannedRun) -> bool:
         """Return whether a process trains there, or is just starting and does not hold the run's lock yet."""
-        pid = self.states.get(run.name, {}).get("pid")
+        pid = self._entry(run).get("pid")
         try:
             starting = isinstance(pid, int) and str(self.place(run)) in psutil.Process(pid).cmdline()
         except psutil.Error:
@@ -201,27 +186,27 @@ class Sweep:
 
     def describe(self, run: PlannedRun) -> str:
         """Return what became of a run in words."""
-        state, found = self.states.get(run.name, {}), self.figures(run)
-        words = str(state.get("state"))
-        if found and found.best is not None and words != "failed":
-            words += f", best validation loss {found.best:.4f}"
+        entry, found, words = self._entry(run), self.figures(run), self.state(run)
         if words == "failed":
-            words += f" (status {state.get('status')}): {state.get('error')}; the log is logs/{run.name}.log"
-        return words
+            return f"failed (status {entry.get('status')}): {entry.get('error')}; the log is logs/{run.name}.log"
+        return words if found is None or found.best is None else f"{words}, best validation loss {found.best:.4f}"
 
     def forget(self, state: str) -> None:
         """Have the runs in this state done again; what a run has saved is continued."""
         for run in self.runs:
-            if self.states.get(run.name, {}).get("state") == state:
+            if self.state(run) == state:
                 self._note(run, state="interrupted")
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> Counter[str]:
         """Return how many of the runs are in which state."""
-        found: dict[str, int] = {}
-        for run in self.runs:
-            state = self.states.get(run.name, {}).get("state", "waiting")
-            found[state] = found.get(state, 0) + 1
-        return found
+        return Counter(map(self.state, self.runs))
+
+    def state(self, run: PlannedRun) -> str:
+        """Return what the record says: one of DONE, running, interrupted, waiting."""
+        return self._entry(run).get("state", "waiting")
+
+    def _entry(self, run: PlannedRun) -> dict[str, Any]:
+        return self.states.get(run.name, {})
 
     def _note(self, run: PlannedRun, **what: Any) -> None:
         entry = self.states.setdefault(run.name, {"set": list(run.overrides), "seed": run.seed})
@@ -253,3 +238,31 @@ def _last_line(log: Path) -> str:
     except OSError:
         return ""
     return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+
+
+def is_behind(curve: Sequence[Point], finished: Sequence[Sequence[Point]], share: float) -> bool:
+    """Return whether a run is given up because it is far behind; curves are (tokens, validation loss).
+
+    The rule: at two evaluations in a row, later than EARLY of the way of the finished runs, its loss is more than
+    `share` above that of the best finished run at the same tokens. A learning rate that starts slowly and ends well is
+    the price of any such rule; the share says how much of it is paid.
+    """
+    references = [reference for reference in finished if len(reference) > 1]
+    if not references or len(curve) < IN_A_ROW:
+        return False
+    start = EARLY * max(reference[-1][0] for reference in references)
+    for tokens, loss in curve[-IN_A_ROW:]:
+        best = _best_at(tokens, references)
+        if tokens < start or best is None or loss <= (1 + share) * best:
+            return False
+    return True
+
+
+def _best_at(tokens: float, references: Sequence[Sequence[Point]]) -> float | None:
+    """Return the lowest loss of the references that have come as far."""
+    found = [
+        float(np.interp(tokens, [x for x, _ in reference], [loss for _, loss in reference]))
+        for reference in references
+        if reference[-1][0] >= tokens
+    ]
+    return min(found, default=None)

@@ -1,6 +1,7 @@
 """Which runs a sweep consists of: the product of the values (or a part drawn from it), times the seeds.
 
 A run's folder is called after what the sweep sets, `lr=0.002_stage=1_seed=3`, so that more values can be added later.
+The best configuration becomes a DeepSpeed JSON that needs no further flags.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from common.files import printable
 from experiments.settings import short_names
+from training.config import command_line
+from training.config.load import load
+from training.config.schema import OWN_BLOCK
 
 LONGEST_NAME = 120  # characters; file systems take 255 bytes
 MOST_RUNS = 1000
@@ -94,3 +100,22 @@ def _folder_name(words: Sequence[str]) -> str:
     if name == text and len(name) <= LONGEST_NAME:
         return name
     return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def complete_config(path: Path, arguments: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the JSON file with the values of the winning run, and with the flags of the sweep in its own block.
+
+    "auto" stays "auto". The text, which no file can name, has to be given with --data again.
+    """
+    given = command_line.parse(arguments, "")
+    config = load(path, [*given.get("set", []), *overrides])
+    names = set(command_line.run_flags()) - {"seed", "output", "resume"}  # of one run, not of the experiment
+    flags = {
+        name: value if isinstance(value, (bool, int, float)) else str(value)
+        for name, value in given.items()
+        if name in names and value is not None
+    }
+    block = config.get(OWN_BLOCK) or {}
+    if block or flags:
+        config[OWN_BLOCK] = block | flags
+    return config

@@ -1,15 +1,20 @@
-"""A comparison as lines for the terminal."""
+"""A comparison as lines for the terminal; the figures of an experiment are the same on the page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from statistics import mean
 from typing import Any
 
+from common.console import human_time
+from diagnosis.report.format import MISSING, number, percent, short
 from diagnosis.report.messages import Messages
 from diagnosis.report.terminal import aligned, columns, wrap
-from experiments.comparison import LOCALES
-from experiments.summary import Comparison, cells, headings, measure
+from evaluation.run_record import finite
+from experiments.comparison import BITS, LOCALES
 
+Comparison = dict[str, Any]
 MOST_PAIRS, MOST_DIFFERENCES, LONGEST_CELL = 12, 20, 28
 
 
@@ -17,9 +22,13 @@ def screen(found: Comparison) -> str:
     """Return the lines to print: the table, what differs, the verdict, the pairs, notes."""
     messages = Messages(found["language"], LOCALES)
     title = messages("table.experiments", measure=measure(found, messages), unit=messages(found["unit"]))
-    rows = [[row["label"], *cells(row, found, messages)] for row in found["experiments"]]
+    rows = [figures(row, found, messages) for row in found["experiments"]]
+    lines = table(
+        [messages("table.name"), *rows[0]],
+        [[row["label"], *cells.values()] for row, cells in zip(found["experiments"], rows, strict=True)],
+    )
     parts = [
-        [title, *table([messages("table.name"), *headings(found, messages)], rows)],
+        [title, *lines],
         _differences(found, messages),
         wrap(messages("space").join(found["verdict"])),
         _pairs(found["pairs"], messages),
@@ -70,3 +79,65 @@ def _pairs(pairs: Sequence[dict[str, Any]], messages: Messages) -> list[str]:
 def answer(pair: dict[str, Any], messages: Messages) -> str:
     """Return whether the difference is more than noise, in a word or three."""
     return messages({True: "table.yes", False: "table.no", None: "table.unknown"}[pair["differs"]])
+
+
+# --- the figures of an experiment -------------------------------------------------------------------------------------
+
+
+def figures(experiment: dict[str, Any], found: Comparison, messages: Messages) -> dict[str, str]:
+    """Return headings and cells of one experiment, means over its runs."""
+    runs, axis, in_bits = experiment["runs"], found["by"] or "tokens", found["unit"] == BITS
+    cells = {
+        "loss": number(experiment["mean"], 4),
+        "spread": number(experiment["spread"], 4),
+        "seeds": str(len(experiment["seeds"]) or MISSING),
+        "final": _mean(
+            (run["final_bits_per_byte" if in_bits else "final_loss"] for run in runs), lambda x: number(x, 4)
+        ),
+        "bits": _mean((run["best_bits_per_byte"] for run in runs), lambda x: number(x, 3)),
+        "position": _counted(messages(f"positions.{run['position']}") for run in runs if run["position"]),
+        "repetition": _repetition(runs),
+        "speed": _mean((run["tokens_per_second"] for run in runs), short),
+        "time": _mean((run["seconds"] for run in runs), human_time),
+        "to": _mean((run["to_loss"][axis] for run in runs), human_time if axis == "time" else short),
+        "state": state(runs, messages),
+    }
+    if in_bits:
+        del cells["bits"]
+    if not finite(found["loss"]):
+        del cells["to"]
+    words = {"axis": messages(f"axis.{axis}"), "loss": found["loss"]}
+    return {messages(f"table.{name}", **words): cell for name, cell in cells.items()}
+
+
+def state(runs: Sequence[dict[str, Any]], messages: Messages) -> str:
+    """Return how the runs ended, counted; how far one has come that has not."""
+    if len(runs) == 1 and runs[0]["state"] != "finished" and runs[0]["total_steps"]:
+        return f"{messages('states.' + runs[0]['state'])} {short(runs[0]['step'])}/{short(runs[0]['total_steps'])}"
+    return _counted(messages(f"states.{run['state']}") for run in runs)
+
+
+def measure(found: Comparison, messages: Messages) -> str:
+    """Return what the experiments are ordered by."""
+    if found["by"] is None or found["at"] is None:
+        return messages("table.best")
+    at = human_time(found["at"]) if found["by"] == "time" else f"{short(found['at'])} {messages('axis.' + found['by'])}"
+    return messages("table.at", at=at)
+
+
+def _mean(values: Iterable[float | None], show: Callable[[float], str]) -> str:
+    known = [value for value in values if finite(value)]
+    return show(mean(known)) if known else MISSING
+
+
+def _repetition(runs: Sequence[dict[str, Any]]) -> str:
+    text, true = (_mean((run[key] for run in runs), percent) for key in ("repetition", "true_repetition"))
+    return text if MISSING in (text, true) else f"{text} ({true})"
+
+
+def _counted(words: Iterable[str]) -> str:
+    """Return "finished", or "2 finished, 1 diverged" where they are not all alike."""
+    counts = Counter(words)
+    if len(counts) < 2:
+        return next(iter(counts), MISSING)
+    return ", ".join(f"{count} {word}" for word, count in counts.most_common())

@@ -10,23 +10,15 @@ from pydantic import AliasChoices, ConfigDict, Field
 
 from common.errors import UserError
 from common.records import Count, Number, Record
+from evaluation.run_settings import ONLY_SHOWN, flat
 
 # Of the DeepSpeed JSON: what changes how a step is computed or shown, but not what it computes
 _HARMLESS = (
+    *ONLY_SHOWN,
     "gradient_accumulation_steps",
     "zero_optimization",
     "zero_allow_",
     "zero_force_",
-    "tensorboard",
-    "csv_monitor",
-    "wandb",
-    "comet",
-    "steps_per_print",
-    "wall_clock_breakdown",
-    "memory_breakdown",
-    "dump_state",
-    "comms_logger",
-    "flops_profiler",
     "compile",
     "autotuning",
     "optimizer.params.torch_adam",
@@ -48,7 +40,7 @@ class RunState(Record):
     included. `done` holds the step at which the evaluation and the sample were last made, so that what an interruption
     left undone is made up for; `finished` says that nothing is left. `skipped_batches` are numbers of global batches
     that a rollback has taken out of the order of the data. `kernels` are the operations that it computes with fused
-    kernels, whose bits are not those of the plain ones.
+    kernels, whose bits are not those of the plain ones. `tracker_id` is what W&B and Comet know the run by.
 
     An alias is the key in checkpoints of earlier versions.
     """
@@ -71,6 +63,7 @@ class RunState(Record):
     )
     rollbacks: Count = 0
     kernels: list[str] = Field(default_factory=list)
+    tracker_id: str = ""
     finished: bool = False
     identity: dict[str, Any] = Field(default_factory=dict)
     ds_config: dict[str, Any] = Field(default_factory=dict)
@@ -128,7 +121,7 @@ def check_config(state: RunState, ds_config: dict[str, Any], source: object, *, 
     of micro-batches and the ZeRO stage may change: the global batch and the order of the data stay.
     """
     reported, refused, hint = [], [], ", or --accept_changes to go on with the new ones"
-    for key, then, now in _differences(dict(_flat(state.ds_config)), dict(_flat(ds_config))):
+    for key, then, now in _differences(dict(flat(state.ds_config)), dict(flat(ds_config))):
         line = f"{key}: {then} then, {now} now"
         if key in _NEVER:
             refused.append(line)
@@ -149,12 +142,3 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[st
     for key in sorted(set(then) | set(now)):
         if then.get(key) != now.get(key):
             yield key, then.get(key), now.get(key)
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the innermost values with their dotted keys."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

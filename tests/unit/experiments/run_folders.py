@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -33,25 +34,11 @@ def write_run(
     **ds_config: Any,
 ) -> Path:
     """Write a run of STEPS steps that has come to `steps`; `seconds` is missing in those of earlier versions."""
-    draw = random.Random(f"{folder.name}{seed}{lr}{floor}")
     folder.mkdir(parents=True, exist_ok=True)
-    shift = draw.gauss(0, noise)  # what the seed does to the whole curve
-    rows = []
-    for step in range(0, steps + 1, EVERY):
-        loss = floor + shift + 4.5 * 0.975**step
-        shared = {"step": step, "tokens": step * BATCH_TOKENS}
-        if seconds:
-            shared["seconds"] = step * 0.5
-        if step:
-            rows.append(
-                shared
-                | {"split": "train", "loss": loss - 0.05 + draw.gauss(0, 0.1), "tokens_per_second": 2 * BATCH_TOKENS}
-            )
-            rows[-1]["bits_per_byte"] = rows[-1]["loss"] / 0.6931471805599453 / bytes_per_token
-        bits = loss / 0.6931471805599453 / bytes_per_token
-        rows.append(
-            shared | {"split": "val", "loss": loss, "bits_per_byte": bits, "repetition": 0.04, "true_repetition": 0.01}
-        )
+    draw = random.Random(f"{folder.name}{seed}{lr}{floor}")
+    rows = _rows(draw, floor + draw.gauss(0, noise), steps, bytes_per_token)  # what the seed does to the whole curve
+    if not seconds:
+        rows = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
     _write_lines(folder / "metrics.jsonl", rows)
     _write_lines(
         folder / "samples.jsonl",
@@ -80,6 +67,19 @@ def write_run(
     if reason:
         _write(folder / "summary.json", {"reason": reason, "steps": steps, "total_steps": STEPS})
     return folder
+
+
+def _rows(draw: random.Random, floor: float, steps: int, bytes_per_token: float) -> list[dict[str, Any]]:
+    """Return lines of metrics, of training and of validation."""
+    rows = []
+    for step in range(0, steps + 1, EVERY):
+        loss = floor + 4.5 * 0.975**step
+        shared = {"step": step, "tokens": step * BATCH_TOKENS, "seconds": step * 0.5}
+        if step:
+            rows.append(shared | {"split": "train", "loss": loss - 0.05 + draw.gauss(0, 0.1)})
+            rows[-1] |= {"tokens_per_second": 2 * BATCH_TOKENS}
+        rows.append(shared | {"split": "val", "loss": loss, "repetition": 0.04, "true_repetition": 0.01})
+    return [row | {"bits_per_byte": row["loss"] / math.log(2) / bytes_per_token} for row in rows]
 
 
 def _write(path: Path, value: Any) -> None:

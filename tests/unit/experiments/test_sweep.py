@@ -15,10 +15,8 @@ from hypothesis import strategies as st
 import experiments.sweep as sweeping
 import sweep as script
 from common.errors import UserError
-from experiments.losers import is_behind
-from experiments.sweep import Sweep, SweepSettings
-from experiments.sweep_plan import parse_values, plan_runs
-from experiments.winner import complete_config
+from experiments.sweep import Sweep, SweepSettings, is_behind
+from experiments.sweep_plan import complete_config, parse_values, plan_runs
 from training.config.command_line import file_flags, options
 
 ROOT = Path(__file__).resolve().parents[3]
