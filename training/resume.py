@@ -27,7 +27,7 @@ _RESULTS = (
     "summary.json",
     "figures.json",
 )
-_METRICS, _RECORDS = "metrics.jsonl", ("preflight.json", "ds_config.json", "run.json")
+_METRICS, _RECORDS = "metrics.jsonl", ("preflight.json", "hparams", "ds_config.json", "run.json")
 _MOST_BYTES = 2**20
 
 

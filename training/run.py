@@ -308,6 +308,7 @@ def _preflight(context: RunContext, draft: Draft, rows: int) -> int:
 def _train(context: RunContext, draft: Draft, rows: int) -> int:
     """Start or continue the run, and see it to its end; return the exit status."""
     from training.engine.build import build_engine
+    from training.engine.trackers import continue_trackers
     from training.trainer import Trainer
 
     options, console, world = context.options, context.console, context.world
@@ -344,7 +345,8 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
         _check_first(context, length and length.cost)
     console.say("starting DeepSpeed (some seconds)")
     init = {"seed": options.seed, "init_from": options.init_from, "kernels": context.kernels}
-    engine = build_engine(context.config, context.resolved.config, rank=world.rank, **init)
+    ds_config = continue_trackers(context.resolved.config, context.output, state)
+    engine = build_engine(context.config, ds_config, rank=world.rank, **init)
     trainer = Trainer(context, engine, state)
     if found:
         trainer.resume(found)

@@ -319,4 +319,5 @@ def _constants(context: RunContext) -> RunConstants:
         peak_flops=(context.device.peak_flops or {}).get(context.resolved.precision),
         experts_per_token=context.config.num_experts_per_tok,
         unigram_loss=context.unigram,
+        baselines=baselines.losses() if (baselines := context.corpus.manifest.ngram_baselines) else {},
     )

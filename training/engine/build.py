@@ -20,6 +20,7 @@ from model.moe import DeepSpeedMoE
 from training.base_model import load_base_weights
 from training.engine import muon
 from training.engine.protocol import Engine
+from training.engine.trackers import own_axes
 
 _NO_TIMER = {
     "timers": {"throughput": {"enabled": False}}
@@ -101,4 +102,5 @@ def build_engine(
             model_parameters=parameters,
             config=_NO_TIMER | muon.install_polar(ds_config, bf16_fast=detect().bf16_fast),
         )
+    own_axes(engine.monitor)
     return engine

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import fmean, median, stdev
+from statistics import fmean, median, variance
 from typing import Any
+
+from evaluation.run_record import finite
 
 # A model that learns at all passes the token frequencies while it warms up or soon after: after 30 steps of 2,048
 # tokens in the demo (Muon), after some hundred of AdamW at 3e-4. So many steps after the warm-up are a fair chance ...
@@ -105,7 +107,7 @@ class Alarms:
 
 def flat_loss(train: list[dict[str, Any]], unigram: float, warmup: int) -> str | None:
     """Return a message if the training loss stays above that of token frequencies, and stands still or nearly so."""
-    rows = [row for row in train if row["step"] > warmup and _known(row.get("loss"))]
+    rows = [row for row in train if row["step"] > warmup and finite(row.get("loss"))]
     if len(rows) < FLAT_LINES:
         return None
     steps = rows[-1]["step"] - warmup
@@ -113,7 +115,7 @@ def flat_loss(train: list[dict[str, Any]], unigram: float, warmup: int) -> str |
     earlier, recent = losses[len(losses) // 2 : -len(losses) // 4], losses[-len(losses) // 4 :]
     if steps < FLAT_STEPS or fmean(recent) < unigram:
         return None
-    noise = 2 * math.sqrt(_variance(earlier) / len(earlier) + _variance(recent) / len(recent))
+    noise = 2 * math.sqrt(variance(earlier) / len(earlier) + variance(recent) / len(recent))
     fall = fmean(earlier) - fmean(recent)
     if fall > max(FLAT_FALL, noise) and steps < SLOW_STEPS:
         return None
@@ -158,9 +160,9 @@ def exploding_gradients(train: list[dict[str, Any]]) -> str | None:
         "from an earlier checkpoint"
     )
     # fp16 may overflow in one forward pass, and skips that step
-    if not any(_known(r.get("loss")) for r in train[-1 if row.get("loss_scale") is None else -LINES :]):
+    if not any(finite(r.get("loss")) for r in train[-1 if row.get("loss_scale") is None else -LINES :]):
         return f"the loss of step {row['step']:,} is not a number: the weights have diverged; stop, {fix}"
-    norms = [r["grad_norm"] for r in train if _known(r.get("grad_norm"))]
+    norms = [r["grad_norm"] for r in train if finite(r.get("grad_norm"))]
     before, last = norms[-NORM_HISTORY:-2], norms[-2:]
     if len(before) >= NORM_LINES and min(last) > EXPLODED * median(before) > 0:
         usual = median(before)
@@ -168,7 +170,7 @@ def exploding_gradients(train: list[dict[str, Any]]) -> str | None:
             f"the gradients explode: their norm is {last[-1]:.3g}, {last[-1] / usual:,.0f} times its usual "
             f"{usual:.3g}; training is about to be lost: {fix}"
         )
-    losses = [r["loss"] for r in train if _known(r.get("loss"))]
+    losses = [r["loss"] for r in train if finite(r.get("loss"))]
     means = [fmean(losses[i : i + LINES]) for i in range(len(losses) - LINES + 1)]
     if len(means) > 2 * LINES and means[-1] > min(means[:-LINES]) + RISEN:
         return (
@@ -180,13 +182,13 @@ def exploding_gradients(train: list[dict[str, Any]]) -> str | None:
 
 def overfitting(val: list[dict[str, Any]], train: list[dict[str, Any]]) -> str | None:
     """Return a message if validation loss is above its best for LINES evaluations while training loss has fallen."""
-    losses = [(row["step"], row["loss"]) for row in val if _known(row.get("loss"))]
+    losses = [(row["step"], row["loss"]) for row in val if finite(row.get("loss"))]
     if not losses:
         return None
     best_step, best = min(losses, key=lambda pair: pair[1])
     since = [loss for step, loss in losses if step > best_step]
-    then = [row["loss"] for row in train if row["step"] <= best_step and _known(row.get("loss"))][-LINES:]
-    now = [row["loss"] for row in train if row["step"] > best_step and _known(row.get("loss"))][-LINES:]
+    then = [row["loss"] for row in train if row["step"] <= best_step and finite(row.get("loss"))][-LINES:]
+    now = [row["loss"] for row in train if row["step"] > best_step and finite(row.get("loss"))][-LINES:]
     if len(since) < LINES or len(then) < LINES or len(now) < LINES:
         return None
     risen = min(since[-LINES:]) > best * (1 + OVERFIT_SHARE)
@@ -198,11 +200,3 @@ def overfitting(val: list[dict[str, Any]], train: list[dict[str, Any]]) -> str |
         "here (model/ holds the best, --patience 3 would have stopped by itself), and give it more text, fewer "
         "--epochs or a smaller model"
     )
-
-
-def _known(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _variance(values: list[float]) -> float:
-    return stdev(values) ** 2 if len(values) > 1 else 0.0

@@ -15,12 +15,13 @@ from training.checkpointing.run_state import RunState
 from training.checkpointing.write_failures import reason_of, write_text
 from training.engine.internals import summary_writer
 from training.engine.protocol import Monitor
-from training.monitoring import tensorboard_events
+from training.monitoring import tensorboard_events, tensorboard_pages
 from training.monitoring.append_only_files import AppendedFile, DiskNotice, cut_back
 
 RECORDS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl")  # a line for each step at which something was written
 _RECORD_TAGS = {"samples.jsonl": "samples/", "alarms.jsonl": "alarms/"}  # as if their lines were figures
 _BY_SAMPLES = "Train/Samples/"  # DeepSpeed's own figures
+_LEVELS = "baselines/"  # written once, before the first step
 # What is made up for at the start of a session if the one before was asked to stop meanwhile, and the figures of it
 _MADE_UP_FOR = {"evaluation": ("val/", "repetition", "alarms/"), "sample": ("samples/",)}
 REPETITION = ("repetition", "copying", "distinct_2", "greedy_repetition", "loops")
@@ -30,7 +31,8 @@ class Metrics:
     """Rank 0's writer; `monitor` is the engine's, whose own TensorBoard figures pass through here too.
 
     What is later than `state` is cleared away, so that nothing is there twice. `samples_per_step` is the global batch:
-    DeepSpeed's own figures count in samples. `say` reports a full disk, once; what does not fit waits in memory.
+    DeepSpeed's own figures count in samples. `baselines` are levels, drawn from step 0 to `total_steps`. `say` reports
+    a full disk, once; what does not fit waits in memory.
     """
 
     def __init__(
@@ -40,18 +42,24 @@ class Metrics:
         state: RunState,
         *,
         samples_per_step: int = 1,
+        baselines: dict[str, float] | None = None,
+        total_steps: int = 0,
         say: Callable[[str], None] = print,
     ) -> None:
         self.folder, self.monitor, self.samples_per_step = folder, monitor, samples_per_step
         self._say = say
+        self._load: tuple[int, list[list[float]]] | None = None  # of the latest line, not drawn yet
         notice = DiskNotice(folder, say)
         self._files = {name: AppendedFile(folder / name, notice) for name in RECORDS}
-        board = summary_writer(monitor)
-        self._events = tensorboard_events.take_over(board, notice) if board is not None else None
+        self._board = summary_writer(monitor)
+        self._events = tensorboard_events.take_over(self._board, notice) if self._board is not None else None
         try:
             self.rewind(state)
         except OSError as error:
             raise UserError(f"{folder} could not be cut back to step {state.step:,}: {reason_of(error)}") from None
+        if monitor.enabled and not _has_begun(state):
+            levels = (baselines or {}).items()
+            monitor.write_events([(_LEVELS + name, nats, x) for name, nats in levels for x in (0, total_steps)])
 
     def write(self, split: str, step: int, values: dict[str, Any]) -> dict[str, Any]:
         """Write one line and return it.
@@ -68,49 +76,31 @@ class Metrics:
         scalars += [
             (f"router_entropy/layer_{layer}", value, step) for layer, value in enumerate(row.get("router_entropy", ()))
         ]
+        self._draw_load(row)
         if self.monitor.enabled:
             self.monitor.write_events(scalars)
         for file in self._files.values():
             file.retry()
         return row
 
+    def _draw_load(self, row: dict[str, Any]) -> None:
+        """Show TensorBoard what the experts had to do, at every evaluation: a picture takes some milliseconds."""
+        if "expert_load" in row:
+            self._load = row["step"], row["expert_load"]
+        elif row["split"] == "val" and self._load and self._board is not None:
+            step, load = self._load
+            self._board.file_writer.add_summary(tensorboard_pages.load_picture(load), step)
+            self._load = None
+
     def alarm(self, step: int, name: str, message: str) -> None:
         """Write a line of alarms.jsonl."""
         self._append("alarms.jsonl", {"step": step, "alarm": name, "message": message})
-        self.text("alarms", f"{name}: {message}", step)
+        self._text("alarms", f"{name}: {message}", step)
 
     def sample(self, step: int, rows: list[dict[str, str]]) -> None:
         """Write lines of samples.jsonl, and a text for TensorBoard."""
         self._append("samples.jsonl", *({"step": step} | row for row in rows))
-        lines = [f"{row['prompt']}|{row['text']}".replace("\n", " ") for row in rows]
-        self.text("samples", "\n\n".join(lines), step)
-
-    def expert_load(self, step: int, load: list[list[float]]) -> None:
-        """Show TensorBoard each expert's share of the routes: a curve an expert, a histogram a layer."""
-        if not self.monitor.enabled:
-            return
-        self.monitor.write_events(
-            [
-                (f"expert_load/layer_{layer}/expert_{expert}", share, step)
-                for layer, shares in enumerate(load)
-                for expert, share in enumerate(shares)
-            ]
-        )
-        if (board := summary_writer(self.monitor)) is not None:
-            for layer, shares in enumerate(load):
-                edges = list(range(len(shares) + 1))
-                board.add_histogram_raw(
-                    f"expert_load/layer_{layer}",
-                    min=0,
-                    max=len(shares),
-                    num=1,
-                    sum=float(sum(shares)),
-                    sum_squares=float(sum(s * s for s in shares)),
-                    bucket_limits=edges[1:],
-                    bucket_counts=shares,
-                    global_step=step,
-                )
-            board.flush()
+        self._text("samples", tensorboard_pages.sample_text(rows), step)
 
     def language(self, step: int, figures: LanguageFigures) -> None:
         """Write what the model knows of its language into figures.json, and each figure on TensorBoard."""
@@ -119,11 +109,11 @@ class Metrics:
         if self.monitor.enabled:
             self.monitor.write_events([(tag, value, step) for tag, value in figures.scalars().items()])
 
-    def text(self, tag: str, text: str, step: int) -> None:
+    def _text(self, tag: str, text: str, step: int) -> None:
         """Write on TensorBoard's text page."""
-        if (board := summary_writer(self.monitor)) is not None:
-            board.add_text(tag, text, step)
-            board.flush()
+        if self._board is not None:
+            self._board.add_text(tag, text, step)
+            self._board.flush()
 
     def rewind(self, state: RunState) -> None:
         """Drop what is later than `state`: a run that was cut off, or went back, wrote it after the checkpoint."""
@@ -135,6 +125,8 @@ class Metrics:
             _drop_lines(file, keep_row)
 
         def keep_figure(tag: str, x: int) -> bool:
+            if tag.startswith(_LEVELS):
+                return _has_begun(state)
             return _is_part_of(state, tag, x / self.samples_per_step if tag.startswith(_BY_SAMPLES) else x)
 
         if self._events is not None:
@@ -163,6 +155,11 @@ def _finite(value: Any) -> Any:
 def _tag(split: str, name: str) -> str:
     """Return TensorBoard's name of a figure; those of repetition get a page of their own, beside the true text's."""
     return f"repetition/{name}" if name.removeprefix("true_") in REPETITION else f"{split}/{name}"
+
+
+def _has_begun(state: RunState) -> bool:
+    """Return whether a checkpoint is continued, if only one from before the first step."""
+    return bool(state.step or state.done)
 
 
 def _is_part_of(state: RunState, tag: str, step: float, alarm: str | None = None) -> bool:

@@ -43,6 +43,8 @@ class RunConstants:
     peak_flops: float | None
     experts_per_token: int
     unigram_loss: float
+    baselines: dict[str, float]
+    """The n-gram baselines in nats a token, by name; empty where the corpus has none."""
 
 
 class Recorder:
@@ -56,8 +58,15 @@ class Recorder:
         self.weights.snapshot()
         self.metrics: Metrics | None = None
         if console.rank == 0:
-            batch = constants.samples_per_step
-            self.metrics = Metrics(folder, engine.monitor, state, samples_per_step=batch, say=console.say)
+            self.metrics = Metrics(
+                folder,
+                engine.monitor,
+                state,
+                samples_per_step=constants.samples_per_step,
+                baselines=constants.baselines,
+                total_steps=constants.total_steps,
+                say=console.say,
+            )
         self.alarms = self._alarms(state)
         self.progress = Progress(console, state.step, constants.total_steps)
 
@@ -116,8 +125,6 @@ class Recorder:
                 "model_flops_utilisation": speed * run.flops_per_token / peak if peak else None,
             }
             row = self.metrics.write("train", state.step, figures | routing)
-            if routing:
-                self.metrics.expert_load(state.step, routing["expert_load"])
         self.progress.report(loss, speed, state.step * run.tokens_per_step)
         if row:
             self._raise(self.alarms.observe(row))

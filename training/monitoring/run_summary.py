@@ -7,17 +7,21 @@ import platform
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
 
 from common.console import human_time
-from corpus.manifest import Manifest
 from corpus.report import loss_to_beat
+from evaluation.run_record import finite, read_run
+from evaluation.run_settings import TextFacts, settings_of, text_facts
 from exporting.hugging_face import write_card
 from model import count_parameters
 from training.checkpointing.run_state import RunState
 from training.checkpointing.write_failures import reason_of, write_text
 from training.context import RunContext
 from training.evaluation.validation import Evaluation
+from training.monitoring.tensorboard_pages import write_hparams
+
+FIGURES = ("best_val_loss", "val_loss", "val_bits_per_byte", "tokens_per_second", "steps")
+"""Of summary.json: what HParams shows, which has room for five."""
 
 
 def announce(context: RunContext) -> None:
@@ -49,7 +53,7 @@ def _write_record(context: RunContext) -> None:
         "flags": flags,
         "model": asdict(context.config),
         "corpus": str(context.corpus.folder),
-        "text": _text_record(context.corpus.manifest),
+        "text": TextFacts.of(context.corpus.manifest).model_dump(),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "deepspeed")},
@@ -59,17 +63,7 @@ def _write_record(context: RunContext) -> None:
     }
     text = json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n"
     write_text(context.output / "run.json", text, say)
-
-
-def _text_record(manifest: Manifest) -> dict[str, Any]:
-    """Return what compare.py knows a text by where the corpus is not: its hashes, sizes and n-gram baselines."""
-    val, baselines = manifest.splits["val"], manifest.ngram_baselines
-    return {
-        "fingerprint": manifest.fingerprint,
-        "tokenizer": manifest.tokenizer_sha256,
-        "held_out": [val.documents, val.bytes, val.characters],
-        "ngram_baselines": baselines.model_dump() if baselines else None,
-    }
+    _write_hparams(context)
 
 
 def sum_up(
@@ -96,6 +90,7 @@ def sum_up(
     }
     console = context.console
     write_text(context.output / "summary.json", json.dumps(summary, indent=2) + "\n", console.say)
+    _write_hparams(context)
     _write_card(context)
     console.say(
         f"{reason}: {state.step:,} of {total_steps:,} steps, {tokens / 1e6:.2f} M tokens in "
@@ -107,7 +102,7 @@ def sum_up(
             f"{context.unigram:.3f} for token frequencies alone"
         )
     console.say(
-        f"model: {context.output}/model   curves: tensorboard --logdir {context.output}/tensorboard   "
+        f"model: {context.output}/model   curves: tensorboard --logdir {context.output}   "
         f"verdict: python diagnose.py --checkpoint {context.output}"
     )
     if not state.finished:
@@ -116,6 +111,18 @@ def sum_up(
             if context.options.resume == "auto"
             else "the same command with --resume auto continues the run"
         )
+
+
+def _write_hparams(context: RunContext) -> None:
+    """Write what TensorBoard's page HParams has of the run: its settings, and the figures of summary.json, if any."""
+    if not (context.resolved.config.get("tensorboard") or {}).get("enabled"):
+        return
+    record = read_run(context.output)
+    figures = {name: value for name in FIGURES if finite(value := record.summary.get(name))}
+    try:
+        write_hparams(context.output, settings_of(record, text_facts(record)), figures, record.steps)
+    except OSError as error:
+        context.console.say(f"  {context.output} has no figures for HParams: {reason_of(error)}")
 
 
 def _write_card(context: RunContext) -> None:

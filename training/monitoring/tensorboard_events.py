@@ -57,13 +57,6 @@ class EventFile:
         """Flush once more."""
         self.flush()
 
-    def reopen(self) -> None:
-        """Do nothing: no file is held open."""
-
-    def get_logdir(self) -> str:
-        """Return the folder of the file."""
-        return str(self.path.parent)
-
 
 def take_over(summary_writer: Any, notice: DiskNotice) -> EventFile:
     """Put an EventFile under torch's SummaryWriter, in place of TensorBoard's thread."""

@@ -64,13 +64,15 @@ def test_tensorboard_gets_the_numbers(tmp_path):
     monitor = Monitor()
     metrics = Metrics(tmp_path, monitor, at(0))
     metrics.write("val", 7, {"tokens": 700, "loss": 2.0, "bits_per_byte": 1.5})
-    metrics.expert_load(7, [[0.25, 0.75]])
-    assert monitor.events == [
-        ("val/loss", 2.0, 7),
-        ("val/bits_per_byte", 1.5, 7),
-        ("expert_load/layer_0/expert_0", 0.25, 7),
-        ("expert_load/layer_0/expert_1", 0.75, 7),
-    ]
+    assert monitor.events == [("val/loss", 2.0, 7), ("val/bits_per_byte", 1.5, 7)]
+
+
+def test_baselines_are_levels_from_the_first_step_to_the_last(tmp_path):
+    monitor = Monitor()
+    Metrics(tmp_path, monitor, at(0), baselines={"unigram": 6.5}, total_steps=90)
+    assert monitor.events == [("baselines/unigram", 6.5, 0), ("baselines/unigram", 6.5, 90)]
+    Metrics(tmp_path, monitor, at(30), baselines={"unigram": 6.5}, total_steps=90)  # a run that continues has them
+    assert len(monitor.events) == 2
 
 
 def test_tensorboard_shows_repetition_on_its_own_page_and_the_entropy_of_each_layer(tmp_path):
@@ -138,9 +140,8 @@ def test_what_was_made_before_the_checkpoint_is_not_made_again(tmp_path):
 def test_without_a_monitor_there_is_still_the_file(tmp_path):
     monitor = Monitor(enabled=False)
     metrics = Metrics(tmp_path, monitor, at(0))
-    metrics.write("train", 1, {"loss": 2.0})
-    metrics.expert_load(1, [[1.0]])
-    metrics.text("samples", "text", 1)
+    metrics.write("train", 1, {"loss": 2.0, "expert_load": [[1.0]]})
+    metrics.sample(1, [{"prompt": "小", "text": "红"}])
     metrics.sync()
     assert monitor.events == []
     assert len(lines(tmp_path)) == 1

@@ -39,15 +39,16 @@ class Session:
 
     def __init__(self, folder, step):
         self.step, self.monitor = step, Monitor(folder)
-        self.metrics = Metrics(folder, self.monitor, at(step), samples_per_step=BATCH)
+        levels = {"unigram": 6.5, "bigram": 4.5}
+        self.metrics = Metrics(folder, self.monitor, at(step), samples_per_step=BATCH, baselines=levels, total_steps=12)
         if step == 0:
             self.metrics.write("val", 0, {"loss": 9.0})
 
     def run(self, until):
         for step in range(self.step + 1, until + 1):
             self.monitor.write_events([("Train/Samples/lr", 0.1 * step, step * BATCH)])
-            self.metrics.write("train", step, {"loss": 1 / step})
-            self.metrics.expert_load(step, [[0.5, 0.5]])
+            self.metrics.write("train", step, {"loss": 1 / step, "expert_load": [[0.5, 0.5]]})
+            self.metrics.write("val", step, {"loss": 1 / step})
             self.metrics.sample(step, [{"prompt": "小", "text": str(step)}])
         self.step = until
         return self
@@ -69,8 +70,11 @@ def uninterrupted(tmp_path):
 
 
 def test_the_figures_are_all_there(uninterrupted):
-    assert len(uninterrupted) == 1 + 12 * 6
-    assert set(uninterrupted.values()) == {1}
+    tags = {"Train/Samples/lr", "train/loss", "val/loss", "expert_load", "samples/text_summary"}
+    levels = {(f"baselines/{name}", x) for name in ("unigram", "bigram") for x in (0, 12)}
+    begun = {("val/loss", 0)} | levels
+    steps = {(tag, step * (BATCH if "lr" in tag else 1)) for tag in tags for step in range(1, 13)}
+    assert set(uninterrupted) == begun | steps and set(uninterrupted.values()) == {1}
 
 
 @pytest.mark.parametrize("returns", [[(9, 6)], [(9, 6), (8, 6), (12, 11)], [(7, 0)], [(12, 12)], [(5, 4), (5, 4)]])
@@ -93,7 +97,7 @@ def test_going_back_in_the_same_process(tmp_path, uninterrupted):
     session.run(12)
     assert figures(tmp_path / "run") == uninterrupted
     steps = [line.split(",")[0] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert steps == [f'{{"step": {step}' for step in range(13)]
+    assert steps == [f'{{"step": {step}' for step in (0, *(step for step in range(1, 13) for _ in ("train", "val")))]
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     board.Reload()
     assert [event.step for event in board.Scalars("train/loss")] == list(range(1, 13))
@@ -133,7 +137,7 @@ def test_what_is_not_at_the_end_is_dropped_too(tmp_path):
 def test_a_run_that_starts_anew_forgets_its_first_evaluation_and_old_files(tmp_path):
     Session(tmp_path, 0).run(3)
     Session(tmp_path, 0)
-    assert figures(tmp_path) == {("val/loss", 0): 1}
+    assert len(figures(tmp_path)) == 5 and set(figures(tmp_path).values()) == {1}
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
 
