@@ -10,7 +10,7 @@ from experiments.statistics import ALPHA, holm, welch
 def test_welch_on_an_example_worked_by_hand():
     test = welch([1.0, 2.0, 3.0, 4.0], [5.0, 7.0, 9.0])
     assert test is not None
-    # variances of the means 5/12 and 4/3: 3.235 degrees of freedom; 5 % of Student's t lie beyond 3.182 for 3, 2.776 for 4
+    # variances of the means 5/12 and 4/3: 3.235 degrees of freedom, where 5 % of Student's t lie beyond 3.06
     assert test.difference == 4.5
     assert test.margin == pytest.approx(3.06 * (5 / 12 + 4 / 3) ** 0.5, rel=0.01)
     assert test.p == pytest.approx(0.0378, rel=0.02)
