@@ -58,14 +58,15 @@ def compare(
     that the table says how soon each run reached.
     """
     runs = read_runs(list(folders))
-    yardstick = _yardstick(runs, by)
+    unit = _unit(runs)
+    yardstick = Yardstick(unit, by, None if by is None else _furthest(runs, by, unit))
     experiments = group(runs)
     for experiment in experiments:
         experiment.take_values(yardstick.value)
     experiments.sort(key=lambda experiment: float("inf") if experiment.mean is None else experiment.mean)
     pairs = compare_pairs(experiments)
     differing = differences([experiment.settings for experiment in experiments])
-    target = loss if loss is not None else _common_target(experiments, yardstick)
+    target = loss if loss is not None else _common_target(runs, yardstick)
     messages = Messages(language, LOCALES)
     return {
         "version": VERSION,
@@ -84,12 +85,10 @@ def compare(
     }
 
 
-def _yardstick(runs: Sequence[ComparedRun], by: str | None) -> Yardstick:
-    unit = _unit(runs)
-    if by is None:
-        return Yardstick(unit, None, None)
-    ends = [curve[-1][0] for run in runs if run.state != "diverged" and (curve := run.curve(by, as_bits=unit == BITS))]
-    return Yardstick(unit, by, min(ends, default=None))
+def _furthest(runs: Sequence[ComparedRun], by: str, unit: str) -> float | None:
+    """Return the largest value of an axis that all runs have reached with a validation loss."""
+    curves = [run.curve(by, as_bits=unit == BITS) for run in runs if run.state != "diverged"]
+    return min((curve[-1][0] for curve in curves if curve), default=None)
 
 
 def _unit(runs: Sequence[ComparedRun]) -> str:
@@ -130,14 +129,10 @@ def _describe(run: ComparedRun) -> str:
     return f"{run.record.corpus or 'a corpus without a name'}, {size}"
 
 
-def _common_target(experiments: Sequence[Experiment], yardstick: Yardstick) -> float | None:
+def _common_target(runs: Sequence[ComparedRun], yardstick: Yardstick) -> float | None:
     """Return the loss that every finished run has reached, rounded up: the speeds to it can be compared."""
-    bests = [
-        min(loss for _, loss in curve)
-        for experiment in experiments
-        for run in experiment.runs
-        if run.state == "finished" and (curve := yardstick.curve(run, "step"))
-    ]
+    curves = [yardstick.curve(run, "step") for run in runs if run.state == "finished"]
+    bests = [min(loss for _, loss in curve) for curve in curves if curve]
     return float(np.ceil(100 * max(bests)) / 100) if bests else None
 
 

@@ -27,6 +27,7 @@ from common.files import read_object, replace_bytes
 from evaluation.run_record import is_run
 from experiments.run_figures import ComparedRun, Point, is_training, read_runs
 from experiments.sweep_plan import PlannedRun
+from training.processes.network import free_port
 
 RECORD = "sweep.json"
 ENDED = ("finished", "diverged")  # by what the run itself says
@@ -81,7 +82,9 @@ class Sweep:
         """Return the ordinary command of a run; the same one continues it."""
         count = self.settings.processes
         beside = Path(sys.executable).with_name("deepspeed")
-        launcher = [str(beside if beside.is_file() else "deepspeed"), "--num_gpus", str(count)]
+        program = str(beside if beside.is_file() else "deepspeed")
+        # not the usual port, which another run on this machine may have
+        launcher = [program, "--num_gpus", str(count), "--master_port", str(free_port())]
         start = [sys.executable] if count == 1 else launcher
         return [*start, str(TRAIN), *self.train_arguments(run)]
 
@@ -141,7 +144,7 @@ class Sweep:
         if found and found.state in ENDED:  # one that was asked to stop may have finished
             self._note(run, state=found.state, status=status)
         elif status and not asked:
-            self._note(run, state="failed", status=status, error=_last_line(log))
+            self._note(run, state="failed", status=status, error=_last_words(log))
         else:
             self._note(run, state="behind" if behind else "interrupted", status=status)
 
@@ -231,13 +234,15 @@ def _ask_to_stop(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _last_line(log: Path) -> str:
-    """Return what the run said last."""
+def _last_words(log: Path) -> str:
+    """Return what train.py said last of an error, or else the last line: the launcher has more to say after it."""
     try:
-        lines = log.read_bytes()[-4096:].decode("utf-8", errors="replace").split("\n")
+        text = log.read_bytes()[-65536:].decode("utf-8", errors="replace")
     except OSError:
         return ""
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+    lines = [line.strip()[:300] for line in text.split("\n") if line.strip()]
+    errors = [line for line in lines if line.startswith("train.py: ")]
+    return (errors or lines or [""])[-1]
 
 
 def is_behind(curve: Sequence[Point], finished: Sequence[Sequence[Point]], share: float) -> bool:

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from common.console import human_time
-from diagnosis.report.format import MISSING, number, percent, short
+from diagnosis.report.format import MISSING, excerpt, number, percent, short
 from diagnosis.report.messages import Messages
 from diagnosis.report.terminal import aligned, columns, wrap
 from evaluation.run_record import finite
@@ -49,8 +49,7 @@ def _differences(found: Comparison, messages: Messages) -> list[str]:
     if not differing:
         return []
     rows = [
-        [name, *(value if columns(value) <= LONGEST_CELL else value[: LONGEST_CELL - 1] + "…" for value in values)]
-        for name, values in differing[:MOST_DIFFERENCES]
+        [name, *(excerpt(value, LONGEST_CELL) for value in values)] for name, values in differing[:MOST_DIFFERENCES]
     ]
     head = [messages("page.setting"), *(f"[{k}]" for k in range(1, len(found["experiments"]) + 1))]
     if len(found["experiments"]) > 6:  # a line for each setting with all its values would be too long
@@ -87,19 +86,27 @@ def answer(pair: dict[str, Any], messages: Messages) -> str:
 def figures(experiment: dict[str, Any], found: Comparison, messages: Messages) -> dict[str, str]:
     """Return headings and cells of one experiment, means over its runs."""
     runs, axis, in_bits = experiment["runs"], found["by"] or "tokens", found["unit"] == BITS
+
+    def averaged(key: str, show: Callable[[float], str]) -> str:
+        known = [run[key] for run in runs if finite(run[key])]
+        return show(mean(known)) if known else MISSING
+
+    def to_4(value: float | None) -> str:
+        return number(value, 4)
+
+    reached = [run["to_loss"][axis] for run in runs if finite(run["to_loss"][axis])]
+    repetition, true = (averaged(key, percent) for key in ("repetition", "true_repetition"))
     cells = {
-        "loss": number(experiment["mean"], 4),
-        "spread": number(experiment["spread"], 4),
+        "loss": to_4(experiment["mean"]),
+        "spread": to_4(experiment["spread"]),
         "seeds": str(len(experiment["seeds"]) or MISSING),
-        "final": _mean(
-            (run["final_bits_per_byte" if in_bits else "final_loss"] for run in runs), lambda x: number(x, 4)
-        ),
-        "bits": _mean((run["best_bits_per_byte"] for run in runs), lambda x: number(x, 3)),
+        "final": averaged("final_bits_per_byte" if in_bits else "final_loss", to_4),
+        "bits": averaged("best_bits_per_byte", lambda bits: number(bits, 3)),
         "position": _counted(messages(f"positions.{run['position']}") for run in runs if run["position"]),
-        "repetition": _repetition(runs),
-        "speed": _mean((run["tokens_per_second"] for run in runs), short),
-        "time": _mean((run["seconds"] for run in runs), human_time),
-        "to": _mean((run["to_loss"][axis] for run in runs), human_time if axis == "time" else short),
+        "repetition": repetition if MISSING in (repetition, true) else f"{repetition} ({true})",
+        "speed": averaged("tokens_per_second", short),
+        "time": averaged("seconds", human_time),
+        "to": (human_time if axis == "time" else short)(mean(reached)) if reached else MISSING,
         "state": state(runs, messages),
     }
     if in_bits:
@@ -123,16 +130,6 @@ def measure(found: Comparison, messages: Messages) -> str:
         return messages("table.best")
     at = human_time(found["at"]) if found["by"] == "time" else f"{short(found['at'])} {messages('axis.' + found['by'])}"
     return messages("table.at", at=at)
-
-
-def _mean(values: Iterable[float | None], show: Callable[[float], str]) -> str:
-    known = [value for value in values if finite(value)]
-    return show(mean(known)) if known else MISSING
-
-
-def _repetition(runs: Sequence[dict[str, Any]]) -> str:
-    text, true = (_mean((run[key] for run in runs), percent) for key in ("repetition", "true_repetition"))
-    return text if MISSING in (text, true) else f"{text} ({true})"
 
 
 def _counted(words: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ lr = next(word for word in words if word.startswith("optimizer.params.lr=")).par
 with (output.parent / "started").open("a") as file:
     file.write(f"{output.name}\n")
 if lr == "bad":
-    print("train.py: no such thing")
+    print("train.py: no such thing\n[ERROR] [launch.py:325:sigkill_handler] exits with return code = 2")
     sys.exit(2)
 if lr == "slow":
     ordered = []
