@@ -99,7 +99,7 @@ class ComparedRun:
         """(step, value) of each axis that is known but the steps themselves."""
         rows = [*self.record.train, *self.record.val]
         counts = {row["step"]: float(row["tokens"]) for row in rows if finite(row.get("tokens"))}
-        tokens = sorted(({0: 0.0} | counts).items()) if counts else []
+        tokens: list[Point] = sorted(({0: 0.0} | counts).items()) if counts else []
         ratio = self.bytes_per_token.get("train")
         return {
             "tokens": tokens,

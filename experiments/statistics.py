@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scipy.stats import ttest_ind
 
@@ -29,7 +29,7 @@ def welch(a: Sequence[float], b: Sequence[float]) -> WelchTest | None:
     """Return Welch's t-test of two samples; None if one has fewer than two values, or neither has any spread."""
     if min(len(a), len(b)) < FEWEST or len({*a}) == len({*b}) == 1:
         return None
-    found = ttest_ind(b, a, equal_var=False)
+    found: Any = ttest_ind(b, a, equal_var=False)
     low, high = found.confidence_interval(1 - ALPHA)
     return WelchTest(mean(b) - mean(a), float(high - low) / 2, float(found.pvalue))
 
