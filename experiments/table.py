@@ -10,7 +10,7 @@ from typing import Any
 from common.console import human_time
 from diagnosis.report.format import MISSING, excerpt, number, percent, short
 from diagnosis.report.messages import Messages
-from diagnosis.report.terminal import aligned, columns, wrap
+from diagnosis.report.terminal import aligned, wrap
 from evaluation.run_record import finite
 from experiments.comparison import BITS, LOCALES
 
