@@ -344,9 +344,8 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
     if not found and not options.skip_preflight:
         _check_first(context, length and length.cost)
     console.say("starting DeepSpeed (some seconds)")
-    init = {"seed": options.seed, "init_from": options.init_from, "kernels": context.kernels}
-    ds_config = continue_trackers(context.resolved.config, context.output, state)
-    engine = build_engine(context.config, ds_config, rank=world.rank, **init)
+    init = {"seed": options.seed, "rank": world.rank, "init_from": options.init_from, "kernels": context.kernels}
+    engine = build_engine(context.config, continue_trackers(context.resolved.config, context.output, state), **init)
     trainer = Trainer(context, engine, state)
     if found:
         trainer.resume(found)
@@ -384,8 +383,7 @@ def _fit(trainer: Trainer) -> int:
     from training.rollback import Diverged
 
     try:
-        reason = trainer.fit()
-        status = 0 if trainer.kept else 1
+        reason, status = trainer.fit(), int(not trainer.kept)
     except Diverged as error:
         trainer.console.say(f"train.py: stopped: {error}")
         reason, status = f"diverged: {error}", 1
