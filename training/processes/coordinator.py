@@ -92,9 +92,12 @@ class Coordinator:
         if self.state == "waiting":
             if text := self._refusal(asker, apart):
                 return {"state": "refused", "text": text}
-            self.members[asker.rank] = asker
-            if asker.stopped:
+            if not asker.stopped:
+                self.members[asker.rank] = asker
+            elif apart <= SAME_LAUNCH:
                 self._problem = StoppedEarly("another process was asked to stop")
+            else:  # started by hand, or by an earlier launch: another may come in its place
+                self.members.pop(asker.rank, None)
         elif not self._is_ours(asker, apart):
             return {"state": "busy", "name": self.me.name, "ending": self._is_ending()}
         if self.state not in ("waiting", "met"):

@@ -153,6 +153,14 @@ def test_a_rank_that_is_stopped_takes_the_others_along():
         place.wait()
 
 
+def test_a_rank_of_an_earlier_start_that_is_stopped_leaves_its_place():
+    place = Place()
+    place.ask(pid=9, created=NOW - 100)
+    place.ask(pid=9, created=NOW - 100, stopped=True)
+    place.ask(pid=1)
+    assert place.wait() == {1: 1}
+
+
 def test_heartbeats_are_exchanged_and_the_first_failure_counts():
     place, beats = Place(3), [replace(Heartbeat.of_this_process(rank), beat=5) for rank in range(3)]
 
