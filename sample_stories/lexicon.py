@@ -114,16 +114,8 @@ GOODS = _counted(
     "棵白菜 块豆腐 条鱼 篮鸡蛋 个南瓜 袋番茄 包盐 瓶酱油 袋面粉 包白糖 袋大米 支铅笔 块肥皂 个面包 个蛋糕 瓶牛奶"
 )
 PLANTING = _counted("把铁锹 只水桶")
-MEASURES = {
-    **{name: tool.measure for name, tool in TOOLS.items()},
-    **BELONGINGS,
-    **TOYS,
-    **GIFTS,
-    **ANIMALS,
-    **GOODS,
-    **PLANTING,
-    "伞": "把",
-}
+MEASURES = {name: tool.measure for name, tool in TOOLS.items()} | BELONGINGS | TOYS | GIFTS | ANIMALS | GOODS
+MEASURES |= PLANTING | {"伞": "把"}
 
 SELLS = {
     "菜市场": ["白菜", "豆腐", "鱼", "鸡蛋", "南瓜", "番茄"],

@@ -100,7 +100,7 @@ class Wording:
         for group, text in match.groupdict().items():
             letter, _, form = group.partition("_")
             if form in ("", "一", "那", "这"):
-                value = text if not form else _BARE[letter][text[1:]]
+                value = text[2:] if form else text  # a measure word is one character
                 if values.setdefault(letter, value) != value:
                     return None
         for group, text in match.groupdict().items():
@@ -126,9 +126,6 @@ def _pattern(parts: list[tuple[str, str, str]]) -> str:
     return pattern
 
 
-_BARE = {letter: {surface(letter, "一", word)[1:]: word for word in LETTERS[letter]} for letter in ("t", "u", "d")}
-
-
 @dataclass(frozen=True)
 class Kind:
     """A kind of sentence: its wordings and what it does to the world (raising `Broken` where that is impossible)."""
@@ -146,7 +143,7 @@ class Kind:
         for group in ("abc", "tu", "pq"):
             used = [values[letter] for letter in group if letter in values]
             world.need(len(set(used)) == len(used), f"one of {'、'.join(used)} is named in two roles at once")
-            world.mention([name for name in used if name not in lex.HOMES])  # a home belongs to somebody known
+            world.mentions.update(name for name in used if name not in lex.HOMES)  # a home belongs to somebody known
         self.action(world, values)
 
 

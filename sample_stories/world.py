@@ -20,7 +20,8 @@ class World:
 
     `at` holds where each introduced person is; somebody only spoken of is in `known` but not yet in `at`.
     `holder` and `lying` hold where each thing is: with a person, or at a (place, spot). `goal` names the plot, `stage`
-    how far it has come, `facts` what it is about. `question` is the kind of question that waits for its answer.
+    how far it has come, `facts` what it is about. `mentions` counts the names in sentences: whatever enters a story
+    must come back in it. `question` is the kind of question that waits for its answer.
     """
 
     at: dict[str, str] = field(default_factory=dict)
@@ -66,10 +67,6 @@ class World:
         self.question = ""
         self.counts[name] += 1
         self.said[sentence] = len(self.said) + 1
-
-    def mention(self, names: list[str]) -> None:
-        """Count who and what a sentence names: whatever enters a story must come back in it."""
-        self.mentions.update(names)
 
     # people and places
 
