@@ -80,8 +80,8 @@ def fitted_prompt(
     A system text stays. TooLong if the last question alone leaves no room.
     """
     turns = conversation.turns
-    starts = [place for place, turn in enumerate(turns) if turn.role == USER]
-    head = turns[: starts[0]]
+    head = turns[: turns[0].role == SYSTEM]
+    starts = [len(head), *(place for place, turn in enumerate(turns) if turn.role == USER and place > len(head))]
     exchanges = [turns[start:end] for start, end in zip(starts, [*starts[1:], len(turns)], strict=True)]
     empty = len(encoder.prompt([]))
     sizes = [len(encoder.prompt(exchange)) - empty for exchange in exchanges]

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chat.conversation import Conversation, TooLong, fitted_prompt
+from common.errors import UserError
 from corpus.conversations.encoding import ConversationEncoder
 from model.inference.prompts import PromptEncoder, PromptTokens
 from serving.answers import Answer
@@ -104,7 +105,7 @@ class Preparation:
             ids, left_out = fitted_prompt(self.conversations, conversation, self.positions, new_tokens)
         except TooLong as error:
             raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from None
-        except ValueError as error:
+        except (UserError, ValueError) as error:
             raise ApiError(400, str(error), param="messages") from None
         top = body.top_logprobs if body.logprobs else None
         job = Job(PromptTokens(ids), new_tokens, body.sampling(), body.seed, body.stops, top)
