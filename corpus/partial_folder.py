@@ -66,6 +66,11 @@ class Records:
         """Whether the pass has come to its end."""
         return self.path.exists()
 
+    @property
+    def begun(self) -> bool:
+        """Whether there are any."""
+        return self.complete or self._unfinished.exists()
+
     def __iter__(self) -> Iterator[tuple[Key, Any]]:
         self._end = 0
         path = self.path if self.complete else self._unfinished
@@ -139,7 +144,8 @@ class PartialFolder:
     def open(self) -> Iterator[None]:
         """Keep other processes from the part while it is worked on, and word what goes wrong.
 
-        Bad input leaves nothing of a preparation in one part; after anything else the folder stays, to be continued.
+        Text that is refused leaves nothing of a preparation in one part; after anything else, such as a file that
+        cannot be read to its end, the folder stays, to be continued.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -151,7 +157,9 @@ class PartialFolder:
                 try:
                     yield
                 except UserError as error:
-                    if self.part.count == 1 and not isinstance(error, WorkerLost):
+                    scan = self.records("scan")
+                    refused = (scan.complete or not scan.begun) and not self.records("pack").begun
+                    if refused and self.part.count == 1 and not isinstance(error, WorkerLost):
                         shutil.rmtree(self.path, ignore_errors=True)
                     raise
         except OSError as error:  # of the output: the reader turns its own into UserErrors
@@ -168,7 +176,7 @@ class PartialFolder:
             f"{size_of(path) / 1e6:,.0f} MB"
             for path in sorted({*beside} - {self.path})
         ]
-        if any(self.path.glob(f"scan-{self.part.number}-of-{self.part.count}*")):
+        if self.records("scan").begun:
             found.append(f"{self.path}: continuing what was done before")
         return found
 
