@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from experiments.run_figures import ComparedRun
-from experiments.settings import differences, experiment_key, short_names, show_value
+from experiments.settings import SEED, differences, experiment_key, short_names, show_value
 from experiments.statistics import ALPHA, holm, welch
 
 LONGEST_LABEL = 40
@@ -17,7 +17,7 @@ LONGEST_LABEL = 40
 
 @dataclass
 class Experiment:
-    """Runs of one configuration; `values` holds one loss a seed, of the runs that are judged."""
+    """Runs of one configuration, `settings`; `values` holds one loss a seed, of the runs that are judged."""
 
     runs: list[ComparedRun]
     settings: dict[str, Any]
@@ -54,7 +54,8 @@ def group(runs: Sequence[ComparedRun]) -> list[Experiment]:
     for run in runs:
         # a folder with nothing but metrics says nothing that another could share with it
         key = experiment_key(run.settings) if run.record.flags else run.name
-        found.setdefault(key, Experiment([], run.settings)).runs.append(run)
+        shared = {name: value for name, value in run.settings.items() if name != SEED}
+        found.setdefault(key, Experiment([], shared)).runs.append(run)
     experiments = list(found.values())
     _label(experiments)
     return experiments
