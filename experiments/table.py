@@ -84,8 +84,9 @@ def answer(pair: dict[str, Any], messages: Messages) -> str:
 
 
 def figures(experiment: dict[str, Any], found: Comparison, messages: Messages) -> dict[str, str]:
-    """Return headings and cells of one experiment, means over its runs."""
-    runs, axis, in_bits = experiment["runs"], found["by"] or "tokens", found["unit"] == BITS
+    """Return headings and cells of one experiment: means over the runs that are judged, or over all if none is."""
+    runs = [run for run in experiment["runs"] if run["value"] is not None] or experiment["runs"]
+    axis, in_bits = found["by"] or "tokens", found["unit"] == BITS
 
     def averaged(key: str, show: Callable[[float], str]) -> str:
         known = [run[key] for run in runs if finite(run[key])]
@@ -107,7 +108,7 @@ def figures(experiment: dict[str, Any], found: Comparison, messages: Messages) -
         "speed": averaged("tokens_per_second", short),
         "time": averaged("seconds", human_time),
         "to": (human_time if axis == "time" else short)(mean(reached)) if reached else MISSING,
-        "state": state(runs, messages),
+        "state": state(experiment["runs"], messages),
     }
     if in_bits:
         del cells["bits"]
