@@ -218,6 +218,8 @@ def _limited(receive: Receive) -> Callable[[], Awaitable[Message]]:
         message = await receive()
         received += len(message.get("body", b""))
         if received > MOST_BYTES:
+            while message.get("more_body"):  # who still sends does not read the answer
+                message = await receive()
             raise HTTPException(413, f"the body has more than {MOST_BYTES // 1024} KiB: shorten it")
         return message
 
