@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from corpus.cleaning.normalization import code_points, look_up, owners
+from corpus.formats.encodings import frequent_han
 
 _SCRIPT_NAMES = "han latin digit punctuation space kana hangul cyrillic greek arabic other"
 SCRIPTS = tuple(_SCRIPT_NAMES.split())
@@ -86,14 +87,8 @@ def _table() -> np.ndarray:
     for name, ranges in _RANGES.items():
         for first, last in (part.split("-") for part in ranges.split()):
             table[int(first, 16) : int(last, 16) + 1] = column[name]
-    # The frequent characters of each national standard (level 1) that the other standard does without.
-    table[_standard("big5", 0xA4, 0xC6, lacking="gb2312")] = column["traditional"]
-    table[_standard("gb2312", 0xB0, 0xD7, lacking="big5")] = column["simplified"]
+    # The frequent characters of each national standard that the other standard does without.
+    for form, standard, other in (("traditional", "big5", "gb2312"), ("simplified", "gb2312", "big5")):
+        alone = (c for c in frequent_han(standard) if "\u4e00" <= c <= "\u9fff" and not c.encode(other, "ignore"))
+        table[list(map(ord, alone))] = column[form]
     return table
-
-
-def _standard(codec: str, first: int, last: int, *, lacking: str) -> list[int]:
-    """Return the Han characters with lead bytes `first` to `last` in one standard that another lacks."""
-    pairs = (bytes((lead, trail)) for lead in range(first, last + 1) for trail in range(0x40, 0xFF))
-    characters = (pair.decode(codec, "ignore") for pair in pairs)
-    return [ord(c) for c in characters if len(c) == 1 and "\u4e00" <= c <= "\u9fff" and not c.encode(lacking, "ignore")]

@@ -66,19 +66,15 @@ def _ordinary_share(head: bytes, codec: str) -> float:
     return sum(c in _ordinary() for c in others) / max(1, len(others))
 
 
+def frequent_han(codec: str) -> frozenset[str]:
+    """Return the frequent Han characters (level 1) of "gb2312" or "big5", and some ASCII."""
+    first, last = {"gb2312": (0xB0, 0xD7), "big5": (0xA4, 0xC6)}[codec]
+    pairs = (bytes((lead, trail)) for lead in range(first, last + 1) for trail in range(0x40, 0xFF))
+    return frozenset(character for pair in pairs if len(character := pair.decode(codec, "ignore")) == 1)
+
+
 @lru_cache(maxsize=1)
 def _ordinary() -> frozenset[str]:
-    """Return the frequent Han characters of both standards (level 1) and the marks that go with them."""
-    pairs = [("gb2312", 0xB0, 0xD7), ("big5", 0xA4, 0xC6)]
-    han = [
-        bytes((lead, trail)).decode(codec, "ignore")
-        for codec, first, last in pairs
-        for lead in range(first, last + 1)
-        for trail in range(0x40, 0xFF)
-    ]
-    marks = [
-        chr(point)
-        for first, last in ((0x2010, 0x2030), (0x3000, 0x3020), (0xFF01, 0xFF5F))
-        for point in range(first, last)
-    ]
-    return frozenset((*han, *marks, "\u00b7", "\u2026"))
+    """Return the frequent Han characters of both standards and the marks that go with them."""
+    marks = (*range(0x2010, 0x2030), *range(0x3000, 0x3020), *range(0xFF01, 0xFF5F), 0xB7, 0x2026)
+    return frequent_han("gb2312") | frequent_han("big5") | frozenset(map(chr, marks))
