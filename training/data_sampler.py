@@ -52,8 +52,8 @@ def tensors(
     """
     ids, counted = torch.from_numpy(stream.batch(rows, seq_len)), stream.counted(rows, seq_len)
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    if counted is not None:
-        targets.masked_fill_(torch.from_numpy(~counted), IGNORED)
+    if counted is not None:  # not in place: of a single row, inputs and targets are views of the same ids
+        targets = targets.masked_fill(torch.from_numpy(~counted), IGNORED)
     if device.type == "cuda":
         inputs, targets = inputs.pin_memory(), targets.pin_memory().to(device, non_blocking=True)
     return inputs, targets
