@@ -115,28 +115,25 @@ class MaskedStream(TokenStream):
         super().__init__(shards)
         self.mask = TokenStream(masks)
         self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
-        self.parts = list(parts) or [len(self)]
+        self._edges = list(itertools.accumulate(parts or [len(self)], initial=0))
         self._packed: dict[int, PackedRows] = {}
-        self._rows_of_parts: dict[int, list[int]] = {}
 
     def packed(self, seq_len: int) -> PackedRows:
         """Return where the rows of `seq_len` + 1 ids lie; reads the whole stream at the first call."""
         if seq_len not in self._packed:
             ids, mask = (stream.read(0, len(self)) for stream in (self, self.mask))
             marks = {"bos_id": self.bos_id, "eos_id": self.eos_id}
-            edges = list(itertools.accumulate(self.parts, initial=0))
             found = [
                 pack_rows(ids[start:end], mask[start:end].astype(np.uint8), **marks, seq_len=seq_len)
-                for start, end in itertools.pairwise(edges)
+                for start, end in itertools.pairwise(self._edges)
             ]
-            self._packed[seq_len] = join_rows(found, edges)
-            self._rows_of_parts[seq_len] = [len(rows) for rows in found]
+            self._packed[seq_len] = join_rows(found, self._edges)
         return self._packed[seq_len]
 
     def rows_of_parts(self, tokens: Sequence[int], seq_len: int) -> list[int]:
         """Return the number of rows of each part, as in TokenStream; the parts are those of the stream."""
-        self.packed(seq_len)
-        return self._rows_of_parts[seq_len]
+        packed = self.packed(seq_len)
+        return np.histogram(packed.starts[packed.first[:-1]], self._edges)[0].tolist()
 
     def num_rows(self, seq_len: int) -> int:
         """Return the number of rows of `seq_len` + 1 ids."""
