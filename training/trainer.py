@@ -24,9 +24,8 @@ from training.engine.protocol import Engine
 from training.evaluation.generation import RepetitionEvaluator, SampleWriter
 from training.evaluation.language import FEWEST_STEPS, final_figures
 from training.evaluation.validation import Evaluation, evaluate, intervals
-from training.monitoring.recorder import Recorder, RunConstants
+from training.monitoring.recorder import Recorder
 from training.planning.disk_space import checkpoint_bytes
-from training.planning.flops import training_flops_per_token
 from training.processes.process_group import any_rank_of_each, broadcast_from_rank0
 from training.rollback import Diverged, NonFiniteMonitor
 from training.session import Session
@@ -51,7 +50,7 @@ class Trainer:
         tokenizer = load_tokenizer(corpus.tokenizer_path)
         self.samples = SampleWriter(self.val, tokenizer, config, seq_len=seq_len, seed=seed)
         self.nonfinite = NonFiniteMonitor(engine)
-        self.recorder = Recorder(engine, state, _constants(context), folder=context.output, console=self.console)
+        self.recorder = Recorder(engine, state, context)
         self.saver = Saver(
             engine,
             context.output,
@@ -305,19 +304,3 @@ class Trainer:
         self.recorder.rewind(self.state)
         self.session.begin(self.state)
         self.console.say(f"  back at {found} (rollback {self.state.rollbacks}, at most {most}); skipped: {skipped}")
-
-
-def _constants(context: RunContext) -> RunConstants:
-    schedule = context.resolved.config.get("scheduler", {}).get("params", {})
-    return RunConstants(
-        total_steps=context.resolved.total_steps,
-        warmup_steps=int(schedule.get("warmup_num_steps", 0)),
-        tokens_per_step=context.tokens_per_step,
-        samples_per_step=context.resolved.train_batch,
-        bytes_per_token=context.bytes_per_token("train"),
-        flops_per_token=training_flops_per_token(context.config, context.options.max_seq_len),
-        peak_flops=(context.device.peak_flops or {}).get(context.resolved.precision),
-        experts_per_token=context.config.num_experts_per_tok,
-        unigram_loss=context.unigram,
-        baselines=baselines.losses() if (baselines := context.corpus.manifest.ngram_baselines) else {},
-    )

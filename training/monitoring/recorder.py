@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from common.console import Console
 from common.files import read_json_lines
 from evaluation.language_figures import LanguageFigures
 from training.checkpointing.checkpoint import Local
 from training.checkpointing.run_state import RunState
+from training.context import RunContext
 from training.engine.internals import loss_scale
 from training.engine.protocol import Engine
 from training.evaluation.validation import Evaluation
@@ -24,62 +22,45 @@ from training.monitoring.alarms import Alarm, Alarms
 from training.monitoring.metrics import Metrics
 from training.monitoring.terminal import Progress
 from training.monitoring.weight_updates import WeightSample
+from training.planning.flops import training_flops_per_token
 from training.processes.process_group import sum_over_ranks
 
 _SAMPLED = "sampled:"  # the prefix of the weight sample among a rank's own numbers in a checkpoint
 
 
-@dataclass(frozen=True)
-class RunConstants:
-    """What turns a run's counts into figures, and what its alarms compare them with."""
-
-    total_steps: int
-    warmup_steps: int
-    tokens_per_step: int
-    samples_per_step: int
-    bytes_per_token: float
-    """Of the training split."""
-    flops_per_token: float
-    peak_flops: float | None
-    experts_per_token: int
-    unigram_loss: float
-    baselines: dict[str, float]
-    """The n-gram baselines in nats a token, by name; empty where the corpus has none."""
-
-
 class Recorder:
     """Gathers, writes and shows figures. Every rank has one; `log_step` is collective."""
 
-    def __init__(
-        self, engine: Engine, state: RunState, constants: RunConstants, *, folder: Path, console: Console
-    ) -> None:
-        self.engine, self.constants, self.folder, self.console = engine, constants, folder, console
+    def __init__(self, engine: Engine, state: RunState, context: RunContext) -> None:
+        self.engine, self.context, self.console = engine, context, context.console
         self.accumulator, self.weights = MetricAccumulator(engine), WeightSample(engine)
         self.weights.snapshot()
+        self.flops_per_token = training_flops_per_token(context.config, context.options.max_seq_len)
         self.metrics: Metrics | None = None
-        if console.rank == 0:
+        baselines = context.corpus.manifest.ngram_baselines
+        if self.console.rank == 0:
             self.metrics = Metrics(
-                folder,
+                context.output,
                 engine.monitor,
                 state,
-                samples_per_step=constants.samples_per_step,
-                baselines=constants.baselines,
-                total_steps=constants.total_steps,
-                say=console.say,
+                samples_per_step=context.resolved.train_batch,
+                baselines=baselines.losses() if baselines else {},
+                total_steps=context.resolved.total_steps,
+                say=self.console.say,
             )
         self.alarms = self._alarms(state)
-        self.progress = Progress(console, state.step, constants.total_steps)
+        self.progress = Progress(self.console, state.step, context.resolved.total_steps)
 
     def _alarms(self, state: RunState) -> Alarms:
         """Return alarms that know the history of the run, which rank 0 keeps; it is the only one to raise them."""
         alarms = Alarms(
-            unigram=self.constants.unigram_loss,
-            warmup=self.constants.warmup_steps,
-            experts_per_token=self.constants.experts_per_token,
+            unigram=self.context.unigram,
+            warmup=self.context.resolved.warmup_steps,
+            experts_per_token=self.context.config.num_experts_per_tok,
             raised=state.alarms,
         )
         if self.metrics and state.step:
-            alarms.remember(read_json_lines(self.folder / "metrics.jsonl"))
+            alarms.remember(read_json_lines(self.context.output / "metrics.jsonl"))
         return alarms
 
     def _raise(self, alarms: list[Alarm]) -> None:
@@ -94,26 +75,26 @@ class Recorder:
         """Count an optimizer step; `loss` is only called when the display is due."""
         scale = loss_scale(self.engine)
         self.accumulator.add_step(seconds)
-        self.progress.advance(loss, self.constants.tokens_per_step, scale)
+        self.progress.advance(loss, self.context.tokens_per_step, scale)
         self._raise(self.alarms.stepped(state.step, skipped=not self.engine.was_step_applied(), loss_scale=scale))
 
     def log_step(self, state: RunState, lr: float) -> None:
         """Write and show the means since the last call; `lr` is the latest step's. Collective."""
-        run = self.constants
+        context = self.context
         loss, balance = self.accumulator.mean_losses()
-        speed = self.accumulator.steps_per_second() * run.tokens_per_step
+        speed = self.accumulator.steps_per_second() * context.tokens_per_step
         routing = self.accumulator.routing()
         unchanged, ratio = self._weight_update()
         self.accumulator.reset()
         row: dict[str, Any] = {}
         if self.metrics:
             norm = self.engine.get_global_grad_norm()
-            peak = run.peak_flops and run.peak_flops * self.engine.world_size
+            peak = (context.device.peak_flops or {}).get(context.resolved.precision)
             figures = {
-                "tokens": state.step * run.tokens_per_step,
+                "tokens": state.step * context.tokens_per_step,
                 "seconds": round(state.seconds, 2),
                 "loss": loss,
-                "bits_per_byte": loss / math.log(2) / run.bytes_per_token,
+                "bits_per_byte": loss / math.log(2) / context.bytes_per_token("train"),
                 "balance_loss": balance if routing else None,
                 "lr": lr,
                 "grad_norm": None if norm is None else float(norm),
@@ -122,10 +103,12 @@ class Recorder:
                 "update_ratio": ratio,
                 "unchanged": unchanged,
                 "tokens_per_second": speed,
-                "model_flops_utilisation": speed * run.flops_per_token / peak if peak else None,
+                "model_flops_utilisation": speed * self.flops_per_token / peak / self.engine.world_size
+                if peak
+                else None,
             }
             row = self.metrics.write("train", state.step, figures | routing)
-        self.progress.report(loss, speed, state.step * run.tokens_per_step)
+        self.progress.report(loss, speed, state.step * context.tokens_per_step)
         if row:
             self._raise(self.alarms.observe(row))
 
@@ -146,7 +129,7 @@ class Recorder:
             self.progress.repetition(repetition, prompts)
         if self.metrics:
             figures = {
-                "tokens": state.step * self.constants.tokens_per_step,
+                "tokens": state.step * self.context.tokens_per_step,
                 "seconds": round(state.seconds, 2),
                 "loss": result.loss,
                 "perplexity": result.perplexity,

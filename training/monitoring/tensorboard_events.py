@@ -27,12 +27,11 @@ class EventFile:
     def __init__(self, path: Path, notice: DiskNotice) -> None:
         self.path = path
         self._appended = AppendedFile(path, notice)
-        self._records: list[bytes] = []
         self._framer = RecordWriter(self)
 
     def write(self, record: bytes) -> None:
         """Take a framed record from the RecordWriter."""
-        self._records.append(record)
+        self._appended.pending.append(record)
 
     def add_event(self, event: Event) -> None:
         """Take an event, which goes to the disk with the next flush."""
@@ -40,17 +39,14 @@ class EventFile:
 
     def flush(self) -> None:
         """Write what was added; what does not fit waits for the next flush."""
-        records, self._records = self._records, []
-        self._appended.append(*records)
+        self._appended.retry()
 
     def sync(self) -> None:
         """Flush, and have the disk hold it even if the machine goes away."""
-        self.flush()
         self._appended.sync()
 
     def drop_pending(self, keep: Callable[[bytes], bool]) -> None:
         """Drop events that wait for space, by their bytes."""
-        self.flush()
         self._appended.drop_pending(lambda record: keep(record[_HEADER:-_FOOTER]))
 
     def close(self) -> None:
