@@ -35,7 +35,7 @@ from model.kernels import NAMES
 from stress.chaos.session import ROOT
 from training.config.load import load
 from training.config.resolve import Resolved, check
-from training.config.validate import RunFacts
+from training.config.settings import RunFacts
 from training.planning.disk_space import checkpoint_bytes
 from training.planning.flops import training_flops_per_token
 from training.planning.memory import estimate_memory

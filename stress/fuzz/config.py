@@ -10,7 +10,7 @@ from stress.fuzz.choices import JUNK, NOWHERE, TOKENS, Choices, json_text, mutat
 from training.config import command_line, schema
 from training.config.load import load
 from training.config.resolve import check
-from training.config.validate import RunFacts
+from training.config.settings import RunFacts
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 DEVICES = (
@@ -25,7 +25,7 @@ class ConfigCase:
 
     def __init__(self) -> None:
         self._files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(CONFIGS.glob("*.json"))]
-        self._keys = list(schema.known_paths()) + [f"bufudu.{flag}" for flag in command_line.run_flags()]
+        self._keys = list(schema.keys().paths()) + [f"bufudu.{flag}" for flag in command_line.run_flags()]
 
     def seeds(self) -> list[bytes]:
         """One untouched file each."""

@@ -7,20 +7,23 @@ from collections.abc import Iterator, Mapping
 
 from training.config.problems import Problems
 from training.config.schema import AUTO
+from training.config.settings import Settings
 
+_TAKE_OUT = "Take it out."
 _SIZE = "Take it out; a smaller train_micro_batch_size_per_gpu, or more processes under ZeRO-2, saves memory."
-_ZERO3 = "it belongs to ZeRO-3, which takes whole weights apart that train.py reads to evaluate, export and save."
 _SPLIT = "Take it out; --ep_size splits the experts over processes, and ZeRO the optimizer's states."
+_ZERO3 = "it belongs to ZeRO-3, which takes whole weights apart that train.py reads to evaluate, export and save."
+_OFFLOADING = "it goes with offloading, and here nothing is offloaded."
 LACKING: Mapping[str, tuple[str, str]] = {
     "zero_optimization.offload_optimizer": ("the optimizer's states stay on the device that trains.", _SIZE),
     "zero_optimization.offload_param": ("the weights stay on the device that trains.", _SIZE),
-    "zero_optimization.zenflow": ("it goes with offloading, and here nothing is offloaded.", _SIZE),
-    "zero_optimization.zero_hpz_partition_size": (_ZERO3, "Take it out."),
-    "zero_optimization.zero_quantized_weights": (_ZERO3, "Take it out."),
-    "zero_optimization.zero_quantized_nontrainable_weights": (_ZERO3, "Take it out."),
-    "zero_optimization.zero_quantized_gradients": (_ZERO3, "Take it out."),
-    "zero_optimization.legacy_stage1": ("DeepSpeed has removed it.", "Take it out."),
-    "fp16.fp16_master_weights_and_grads": ("it goes with offloading, and here nothing is offloaded.", _SIZE),
+    "zero_optimization.zenflow": (_OFFLOADING, _SIZE),
+    "fp16.fp16_master_weights_and_grads": (_OFFLOADING, _SIZE),
+    "zero_optimization.zero_hpz_partition_size": (_ZERO3, _TAKE_OUT),
+    "zero_optimization.zero_quantized_weights": (_ZERO3, _TAKE_OUT),
+    "zero_optimization.zero_quantized_nontrainable_weights": (_ZERO3, _TAKE_OUT),
+    "zero_optimization.zero_quantized_gradients": (_ZERO3, _TAKE_OUT),
+    "zero_optimization.legacy_stage1": ("DeepSpeed has removed it.", _TAKE_OUT),
     "activation_checkpointing": ("the model keeps its activations and recomputes none.", _SIZE),
     "autotuning": (
         "DeepSpeed's tuner would have to start train.py, and stop it after a few steps.",
@@ -34,7 +37,7 @@ LACKING: Mapping[str, tuple[str, str]] = {
     "tensor_parallel": ("train.py does not split matrices.", _SPLIT),
     "sequence_parallel_size": ("train.py does not split rows.", _SPLIT),
     "expert_parallel": ("train.py has expert layers of its own.", _SPLIT),
-    "compile": ("train.py compiles nothing.", "Take it out."),
+    "compile": ("train.py compiles nothing.", _TAKE_OUT),
     "hybrid_engine": ("it is for generation within RLHF.", "Take it out; generate.py is fast without it."),
     "weight_quantization": (
         "train.py trains no quantized weights.",
@@ -49,17 +52,18 @@ LACKING: Mapping[str, tuple[str, str]] = {
         "Take it out; --save_interval says how often.",
     ),
 }
-_NO_LOADER = "rows are read from shards, without DeepSpeed's loader"
-_OWN_CHECKPOINTS = "train.py writes checkpoints of its own format"
-_NO_OFFLOAD = "nothing is offloaded"
 WITHOUT_EFFECT: Mapping[str, str] = {
-    "checkpoint": _OWN_CHECKPOINTS,
-    "zero_optimization.load_from_fp32_weights": _OWN_CHECKPOINTS,
-    "zero_optimization.elastic_checkpoint": _OWN_CHECKPOINTS,
-    "zero_optimization.pipeline_loading_checkpoint": _OWN_CHECKPOINTS,
-    "aio": _NO_OFFLOAD,
-    "zero_force_ds_cpu_optimizer": _NO_OFFLOAD,
-    "dataloader_drop_last": _NO_LOADER,
+    **dict.fromkeys(
+        (
+            "checkpoint",
+            "zero_optimization.load_from_fp32_weights",
+            "zero_optimization.elastic_checkpoint",
+            "zero_optimization.pipeline_loading_checkpoint",
+        ),
+        "train.py writes checkpoints of its own format",
+    ),
+    **dict.fromkeys(("aio", "zero_force_ds_cpu_optimizer"), "nothing is offloaded"),
+    "dataloader_drop_last": "rows are read from shards, without DeepSpeed's loader",
     "vocabulary_size": "the tokenizer says it",
     "seq_parallel_communication_data_type": "rows are not split",
     "zero_optimization.leaf_module": "it is for ZeRO-3",
@@ -69,43 +73,36 @@ OF_ZERO3 = (
     "module_granularity_threshold param_persistence_threshold prefetch_bucket_size use_all_reduce_for_fetch_params "
     "allgather_sequential sub_group_size memory_efficient_linear override_module_apply log_trace_cache_warnings "
     "enable_sanity_checks"
-)
+).split()
 _PACKAGES = {"wandb": "wandb", "comet": "comet_ml", "tensorboard": "tensorboard"}
 
 
-def check_features(config: Mapping, problems: Problems) -> None:
+def check_features(settings: Settings, problems: Problems) -> None:
     """Name every feature that is asked for and that train.py, or this environment, does not have."""
+    config = settings.config
     for key, (why, hint) in LACKING.items():
-        if _asked_for(_at(config, key)):
+        if _asked_for(settings.at(key)):
             problems.add(key, why, hint)
-    for key, value, why in (
-        ("managed_gradient_accumulation", False, "train.py leaves the counting of micro-batches to DeepSpeed."),
-        ("use_data_before_expert_parallelism", True, "train.py counts on experts split over neighbouring processes."),
-    ):
-        if config.get(key) is value:
-            problems.add(key, why, "Take it out.")
+    if config.get("managed_gradient_accumulation") is False:
+        why = "train.py leaves the counting of micro-batches to DeepSpeed."
+        problems.add("managed_gradient_accumulation", why, _TAKE_OUT)
+    if config.get("use_data_before_expert_parallelism"):
+        why = "train.py counts on experts split over neighbouring processes."
+        problems.add("use_data_before_expert_parallelism", why, _TAKE_OUT)
     for block, package in _PACKAGES.items():
-        if config.get(block, {}).get("enabled") is True and importlib.util.find_spec(package) is None:
+        if settings.block(block).get("enabled") is True and importlib.util.find_spec(package) is None:
             what = f"the package {package} is not installed."
             problems.add(f"{block}.enabled", what, f"pip install {package}, or --set {block}.enabled=false.")
 
 
-def without_effect(config: Mapping) -> Iterator[str]:
+def without_effect(settings: Settings) -> Iterator[str]:
     """Yield a note for each key that is let through and changes nothing here."""
     for key, why in WITHOUT_EFFECT.items():
-        if _at(config, key) is not None:
+        if settings.at(key) is not None:
             yield f"{key}: without effect here, {why}"
-    zero = config.get("zero_optimization", {})
-    found = [name for name in zero if name.removeprefix("stage3_") in OF_ZERO3.split()]
+    found = [name for name in settings.block("zero_optimization") if name.removeprefix("stage3_") in OF_ZERO3]
     if found:
         yield f"zero_optimization: {', '.join(found)}: without effect, they are for ZeRO-3"
-
-
-def _at(config: Mapping, key: str) -> object:
-    value: object = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def _asked_for(value: object) -> bool:

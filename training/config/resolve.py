@@ -15,58 +15,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from common.hardware import Device
-from training.config import autos
-from training.config.autos import ACCUMULATION, BATCH, MICRO
+from training.config.autos import Filler
 from training.config.features import check_features, without_effect
-from training.config.problems import Problems, keep_known
-from training.config.schema import AUTO, OWN_BLOCK
-from training.config.validate import (
-    CHECKS,
-    Case,
-    RunFacts,
-    auto_warmup,
-    check_flags,
-    check_warmup,
-    precision,
-    warmup_steps,
-)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A DeepSpeed configuration in which all is settled but, perhaps, the length of the schedule."""
-
-    config: dict
-
-    @property
-    def micro_batch(self) -> int:
-        return self.config[MICRO]
-
-    @property
-    def accumulation(self) -> int:
-        return self.config[ACCUMULATION]
-
-    @property
-    def train_batch(self) -> int:
-        return self.config[BATCH]
-
-    @property
-    def precision(self) -> str:
-        """One of "fp32", "fp16" and "bf16"."""
-        return precision(self.config)
-
-    @property
-    def zero_stage(self) -> int:
-        return self.config.get("zero_optimization", {}).get("stage", 0)
-
-    @property
-    def optimizer_name(self) -> str:
-        return self.config["optimizer"]["type"]
-
-    @property
-    def peak_lr(self) -> float:
-        """The highest learning rate of the schedule; with Muon that of the matrices."""
-        return _peak_lr(self.config)
+from training.config.problems import Problems
+from training.config.schema import AUTO, OWN_BLOCK, keep_known
+from training.config.settings import Case, RunFacts, Settings
+from training.config.validate import CHECKS, auto_warmup, check_flags, check_warmup
 
 
 @dataclass(frozen=True)
@@ -78,17 +32,11 @@ class Resolved(Settings):
     total_steps: int
     """Optimizer steps of the run."""
 
-    @property
-    def warmup_steps(self) -> int:
-        return warmup_steps(self.config)
-
 
 @dataclass(frozen=True)
-class Draft(Settings):
+class Draft(Case):
     """A configuration without contradictions that lacks only the length of its schedule."""
 
-    run: RunFacts
-    device: Device
     source: str
     notes: list[str]
 
@@ -97,16 +45,16 @@ class Draft(Settings):
 
         Raise UserError if the warm-up is longer than the run.
         """
-        config, notes, problems = copy.deepcopy(self.config), [], Problems()
         total, why = (steps, "--budget") if steps is not None else _total_steps(self.run, rows, self.train_batch)
-        _fill_schedule(config, total, why, notes)
-        check_warmup(config, total, problems)
+        resolved, problems = Resolved(copy.deepcopy(self.config), [], total), Problems()
+        _fill_schedule(resolved, why)
+        check_warmup(resolved, total, problems)
         problems.raise_if_any(self.source)
-        notes += self.notes
-        end = config.get("scheduler", {}).get("params", {}).get("total_num_steps", total)
+        resolved.notes.extend(self.notes)
+        end = resolved.params("scheduler").get("total_num_steps", total)
         if end != total:
-            notes.append(f"scheduler.params.total_num_steps: {end:,}, but this run takes {total:,} steps")
-        return Resolved(config, notes, total)
+            resolved.notes.append(f"scheduler.params.total_num_steps: {end:,}, but this run takes {total:,} steps")
+        return resolved
 
     def unscheduled(self) -> Resolved:
         """Return the configuration without a schedule, to measure what a step takes before the length is known."""
@@ -118,18 +66,16 @@ def check(config: dict, run: RunFacts, device: Device, *, source: str) -> Draft:
 
     `config` stays as it is, and neither files nor devices are touched.
     """
-    problems, notes = Problems(), []
+    problems = Problems()
     check_flags(run, problems)
-    work = keep_known({key: value for key, value in config.items() if key != OWN_BLOCK}, problems)
-    autos.fill(work, run, device, problems, notes, constant_rate="scheduler" in config and config["scheduler"] is None)
-    check_features(work, problems)
-    notes += without_effect(work)
-    case = Case(work, run, device)
+    case = Case(keep_known({key: value for key, value in config.items() if key != OWN_BLOCK}, problems), run, device)
+    notes = Filler(case, problems).fill(constant_rate="scheduler" in config and config["scheduler"] is None)
+    check_features(case, problems)
     for find in CHECKS:
         find(case, problems)
-    check_warmup(work, run.max_steps, problems)
+    check_warmup(case, run.max_steps, problems)
     problems.raise_if_any(source)
-    return Draft(work, run, device, source, notes + _surprises(case))
+    return Draft(case.config, run, device, source, [*notes, *without_effect(case), *_surprises(case)])
 
 
 def _total_steps(run: RunFacts, rows: int, batch: int) -> tuple[int, str]:
@@ -141,8 +87,8 @@ def _total_steps(run: RunFacts, rows: int, batch: int) -> tuple[int, str]:
     return total, f"{run.epochs:g} epoch{'s' if run.epochs != 1 else ''} x {rows:,} rows / {batch:,} a step"
 
 
-def _fill_schedule(config: dict, total: int, why: str, notes: list[str]) -> None:
-    params = config.get("scheduler", {}).get("params", {})
+def _fill_schedule(resolved: Resolved, why: str) -> None:
+    params, notes, total = resolved.params("scheduler"), resolved.notes, resolved.total_steps
     if params.get("total_num_steps") == AUTO:
         params["total_num_steps"] = total
         notes.append(f"scheduler.params.total_num_steps: auto -> {total:,} ({why})")
@@ -155,30 +101,18 @@ def _fill_schedule(config: dict, total: int, why: str, notes: list[str]) -> None
         )
 
 
-def _peak_lr(config: dict) -> float:
-    optimizer, scheduler = config["optimizer"], config.get("scheduler", {})
-    params, curve = optimizer["params"], scheduler.get("params", {})
-    lr = params["muon_lr"] if optimizer["type"].lower() == "muon" and "muon_lr" in params else params["lr"]
-    if scheduler.get("type") in ("WarmupLR", "WarmupDecayLR"):
-        lr = curve.get("warmup_max_lr", 0.001 if scheduler["type"] == "WarmupDecayLR" else lr)
-    elif scheduler.get("type") == "OneCycle":
-        lr = curve["cycle_max_lr"]
-    return float(max(lr)) if isinstance(lr, list) else float(lr)
-
-
 def _surprises(case: Case) -> list[str]:
     """Return a note for each surprising default of DeepSpeed's, and for each value that is not what it seems."""
-    notes, scheduler = [], case.block("scheduler")
-    name, params = scheduler.get("type", ""), scheduler.get("params", {})
-    if not scheduler:
+    notes, name, params = [], case.schedule, case.params("scheduler")
+    if "scheduler" not in case.config:
         notes.append("scheduler: not written, so the learning rate is constant")
     if name.startswith("Warmup") and "warmup_type" not in params:
         notes.append('scheduler.params.warmup_type: not written, and DeepSpeed\'s default is "log", not "linear"')
     if name.startswith("Warmup") and "warmup_num_steps" not in params:
         notes.append("scheduler.params.warmup_num_steps: not written, and DeepSpeed's default is 1,000")
     if name == "WarmupDecayLR" or (name == "WarmupLR" and "warmup_max_lr" in params):
-        notes.append(f"scheduler: {name} rises to {_peak_lr(case.config):g}, its warmup_max_lr, not the optimizer's lr")
-    if case.optimizer == "adam" and case.optimizer_params.get("adam_w_mode", True):
+        notes.append(f"scheduler: {name} rises to {case.peak_lr:g}, its warmup_max_lr, not the optimizer's lr")
+    if case.optimizer == "adam" and case.params("optimizer").get("adam_w_mode", True):
         notes.append("optimizer.type: DeepSpeed's Adam is AdamW unless optimizer.params.adam_w_mode is false")
     if case.block("bf16").get("enabled") and not case.device.bf16_fast:
         notes.append(f"bf16.enabled: {case.device.name} has no bf16 instructions; this will be slow")

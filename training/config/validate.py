@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 from common.hardware import Device, dotted
 from training.config import schema
 from training.config.problems import Problems, show
 from training.config.schema import AUTO
+from training.config.settings import Case, RunFacts, Settings
 from training.config.value_kinds import as_number
 
 LEAST_MUON_CLIP = 10
@@ -24,58 +23,9 @@ _NEEDED: Mapping[str, Iterable[str]] = {
 }
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """What the machine and the flags say of a run before its text is prepared; "auto" values are made of it."""
-
-    world_size: int
-    epochs: float
-    max_steps: int | None
-    """The length of the run, if a flag gives it."""
-    output: Path
-    num_experts: int
-    ep_size: int
-    use_moe: bool
-
-
-@dataclass(frozen=True)
-class Case:
-    """A configuration, the run and the device that it is to be right for."""
-
-    config: dict
-    run: RunFacts
-    device: Device
-
-    def block(self, name: str) -> dict:
-        """Return a block of the file, empty if it is not written."""
-        return self.config.get(name, {})
-
-    @property
-    def optimizer(self) -> str:
-        """The optimizer's name in small letters, as DeepSpeed compares it."""
-        return self.block("optimizer").get("type", "").lower()
-
-    @property
-    def optimizer_params(self) -> dict:
-        return self.block("optimizer").get("params", {})
-
-    @property
-    def zero_stage(self) -> int:
-        return self.block("zero_optimization").get("stage", 0)
-
-    @property
-    def precision(self) -> str:
-        return precision(self.config)
-
-
-def precision(config: dict) -> str:
-    """Return "fp16", "bf16" or "fp32", whichever the file turns on."""
-    return next((name for name in ("fp16", "bf16") if config.get(name, {}).get("enabled", False)), "fp32")
-
-
 def check_flags(run: RunFacts, problems: Problems) -> None:
     """Check the flags that give the length of the run."""
-    if as_number(run.epochs) is None or not 0 < run.epochs <= _MOST_EPOCHS:
+    if not 0 < as_number(run.epochs) <= _MOST_EPOCHS:
         what = f"{show(run.epochs)} is not a number above 0 and at most {_MOST_EPOCHS:,}."
         problems.add("--epochs", what, "Write e.g. --epochs 5.")
     if run.max_steps is not None and run.max_steps < 1:
@@ -145,16 +95,17 @@ def check_gradients(case: Case, problems: Problems) -> None:
 
 def check_optimizer(case: Case, problems: Problems) -> None:
     """Check that there is an optimizer with a learning rate, and that DeepSpeed can build and run it."""
-    name, params = case.optimizer, case.optimizer_params
+    name, params = case.optimizer, case.params("optimizer")
     written = case.block("optimizer").get("type")
     if written is None:
         hint = 'Write e.g. {"type": "AdamW", "params": {"lr": 2e-4, "torch_adam": true}}; --set can change parts of it.'
         problems.add("optimizer", "missing, or without a type; there is no other place for it.", hint)
         return
-    in_any_case, as_spelled = schema.optimizers()
-    if name not in in_any_case and written not in as_spelled:
-        guess = schema.nearest(written, schema.optimizer_names())
-        hint = f"Did you mean {guess}?" if guess else f"There are {', '.join(schema.optimizer_names())}."
+    known = schema.keys()
+    if name not in known.any_case and written not in known.as_spelled:
+        names = known.optimizer_names()
+        guess = schema.nearest(written, names)
+        hint = f"Did you mean {guess}?" if guess else f"There are {', '.join(names)}."
         problems.add("optimizer.type", f"neither DeepSpeed nor torch.optim has {show(written)}.", hint)
         return
     has_lr = "lr" in params or (name == "muon" and {"muon_lr", "adam_lr"} <= params.keys())
@@ -186,7 +137,7 @@ def check_muon(case: Case, problems: Problems) -> None:
         what = f"DeepSpeed clips what Muon has orthogonalised, a norm of about 30; {clip} ruins every step."
         problems.add("gradient_clipping", what, f"With Muon set it to 0, or to {LEAST_MUON_CLIP} at the very least.")
     emulated = case.device.kind == "cuda" and not case.device.bf16_fast
-    method = case.optimizer_params.get("ns_method")
+    method = case.params("optimizer").get("ns_method")
     if emulated and method in ("standard", "polar"):
         what = f'"{method}" is for bf16, which {case.device.name} only emulates.'
         problems.add("optimizer.params.ns_method", what, 'Use "gram", which is the default.')
@@ -194,24 +145,24 @@ def check_muon(case: Case, problems: Problems) -> None:
 
 def check_schedule(case: Case, problems: Problems) -> None:
     """Check that DeepSpeed has the schedule, and that what its constructor needs is there."""
-    written, known = case.block("scheduler").get("type"), schema.schedules()
+    written, known = case.block("scheduler").get("type"), schema.keys().schedules
     name = written or ""
     if "scheduler" in case.config and name not in known:
         guess = schema.nearest(name, known) or "WarmupCosineLR"
         hint = f"Did you mean {guess}? Or take the block out for a constant learning rate: --set scheduler=null."
         problems.add("scheduler.type", f"{show(written)} is none of {', '.join(known)}.", hint)
         return
-    params = case.block("scheduler").get("params", {})
+    params = case.params("scheduler")
     for needed in _NEEDED.get(name, ()):
         if needed not in params:
             hint = 'Write "auto".' if needed == "total_num_steps" else "Write it."
             problems.add(f"scheduler.params.{needed}", f"missing; {name} needs it.", hint)
 
 
-def check_warmup(config: dict, total: int | None, problems: Problems) -> None:
+def check_warmup(settings: Settings, total: int | None, problems: Problems) -> None:
     """Check that the warm-up is over before the end; `total` steps are the run's, None while they are not known."""
-    end = config.get("scheduler", {}).get("params", {}).get("total_num_steps", AUTO)
-    warmup, end = warmup_steps(config), total if end == AUTO else end
+    warmup, end = settings.warmup_steps, settings.params("scheduler").get("total_num_steps", AUTO)
+    end = total if end == AUTO else end
     # an "auto" is filled in to fit; the least that it gives is 1, whatever the total
     if isinstance(warmup, int) and isinstance(end, int) and warmup >= end and warmup > 1:
         what = f"a warm-up of {warmup:,} steps in a schedule of {end:,} never comes to an end."
@@ -249,14 +200,6 @@ CHECKS: tuple[Callable[[Case, Problems], None], ...] = (
     check_schedule,
     check_experts,
 )
-
-
-def warmup_steps(config: dict) -> int:
-    """Return the warm-up of the file's schedule in optimizer steps; 0 without one."""
-    scheduler = config.get("scheduler", {})
-    if not scheduler.get("type", "").startswith("Warmup"):
-        return 0
-    return scheduler.get("params", {}).get("warmup_num_steps", 1000)  # DeepSpeed's default
 
 
 def auto_warmup(total: int) -> int:

@@ -1,77 +1,65 @@
-"""What a value in a DeepSpeed JSON file must be: in words for the message, and as a test."""
+"""What a value in a DeepSpeed JSON file must be. A kind is the words that a message says it with, or a list of choices."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Union
+from typing import Union
 
 _MOST = 2**53  # beyond it a float no longer counts in ones, and no batch or bucket is that large
 
-
-class Kind(NamedTuple):
-    """One kind of value."""
-
-    words: str
-    fits: Callable[[object], bool]
-
-
+Kind = Union[str, list]
 Schema = Mapping[str, Union[Kind, "Schema"]]
 """The keys of a block, each with the kind of its value or the keys of the block that it holds."""
 
+ANY, BLOCK, TEXT, BOOL = "anything", "a block in { }", 'a text in "quotes"', "true or false (without quotes)"
+INDEX, COUNT, AT_LEAST_MINUS_1 = (f"a whole number of at least {least}" for least in (0, 1, -1))
+# bucket sizes are often written 5e8, which JSON reads as a float
+SIZE, POSITIVE_SIZE = (f"a whole number of at least {least}, also as 5e8" for least in (0, 1))
+NUMBER, POSITIVE, NOT_NEGATIVE = "a number", "a number above 0", "a number of at least 0"
+RATIO = "a number from 0 to 1"
+NUMBERS = "a number, or a list of numbers (one for each parameter group)"
+BETAS = "two numbers from 0 to below 1, such as [0.9, 0.999]"
 
-def as_number(value: object) -> float | None:
-    """Return `value` as a finite float, or None if it is no number; JSON's true and false are none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
+
+def as_number(value: object) -> float:
+    """Return `value` as a float, NaN if it is no finite number; JSON's true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
+        return math.nan
     try:
-        number = float(value)
+        return float(value)
     except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+        return math.nan
 
 
-def _number(words: str, test: Callable[[float], bool] = lambda number: True) -> Kind:
-    def fits(value: object) -> bool:
-        number = as_number(value)
-        return number is not None and test(number)
-
-    return Kind(words, fits)
-
-
-def _integer(least: int) -> Kind:
-    return Kind(f"a whole number of at least {least}", lambda value: type(value) is int and least <= value <= _MOST)
-
-
-def _size(least: int) -> Kind:
-    """Bucket sizes are often written 5e8, which JSON reads as a float."""
-    return _number(f"a whole number of at least {least}", lambda n: least <= n <= _MOST and n == int(n))
-
-
-def one_of(*choices: object) -> Kind:
-    """Return the kind of a value with a fixed set of choices."""
-    # "is" beside "==": in Python True == 1, but in JSON true is no ZeRO stage
-    return Kind(
-        f"one of {', '.join(map(str, choices))}",
-        lambda value: any(value == choice and type(value) is type(choice) for choice in choices),
-    )
+_TESTS: Mapping[str, Callable[[object], bool]] = {
+    ANY: lambda value: True,
+    BLOCK: lambda value: isinstance(value, dict),
+    TEXT: lambda value: isinstance(value, str),
+    BOOL: lambda value: isinstance(value, bool),
+    INDEX: lambda value: type(value) is int and 0 <= value <= _MOST,
+    COUNT: lambda value: type(value) is int and 1 <= value <= _MOST,
+    AT_LEAST_MINUS_1: lambda value: type(value) is int and -1 <= value <= _MOST,
+    SIZE: lambda value: 0 <= as_number(value) <= _MOST and as_number(value).is_integer(),
+    POSITIVE_SIZE: lambda value: 1 <= as_number(value) <= _MOST and as_number(value).is_integer(),
+    NUMBER: lambda value: not math.isnan(as_number(value)),
+    POSITIVE: lambda value: as_number(value) > 0,
+    NOT_NEGATIVE: lambda value: as_number(value) >= 0,
+    RATIO: lambda value: 0 <= as_number(value) <= 1,
+    NUMBERS: lambda value: bool(value) if isinstance(value, list) else fits(NUMBER, value),
+    BETAS: lambda value: isinstance(value, list) and len(value) == 2 and all(0 <= as_number(n) < 1 for n in value),
+}
 
 
-BOOL = Kind("true or false (without quotes)", lambda value: isinstance(value, bool))
-COUNT, INDEX = _integer(1), _integer(0)
-POSITIVE_SIZE, SIZE = _size(1), _size(0)
-POSITIVE = _number("a number above 0", lambda number: number > 0)
-NOT_NEGATIVE = _number("a number of at least 0", lambda number: number >= 0)
-RATIO = _number("a number from 0 to 1", lambda number: 0 <= number <= 1)
-NUMBER = _number("a number")
-NUMBERS = Kind(
-    "a number, or a list of numbers (one for each parameter group)",
-    lambda value: all(map(NUMBER.fits, value)) and bool(value) if isinstance(value, list) else NUMBER.fits(value),
-)
-BETAS = Kind(
-    "two numbers from 0 to below 1, such as [0.9, 0.999]",
-    lambda value: isinstance(value, list) and len(value) == 2 and all(RATIO.fits(n) and n < 1 for n in value),
-)
-TEXT = Kind('a text in "quotes"', lambda value: isinstance(value, str))
-BLOCK = Kind("a block in { }", lambda value: isinstance(value, dict))
-ANY = Kind("anything", lambda value: True)
+def fits(kind: Kind, value: object) -> bool:
+    """Return whether a value is of a kind."""
+    if isinstance(kind, list):  # in Python True == 1, but in JSON true is no ZeRO stage
+        return any(value == choice and type(value) is type(choice) for choice in kind)
+    if kind == NUMBERS and isinstance(value, list) and not all(fits(NUMBER, each) for each in value):
+        return False
+    return _TESTS[kind](value)
+
+
+def in_words(kind: Kind) -> str:
+    """Return what a value of the kind is, as it follows "Write"."""
+    return kind if isinstance(kind, str) else f"one of {', '.join(map(str, kind))}"

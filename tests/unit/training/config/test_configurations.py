@@ -13,7 +13,7 @@ from common.hardware import Device
 from training.config import features, schema
 from training.config.load import load
 from training.config.resolve import check
-from training.config.validate import RunFacts
+from training.config.settings import RunFacts
 
 CONFIGS = Path(__file__).parents[4] / "ds_configs"
 CPU = Device("cpu", 2, "Some Processor", 8 * 2**30, None, True, True, True, None)
@@ -50,15 +50,15 @@ def test_no_key_is_let_through_that_was_never_stepped():
     answered = (*features.LACKING, *features.WITHOUT_EFFECT, *IN_EVERY_FILE, *OFF, *BY_HAND)
     missing = [
         key
-        for key in leaves(schema.top_level())
+        for key in leaves(schema.keys().top_level)
         if key not in stepped
         and not any(key == known or key.startswith(f"{known}.") for known in answered)
-        and key.removeprefix("zero_optimization.").removeprefix("stage3_") not in features.OF_ZERO3.split()
+        and key.removeprefix("zero_optimization.").removeprefix("stage3_") not in features.OF_ZERO3
     ]
     assert missing == []
-    assert set(schema.schedules()) - {"WarmupCosineLR"} <= set(CONFIGURATIONS)
+    assert set(schema.keys().schedules) - {"WarmupCosineLR"} <= set(CONFIGURATIONS)
     tried = {*CONFIGURATIONS, "AdamW", "Muon", "Adam"}  # of the files, and Adam is AdamW but for its decay
-    untried = {name for name in schema.optimizer_names() if name not in tried}
+    untried = {name for name in schema.keys().optimizer_names() if name not in tried}
     assert untried == {"Lamb", "Lion", "Muadam", "Muadamw", "Musgd"}  # for GPUs alone, or refused
 
 

@@ -14,7 +14,7 @@ from common.hardware import Device
 from training.config import command_line, foreign_flags
 from training.config.load import load
 from training.config.resolve import check
-from training.config.validate import RunFacts
+from training.config.settings import RunFacts
 
 T4X2 = Device("cuda", 2, "Tesla T4", 15 * 2**30, (7, 5), False, True, True, None)
 A100X2 = Device("cuda", 2, "NVIDIA A100-SXM4-40GB", 40 * 2**30, (8, 0), True, True, True, None)

@@ -15,7 +15,7 @@ from common.hardware import Device
 from training.config import schema
 from training.config.load import load
 from training.config.resolve import check
-from training.config.validate import RunFacts
+from training.config.settings import RunFacts
 
 CONFIGS = Path(__file__).parents[4] / "ds_configs"
 FILES = sorted(file.stem for file in CONFIGS.glob("*.json") if not file.stem.startswith("tuned-"))
@@ -425,7 +425,7 @@ def test_all_problems_come_at_once_and_numbered():
 # --- any content ------------------------------------------------------------------------------------------------------
 
 keys = st.one_of(
-    st.sampled_from([path.rpartition(".")[2] for path in schema.known_paths()] + ["type", "lr", "total_num_steps"]),
+    st.sampled_from([path.rpartition(".")[2] for path in schema.keys().paths()] + ["type", "lr", "total_num_steps"]),
     st.text(string.ascii_lowercase + "_", min_size=1, max_size=8),
 )
 values = st.recursive(
@@ -464,7 +464,7 @@ def test_no_content_is_more_than_a_user_error(changes):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.one_of(st.text(max_size=30), st.tuples(st.sampled_from(list(schema.known_paths())), values)))
+@given(st.one_of(st.text(max_size=30), st.tuples(st.sampled_from(list(schema.keys().paths())), values)))
 def test_no_override_is_more_than_a_user_error(override):
     if isinstance(override, tuple):
         override = f"{override[0]}={only_json(override[1])}"
