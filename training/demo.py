@@ -48,48 +48,24 @@ def main() -> int:
     deepspeed = str(launcher) if launcher.is_file() else "deepspeed"
     train = [deepspeed, "--quiet", "--num_gpus", str(processes), "train.py", "--output"]
     questions = DATA_FOLDER / f"story-questions-{TAUGHT}.jsonl"
+    written = f"--prompt {PROMPT} --max_new_tokens 160 --temperature {TEMPERATURE} --top_p {TOP_P}"
     commands = [
         [*train, str(RUN)],
-        [
-            sys.executable,
-            "generate.py",
-            "--checkpoint",
-            str(RUN),
-            "--prompt",
-            PROMPT,
-            "--max_new_tokens",
-            "160",
-            "--temperature",
-            str(TEMPERATURE),
-            "--top_p",
-            str(TOP_P),
-            "--repetition_penalty",
-            "1.0",
-            "--seed",
-            "1",
-        ],
-        [sys.executable, "diagnose.py", "--checkpoint", str(RUN), "--html", str(RUN / "diagnosis.html")],
+        [sys.executable, *f"generate.py --checkpoint {RUN} {written} --repetition_penalty 1.0 --seed 1".split()],
+        [sys.executable, *f"diagnose.py --checkpoint {RUN} --html {RUN}/diagnosis.html".split()],
     ]
     for command in commands:
         if status := _run(command, environment):
             return status
-    kind = "cuda" if device.kind == "cuda" else "cpu"
-    for line in verdict(RUN, kind):
+    for line in verdict(RUN, device.kind):
         print(line, flush=True)
     if not (ROOT / questions).is_file():
-        write_questions(ROOT / questions, TAUGHT, TAUGHT_SEED, hamlet=kind == "cpu")
-    flags = ["--init_from", str(RUN), "--data", str(questions), "--skip_preflight"]
-    flags += [
-        "--max_steps",
-        str(FINE_TUNING),
-        "--eval_interval",
-        str(FINE_TUNING // 2),
-        "--sample_interval",
-        str(FINE_TUNING),
-    ]
+        write_questions(ROOT / questions, TAUGHT, TAUGHT_SEED, hamlet=device.kind == "cpu")
+    flags = f"--init_from {RUN} --data {questions} --skip_preflight --max_steps {FINE_TUNING}".split()
+    flags += f"--eval_interval {FINE_TUNING // 2} --sample_interval {FINE_TUNING}".split()
     if status := _run([*train, str(CHAT_RUN), *flags], environment):
         return status
-    for line in answers(kind):
+    for line in answers(device.kind):
         print(line)
     print(f"\ntime: {human_time(time.monotonic() - started)}")
     return 0
