@@ -1,36 +1,28 @@
-"""The training loop: step, log, evaluate, write samples, save, stop; and back to a checkpoint when numbers go wrong."""
+"""The training loop: step, log, save, stop; and back to a checkpoint when numbers go wrong."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from corpus.shards import MaskedStream
-from corpus.tokenizer import load_tokenizer
-from evaluation.rows import measured_rows
-from model import GenerationError
 from training import data_sampler, rollback
 from training.checkpointing import checkpoint
 from training.checkpointing.run_state import RunState
-from training.checkpointing.saver import Saver
+from training.checkpointing.saver import SAVE_SECONDS, Saver
 from training.checkpointing.write_failures import NotFinite
 from training.context import RunContext
 from training.data_sampler import SampleStream
 from training.engine.internals import loss_scale
 from training.engine.protocol import Engine
-from training.evaluation.generation import RepetitionEvaluator, SampleWriter
-from training.evaluation.language import FEWEST_STEPS, final_figures
-from training.evaluation.validation import Evaluation, evaluate, intervals
+from training.evaluation.evaluator import Evaluator
 from training.monitoring.recorder import Recorder
 from training.planning.disk_space import checkpoint_bytes
 from training.processes.process_group import any_rank_of_each, broadcast_from_rank0
 from training.rollback import Diverged, NonFiniteMonitor
 from training.session import Session
-
-_SAVE_SECONDS = 300.0  # without a sign of progress it is stuck; a file system may have a bad day
 
 
 class Trainer:
@@ -40,15 +32,10 @@ class Trainer:
         self.context, self.engine, self.state = context, engine, state
         self.options, self.world, self.console = context.options, context.world, context.console
         corpus, config, resolved = context.corpus, context.config, context.resolved
-        seq_len, seed = self.options.max_seq_len, self.options.seed
-        self.train, self.val = corpus.split("train"), corpus.split("val")
-        self.val_rows, self.val_length = measured_rows(self.val, self.options.eval_tokens, seq_len)
+        seq_len = self.options.max_seq_len
+        self.train = corpus.split("train")
         self.total_steps = resolved.total_steps
-        self.every = intervals(self.options, self.total_steps)
-        self.order = SampleStream(self.train.num_rows(seq_len), seed, corpus.source_rows(seq_len))
-        self.repetition = RepetitionEvaluator(self.val, config, seq_len=seq_len, seed=seed, world=self.world)
-        tokenizer = load_tokenizer(corpus.tokenizer_path)
-        self.samples = SampleWriter(self.val, tokenizer, config, seq_len=seq_len, seed=seed)
+        self.order = SampleStream(self.train.num_rows(seq_len), self.options.seed, corpus.source_rows(seq_len))
         self.nonfinite = NonFiniteMonitor(engine)
         self.recorder = Recorder(engine, state, context)
         self.saver = Saver(
@@ -58,9 +45,9 @@ class Trainer:
             expected_bytes=checkpoint_bytes(config, resolved),
             say=self.console.say,
         )
-        self.last_evaluation: Evaluation | None = None
         self.lr = 0.0  # that the latest step was taken with
         self.session = Session(context.stop, context.watchdog, engine.device, self.recorder.progress.doing, state)
+        self.evaluator = Evaluator(context, engine, self.session, self.recorder, self.saver)
 
     def resume(self, found: Path) -> None:
         """Put the engine, and what this rank counted, where checkpoint `found` left them; collective."""
@@ -73,7 +60,7 @@ class Trainer:
         """
         self.session.begin(self.state)
         starting = self.state.step == 0
-        self._evaluate_and_sample()  # where training starts from, or what an interruption kept from being done
+        self.evaluator.do_due(self.state)  # where training starts from, or what an interruption kept from being done
         if starting and self.options.on_divergence == "rollback":
             self._save()
         self.state.finished = False
@@ -152,7 +139,7 @@ class Trainer:
         step, options, last = self.state.step, self.options, self.state.step == self.total_steps
         if step == 1 or step % options.log_interval == 0 or last:
             self.recorder.log_step(self.state, self.lr)
-        self._evaluate_and_sample()
+        self.evaluator.do_due(self.state)
         if step % options.save_interval == 0 and not last:
             self._save()
 
@@ -160,80 +147,14 @@ class Trainer:
 
     def _reason_to_stop(self) -> str | None:
         """Return why not to go on; collective, and the same on every rank. None if all is done that was to be done."""
-        if self.state.step == self.total_steps and not self._due():
+        if self.state.step == self.total_steps and not self.evaluator.due(self.state):
             return None
         if why := self.state.early_stopping(self.options.patience):
             return why
-        # a step has asked all ranks already
-        stopping = self._asked_to_stop() if self.session.stopping is None else self.session.stopping
+        stopping = self.session.stopping  # a step has asked all ranks already
+        if stopping is None:
+            stopping = self.session.asked_to_stop(self.saver.seconds(self.state))
         return self.session.reason() if stopping else None
-
-    def _asked_to_stop(self) -> bool:
-        return self.session.asked_to_stop(self.saver.seconds(self.state))
-
-    # --- evaluation and samples ---------------------------------------------------------------------------------------
-
-    def _due(self) -> dict[str, Callable[[], bool]]:
-        """Return what is to be done at this step and has not been done yet; False from it if it was given up."""
-        step, last = self.state.step, self.state.step == self.total_steps
-        due: dict[str, Callable[[], bool]] = {}
-        if self.val_rows and (step % self.every.evaluation == 0 or last):
-            due["evaluation"] = self._evaluate
-        if self.samples.prompts and (step % self.every.sample == 0 or last):
-            due["sample"] = self._sample
-        return {name: work for name, work in due.items() if self.state.done.get(name) != step}
-
-    def _evaluate_and_sample(self) -> None:
-        """Do what is due, as long as nobody asks the run to stop; collective."""
-        for name, work in self._due().items():
-            started = time.perf_counter()
-            if self._asked_to_stop() or not work():
-                return
-            self.state.done[name] = self.state.step
-            self.saver.saved_step = None  # of a run that continues: it would have to be done again
-            if name == "sample":
-                self.session.took(time.perf_counter() - started)
-
-    def _evaluate(self) -> bool:
-        """Measure validation loss and repetition, and keep the best model so far; collective.
-
-        False if it was given up for a request to stop.
-        """
-        self.session.now("evaluating")
-        result = evaluate(
-            self.engine,
-            self.val,
-            self.val_rows,
-            seq_len=self.val_length,
-            micro_batch=self.context.resolved.micro_batch,
-            world=self.world,
-            bytes_per_token=self.context.bytes_per_token("val"),
-            give_up=self._asked_to_stop,
-        )
-        if result is None:
-            return False
-        self.last_evaluation = result
-        started = time.perf_counter()
-        before = self.state.best_loss, self.state.best_step
-        best = self.state.update_best(result.loss)
-        baselines = self.context.corpus.manifest.ngram_baselines
-        self.recorder.progress.evaluated(result.loss, result.bits_per_byte, baselines, best)
-        self.session.now("measuring repetition")
-        figures, problem = self.repetition.figures(self.engine)
-        self.recorder.evaluated(self.state, result, figures, len(self.repetition.held_out.prompts), problem)
-        if best and not self._export():
-            self.state.best_loss, self.state.best_step = before  # not kept, so not the one for later ones to beat
-        self.session.took(time.perf_counter() - started)
-        return True
-
-    def _sample(self) -> bool:
-        """Write continuations of the fixed prompts; collective."""
-        self.session.now("writing samples")
-        try:
-            self.recorder.sampled(self.state, self.samples.write(self.engine))
-        except GenerationError as error:  # not finite: no reason to lose the run's last checkpoint
-            self.console.say(f"  no sample: {error}")
-        return True
 
     # --- what is kept -------------------------------------------------------------------------------------------------
 
@@ -244,17 +165,12 @@ class Trainer:
 
     def _save(self, *, last: bool = False) -> bool:
         """Write a checkpoint; collective. Return whether it could be written; `last`: the run ends."""
-        self.session.now("saving", _SAVE_SECONDS)
+        self.session.now("saving", SAVE_SECONDS)
         self.session.note_times(self.state)
         self.recorder.sync()
         later = f"saving is tried again after {self.options.save_interval:,} steps"
         again = "free some space and start again: the same command goes on from the last of them"
         return self.saver.save(self.state, self.recorder.local(), if_full=again if last else later)
-
-    def _export(self) -> bool:
-        """Write model/; collective. Return whether it could be written."""
-        self.session.now("exporting", _SAVE_SECONDS)
-        return self.saver.export(self.context.config, self.context.corpus.tokenizer_path)
 
     def _finish(self, reason: str | None) -> None:
         """Write a last checkpoint, and a model even where there is no validation split to choose one by."""
@@ -265,16 +181,8 @@ class Trainer:
             self.state.finished = False
         # a run that was begun from a checkpoint of another may never have had a best model of its own
         if self.state.best_loss is None or not broadcast_from_rank0(self.saver.has_model):
-            self._export()
-        if self.state.finished and self.state.step >= FEWEST_STEPS and self.val_rows:
-            self._measure_language()
-
-    def _measure_language(self) -> None:
-        """Measure minimal pairs and the use of context; collective."""
-        self.session.now("measuring minimal pairs", _SAVE_SECONDS)
-        tokenizer, seq_len = load_tokenizer(self.context.corpus.tokenizer_path), self.options.max_seq_len
-        figures, problem = final_figures(self.engine, self.val, tokenizer, self.context.config, seq_len)
-        self.recorder.measured(self.state, figures, problem)
+            self.evaluator.export()
+        self.evaluator.measure_language(self.state)
 
     def close(self) -> None:
         """Let go of the terminal and the files."""

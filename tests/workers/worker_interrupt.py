@@ -10,19 +10,21 @@ import sys
 from typing import Any
 
 from training import trainer
+from training.checkpointing.run_state import RunState
+from training.context import RunContext
 from training.run import main
 
 PLACE, STEP = sys.argv[1], int(sys.argv[2])
 
 
+def ask(context: RunContext) -> None:
+    """Have the last rank's user had enough."""
+    if context.world.rank == context.world.size - 1:
+        context.stop.request("enough")
+
+
 class Interrupted(trainer.Trainer):
-    """A trainer whose user has had enough."""
-
-    passes = 0
-
-    def _ask(self) -> None:
-        if self.world.rank == self.world.size - 1:
-            self.context.stop.request("enough")
+    """A trainer that is asked to stop within a step."""
 
     def _step(self) -> str | None:
         if PLACE == "accumulation" and self.state.step == STEP - 1:
@@ -30,22 +32,28 @@ class Interrupted(trainer.Trainer):
 
             def add(*losses: Any) -> None:
                 plain(*losses)
-                self._ask()
+                ask(self.context)
 
             self.recorder.accumulator.add_micro_batch = add
         return super()._step()
 
-    def _evaluate(self) -> bool:
-        self.passes = 0
-        return super()._evaluate()
 
-    def _asked_to_stop(self) -> bool:
+class InterruptedEvaluator(trainer.Evaluator):
+    """One that is asked to stop within an evaluation."""
+
+    passes = 0
+
+    def _evaluate(self, state: RunState) -> bool:
+        self.passes = 0
+        return super()._evaluate(state)
+
+    def _asked_to_stop(self, state: RunState) -> bool:
         self.passes += 1
-        if PLACE == "evaluation" and self.state.step == STEP and self.passes == 1:
-            self._ask()
-        return super()._asked_to_stop()
+        if PLACE == "evaluation" and state.step == STEP and self.passes == 1:
+            ask(self.context)
+        return super()._asked_to_stop(state)
 
 
 if __name__ == "__main__":
-    trainer.Trainer = Interrupted
+    trainer.Trainer, trainer.Evaluator = Interrupted, InterruptedEvaluator
     sys.exit(main(sys.argv[3:], ""))

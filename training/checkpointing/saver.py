@@ -14,6 +14,7 @@ from training.checkpointing.run_state import RunState
 from training.checkpointing.write_failures import DiskFull
 from training.engine.protocol import Engine
 
+SAVE_SECONDS = 300.0  # without a sign of progress writing is stuck; a file system may have a bad day
 _DISK_SPEED = 100e6  # bytes a second, written, flushed and read back; assumed of a slow disk
 
 
