@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
     from experiments.sweep import Sweep, SweepSettings
     from experiments.sweep_plan import plan_runs
     from training.processes.lock import RunLock
-    from training.run import check_command
+    from training.start import check_command
 
     device = detect()
     processes = args.num_gpus or (min(2, device.count) if device.kind == "cpu" else device.count)

@@ -16,7 +16,12 @@ if __name__ == "__main__":
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the log has last words, not remarks about sockets
     from training.processes.stopping import leave_on_signal
 
-    leave_on_signal()  # the imports below take seconds
-    from training.run import main
+    leave_on_signal()
+    from training.start import start
 
-    sys.exit(main(sys.argv[1:], __doc__ or ""))
+    begun = start(sys.argv[1:], __doc__ or "")
+    if isinstance(begun, int):
+        sys.exit(begun)
+    from training.run import run  # loads PyTorch, which takes seconds
+
+    sys.exit(run(begun))

@@ -82,11 +82,16 @@ class Device:
 
 def detect() -> Device:
     """Return the accelerator that DeepSpeed chooses: CUDA where there is one, unless DS_ACCELERATOR=cpu."""
-    import torch
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not _has_gpu_device():
+        return _detect_cpu()
+    import torch  # takes seconds
 
-    if os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available():
-        return _detect_cuda(torch.cuda)
-    return _detect_cpu()
+    return _detect_cuda(torch.cuda) if torch.cuda.is_available() else _detect_cpu()
+
+
+def _has_gpu_device(dev: Path = Path("/dev")) -> bool:
+    """Return whether the kernel shows a GPU that PyTorch may be able to use, of NVIDIA or AMD, or that of WSL."""
+    return not dev.is_dir() or any(any(dev.glob(name)) for name in ("nvidia*", "nvhost*", "nvmap", "dxg", "kfd"))
 
 
 def _detect_cuda(cuda: Any) -> Device:

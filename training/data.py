@@ -8,15 +8,12 @@ from common.console import Console
 from common.errors import UserError
 from corpus.manifest import Manifest
 from corpus.mixture import split_weights
-from corpus.pipeline import prepare
-from corpus.report import CorpusReport, left_out_line, mixture_lines
 from corpus.settings import PreparationSettings, fingerprint
 from corpus.shards import Corpus, MaskedStream
 from model import ModelConfig
-from sample_stories import write_sample_corpus
 from training.base_model import check_tokenizer
 from training.config.command_line import Options, model_config
-from training.config.defaults import PREPARATION_FLAGS, data_name, is_prepared
+from training.config.defaults import PREPARATION_FLAGS, data_name, is_prepared, vocab_size
 
 DATA_FOLDER = Path("data")
 # Stories, and whether of the hamlet (fewer people and plots) rather than the village: minutes on either device
@@ -35,6 +32,8 @@ def prepare_data(options: Options, device_kind: str, console: Console) -> Path:
     folder = DATA_FOLDER / f"{data_name(options)}-{fingerprint(inputs, settings)[:12]}"
     if not (folder / "manifest.json").is_file():
         console.say(f"preparing {', '.join(str(path) for path in inputs)} -> {folder}")
+    from corpus.pipeline import prepare  # only rank 0 needs it, and only for text
+
     manifest = prepare(inputs, folder, settings, progress=console.stream)
     _say_corpus(folder, manifest, console)
     return folder
@@ -42,6 +41,8 @@ def prepare_data(options: Options, device_kind: str, console: Console) -> Path:
 
 def _say_corpus(folder: Path, manifest: Manifest, console: Console) -> None:
     """Say what a run trains on, and what was left out of it."""
+    from corpus.report import CorpusReport, left_out_line, mixture_lines
+
     train, val = manifest.splits["train"], manifest.splits["val"]
     console.say(
         f"corpus: {folder}: {train.documents:,} documents, {train.tokens:,} tokens to train on; "
@@ -52,20 +53,13 @@ def _say_corpus(folder: Path, manifest: Manifest, console: Console) -> None:
             console.say(line)
 
 
-def vocab_size(options: Options) -> int:
-    """Return the vocabulary of a tokenizer trained here.
-
-    The sample stories have 805 characters; with 6,400 entries names would become parts of longer tokens, and a model
-    could not copy them.
-    """
-    return options.vocab_size or (6400 if options.data or options.plan_rows else 2000)
-
-
 def _sample_corpus(device_kind: str, console: Console) -> Path:
     """Return the file of the stories that a first run learns from, written once."""
     count, hamlet = SAMPLE_STORIES[device_kind]
     path = DATA_FOLDER / f"sample-{'hamlet' if hamlet else 'village'}-{count}.jsonl"
     if not path.is_file():
+        from sample_stories import write_sample_corpus  # a second, which a run on other text need not wait
+
         console.say(f"no --data given: writing {count:,} sample stories to {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_sample_corpus(path, count, hamlet=hamlet)

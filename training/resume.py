@@ -1,84 +1,14 @@
-"""What a session of a run takes over from the sessions before it, and what it must not replace."""
+"""What a session of a run takes over from the sessions before it."""
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
-from common.files import read_json, read_json_lines
-from training.checkpointing import checkpoint
 from training.checkpointing.run_state import RunState, check_config, check_identity
 from training.context import RunContext
 from training.planning import budget as budgets
-
-# What a run leaves beside its checkpoints and logs. Metrics and the flags' record are moved last: they are judged.
-_RESULTS = (
-    "model",
-    "samples.jsonl",
-    "alarms.jsonl",
-    "divergence.jsonl",
-    "tensorboard",
-    "csv_monitor",
-    "summary.json",
-    "figures.json",
-)
-_METRICS, _RECORDS = "metrics.jsonl", ("preflight.json", "hparams", "ds_config.json", "run.json")
-_MOST_BYTES = 2**20
-
-
-def check_earlier_run(output: Path, resume: str) -> None:
-    """Raise UserError where a new run would replace the results of one that had checkpoints, which are gone."""
-    left = _results(output)
-    if resume != "auto" or not left or checkpoint.find(output, resume):
-        return
-    if _unsaved_steps(output) is None:
-        raise UserError(
-            f"{output} holds {', '.join(left[:3])} of an earlier run, but no checkpoint to continue it from: copy its "
-            f"checkpoints/ there too, give another --output, or let --resume never start anew and move those to "
-            f"{_free_folder(output)}"
-        )
-
-
-def set_aside_earlier_run(output: Path) -> str | None:
-    """Move what is left of a run without checkpoints out of the way of a new one; return a line about it. Rank 0."""
-    if not _results(output) or checkpoint.find(output, "auto"):
-        return None
-    steps, place = _unsaved_steps(output), _free_folder(output)
-    place.mkdir()
-    for name in (*_RESULTS, _METRICS, *_RECORDS):
-        if os.path.lexists(output / name):
-            os.replace(output / name, place / name)
-    what = "the earlier run"
-    if steps is not None:
-        what = f"a run that ended after {steps:,} steps, before its first checkpoint"
-    return f"{output} has no checkpoint of its own: the files of {what} are now in {place}"
-
-
-def _results(output: Path) -> list[str]:
-    return [name for name in (*_RESULTS, _METRICS) if os.path.lexists(output / name)]
-
-
-def _free_folder(output: Path) -> Path:
-    return next(place for n in count(1) if not os.path.lexists(place := output / f"earlier-{n}"))
-
-
-def _unsaved_steps(output: Path) -> int | None:
-    """Return the steps of a run that was killed before it could save any; None if it had been saved, or may have."""
-    if not (output / _METRICS).is_file():
-        return None
-    try:
-        path = output / "summary.json"
-        summary = read_json(path, _MOST_BYTES) if path.exists() else {"steps": 0}
-        interval = read_json(output / "run.json", _MOST_BYTES)["flags"]["save_interval"]
-        steps = int(deque(({"step": 0}, *read_json_lines(output / _METRICS)), maxlen=1)[0]["step"])
-        return steps if summary["steps"] == 0 and steps < interval else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def new_state(context: RunContext) -> RunState:

@@ -1,13 +1,12 @@
-"""From flags to a finished run: choose, prepare, resolve, build, continue, train, sum up."""
+"""From chosen flags to a finished run: prepare, resolve, build, continue, train, sum up."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
+import threading
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,26 +14,15 @@ import torch.distributed as dist
 
 from common.console import Console
 from common.errors import UserError
-from common.hardware import Device, detect
-from common.nvidia import why_unusable
+from common.hardware import Device
 from corpus.shards import Corpus
-from training.base_model import with_base
 from training.checkpointing import checkpoint
-from training.config import command_line, defaults, foreign_flags
+from training.checkpointing.earlier_runs import set_aside_earlier_run
+from training.config import command_line, defaults
 from training.config.command_line import Options
-from training.config.load import load
-from training.config.resolve import MICRO, Draft, check
-from training.config.schema import AUTO
-from training.config.validate import RunFacts
+from training.config.resolve import Draft
 from training.context import RunContext
-from training.data import (
-    corpus_model,
-    packing_line,
-    prepare_data,
-    training_rows,
-    validation_remark,
-    vocab_size,
-)
+from training.data import corpus_model, packing_line, prepare_data, training_rows, validation_remark
 from training.engine.kernels import with_kernels
 from training.monitoring.run_summary import announce, sum_up
 from training.planning import budget as budgets
@@ -54,14 +42,8 @@ from training.processes.process_group import World, broadcast_from_rank0
 from training.processes.rendezvous import check_corpus_visible, check_output_shared, form_process_group
 from training.processes.stopping import StopRequest
 from training.processes.watchdog import Watchdog
-from training.resume import (
-    check_earlier_run,
-    continue_state,
-    new_state,
-    nothing_left,
-    outlook,
-    set_aside_earlier_run,
-)
+from training.resume import continue_state, new_state, nothing_left, outlook
+from training.start import Chosen, Start, start
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -72,64 +54,28 @@ def main(argv: Sequence[str], description: str) -> int:
 
     0 is a run that ended as it should, 2 wrong input, 1 a fault, divergence, or an end that could not be saved.
     """
-    try:
-        world = World.from_environment()
-    except UserError as error:
-        Console(0).fail(f"train.py: {error}")
-        return 2
-    console = Console(world.rank)
-    stop = StopRequest(console)
-    watchdog = Watchdog(world.rank, world.size, console, stop)
+    begun = start(argv, description)
+    return begun if isinstance(begun, int) else run(begun)
+
+
+def run(begun: Start) -> int:
+    """Do what was asked for; return the exit status."""
+    stop = StopRequest(begun.console)
+    watchdog = Watchdog(begun.world.rank, begun.world.size, begun.console, stop)
     with stop.listening():
         watchdog.watch_launcher()
-        return guarded(lambda: _run(_parse(argv, description, console), world, console, stop, watchdog), watchdog)
+        return guarded(lambda: _run(begun, stop, watchdog), watchdog)
 
 
-def _parse(argv: Sequence[str], description: str, console: Console) -> dict[str, Any]:
-    """Return the flags that were given, and say which were taken as others."""
-    argv, lines = foreign_flags.translate(argv, command_line.own_flags())
-    given = command_line.parse(argv, description)
-    for line in lines:
-        console.say(line)
-    return given
-
-
-def check_command(argv: Sequence[str], processes: int) -> Path:
-    """Return the DeepSpeed JSON of a command line; UserError if train.py would refuse it before it reads any text."""
-    device = detect()
-    chosen = _choose(command_line.parse(argv, ""), device, World(0, processes, 0, processes))
-    _check(chosen, device, processes)
-    return chosen.config_path
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """What the flags, the files and the machine say before anything is started."""
-
-    options: Options
-    config_path: Path
-    why: str
-    """Why this configuration, if no flag names one."""
-    ds_config: dict[str, Any]
-    output: Path
-
-
-def _run(given: dict[str, Any], world: World, console: Console, stop: StopRequest, watchdog: Watchdog) -> int:
-    device = detect()
-    if device.kind == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for a GPU, and warn
-    chosen = _choose(given, device, world)
-    options, output = chosen.options, chosen.output
+def _run(begun: Start, stop: StopRequest, watchdog: Watchdog) -> int:
+    if isinstance(begun.chosen, UserError):
+        raise begun.chosen
+    chosen, draft, world, console = begun.chosen, begun.draft, begun.world, begun.console
+    options, output, device = chosen.options, chosen.output, chosen.device
     if options.plan:
-        return _plan(chosen, device, world, console)
-    _check_gpus(device, world, console)
-    if options.tune is not None:
-        return _tune(chosen, device, world, console)
-    draft = _check(chosen, device, world.size)
-    check_earlier_run(output, options.resume)
-    console.say(f"不复读: {world.size} process{'es' if world.size > 1 else ''} on {device.summary}")
-    console.say(f"configuration: {os.path.relpath(chosen.config_path)}{chosen.why}")
-    console.say(f"run: {output} (log: {output}/logs/rank0.log)")
+        return _plan(chosen, world, console)
+    if draft is None:
+        return _tune(chosen, world, console)
     facts = {"processes": world.size, **code_facts(), "JSON": chosen.ds_config, "flags": _shared_flags(options)}
     corpus = _join_and_prepare(options, output, device, world, console, stop, watchdog, facts)
     rows, model = training_rows(corpus, options.max_seq_len), corpus_model(options, corpus)
@@ -142,71 +88,16 @@ def _run(given: dict[str, Any], world: World, console: Console, stop: StopReques
     return status
 
 
-def _choose(given: dict[str, Any], device: Device, world: World) -> _Chosen:
-    """Settle what the flags leave open, and raise UserError for flags that contradict each other."""
-    path, why = defaults.default_config(device, world.size, from_base="init_from" in given)
-    path = given.get("deepspeed_config") or path
-    ds_config = load(path, given.get("set", []))
-    options = with_base(command_line.options(given, command_line.file_flags(ds_config, path)))
-    output = options.output or Path("runs") / f"{path.stem}-{defaults.data_name(options)}"
-    defaults.check_paths(options, output)
-    why = "" if options.deepspeed_config else f" ({why}; --deepspeed_config chooses another)"
-    return _Chosen(options, path, why, ds_config, output)
-
-
-def _check(chosen: _Chosen, device: Device, processes: int) -> Draft:
-    """Find every contradiction that does not need the data, before text is tokenised or processes join."""
-    options, output = chosen.options, chosen.output
-    model = command_line.model_config(options, vocab_size=vocab_size(options))
-    facts = RunFacts(
-        processes, options.epochs, options.max_steps, output, model.num_experts, model.ep_size, model.use_moe
-    )
-    found = checkpoint.find(output, options.resume)
-
-    def checked(config: dict[str, Any]) -> Draft:
-        return check(config, facts, device, source=str(chosen.config_path))
-
-    if chosen.ds_config.get(MICRO) != AUTO:
-        return checked(chosen.ds_config)
-    from training.planning.micro_batch import fill_in_auto
-
-    before = _micro_batch_of(found)
-    return fill_in_auto(chosen.ds_config, checked, model, device, processes, options.max_seq_len, before)
-
-
-def _micro_batch_of(found: list[Path]) -> int | None:
-    """Return the micro-batch of the newest checkpoint that can be read."""
-    for path in reversed(found):
-        with suppress(UserError):
-            return checkpoint.read_state(path).ds_config.get(MICRO)
-    return None
-
-
-def _check_gpus(device: Device, world: World, console: Console) -> None:
-    """Raise UserError for processes that would share a GPU, and for a GPU that a CUDA build cannot use."""
-    import torch
-
-    if device.kind == "cuda":
-        if world.local_size > device.count:
-            raise UserError(
-                f"{world.local_size} processes on {device.count} GPU{'s' if device.count > 1 else ''} of "
-                f"{socket.gethostname()}: start one a GPU, deepspeed --num_gpus {device.count} train.py ..."
-            )
-    elif why := why_unusable(torch.__version__, torch.version.cuda):
-        if torch.version.cuda is not None:
-            raise UserError(why)
-        console.say(f"WARNING: {why}; training on the CPU")
-
-
-def _plan(chosen: _Chosen, device: Device, world: World, console: Console) -> int:
+def _plan(chosen: Chosen, world: World, console: Console) -> int:
     """Print what `--plan` says; it needs no launcher, so the processes are those that the file is made for."""
     from training.planning.plan import PLANNED_T4X2, Plan
 
-    options, processes = chosen.options, defaults.planned_processes(chosen.config_path, world.size)
+    options, device = chosen.options, chosen.device
+    processes = defaults.planned_processes(chosen.config_path, world.size)
     planned = PLANNED_T4X2 if device.kind == "cpu" and _wants_fp16(chosen.ds_config) else device
-    draft = _check(chosen, planned, processes)
+    draft = chosen.checked(processes, planned)
     if options.plan_rows is not None:
-        model, rows = command_line.model_config(options, vocab_size=vocab_size(options)), options.plan_rows
+        model, rows = command_line.model_config(options, vocab_size=defaults.vocab_size(options)), options.plan_rows
     else:
         corpus = Corpus.open(prepare_data(options, device.kind, console), verify="size")
         model, rows = corpus_model(options, corpus), training_rows(corpus, options.max_seq_len)
@@ -216,7 +107,7 @@ def _plan(chosen: _Chosen, device: Device, world: World, console: Console) -> in
     return 0
 
 
-def _tune(chosen: _Chosen, device: Device, world: World, console: Console) -> int:
+def _tune(chosen: Chosen, world: World, console: Console) -> int:
     """Measure variations of the configuration in processes of their own, and write the fastest."""
     from training.planning.tune import Tuner, tune
 
@@ -224,16 +115,17 @@ def _tune(chosen: _Chosen, device: Device, world: World, console: Console) -> in
         raise UserError("--tune measures one machine: start it on each kind of machine alone, python train.py --tune")
     if world.rank > 0:
         return 0  # the trials have processes of their own
-    options, processes = chosen.options, defaults.planned_processes(chosen.config_path, world.size)
+    options, device = chosen.options, chosen.device
+    processes = defaults.planned_processes(chosen.config_path, world.size)
     if device.kind == "cuda":
         processes = min(processes, device.count)
-    _check(chosen, device, processes)  # before text is prepared
+    chosen.checked(processes)  # before text is prepared
     console.say(f"不复读: tuning for {processes} process{'es' if processes > 1 else ''} on {device.summary}")
     corpus = Corpus.open(prepare_data(options, device.kind, console), verify="size")
     training_rows(corpus, options.max_seq_len)
     tuner = Tuner(
         chosen.ds_config,
-        lambda config: _check(replace(chosen, ds_config=config), device, processes),
+        lambda config: replace(chosen, ds_config=config).checked(processes),
         corpus_model(options, corpus),
         device,
         processes,
@@ -273,8 +165,10 @@ def _join_and_prepare(
         share_cores(world.local_size)
         use_huge_pages()
     else:
-        reproducible_kernels(command_line.model_config(options, vocab_size=vocab_size(options)))
+        reproducible_kernels(command_line.model_config(options, vocab_size=defaults.vocab_size(options)))
     console.redirect_libraries(output / "logs" / f"rank{world.rank}.log")
+    # seconds, beside the preparation of the text, which other processes do
+    threading.Thread(target=import_module, args=("deepspeed",)).start()
     lock = RunLock(output)  # held until this process ends
     stop.callbacks.append(lock.mark_ending)
     prepared = form_process_group(
@@ -394,7 +288,7 @@ def _fit(trainer: Trainer) -> int:
             trainer.context,
             trainer.state,
             reason,
-            evaluation=trainer.last_evaluation,
+            evaluation=trainer.evaluator.last,
             skipped_steps=int(trainer.engine.skipped_steps),
         )
     return status

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from stress.fuzz.choices import NOWHERE, Choices, json_text, mutated_bytes, mutated_json, put
 from stress.fuzz.folders import mutated_safetensors
 from training.checkpointing import checkpoint, engine_state
+from training.checkpointing.earlier_runs import STATE_FILE
 from training.checkpointing.run_state import RunState
 from training.engine.internals import MASTER, Shard
 
@@ -95,7 +96,7 @@ class CheckpointCase:
             put(folder / name, data, choices, NOWHERE)
         text = json_text(changed, choices)
         put(
-            folder / checkpoint.STATE_FILE,
+            folder / STATE_FILE,
             mutated_bytes(text, choices) if choices.once_in(20) else text,
             choices,
             NOWHERE,

@@ -30,14 +30,14 @@ from common.errors import UserError
 from common.files import printable, read_text, replace_bytes, sha256_file, sync
 from common.records import Count, Record, parse_record
 from training.checkpointing import engine_state
+from training.checkpointing.earlier_runs import STATE_FILE, checkpoints_in, find
 from training.checkpointing.engine_state import EngineNumbers
 from training.checkpointing.run_state import RunState
 from training.checkpointing.write_failures import DiskFull, NotFinite, on_all_ranks
 from training.engine.protocol import Engine
 
 FORMAT = 2  # 1 was DeepSpeed's own files
-STATE_FILE, LATEST_FILE, PARTIAL, DISCARDED = "run_state.json", "latest", ".partial", ".discarded"
-_NAME = re.compile(r"step-(\d{8})")
+LATEST_FILE, PARTIAL, DISCARDED = "latest", ".partial", ".discarded"
 _RANK_FILE = re.compile(r"rank-(\d{5})\.safetensors")
 _MOST_BYTES = 16 * 2**20  # of run_state.json, which has some kilobytes
 
@@ -102,7 +102,7 @@ def _empty(partial: Path, keep_last: int, known_whole: Path | None) -> None:
     folder = partial.parent
     before: list[Path] = []
     if known_whole and known_whole.parent.resolve() == folder.resolve():
-        before = [path for path in _checkpoints(folder) if path.name <= known_whole.name]
+        before = [path for path in checkpoints_in(folder) if path.name <= known_whole.name]
     for old in (*before[:-keep_last], *_leftovers(folder)):
         shutil.rmtree(old, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -152,19 +152,14 @@ def _prune(folder: Path, newest: str, keep_last: int) -> None:
 
     Those with a higher step are damaged, or from before a rollback that went back before them.
     """
-    line = [path for path in _checkpoints(folder) if path.name <= newest]
-    left = [path for path in _checkpoints(folder) if path.name > newest]
+    line = [path for path in checkpoints_in(folder) if path.name <= newest]
+    left = [path for path in checkpoints_in(folder) if path.name > newest]
     for old in (*line[:-keep_last], *left, *_leftovers(folder)):
         shutil.rmtree(old, ignore_errors=True)
 
 
 def _leftovers(folder: Path) -> list[Path]:
     return [path for suffix in (PARTIAL, DISCARDED) for path in folder.glob(f"step-*{suffix}")]
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Return the folders with a checkpoint's name, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -210,36 +205,6 @@ def choose(output: Path, resume: str) -> tuple[Path | None, list[str]]:
         f"{warnings[0]}; there is no whole checkpoint before it: delete {candidates[0].parent} to start "
         "anew, or give another --output"
     )
-
-
-def find(output: Path, resume: str) -> list[Path]:
-    """Return the checkpoints that `choose` looks at, oldest first, by their names alone; UserError as there."""
-    own = _checkpoints(output / "checkpoints")
-    if resume == "auto":
-        return own
-    if resume == "never":
-        if own:
-            raise UserError(
-                f"{output} already holds a run and --resume never would overwrite it: give another "
-                "--output, or delete the folder"
-            )
-        return []
-    path = Path(resume)
-    found = (
-        [path]
-        if (path / STATE_FILE).is_file()
-        else _checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
-    )
-    if not found:
-        raise UserError(
-            f"--resume {resume}: no checkpoint there; give a folder such as runs/NAME/checkpoints/step-00001000"
-        )
-    if own and own[-1].name > found[-1].resolve().name:  # the same command again must not undo what it has done
-        raise UserError(
-            f"--resume {resume}: {output} has gone on to {own[-1].name} already: --resume auto continues "
-            "there; to train on from an older checkpoint give another --output"
-        )
-    return found
 
 
 def _read(checkpoint: Path) -> Content:

@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.files import printable
 from corpus.settings import DEDUP_CHOICES, REPETITION_CHOICES
 from model.config import ModelConfig, ModelConfigError
+from training.config import foreign_flags
 from training.config.problems import MOST_LISTED
 from training.config.schema import OWN_BLOCK, nearest
 
@@ -25,6 +26,10 @@ def _flag(default: Any, text: str, convert: Convert, metavar: str | None = None,
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def _choice(default: Any, text: str, *choices: str) -> Any:
+    return _flag(default, text, one_of(*choices), "|".join(choices))
 
 
 def _switch(text: str) -> Any:
@@ -65,17 +70,11 @@ class Options:
         positive,
         "N",
     )
-    dedup: str | None = _flag(
-        None,
-        "which duplicate documents of text to drop: none, exact or near ones; if not given, exact",
-        one_of(*DEDUP_CHOICES),
-        "|".join(DEDUP_CHOICES),
+    dedup: str | None = _choice(
+        None, "which duplicate documents of text to drop: none, exact or near ones; if not given, exact", *DEDUP_CHOICES
     )
-    repetition: str | None = _flag(
-        None,
-        "what to do with documents of text that repeat themselves; if not given, drop",
-        one_of(*REPETITION_CHOICES),
-        "|".join(REPETITION_CHOICES),
+    repetition: str | None = _choice(
+        None, "what to do with documents of text that repeat themselves; if not given, drop", *REPETITION_CHOICES
     )
     text_key: str | None = _flag(
         None, 'key or column of the text; if not given, "text", or the only one with text in it', str, "KEY"
@@ -114,12 +113,12 @@ class Options:
         "auto|never|PATH",
     )
     accept_changes: bool = _switch("continue a run although the JSON changes its training; the differences are listed")
-    on_divergence: str = _flag(
+    on_divergence: str = _choice(
         "stop",
         "when the loss, gradients or weights are not finite: stop with a report, or rollback to the last checkpoint "
         "and skip the batch",
-        one_of("stop", "rollback"),
-        "stop|rollback",
+        "stop",
+        "rollback",
     )
     max_rollbacks: int = _flag(3, "rollbacks before the run stops", whole, "N")
     kernels: str = _flag(
@@ -241,14 +240,20 @@ def _parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def own_flags() -> list[str]:
+def _own_flags() -> list[str]:
     """Return the name of every flag."""
     return [*(f.name for f in fields(Options) if f.metadata), *model_flags(), "local_rank", "help"]
 
 
-def parse(argv: Sequence[str], description: str) -> dict[str, Any]:
-    """Return the flags that were given, by name; raise UserError for a wrong one."""
-    given = vars(_parser(description).parse_args(argv))
+def parse(argv: Sequence[str], description: str, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Return the flags that were given, by name; raise UserError for a wrong one.
+
+    Flags of other trainers are taken as ours; `say` gets a line for each.
+    """
+    words, lines = foreign_flags.translate(argv, _own_flags())
+    given = vars(_parser(description).parse_args(words))
+    for line in lines:
+        say(line)
     given.pop("local_rank", None)
     others = [f"--{name}" for name in ("epochs", "max_steps") if given.get(name)]
     if "budget" in given and others:

@@ -46,6 +46,15 @@ def data_name(options: Options) -> str:
     return re.sub(r"[*?\[\]]+", "_", name)
 
 
+def vocab_size(options: Options) -> int:
+    """Return the vocabulary of a tokenizer trained here.
+
+    The sample stories have 805 characters; with 6,400 entries names would become parts of longer tokens, and a model
+    could not copy them.
+    """
+    return options.vocab_size or (6400 if options.data or options.plan_rows else 2000)
+
+
 def is_prepared(path: Path) -> bool:
     """Return whether `path` is a folder made by prepare.py, and not text."""
     return (path / MANIFEST_NAME).exists()

@@ -69,11 +69,21 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "zero_optimization.leaf_module": "it is for ZeRO-3",
 }
 OF_ZERO3 = (
-    "gather_16bit_weights_on_model_save max_live_parameters max_reuse_distance model_persistence_threshold "
-    "module_granularity_threshold param_persistence_threshold prefetch_bucket_size use_all_reduce_for_fetch_params "
-    "allgather_sequential sub_group_size memory_efficient_linear override_module_apply log_trace_cache_warnings "
-    "enable_sanity_checks"
-).split()
+    "gather_16bit_weights_on_model_save",
+    "max_live_parameters",
+    "max_reuse_distance",
+    "model_persistence_threshold",
+    "module_granularity_threshold",
+    "param_persistence_threshold",
+    "prefetch_bucket_size",
+    "use_all_reduce_for_fetch_params",
+    "allgather_sequential",
+    "sub_group_size",
+    "memory_efficient_linear",
+    "override_module_apply",
+    "log_trace_cache_warnings",
+    "enable_sanity_checks",
+)
 _PACKAGES = {"wandb": "wandb", "comet": "comet_ml", "tensorboard": "tensorboard"}
 
 

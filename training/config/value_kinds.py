@@ -1,15 +1,15 @@
-"""What a value in a DeepSpeed JSON file must be. A kind is the words that a message says it with, or a list of choices."""
+"""What a value in a DeepSpeed JSON file must be: a kind is the words that say it in a message, or a list of choices."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Union
+from typing import TypeAlias
 
 _MOST = 2**53  # beyond it a float no longer counts in ones, and no batch or bucket is that large
 
-Kind = Union[str, list]
-Schema = Mapping[str, Union[Kind, "Schema"]]
+Kind: TypeAlias = "str | list"
+Schema: TypeAlias = "Mapping[str, Kind | Schema]"
 """The keys of a block, each with the kind of its value or the keys of the block that it holds."""
 
 ANY, BLOCK, TEXT, BOOL = "anything", "a block in { }", 'a text in "quotes"', "true or false (without quotes)"

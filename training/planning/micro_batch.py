@@ -92,10 +92,8 @@ def fill_in_auto(
     not even one row fits.
     """
     batch, accumulation = config.get(BATCH), config.get(ACCUMULATION, AUTO)
-    if not isinstance(batch, int):
+    if not isinstance(batch, int) or isinstance(accumulation, int):
         return check(config)
-    if isinstance(accumulation, int):
-        return check(config | {MICRO: max(1, batch // (processes * accumulation))})
     draft = check(config | {MICRO: 1, ACCUMULATION: AUTO})
     rows = batch // processes
     micro, why = begun_with, "as the run began"

@@ -6,14 +6,15 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import UserError
 from common.files import printable
 from training.processes.launchers import rank_variables
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
 
 T = TypeVar("T")
 
@@ -59,6 +60,8 @@ def _from_environment(name: str, default: int, least: int = 0, most: int = 2**20
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Return the all-reduced copy of a small tensor."""
+    import torch.distributed as dist
+
     total = values.clone()
     dist.all_reduce(total)
     return total
@@ -66,17 +69,23 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Return True everywhere if `flag` is true anywhere."""
+    import torch
+
     return any_rank_of_each(torch.full((1,), float(flag), device=device))[0]
 
 
 def any_rank_of_each(flags: torch.Tensor) -> list[bool]:
     """Return for each of `flags` (n,) whether it is above 0 on any rank; one all-reduce, and one wait for a GPU."""
+    import torch.distributed as dist
+
     dist.all_reduce(flags, op=dist.ReduceOp.MAX)
     return [value > 0 for value in flags.tolist()]
 
 
 def gather_from_ranks(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     """Return the `value` of every rank (of a group), in their order; any object that can be pickled."""
+    import torch.distributed as dist
+
     values: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group=group)
     return values
@@ -87,6 +96,8 @@ def broadcast_from_rank0(compute: Callable[[], T]) -> T:
 
     A UserError of `compute` is raised on rank 0; the other ranks raise SystemExit(2), without a message.
     """
+    import torch.distributed as dist
+
     result: list[T] = []  # empty where `compute` fails
     error: UserError | None = None
     if dist.get_rank() == 0:

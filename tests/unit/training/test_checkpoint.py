@@ -10,7 +10,8 @@ from safetensors.torch import save
 from common.errors import UserError
 from common.files import sha256_file
 from training.checkpointing import checkpoint, engine_state
-from training.checkpointing.checkpoint import choose, damage, find, read_state
+from training.checkpointing.checkpoint import choose, damage, read_state
+from training.checkpointing.earlier_runs import checkpoints_in, find
 from training.checkpointing.run_state import RunState
 
 ENGINE = {
@@ -108,7 +109,7 @@ def test_room_is_made_before_a_checkpoint_is_written(output, keep, known, left):
     folder = output / "checkpoints"
     whole = None if known is None else folder / f"step-{known:08d}"
     checkpoint._empty(folder / "step-00000018.partial", keep, whole)
-    assert {path.name for path in checkpoint._checkpoints(folder)} == {f"step-{step:08d}" for step in left}
+    assert {path.name for path in checkpoints_in(folder)} == {f"step-{step:08d}" for step in left}
     assert list((folder / "step-00000018.partial").iterdir()) == []
 
 

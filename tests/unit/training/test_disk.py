@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from common import files
 from common.errors import UserError
 from training.checkpointing import checkpoint, write_failures
+from training.checkpointing.earlier_runs import find
 from training.checkpointing.run_state import RunState
 from training.monitoring.append_only_files import AppendedFile, DiskNotice, cut_back
 from training.monitoring.metrics import Metrics
@@ -250,7 +251,7 @@ def test_a_run_whose_disk_fills_up_goes_on_and_saves_when_there_is_room_again(tm
             process.wait_until(lambda: "step-00000010 (" in process.output, "the second checkpoint")
             # a save that fails gives back what it had written, which is taken again
             process.wait_until(lambda: fill(folder) and process.output.count("NOT SAVED") >= 3, "saves that fail")
-            whole = checkpoint.find(run, "auto")
+            whole = find(run, "auto")
             assert [checkpoint.damage(path) for path in whole] == [None, None]
             (folder / "ballast").unlink()
             done = processes.finish(process)
@@ -269,7 +270,7 @@ def test_a_run_whose_disk_fills_up_goes_on_and_saves_when_there_is_room_again(tm
         assert [row["step"] for row in rows if row["split"] == "val"] == list(range(0, 121, 10))
         assert steps_on_board(run) == list(range(1, 121))
         assert steps_on_board(run, "val/loss") == list(range(0, 121, 10))
-        kept = checkpoint.find(run, "auto")
+        kept = find(run, "auto")
         assert kept[-1].name == "step-00000120"
         assert [checkpoint.damage(path) for path in kept] == [None, None]
         assert not [path for path in run.rglob("*") if path.name.endswith((".new", ".partial"))]
@@ -306,4 +307,4 @@ def test_a_run_whose_end_cannot_be_saved_says_so_by_its_status(tmp_path, process
         (folder / "ballast").unlink()
         done = processes.finish(processes.start(command))
         assert done.status == 0 and "finished: 40 of 40 steps" in done.output, done.output
-        assert checkpoint.damage(checkpoint.find(folder / "run", "auto")[-1]) is None
+        assert checkpoint.damage(find(folder / "run", "auto")[-1]) is None

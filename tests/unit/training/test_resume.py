@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from training.resume import check_earlier_run, set_aside_earlier_run
+from training.checkpointing.earlier_runs import check_earlier_run, set_aside_earlier_run
 
 
 def run_folder(path: Path, *, steps: int, summary: int | None = None, save_interval: int = 100) -> Path:

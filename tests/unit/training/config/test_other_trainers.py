@@ -25,8 +25,8 @@ T4X2_JSON = Path(__file__).parents[4] / "ds_configs" / "t4x2.json"
 
 def understood(line: str):
     """What train.py makes of a command line: the flags, the --set entries and the lines that it says."""
-    argv, said = foreign_flags.translate(shlex.split(line), command_line.own_flags())
-    given = command_line.parse(argv, "")
+    said: list[str] = []
+    given = command_line.parse(shlex.split(line), "", said.append)
     return given, given.pop("set", []), said
 
 
@@ -172,7 +172,7 @@ def test_what_has_no_equal_here_is_answered(line, words):
 
 def test_our_own_flags_are_left_as_they_are():
     line = ["--set", "optimizer.params.lr=1e-3", "a.b=2", "--data", "a.jsonl", "b.jsonl", "--epochs", "2", "--plan"]
-    assert foreign_flags.translate(line, command_line.own_flags()) == (line, [])
+    assert foreign_flags.translate(line, command_line._own_flags()) == (line, [])
 
 
 def test_the_reference_runs_line_gives_the_reference_run():
