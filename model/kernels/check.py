@@ -199,7 +199,8 @@ def problem(name: str, config: ModelConfig, tokens: int, device: torch.device, d
     except Exception as error:  # whatever a compiler or a driver may raise
         if device.type == "cuda":
             _check_alive(name)
-        return f"does not run here ({type(error).__name__}: {str(error).strip().splitlines()[0][:120] or 'no message'})"
+        message = next(iter(str(error).strip().splitlines()), "no message")
+        return f"does not run here ({type(error).__name__}: {message[:120]})"
     return None
 
 
