@@ -143,7 +143,7 @@ class Recorder:
             self.console.say(f"  no minimal pairs: {problem}")
         if self.metrics and figures:
             self.metrics.language(state.step, figures)
-            if found := figures.pairs.get("all"):
+            if found := figures.minimal_pairs.get("all"):
                 interval = f"95 % interval {found.low:.1%} to {found.high:.1%}; chance is 50 %"
                 self.console.say(f"  minimal pairs: {found.share:.1%} of {found.pairs:,} ({interval})")
 
