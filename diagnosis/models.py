@@ -130,7 +130,7 @@ def _hugging_face_model(folder: Path, device: torch.device, is_ours: bool) -> Mo
     pad_id = None if pad in (None, eos, bos) else int(pad)
     parameters = sum(p.numel() for p in network.parameters())
     saved = network.generation_config
-    chosen = (saved.temperature or 1.0, saved.top_p or 1.0) if saved.do_sample else (0.0, 1.0)
+    temperature, top_p = (saved.temperature or 1.0, saved.top_p or 1.0) if saved.do_sample else (0.0, 1.0)
     return ModelUnderTest(
         network=network,
         device=device,
@@ -147,7 +147,7 @@ def _hugging_face_model(folder: Path, device: torch.device, is_ours: bool) -> Mo
         decode=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True),
         routers=_routers(network),
         experts_per_token=int(getattr(config, "num_experts_per_tok", None) or 1),
-        default_decoding=DecodingSettings(*map(float, chosen), float(saved.repetition_penalty or 1.0)),
+        default_decoding=DecodingSettings(float(temperature), float(top_p), float(saved.repetition_penalty or 1.0)),
     )
 
 

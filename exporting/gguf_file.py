@@ -43,7 +43,7 @@ def write_gguf(folder: Path, target: Path, kind: str, name: str) -> list[str]:
     network, tokenizer = open_own(folder)
     config = network.config
     pre = _pre_tokenizer(folder, config, tokenizer)
-    bos, eos = (tokenizer.id_to_token(index) for index in (config.bos_token_id, config.eos_token_id))
+    bos, eos = (str(tokenizer.id_to_token(index)) for index in (config.bos_token_id, config.eos_token_id))
     template = read_chat_template(folder) or chatml(bos, eos)
     tensors = gguf_tensors(config, network.state_dict(), kind)
 
