@@ -8,8 +8,9 @@ from dataclasses import replace
 from common.errors import UserError
 from common.hardware import Device
 from model import ModelConfig
-from training.config.resolve import ACCUMULATION, BATCH, MICRO, Draft, Settings
+from training.config.resolve import Draft
 from training.config.schema import AUTO
+from training.config.settings import ACCUMULATION, BATCH, MICRO, Settings
 from training.planning.memory import MemoryEstimate, memory_by_phase
 
 RUNTIME = {"cuda": 600 * 2**20, "cpu": 500 * 2**20}

@@ -9,7 +9,8 @@ from common.hardware import Device, peak_flops
 from exporting.quantization import plan_line
 from model import ModelConfig, count_parameters
 from model.kernels import NAMES
-from training.config.resolve import ACCUMULATION, MICRO, Resolved
+from training.config.resolve import Resolved
+from training.config.settings import ACCUMULATION, MICRO
 from training.planning.flops import training_flops_per_token
 from training.planning.memory import ROUTING_IMBALANCE, MemoryEstimate, memory_by_phase
 from training.planning.micro_batch import (

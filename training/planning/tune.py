@@ -20,7 +20,8 @@ from typing import Any
 from common.files import replace_bytes
 from common.hardware import Device
 from model import ModelConfig
-from training.config.resolve import ACCUMULATION, BATCH, MICRO, Draft
+from training.config.resolve import Draft
+from training.config.settings import ACCUMULATION, BATCH, MICRO
 from training.planning.micro_batch import CLOSE, available_bytes, divisors, planned_bytes
 from training.planning.tune_trial import Measured, Work, run_trial
 
