@@ -211,7 +211,7 @@ def check_master_address(address: str) -> None:
     if not any(map(is_own, found)):
         what = "not an address of this machine" if found else "a name that nobody knows on this machine"
     elif others and leads_nowhere(found):
-        what = "of an interface that leads to no other machine"
+        what = "the address of a bridge such as docker's on this machine"
     else:
         return
     here, own = socket.gethostname(), own_address_towards((others or [address])[0])
