@@ -29,14 +29,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, h_SH: Tensor, weight_VH: Tensor, target_S: Tensor, divisor: float, error_of: SoftmaxError
+        ctx,
+        h_SH: Tensor,
+        weight_VH: Tensor,
+        target_S: Tensor,
+        divisor: float,
+        error_of: SoftmaxError,
+        counted_C: Tensor | None,
     ) -> Tensor:
-        """Return the loss in fp32."""
-        tokens = h_SH.shape[0]
-        grad_h, grad_weight = torch.empty_like(h_SH, dtype=torch.float32), None
+        """Return the loss in fp32, of the rows `counted_C` or, without them, of all."""
+        grad_h, grad_weight = torch.zeros_like(h_SH, dtype=torch.float32), None
         loss = torch.zeros((), dtype=torch.float32, device=h_SH.device)
-        chunk = CHUNK_ELEMENTS if error_of is softmax_error else FUSED_CHUNK_ELEMENTS
-        for rows in _chunks(tokens, weight_VH.shape[0], chunk):
+        elements = CHUNK_ELEMENTS if error_of is softmax_error else FUSED_CHUNK_ELEMENTS
+        for chunk in _chunks(len(h_SH if counted_C is None else counted_C), weight_VH.shape[0], elements):
+            rows = chunk if counted_C is None else counted_C[chunk]
             h_CH = h_SH[rows]
             log_likelihood, error_CV = error_of(h_CH @ weight_VH.T, target_S[rows])
             loss -= log_likelihood
@@ -54,7 +60,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """Return the kept gradients, times the loss scale."""
         grad_h, grad_weight = ctx.saved_tensors
         h_dtype, weight_dtype = ctx.dtypes
-        return (grad_h * grad_loss).to(h_dtype), (grad_weight * grad_loss).to(weight_dtype), None, None, None
+        return (grad_h * grad_loss).to(h_dtype), (grad_weight * grad_loss).to(weight_dtype), None, None, None, None
 
 
 def linear_cross_entropy(
@@ -62,16 +68,21 @@ def linear_cross_entropy(
     weight_VH: Tensor,
     target_S: Tensor,
     divisor: float | None = None,
+    counted: int | None = None,
     error_of: SoftmaxError = softmax_error,
 ) -> Tensor:
     """Cross-entropy in nats of the logits h W^T, differentiable in both: the mean over all targets.
 
-    With a `divisor` targets may be IGNORED, and the sum over the others is divided by it.
+    With a `divisor` targets may be IGNORED, and the sum over the others is divided by it. `counted` is how many others
+    there are: the host, which knows the corpus, need not wait for a GPU to count them.
     """
     if divisor is None:
-        return _LinearCrossEntropy.apply(h_SH, weight_VH, target_S, len(target_S), error_of)
-    counts_S = target_S != IGNORED
-    return _LinearCrossEntropy.apply(h_SH[counts_S], weight_VH, target_S[counts_S], divisor, error_of)
+        return _LinearCrossEntropy.apply(h_SH, weight_VH, target_S, len(target_S), error_of, None)
+    ignored_S = target_S == IGNORED
+    if counted is None:
+        counted = len(target_S) - int(ignored_S.sum())
+    counted_C = ignored_S.sort(stable=True).indices[:counted]
+    return _LinearCrossEntropy.apply(h_SH, weight_VH, target_S, divisor, error_of, counted_C)
 
 
 def cross_entropy_sum(h_SH: Tensor, weight_VH: Tensor, target_S: Tensor) -> Tensor:

@@ -104,15 +104,17 @@ class CausalLM(nn.Module):
             if hasattr(module, "kernels"):
                 setattr(module, "kernels", kernels)  # noqa: B010 (no attribute that torch knows of)
 
-    def forward(self, ids_BT: Tensor, targets_BT: Tensor, divisor: float | None = None) -> Losses:
+    def forward(
+        self, ids_BT: Tensor, targets_BT: Tensor, divisor: float | None = None, counted: int | None = None
+    ) -> Losses:
         """Cross-entropy of packed rows: the mean over `targets_BT`, the inputs shifted by one.
 
         The ids may still be in the host's memory, where documents are counted without waiting for a GPU.
-        With a `divisor`, the sum over the targets that are not IGNORED, divided by it.
+        With a `divisor`, the sum over the `counted` targets that are not IGNORED, divided by it.
         """
         hidden = self._packed_hidden(ids_BT).flatten(0, 1)
         weight, error_of = self.model.embed_tokens.weight, self.kernels.softmax_error
-        lm = linear_cross_entropy(hidden, weight, targets_BT.flatten(), divisor, error_of)
+        lm = linear_cross_entropy(hidden, weight, targets_BT.flatten(), divisor, counted, error_of)
         balance = self._balance_loss()
         total = lm if balance is None else lm + self.config.router_aux_loss_coef * balance
         return Losses(total, lm, balance)

@@ -98,7 +98,7 @@ class Trainer:
         for micro_step, rows in enumerate(micro_batches, 1):
             self.session.before_micro_batch()
             ids, targets = data_sampler.tensors(self.train, rows, seq_len, self.engine.device)
-            losses = self.engine(ids, targets, divisor)
+            losses = self.engine(ids, targets, divisor, self.train.targets(rows, seq_len))
             self.engine.backward(losses.total)
             self.recorder.accumulator.add_micro_batch(losses.lm, losses.balance)
             flags[0] += ~losses.lm.detach().isfinite()

@@ -56,7 +56,9 @@ class Engine(Protocol):
     skipped_steps: int
     micro_steps: int
 
-    def __call__(self, ids: Tensor, targets: Tensor, divisor: float | None = None) -> Losses: ...
+    def __call__(
+        self, ids: Tensor, targets: Tensor, divisor: float | None = None, counted: int | None = None
+    ) -> Losses: ...
 
     def backward(self, loss: Tensor) -> Any: ...
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -28,11 +29,11 @@ from training.preflight import cost_checks
 from training.preflight.runner import SECONDS as PREFLIGHT_SECONDS
 from training.preflight.runner import checked_rows
 from training.preflight.step_checks import OVERFIT_STEPS
-from training.preflight.trial_engine import MAX_ACCUMULATION, MAX_OVERFLOWS, Step, TrialEngine, preserved_rng_state
+from training.preflight.trial_engine import MAX_ACCUMULATION, MAX_OVERFLOWS, TrialEngine, preserved_rng_state
 from training.processes.process_group import broadcast_from_rank0, gather_from_ranks
 
 MEASURED_SECONDS = 20.0  # that the timed steps may take together
-_FEWEST, _MOST = 3, 20  # timed steps
+_MOST_STEPS = 10**9  # that a run is looked for among
 _OTHER_STEPS = 10  # of the preflight, beside those on one batch
 _PASSES = 4  # micro-batches of a timed evaluation
 _START_SECONDS = 60.0  # that a session takes at most from its start to its engine, once the corpus is prepared
@@ -78,16 +79,7 @@ def total_steps(budget: float, spent: float, costs: Costs, options: Options) -> 
             f"--budget {human_time(budget)} is too short for a single step: set-up, checks, evaluation and "
             f"save take about {human_time(needed)} here; give more than that"
         )
-    fits, too_long = 1, 2
-    while run_seconds(too_long, costs, options) <= left:
-        fits, too_long = too_long, 2 * too_long
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        if run_seconds(middle, costs, options) <= left:
-            fits = middle
-        else:
-            too_long = middle
-    return fits
+    return bisect_right(range(_MOST_STEPS), left, key=lambda steps: run_seconds(steps, costs, options)) - 1
 
 
 def outlook(budget: float, spent: float, steps_left: int, seconds_a_step: float | None) -> str:
@@ -150,16 +142,7 @@ def _measure(run: RunContext) -> tuple[Costs, cost_checks.Cost]:
     """Measure with a trial engine that takes some steps at learning rate 0, evaluates, writes texts and is saved."""
     started = run.stop.elapsed
     with preserved_rng_state():
-        trial = TrialEngine(
-            run.config,
-            run.resolved,
-            seed=run.options.seed,
-            world=run.world,
-            stream=run.corpus.split("train"),
-            seq_len=run.options.max_seq_len,
-            init_from=run.options.init_from,
-            kernels=run.kernels,
-        )
+        trial = TrialEngine.of(run)
         try:
             return _measure_parts(run, trial, min(started, _START_SECONDS), run.stop.elapsed - started)
         except (cost_checks.OutOfMemory, RuntimeError, MemoryError) as error:
@@ -175,35 +158,23 @@ def _measure(run: RunContext) -> tuple[Costs, cost_checks.Cost]:
 
 def _measure_parts(run: RunContext, trial: TrialEngine, start: float, build: float) -> tuple[Costs, cost_checks.Cost]:
     cost = cost_checks.measure_cost(trial, trial.rows(run.resolved.micro_batch), full_size=True, steps=1)
-    micro, step = _step_parts(trial, run.resolved.micro_batch)
+    taken = trial.timed_steps(MEASURED_SECONDS)
+    medians = (
+        statistics.median(one.micro_seconds for one in taken),
+        statistics.median(one.step_seconds for one in taken),
+    )
+    micro, step = _slowest(medians)
     cost = replace(cost, micro=micro, step=step)
     evaluation, sample = _evaluation_seconds(run, trial)
     export, save = _writing_seconds(run, trial)
     parts = (evaluation + export, sample, save, build, start + build)
-    evaluation, sample, save, build, setup = _slowest(trial, parts)
+    evaluation, sample, save, build, setup = _slowest(parts)
     return Costs(micro * run.resolved.accumulation + step, evaluation, sample, save, build, setup), cost
 
 
-def _slowest(trial: TrialEngine, seconds: Iterable[float]) -> list[float]:
+def _slowest(seconds: Iterable[float]) -> list[float]:
     """Return the longest times over all ranks; collective."""
     return [max(values) for values in zip(*gather_from_ranks(tuple(seconds)), strict=True)]
-
-
-def _step_parts(trial: TrialEngine, micro_batch: int) -> list[float]:
-    """Return the seconds of a micro-batch, and of what comes after the last of them: medians, on the slowest rank."""
-    taken: list[Step] = []
-    started = trial.clock()
-    while len(taken) < _MOST:
-        taken.append(trial.step(trial.rows(micro_batch, batch=len(taken))))
-        if trial.any_rank(len(taken) >= _FEWEST and trial.clock() - started > MEASURED_SECONDS):
-            break
-    return _slowest(
-        trial,
-        (
-            statistics.median(step.micro_seconds for step in taken),
-            statistics.median(step.step_seconds for step in taken),
-        ),
-    )
 
 
 def _evaluation_seconds(run: RunContext, trial: TrialEngine) -> tuple[float, float]:

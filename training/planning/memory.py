@@ -40,12 +40,12 @@ class MemoryEstimate:
     """Weights as the network computes with them; an expert on another rank does not count."""
     optimizer: int
     """The fp32 master copy of 16-bit weights (or of ZeRO's partition), and the optimizer's states."""
-    gradients: int
-    activations: int
+    gradients: int = 0
+    activations: int = 0
     """What the forward pass keeps for the backward pass, and the working set of the layer being computed."""
-    logits: int
+    logits: int = 0
     """Logits of the loss, a chunk at a time."""
-    buffers: int
+    buffers: int = 0
     """DeepSpeed's gradient buckets on their way to other ranks, and its copies in the optimizer step."""
 
     @property
@@ -79,27 +79,11 @@ def memory_by_phase(
     states = ModelStates(config, resolved, world_size, device_kind)
     trace = _MetaTrace(config, resolved, seq_len, kernels)
     always = {"weights": states.weights, "optimizer": states.optimizer}
-    training = trace.training(states)
     kept, copies = states.step()
-    evaluation = trace.evaluation()
     return [
-        MemoryEstimate(
-            _PASS,
-            **always,
-            gradients=training["gradients"],
-            activations=training["activations"],
-            logits=training["logits"],
-            buffers=training["buffers"],
-        ),
-        MemoryEstimate(_STEP, **always, gradients=kept, activations=0, logits=0, buffers=copies),
-        MemoryEstimate(
-            _EVALUATION,
-            **always,
-            gradients=0,
-            activations=evaluation["activations"],
-            logits=evaluation["logits"],
-            buffers=0,
-        ),
+        MemoryEstimate(_PASS, **always, **trace.training(states)),
+        MemoryEstimate(_STEP, **always, gradients=kept, buffers=copies),
+        MemoryEstimate(_EVALUATION, **always, **trace.evaluation()),
     ]
 
 
@@ -211,7 +195,7 @@ class _MetaTrace:
         self.copied = int(config.num_hidden_layers * rows) if config.ep_size > 1 else 0
         self.moving = int(2 * rows) if config.ep_size > 1 else 0
         with torch.device("meta"):
-            self.model = CausalLM(alone, _expert_layer).to(DTYPES[resolved.precision])
+            self.model = CausalLM(alone, expert_layer).to(DTYPES[resolved.precision])
         self.model.use_kernels(Kernels.fused(kernels))
 
     def training(self, states: ModelStates) -> Counter[str]:
@@ -222,7 +206,7 @@ class _MetaTrace:
         gradients = _Gradients(states, live)
         hooks = [parameter.register_post_accumulate_grad_hook(gradients.ready) for parameter in self.model.parameters()]
         loss = live.labelled("logits", transformer.linear_cross_entropy)
-        with live, _stand_in_attention(), mock.patch.object(transformer, "linear_cross_entropy", loss):
+        with live, stand_in_attention(_attention), mock.patch.object(transformer, "linear_cross_entropy", loss):
             self.model(ids, ids).total.backward()
             gradients.reduce()
         for hook in hooks:
@@ -240,7 +224,7 @@ class _MetaTrace:
         loss = live.labelled("logits", transformer.cross_entropy_sum)
         with (
             torch.no_grad(),
-            _stand_in_attention(),
+            stand_in_attention(_attention),
             live,
             mock.patch.object(transformer, "cross_entropy_sum", loss),
         ):
@@ -249,7 +233,8 @@ class _MetaTrace:
         return live.peak
 
 
-def _expert_layer(config: ModelConfig) -> nn.Module:
+def expert_layer(config: ModelConfig) -> nn.Module:
+    """Return the training form on one process, without the random order in which DeepSpeed fills a capped expert."""
     from model.moe import DeepSpeedMoE  # imports DeepSpeed, some seconds that a dense model need not wait
 
     layer = DeepSpeedMoE(config)
@@ -275,11 +260,11 @@ class _Attention(torch.autograd.Function):
 
 
 @contextmanager
-def _stand_in_attention() -> Iterator[None]:
+def stand_in_attention(attention: Callable[..., Tensor]) -> Iterator[None]:
     """Replace the attention kernel: on the meta device PyTorch would choose the one that keeps all scores."""
-
-    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        return _Attention.apply(q, k, v, attn_mask)
-
     with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", attention):
         yield
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    return _Attention.apply(q, k, v, attn_mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -51,18 +52,6 @@ def planned_bytes(model: ModelConfig, settings: Settings, device: Device, proces
     return max(process_bytes(phase, device, model) for phase in phases)
 
 
-def largest_that_fits(sizes: list[int], needed: Callable[[int], int], available: float) -> int | None:
-    """Return the largest of `sizes`, in rising order, whose `needed` bytes are at most `available`; None if none is."""
-    low, high = 0, len(sizes)  # the first `low` of them fit, those from `high` on do not
-    while low < high:
-        middle = (low + high) // 2
-        if needed(sizes[middle]) <= available:
-            low = middle + 1
-        else:
-            high = middle
-    return sizes[low - 1] if low else None
-
-
 def largest_micro_batch(
     model: ModelConfig, settings: Settings, device: Device, processes: int, seq_len: int, *, below: float = float("inf")
 ) -> int | None:
@@ -74,7 +63,8 @@ def largest_micro_batch(
         return planned_bytes(model, changed, device, processes, seq_len)
 
     sizes = [size for size in divisors(rows) if size < below]
-    return largest_that_fits(sizes, needed, CLOSE * available_bytes(device, processes))
+    fitting = bisect_right(sizes, CLOSE * available_bytes(device, processes), key=needed)
+    return sizes[fitting - 1] if fitting else None
 
 
 def fill_in_auto(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,8 +24,8 @@ from training.config.resolve import Resolved
 from training.processes.network import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
+PROGRAM: tuple[str, ...] = ("-m", "training.planning.tune_trial")
 TIMED_SECONDS = 10.0  # that the timed steps may take together, but for the fewest
-_FEWEST, _MOST = 3, 20
 _POLL = 0.1
 _GRACE = 10.0  # seconds for the other ranks to end by themselves, once one has failed
 
@@ -72,7 +73,7 @@ def _start(folder: Path, processes: int) -> list[subprocess.Popen]:
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_SIZE": processes}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-m", "training.planning.tune_trial", str(folder), str(rank)]
+        command = [sys.executable, *PROGRAM, str(folder), str(rank)]
         with (folder / f"rank{rank}.log").open("w", encoding="utf-8") as log:
             environment = os.environ | {name: str(value) for name, value in place.items()}
             # a session of its own: Ctrl-C is for the process that tunes, which then ends these
@@ -183,17 +184,9 @@ def _measure(work: Work) -> Measured:
         kernels=kernels,
     )
     cost = measure_cost(trial, trial.rows(resolved.micro_batch), full_size=True, steps=1)
-    seconds: list[float] = []
-    started = trial.clock()
-    while len(seconds) < _MOST:
-        rows = trial.rows(resolved.micro_batch, batch=len(seconds))
-        before = trial.clock()
-        trial.step(rows)
-        seconds.append(trial.clock() - before)
-        if trial.any_rank(len(seconds) >= _FEWEST and trial.clock() - started > TIMED_SECONDS):
-            break
+    seconds = [step.micro_seconds * trial.accumulation + step.step_seconds for step in trial.timed_steps(TIMED_SECONDS)]
     slowest = [max(times) for times in zip(*gather_from_ranks(seconds), strict=True)]
-    return Measured(sorted(slowest)[len(slowest) // 2], cost.peak_bytes)
+    return Measured(statistics.median(slowest), cost.peak_bytes)
 
 
 if __name__ == "__main__":

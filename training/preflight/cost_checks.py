@@ -71,8 +71,7 @@ def _try_forward(trial: TrialEngine, rows: list[int]) -> None:
     """
     failure, losses = "", None
     try:
-        ids, targets = data_sampler.tensors(trial.stream, rows, trial.seq_len, trial.device)
-        losses = trial.engine.module(ids, targets, trial.stream.targets(rows, trial.seq_len))
+        losses = trial.losses(rows)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

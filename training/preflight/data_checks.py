@@ -58,8 +58,8 @@ class RowFigures:
 
     matches: dict[int, float]
     """offset -> targets that are the input so many places on; 1 is right."""
-    last_match: float
-    """Rows whose last target is the token that follows the row in the corpus."""
+    right_targets: float
+    """Targets that count and are the corpus' own next token."""
     padded_inputs: float
     padded_targets: float
     """Targets that are padding and count in the loss."""
@@ -84,16 +84,18 @@ def compare_rows(corpus: Corpus, seq_len: int, pad_id: int) -> RowFigures:
     counts = (targets != IGNORED) & ~padded_targets
     return RowFigures(
         matches={offset: _match(inputs, targets, counts, offset) for offset in OFFSETS},
-        last_match=float((targets[:, -1] == truth[:, -1])[counts[:, -1]].mean()) if counts[:, -1].any() else 1.0,
+        right_targets=float((targets == truth[:, 1:])[counts].mean()) if same_shape and counts.any() else 1.0,
         padded_inputs=float(padded_inputs.mean()),
         padded_targets=float(padded_targets.mean()),
         ignored_targets=float((targets == IGNORED).mean()),
-        from_corpus=float(((inputs == truth[:, :-1]) | (truth[:, :-1] == _NOTHING)).all(-1).mean())
-        if same_shape
-        else 0.0,
+        from_corpus=_share_of_rows(inputs, truth[:, :-1]) if same_shape else 0.0,
         answers=answers,
         wrong_answers=_wrong_answers(inputs, targets, stream) if answers else 0.0,
     )
+
+
+def _share_of_rows(inputs: np.ndarray, truth: np.ndarray) -> float:
+    return float(((inputs == truth) | (truth == _NOTHING)).all(-1).mean())
 
 
 def _padding(ids: np.ndarray, truth: np.ndarray, pad_id: int) -> np.ndarray:
@@ -157,8 +159,8 @@ def check_row_targets(rows: RowFigures) -> Result | None:
         if offset == 0:
             meaning = "the input itself: the model sees its answer and learns to copy"
         return failed(f"{rows.matches[offset]:.1%} of the targets are {meaning}", hint)
-    if rows.last_match < 1:
-        return failed(f"the last target is wrong in {1 - rows.last_match:.1%} of the rows", hint)
+    if rows.right_targets < 1:
+        return failed(f"{1 - rows.right_targets:.1%} of the targets are not the corpus' next token", hint)
     if rows.from_corpus < 1 and (rows.answers or not rows.padded_inputs):
         text = f"{1 - rows.from_corpus:.1%} of the rows are not those of the corpus"
         return failed(text, "check training/data_sampler.py and at what reads the shards")

@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corpus.shards import Corpus, MaskedStream
-from model import CausalLM
 from model.loss import IGNORED
-from model.packed_attention import document_mask
 from training import data_sampler
-from training.preflight.data_checks import OFFSETS, RawTokens
+from training.preflight.data_checks import OFFSETS
 from training.preflight.report import Result, failed, passed
 from training.preflight.trial_engine import TrialEngine
 from training.processes.process_group import sum_over_ranks
@@ -100,50 +96,37 @@ class LossFigures:
 
 
 @torch.no_grad()
-def measure_losses(trial: TrialEngine, corpus: Corpus, rows: list[int]) -> LossFigures:
+def measure_losses(trial: TrialEngine, rows: list[int]) -> LossFigures:
     """Compute the loss of this rank's `rows` in several ways; collective."""
     engine = trial.engine
     ids, targets = data_sampler.tensors(trial.stream, rows, trial.seq_len, trial.device)
     count = (targets != IGNORED).sum()
     engine.train()
-    train = engine(ids, targets, trial.stream.targets(rows, trial.seq_len)).lm.double()
+    train = trial.losses(rows).lm.double()
     engine.eval()
     evaluations = [engine.module.loss_sum(ids, targets).double() / count for _ in range(2)]
-    counted = trial.stream.counted(rows, trial.seq_len)
-    following = _with_following(trial, RawTokens(corpus, "train"), rows)
-    by_offset = _losses_by_offset(engine.module, following, counted, trial)
+    by_offset = _losses_by_offset(trial, rows)
     engine.train()
     means = (sum_over_ranks(torch.stack([train, *evaluations, *by_offset])) / trial.world.size).tolist()
     return LossFigures(means[0], (means[1], means[2]), dict(zip(OFFSETS, means[3:], strict=True)))
 
 
-def _with_following(trial: TrialEngine, raw: RawTokens, rows: list[int]) -> Tensor:
-    """(B, seq_len + the largest offset) rows with the tokens after them that the furthest targets need, or IGNORED."""
-    length = trial.seq_len + max(OFFSETS)
-    if isinstance(trial.stream, MaskedStream):  # what follows a row of whole documents is another row
-        parts = list(torch.from_numpy(trial.stream.batch(rows, trial.seq_len)))
-    else:
-        parts = [torch.from_numpy(raw.read(row * trial.seq_len, length).astype("int64")) for row in rows]
-    return torch.stack([F.pad(part, (0, length - len(part)), value=IGNORED) for part in parts]).to(trial.device)
+def _losses_by_offset(trial: TrialEngine, rows: list[int]) -> list[Tensor]:
+    """Return the cross-entropy against the corpus' token so many places on, at the positions whose target counts.
 
-
-def _losses_by_offset(module: CausalLM, ids: Tensor, counted: np.ndarray | None, trial: TrialEngine) -> list[Tensor]:
-    """Return the cross-entropy against the token so many places on, at the positions whose target counts (None: all).
-
-    Which count comes from the corpus, since the targets that training cuts are what is checked.
+    Which count comes from the corpus, since the targets that training cuts are what is checked. The tokens behind a
+    row's last target are left out.
     """
-    inputs, config = ids[:, : trial.seq_len], trial.config
-    mask = document_mask(inputs, config.bos_token_id, config.eos_token_id) if config.mask_documents else None
-    logits = module.logits(inputs, mask=mask).float().flatten(0, 1)
-    counts = torch.ones_like(inputs, dtype=torch.bool) if counted is None else torch.from_numpy(counted).to(ids.device)
-    return [
-        F.cross_entropy(
-            logits,
-            ids[:, offset : offset + trial.seq_len].masked_fill(~counts, IGNORED).flatten(),
-            ignore_index=IGNORED,
-        ).double()
-        for offset in OFFSETS
-    ]
+    ids = torch.from_numpy(trial.stream.batch(rows, trial.seq_len)).to(trial.device)
+    following = F.pad(ids, (0, max(OFFSETS)), value=IGNORED)
+    counted = trial.stream.counted(rows, trial.seq_len)
+    if counted is not None:
+        uncounted = torch.from_numpy(~counted).to(trial.device)
+    else:
+        uncounted = torch.zeros_like(ids[:, :-1], dtype=torch.bool)
+    logits = trial.engine.module.packed_logits(ids[:, :-1].contiguous()).float().flatten(0, 1)
+    tokens = (following[:, offset : offset + trial.seq_len].masked_fill(uncounted, IGNORED) for offset in OFFSETS)
+    return [F.cross_entropy(logits, others.flatten(), ignore_index=IGNORED).double() for others in tokens]
 
 
 def check_loss(losses: LossFigures, precision: str) -> Result:

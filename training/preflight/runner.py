@@ -73,16 +73,7 @@ def _check_data(report: Report, corpus: Corpus, seq_len: int, pad_id: int) -> No
 def _check_engine(report: Report, context: RunContext, deadline: float, cost: Cost | None) -> None:
     """Check what needs an engine, which may not fit into memory."""
     options, resolved = context.options, context.resolved
-    trial = TrialEngine(
-        context.config,
-        resolved,
-        seed=options.seed,
-        world=context.world,
-        stream=context.corpus.split("train"),
-        seq_len=options.max_seq_len,
-        init_from=options.init_from,
-        kernels=context.kernels,
-    )
+    trial = TrialEngine.of(context)
     try:
         rows = trial.rows(checked_rows(resolved.micro_batch, options.max_seq_len))
         trial.step(rows)  # an fp16 loss scale settles, and what is slow the first time is over
@@ -94,7 +85,7 @@ def _check_engine(report: Report, context: RunContext, deadline: float, cost: Co
         workload = _workload(options, resolved, context.corpus, context.world.size)
         report.add("speed", cost_checks.check_speed(cost, workload, seconds_left))
         trained_loss = _check_learning(report, trial, rows, untrained.loss, without_gradient, deadline)
-        _check_losses(report, trial, rows, context.corpus, resolved.precision, trained_loss)
+        _check_losses(report, trial, rows, resolved.precision, trained_loss)
     except cost_checks.OutOfMemory as error:
         report.add("memory", cost_checks.check_out_of_memory(str(error), resolved))
     except (RuntimeError, MemoryError) as error:
@@ -154,27 +145,23 @@ def _check_learning(
     report.add("updates", step_checks.check_updates(updates, without_gradient))
     seconds = max(5.0, deadline - time.monotonic()) * _OVERFIT_SHARE
     losses = step_checks.overfit(trial, rows, seconds)
-    report.add("overfit", _check_overfit(trial, start, losses, updates.ratio))
+    if trial.trained:
+        report.add("overfit", step_checks.check_fine_tuning(start, losses, updates.ratio))
+    else:
+        vocab_size = trial.config.vocab_size
+        report.add("overfit", step_checks.check_overfit(start, losses, updates.ratio, vocab_size))
     rise = max(losses) - start
     result = step_checks.check_warm_up(trial.learning_rates, trial.total_steps, updates.ratio, rise)
     report.add("warm_up", result)
     return losses[-1]
 
 
-def _check_overfit(trial: TrialEngine, start: float, losses: list[float], ratio: float) -> Result:
-    if trial.trained:
-        return step_checks.check_fine_tuning(start, losses, ratio)
-    return step_checks.check_overfit(start, losses, ratio, trial.config.vocab_size)
-
-
-def _check_losses(
-    report: Report, trial: TrialEngine, rows: list[int], corpus: Corpus, precision: str, trained_loss: float
-) -> None:
+def _check_losses(report: Report, trial: TrialEngine, rows: list[int], precision: str, trained_loss: float) -> None:
     """Check the losses of a network that has memorized this batch, so that a wrong target cannot hide."""
     if not math.isfinite(trained_loss):
         report.add("evaluation_repeats", warned("not tried on a network that gives nan", "fix overfit first"))
         return
-    losses = model_checks.measure_losses(trial, corpus, rows)
+    losses = model_checks.measure_losses(trial, rows)
     # a loss that counts padding is not that of the text, as the padding line has said already
     if not {"targets", "padding"} & set(report.failed):
         report.add("targets", model_checks.check_loss(losses, precision))

@@ -16,8 +16,10 @@ import torch
 
 from corpus.shards import TokenStream
 from model import ModelConfig
+from model.transformer import Losses
 from training import data_sampler
 from training.config.resolve import Resolved
+from training.context import RunContext
 from training.data_sampler import SampleStream
 from training.engine import build
 from training.engine.protocol import Engine
@@ -25,6 +27,7 @@ from training.processes.process_group import World, any_rank, sum_over_ranks
 
 _SILENCED = ("tensorboard", "csv_monitor", "wandb", "comet", "flops_profiler", "comms_logger")
 MAX_ACCUMULATION = 2  # enough to see that micro-batches are added up; more would only take longer
+FEWEST_TIMED, MOST_TIMED = 3, 20
 MAX_OVERFLOWS = 24  # a loss scale of 2**16 falls to 1 in 16 skipped steps, two to each with DeepSpeed's hysteresis
 
 
@@ -73,6 +76,13 @@ class TrialEngine:
         self.engine.lr_scheduler = None
         self.order = SampleStream(stream.num_rows(seq_len), seed)
 
+    @classmethod
+    def of(cls, run: RunContext) -> TrialEngine:
+        """Return an engine like the run's own, on its training rows."""
+        options, stream = run.options, run.corpus.split("train")
+        own = {"seed": options.seed, "seq_len": options.max_seq_len, "init_from": options.init_from}
+        return cls(run.config, run.resolved, world=run.world, stream=stream, kernels=run.kernels, **own)
+
     def _trial_config(self, resolved: Resolved) -> dict[str, Any]:
         """Return the run's JSON without what writes files or prints, and with few accumulated micro-batches."""
         config = copy.deepcopy(resolved.config)
@@ -120,8 +130,7 @@ class TrialEngine:
         loss, micro_seconds = torch.zeros((), dtype=torch.float64, device=self.device), 0.0
         for micro_step in range(self.accumulation):
             started = self.clock()
-            ids, targets = data_sampler.tensors(self.stream, rows, self.seq_len, self.device)
-            losses = self.engine(ids, targets, self.stream.targets(rows, self.seq_len))
+            losses = self.losses(rows)
             self.engine.backward(losses.total)
             loss += losses.lm.detach().double()
             micro_seconds += self.clock() - started
@@ -133,6 +142,22 @@ class TrialEngine:
         mean = sum_over_ranks(loss).item() / self.accumulation / self.world.size
         norm = self.engine.get_global_grad_norm()
         return Step(mean, math.nan if norm is None else float(norm), micro_seconds / self.accumulation, step_seconds)
+
+    def losses(self, rows: list[int]) -> Losses:
+        """Return the losses of a forward pass over `rows`: means over their own targets that count."""
+        ids, targets = data_sampler.tensors(self.stream, rows, self.seq_len, self.device)
+        counted = self.stream.targets(rows, self.seq_len)
+        return self.engine(ids, targets, counted, counted)
+
+    def timed_steps(self, seconds: float) -> list[Step]:
+        """Take 3 to 20 steps at learning rate 0 on the run's rows, as many as fit about `seconds` on every rank."""
+        taken: list[Step] = []
+        started = self.clock()
+        while len(taken) < MOST_TIMED:
+            taken.append(self.step(self.rows(self.micro_batch, batch=len(taken))))
+            if self.any_rank(len(taken) >= FEWEST_TIMED and self.clock() - started > seconds):
+                break
+        return taken
 
     def clock(self) -> float:
         """Return seconds, after the device has done what it was asked to."""

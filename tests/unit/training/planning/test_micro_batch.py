@@ -4,15 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from common.errors import UserError
 from model import ModelConfig
 from training.config.load import load
 from training.config.resolve import check
 from training.config.validate import RunFacts
-from training.planning.micro_batch import CLOSE, divisors, fill_in_auto, largest_that_fits, planned_bytes
+from training.planning.micro_batch import CLOSE, divisors, fill_in_auto, planned_bytes
 from training.planning.plan import PLANNED_T4X2
 
 CONFIG = Path(__file__).parents[4] / "ds_configs" / "t4x2.json"
@@ -27,14 +25,6 @@ def filled(*overrides, device=SMALL, begun_with=None, model=DENSE):
         return check(config, FACTS, device, source="t4x2.json")
 
     return fill_in_auto(load(CONFIG, [*AUTO, *overrides]), checked, model, device, 2, 128, begun_with)
-
-
-@given(st.integers(0, 40), st.lists(st.integers(1, 60), unique=True, max_size=12).map(sorted))
-def test_the_largest_that_fits_is_found_in_few_steps(available, sizes):
-    asked = []
-    found = largest_that_fits(sizes, lambda size: asked.append(size) or size, available)
-    assert found == max((size for size in sizes if size <= available), default=None)
-    assert len(asked) <= 4
 
 
 def test_auto_takes_the_largest_that_surely_fits_and_keeps_the_batch():

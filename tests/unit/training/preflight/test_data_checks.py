@@ -29,7 +29,7 @@ ROWS = RowFigures({0: 0.01, 1: 1.0, 2: 0.01, 3: 0.01}, 1.0, 0.0, 0.0, 0.0, 1.0)
         ({"matches": {0: 1.0, 1: 0.0, 2: 0.0, 3: 0.0}}, "the input itself"),
         ({"matches": {0: 0.0, 1: 0.1, 2: 0.0, 3: 1.0}}, "3 places on"),
         ({"matches": {0: 0.1, 1: 0.5, 2: 0.1, 3: 0.1}}, "only 50.0%"),
-        ({"last_match": 0.5}, "the last target"),
+        ({"right_targets": 0.5}, "50.0% of the targets are not"),
         ({"from_corpus": 0.5}, "not those of the corpus"),
     ],
 )
