@@ -10,6 +10,7 @@ docs/dev/performance.md.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -84,25 +85,32 @@ def update(
 
 
 def install_polar(ds_config: dict[str, Any], *, bf16_fast: bool) -> dict[str, Any]:
-    """Return what DeepSpeed is to read: "standard" in place of "polar", which from then on is the iteration here."""
+    """Return what DeepSpeed is to read: "standard" in place of "polar", which from then on is the iteration here.
+
+    For a configuration without "polar" DeepSpeed's own is put back, which an engine before this one may have replaced.
+    """
     params = ds_config.get("optimizer", {}).get("params", {})
-    if params.get("ns_method") != "polar":
+    polar = params.get("ns_method") == "polar"
+    if polar or "deepspeed.runtime.zero.muon.original_muon" in sys.modules:
+        _replace_update((torch.bfloat16 if bf16_fast else torch.float32) if polar else None)
+    if not polar:
         return ds_config
-    _replace_update(torch.bfloat16 if bf16_fast else torch.float32)
     optimizer = ds_config["optimizer"]
     return {**ds_config, "optimizer": {**optimizer, "params": {**params, "ns_method": "standard"}}}
 
 
-def _replace_update(dtype: torch.dtype) -> None:
+def _replace_update(dtype: torch.dtype | None) -> None:
+    """Have "standard" be the iteration here in `dtype`, or DeepSpeed's for None."""
     from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
 
-    theirs = original_muon.muon_update
+    theirs: Any = getattr(original_muon.muon_update, "theirs", original_muon.muon_update)
 
     def muon_update(*args: Any, ns_method: str = "gram", **more: Any) -> Tensor:
-        if ns_method != "standard":  # of another engine in this process
+        if dtype is None or ns_method != "standard":
             return theirs(*args, ns_method=ns_method, **more)
         return update(*args, dtype=dtype, **more)
 
+    setattr(muon_update, "theirs", theirs)  # noqa: B010 (functions have no such attribute for a type checker)
     modules: list[Any] = [original_muon, muon_optimizer]  # with ZeRO and without
     for module in modules:
         module.muon_update = muon_update

@@ -112,6 +112,9 @@ def test_deepspeed_uses_it_where_the_json_says_so(deepspeeds):
     for module in deepspeeds:
         step = module.muon_update(gradient.clone(), torch.zeros(64, 16), ns_method="standard")
         assert torch.allclose(step, 2 * orthogonalize(gradient, torch.float32), atol=1e-4)  # sqrt(64 / 16)
+    install_polar(plain, bf16_fast=False)  # of an engine after it in the same process
+    back = deepspeeds[0].muon_update(gradient.clone(), torch.zeros(64, 16), ns_method="standard")
+    assert not torch.allclose(back, step, atol=0.05)
 
 
 @pytest.mark.filterwarnings(DEEPSPEEDS_IMPORT)
