@@ -135,7 +135,7 @@ def locate(engine: Engine, stream: TokenStream, micro_batches: list[list[int]], 
 
 
 def _bad_weights(engine: Engine) -> list[str]:
-    return [shard.name for shard in master_weights(engine) if not shard.values.isfinite().all()]
+    return [name for name, values in master_weights(engine).items() if not values.isfinite().all()]
 
 
 def _first_bad_output(engine: Engine, stream: TokenStream, micro_batches: list[list[int]], seq_len: int) -> str | None:

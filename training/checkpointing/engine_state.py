@@ -56,7 +56,7 @@ def tensors(engine: Engine, local: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def master_weights_finite(engine: Engine) -> bool:
     """Return whether every weight that this rank steps is a finite number."""
-    checks = [shard.values.isfinite().all() for shard in master_weights(engine)]
+    checks = [values.isfinite().all() for values in master_weights(engine).values()]
     return bool(torch.stack(checks).all()) if checks else True
 
 

@@ -62,40 +62,15 @@ def expert_group(ep_size: int) -> dist.ProcessGroup:
 
 def _is_first_copy(engine: Engine, *, expert: bool) -> bool:
     """Return whether this rank is the first of those that hold the same parameters."""
-    from deepspeed.utils import groups
-
     if not expert:
         return engine.global_rank == 0
+    from deepspeed.utils import groups
+
     name = next(layer.moe.expert_group_name for layer in engine.module.expert_layers())
     return groups._get_expert_data_parallel_rank(name) == 0
 
 
-# --- fp32 master weights and gradients --------------------------------------------------------------------------------
-
-
-def owned_weights(engine: Engine) -> dict[str, Tensor]:
-    """Return this rank's part of the weights that the optimizer steps, flat views by Hugging Face name.
-
-    With ZeRO-1 and 2 these are fragments of the fp32 partitions, so a parameter may be cut short or missing here and be
-    on another rank; without ZeRO in fp32 they are the parameters themselves. Where DeepSpeed keeps no link between the
-    two (fp16 without ZeRO) they bear the number of their group instead of a name.
-    """
-    named = {
-        hf_name(name, engine.module): parameter
-        for name, parameter in engine.module.named_parameters()
-        if parameter.requires_grad
-    }
-    groups = [group["params"] for group in engine.optimizer.param_groups]
-    stepped = {id(tensor) for group in groups for tensor in group}
-    parts: dict[str, Tensor]
-    if any(hasattr(parameter, "_hp_mapping") for parameter in named.values()):
-        mappings = {name: getattr(parameter, "_hp_mapping", None) for name, parameter in named.items()}
-        parts = {name: mapping.hp_fragment for name, mapping in mappings.items() if mapping is not None}
-    elif all(id(parameter) in stepped for parameter in named.values()):
-        parts = dict(named)
-    else:
-        parts = {f"group {i}, tensor {j}": tensor for i, group in enumerate(groups) for j, tensor in enumerate(group)}
-    return {name: tensor.detach().view(-1) for name, tensor in parts.items()}
+# --- gradients and published weights ----------------------------------------------------------------------------------
 
 
 def gradient(parameter: nn.Parameter) -> Tensor | None:
@@ -155,9 +130,9 @@ def shards(engine: Engine) -> list[Shard]:
     ]
 
 
-def master_weights(engine: Engine) -> Iterator[Shard]:
-    """Yield the shards of the weights that the optimizer steps."""
-    return (shard for shard in shards(engine) if shard.kind == MASTER)
+def master_weights(engine: Engine) -> dict[str, Tensor]:
+    """Return this rank's part of the weights that the optimizer steps: flat views, at most one of a parameter."""
+    return {shard.name: shard.values for shard in shards(engine) if shard.kind == MASTER}
 
 
 def _partitioned(optimizer: Any, partitions: list[Tensor], groups: list[list[Any]], names: Names) -> Iterator[Shard]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.hf import hf_name
-from training.engine.internals import owned_weights
+from training.engine.internals import master_weights
 from training.engine.protocol import Engine
 
 
@@ -53,8 +53,11 @@ class WeightSample:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over a snapshot of the same rank of as many."""
-        # in its own order, so that means over it are the same to the last digit
-        self._before = {name: state[name].to(self.engine.device) for name in self._sampled()}
+        names = list(self._sampled())
+        if state.keys() >= set(names):  # in its own order, so that means over it are the same to the last digit
+            self._before = {name: state[name].to(self.engine.device) for name in names}
+        else:  # of an earlier version, which had other names for fp16 without ZeRO
+            self.snapshot()
 
     def compare(self) -> tuple[float, float]:
         """Return (share of the weights unchanged, mean ratio over the matrices) since the last snapshot.
@@ -82,7 +85,7 @@ class WeightSample:
         # an odd stride, so that a matrix of even width is not sampled in one column only
         return {
             name: weights[:: weights.numel() // self.per_tensor | 1][: self.per_tensor]
-            for name, weights in owned_weights(self.engine).items()
+            for name, weights in master_weights(self.engine).items()
             if weights.numel()
         }
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.hf import hf_name, is_expert
-from training.engine.internals import gradient, loss_scale, owned_weights
+from training.engine.internals import gradient, loss_scale, master_weights
 from training.engine.protocol import Engine
 from training.monitoring.weight_updates import Change, WeightSample
 from training.preflight.report import Result, failed, passed, warned
@@ -176,7 +176,7 @@ def measure_updates(trial: TrialEngine, rows: list[int]) -> UpdateFigures:
         sample.snapshot()
         trial.step(rows, lr_factor)
         changes.append(_merge(gather_from_ranks(sample.changes())))
-    dtypes = {str(weights.dtype).removeprefix("torch.") for weights in owned_weights(trial.engine).values()}
+    dtypes = {str(weights.dtype).removeprefix("torch.") for weights in master_weights(trial.engine).values()}
     return UpdateFigures(*changes, dtype=", ".join(sorted(dtypes)))
 
 

@@ -35,8 +35,8 @@ runtime.fp16.loss_scaler:DynamicLossScaler | min_scale raise_error_at_min_scale
     | stopping at the lowest loss scale (internals.lowest_loss_scale)
 runtime.fp16.loss_scaler:LossScaleConfig | cur_scale cur_iter last_overflow_iter min_loss_scale
     | the loss scale of a continued run without ZeRO (engine_state.py)
-utils.tensor_fragment:tensor_fragment | hp_fragment hp_fragment_address lp_fragment_address
-    | checkpoints and update_ratio (internals.shards, internals.owned_weights)
+utils.tensor_fragment:tensor_fragment | hp_fragment_address lp_fragment_address
+    | checkpoints and update_ratio (internals.shards)
 utils.tensor_fragment:tensor_fragment | get_lp_grad_fragment | preflight's gradients (internals.gradient)
 utils.mixed_precision_linkage | _hp_mapping _index_in_param_group
     | checkpoints, update_ratio and preflight's gradients (internals)
