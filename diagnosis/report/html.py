@@ -29,7 +29,7 @@ def page(diagnosis: dict[str, Any]) -> str:
     t = messages.section("page")
     rows = {row["name"]: row for row in losses["rungs"]} | {name: losses[name] for name in ("model", "train")}
     bars = sections.baselines(rows, t)
-    shown: dict[str, Any] = {
+    shown = {
         "causes": diagnosis["causes"],
         "baselines": bars or diagnosis["offsets"],
         "repetition": diagnosis["repetition"],
@@ -46,7 +46,7 @@ def page(diagnosis: dict[str, Any]) -> str:
     return render(
         "page.html.j2",
         t,
-        **diagnosis | shown | {"baselines": bars},
+        **dict[str, Any](diagnosis | shown | {"baselines": bars}),
         contents=[(name, t.get(f"{name}_title", t[name])) for name in shown if shown[name]],
         state="faulty" if state == "unknown" and diagnosis["causes"] else state,
         facts=sections.facts(diagnosis["subject"], t, language),

@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportArgumentType=false, reportGeneralTypeIssues=false
 """The Triton kernels; nothing but `launch` imports this module, since Triton comes with CUDA builds of PyTorch alone.
 
 Arithmetic is in fp32, sizes of blocks are fixed and no kernel adds atomically, so the same inputs give the same bits in
