@@ -287,9 +287,7 @@ def test_tensorboard_shows_the_same(finished_run):
         assert [event.step for event in scalars] == column(rows, "step")
         assert [event.value for event in scalars] == pytest.approx(column(rows, "loss"), rel=1e-6)
     assert len(board.Scalars("train/lr")) == 12
-    load = [event.value for event in board.Scalars("expert_load/layer_1/expert_3")]
-    assert load == pytest.approx([row["expert_load"][1][3] for row in metrics(finished_run, "train")], rel=1e-5)
-    assert "expert_load/layer_0" in board.Tags()["histograms"]
+    assert "expert_load" in board.Tags()["images"]
     assert any("samples" in tag for tag in board.Tags()["tensors"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ TINY = ["hidden_size=32", "num_hidden_layers=1", "num_attention_heads=2", "num_k
 TINY += ["moe_intermediate_size=32", "eval_tokens=1000"]
 
 
-def session(folder: Path, text: Path, steps: int, earlier: Path, tune: float = 0.0) -> Any:
+def session(folder: Path, text: Path, steps: int, earlier: Path) -> Any:
     """Return the notebook with the parameters of a session that keeps its files in `folder`."""
     notebook = nbformat.read(ROOT / "examples" / "kaggle.ipynb", as_version=4)
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     flags = [word for flag in [*TINY, f"max_steps={steps}"] for word in ("--" + flag).split("=")]
     flags += ["--set", "train_micro_batch_size_per_gpu=2", "gradient_accumulation_steps=2", "train_batch_size=auto"]
     values = {"REPOSITORY": ROOT, "CODE": ROOT, "TEXT": text, "WORK": folder, "EARLIER": earlier}
-    values = {name: str(path) for name, path in values.items()} | {"MODEL": flags, "PIP": [], "TUNE_MINUTES": tune}
+    values = {name: str(path) for name, path in values.items()} | {"MODEL": flags, "PIP": [], "TUNE_MINUTES": 0}
     for other in notebook.cells:  # other tests may hold the launcher's usual port
         other.source = other.source.replace('"--num_gpus"', f'"--master_port", {free_port()}, "--num_gpus"')
     cell.source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
@@ -46,11 +45,10 @@ def test_a_session_trains_shows_and_exports_and_the_next_one_goes_on(tmp_path, m
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     text, first, second = tmp_path / "stories.jsonl", tmp_path / "first", tmp_path / "second"
     write_sample_corpus(text, 400)
-    printed = run(session(first, text, 4, tmp_path / "none", tune=0.01), first)
+    printed = run(session(first, text, 4, tmp_path / "none"), first)
     assert "a new run" in printed and "step 4/4" in printed and "bigram" in printed
     assert "the run ended: finished" in printed
     assert (first / "run" / "model" / "model.safetensors").is_file()
-    assert json.loads((first / "tune" / "tune.json").read_text())["trials"]
     assert {"curve.svg", "diagnosis.html", "model.gguf"} <= {path.name for path in first.iterdir()}
     notebook = session(second, text, 6, first)
     trains = next(place for place, cell in enumerate(notebook.cells) if "--time_limit" in cell.source)

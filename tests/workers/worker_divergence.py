@@ -58,7 +58,7 @@ class Planted(trainer.Trainer):
     def _weights(self) -> Iterator[None]:
         yield
         if self.world.rank == 0:
-            next(master_weights(self.engine)).values[0] = math.nan
+            next(iter(master_weights(self.engine).values()))[0] = math.nan
 
     def _diverged(self, what: str) -> None:
         try:

@@ -86,17 +86,13 @@ class Case:
         )
 
 
-FP32, STAGE1, ACCUMULATE = "bf16.enabled=false", "zero_optimization.stage=1", "gradient_accumulation_steps=2"
+FP32, ACCUMULATE = "bf16.enabled=false", "gradient_accumulation_steps=2"
 MEASURED = {
     "dense fp32 ZeRO-2": Case(DENSE, resolved(DENSE, FP32)),
-    "dense bf16 ZeRO-1": Case(DENSE, resolved(DENSE, STAGE1)),
-    "experts bf16 ZeRO-2": Case(MOE, resolved(MOE)),
-    "experts bf16 ZeRO-2 accumulated, Muon": Case(MOE, resolved(MOE, ACCUMULATE, file="cpu_x2.json")),
+    "experts bf16 ZeRO-2 accumulated": Case(MOE, resolved(MOE, ACCUMULATE)),
 }
 SPLIT = replace(TINY, ep_size=2)
 TWO_RANKS = {
-    "dense": Case(replace(TINY, use_moe=False), resolved(replace(TINY, use_moe=False), world=2), 2, 32),
-    "experts on both": Case(TINY, resolved(TINY, world=2), 2, 32),
     "experts split": Case(SPLIT, resolved(SPLIT, world=2), 2, 32),
     "experts split, Muon": Case(SPLIT, resolved(SPLIT, file="cpu_x2.json", world=2), 2, 32),
 }
