@@ -34,7 +34,6 @@ CPU = Device(
     peak_flops=None,
 )
 MOE = ModelConfig(num_hidden_layers=2)
-DENSE = replace(MOE, use_moe=False)
 TINY = ModelConfig(
     vocab_size=512,
     hidden_size=64,
@@ -86,15 +85,11 @@ class Case:
         )
 
 
-FP32, ACCUMULATE = "bf16.enabled=false", "gradient_accumulation_steps=2"
-MEASURED = {
-    "dense fp32 ZeRO-2": Case(DENSE, resolved(DENSE, FP32)),
-    "experts bf16 ZeRO-2 accumulated": Case(MOE, resolved(MOE, ACCUMULATE)),
-}
+MEASURED = {"experts bf16 ZeRO-2 accumulated": Case(MOE, resolved(MOE, "gradient_accumulation_steps=2"))}
 SPLIT = replace(TINY, ep_size=2)
 TWO_RANKS = {
-    "experts split": Case(SPLIT, resolved(SPLIT, world=2), 2, 32),
-    "experts split, Muon": Case(SPLIT, resolved(SPLIT, file="cpu_x2.json", world=2), 2, 32),
+    "AdamW": Case(SPLIT, resolved(SPLIT, world=2), 2, 32),
+    "Muon": Case(SPLIT, resolved(SPLIT, file="cpu_x2.json", world=2), 2, 32),
 }
 
 
