@@ -48,6 +48,9 @@ def main(argv: list[str] | None = None) -> None:
     add("--beta", type=float, default=0.1, help="how closely to keep to the model as it was (%(default)s)")
     add("--rank", type=int, default=8, help="of the adapters (%(default)s)")
     args = parser.parse_args(argv)
+    folder = args.output / "model"
+    if folder.exists():
+        parser.error(f"--output {args.output}: holds a model already; give a new folder")
 
     import torch
     from datasets import load_dataset
@@ -65,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         logging_steps=max(1, args.steps // 10),
         save_strategy="no",
         report_to="none",
-        bf16=torch.cuda.is_available(),
+        bf16=False,  # trl would switch it on, and a T4 has none
         gradient_checkpointing=False,
     )
     trainer = DPOTrainer(
@@ -76,7 +79,6 @@ def main(argv: list[str] | None = None) -> None:
         peft_config=LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=ATTENTION, task_type="CAUSAL_LM"),
     )
     trainer.train()
-    folder = args.output / "model"
     trainer.model.merge_and_unload().save_pretrained(folder)
     for name in KEPT:
         if (args.model / name).is_file():

@@ -108,12 +108,8 @@ def router_logits_fused(x_SH: Tensor, weight_EH: Tensor) -> Tensor:
     return _RouterLogits.apply(x_SH, weight_EH)
 
 
-class _FusedDispatch(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x_SH: Tensor, source_P: Tensor, row_SK: Tensor) -> Tensor:
-        """(P, H); PyTorch's gathering is one kernel."""
-        ctx.save_for_backward(row_SK)
-        return x_SH.index_select(0, source_P)
+class _FusedDispatch(_Dispatch):
+    """Forward as the plain one, where PyTorch's gathering is one kernel already."""
 
     @staticmethod
     def backward(ctx, grad_PH: Tensor) -> tuple[Tensor, None, None]:

@@ -199,9 +199,8 @@ def _of_parameter(name: str, default: object) -> Kind:
 
 def _former_keys() -> dict[str, str]:
     removed = getattr(config, "_REMOVED_TOP_LEVEL_CONFIG_KEYS", {}) | getattr(config, "_REMOVED_ZERO_CONFIG_KEYS", {})
-    extras = {name: field.json_schema_extra for name, field in DeepSpeedZeroConfig.model_fields.items()}
-    documented = {name: extra for name, extra in extras.items() if isinstance(extra, dict)}
-    renamed = {name: extra["new_param"] for name, extra in documented.items() if extra.get("deprecated")}
+    fields: dict[str, Any] = DeepSpeedZeroConfig.model_fields
+    renamed = {name: field.json_schema_extra["new_param"] for name, field in fields.items() if _deprecated(field)}
     return {
         **dict.fromkeys(removed, "DeepSpeed has removed it"),
         **{name: f"now it is {new}" for name, new in renamed.items()},

@@ -70,7 +70,7 @@ class _Question(socketserver.StreamRequestHandler):
     server: Server
 
     def handle(self) -> None:
-        with suppress(OSError, ValueError):  # it has gone, or is no rank
+        with suppress(OSError, ValueError, TypeError, KeyError):  # it has gone, or is no rank of this version
             question, address = json.loads(self.rfile.readline()), self.request.getsockname()[0]
             answer = self.server.answer(question, address.removeprefix("::ffff:"))
             self.wfile.write(json.dumps(answer).encode() + b"\n")
