@@ -46,7 +46,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             h_CH = h_SH[rows]
             log_likelihood, error_CV = error_of(h_CH @ weight_VH.T, target_S[rows])
             loss -= log_likelihood
-            grad_h[rows] = error_CV @ weight_VH
+            grad_h[rows] = (error_CV @ weight_VH).float()
             part_weight = (error_CV.T @ h_CH).float()
             grad_weight = part_weight if grad_weight is None else grad_weight.add_(part_weight)
             del error_CV, part_weight  # before the next chunk takes as much again
