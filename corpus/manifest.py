@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -179,7 +179,7 @@ class Manifest(Record):
 
 def input_infos(files: Sequence[TextFile], side: str) -> list[InputInfo]:
     """Return what the manifest says of the files of one side: of many, their folders only."""
-    paths = list(dict.fromkeys(file.path for file in files))
+    paths = list(dict.fromkeys(file.path for file in files if file.side == side))
     if len(paths) <= MOST_FILES_LISTED:
         return [InputInfo(file=path.name, side=side, bytes=path.stat().st_size) for path in paths]
     folders: dict[Path, list[int]] = {}
@@ -192,14 +192,14 @@ def input_infos(files: Sequence[TextFile], side: str) -> list[InputInfo]:
 
 
 def source_infos(
-    files: Sequence[TextFile], weights: Sequence[float], counts: Sequence[Counter[str]]
+    files: Sequence[TextFile], weights: Sequence[float], counts: Mapping[int, Counter[str]]
 ) -> list[SourceInfo]:
     """Return what the manifest says of the sources of a mixture, given what train has of each."""
     found = []
-    for source, (weight, count) in enumerate(zip(weights, counts, strict=True)):
+    for source, weight in enumerate(weights):
         paths = [file.path for file in files if file.source == source]
         name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name}/"
-        figures = {key: count[key] for key in ("documents", "bytes", "tokens")}
+        figures = {key: counts[source][key] for key in ("documents", "bytes", "tokens")}
         found.append(SourceInfo(name=name, weight=weight, **figures))
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +16,8 @@ from common.errors import UserError
 from common.files import sha256_file
 from common.hardware import usable_cores
 from common.training_text import TrainingText
-from corpus.conversations.figures import AnswerFigures
 from corpus.formats.detect import TextFile
 from corpus.manifest import (
-    BYTES_PER_TOKEN,
-    FORMAT,
     MANIFEST_NAME,
     TOKENIZER_NAME,
     Manifest,
@@ -31,18 +28,14 @@ from corpus.manifest import (
 from corpus.ngram_baselines import NGramBaselines, measure
 from corpus.packing import PackedChunk, TextFigures, pack_chunk
 from corpus.partial_folder import Part, PartialFolder, check_replaceable
-from corpus.reader import Chunk, read_chunks, remarks, text_files
+from corpus.reader import Chunk, read_chunks, remarks
 from corpus.report import CorpusReport, build_report
 from corpus.scan import ChunkDocuments, Key, Scan, scan_chunk
-from corpus.settings import PreparationSettings, fingerprint_of
+from corpus.settings import FORMAT, PreparationSettings
 from corpus.shards import Corpus, MaskedStream, SplitWriter, open_stream
 from corpus.tokenizer import entry_ids, load_tokenizer, special_ids, train_tokenizer_json, vocab_size
 from corpus.workers import WorkerPool
 
-# Text to train a tokenizer on: 32 MB for 6,400 entries, which settles their merges in about a minute; training takes
-# time in proportion to the text, and would otherwise cost as much as packing the whole corpus.
-SAMPLE_BYTES_PER_ENTRY = 5_000
-MAX_SAMPLE_BYTES = 100 * 10**6
 # Below this, starting processes takes longer than the work.
 IN_PROCESS_BYTES = 2 * 2**20
 CHANGED = "--input: a file changed while it was read; run again when nothing writes to it"
@@ -55,15 +48,17 @@ def prepare(
     *,
     workers: int | None = None,
     progress: TextIO | None = sys.stderr,
+    fingerprint: str | None = None,
 ) -> Manifest:
     """Make `output` a prepared corpus of the text in `inputs` (files, folders, patterns), or reuse it if it is one.
 
     The result depends on the content of the files and on the settings, never on `workers` (default: all cores) or
     chance. What a process that was killed has done is not done again, and parts that were prepared are joined. Memory
     stays constant but for 110 bytes a distinct document, with `dedup` "near" up to 1,200 (see `Scan`). `progress` None
-    is silent. UserError for bad input; then `output` is as it was.
+    is silent. All text is read for its `fingerprint` unless that is given. UserError for bad input; then `output` is as
+    it was.
     """
-    with _begin(inputs, output, settings, workers, progress) as begun:
+    with _begin(inputs, output, settings, workers, progress, fingerprint=fingerprint) as begun:
         return begun if isinstance(begun, Manifest) else begun.build()
 
 
@@ -92,54 +87,50 @@ def _begin(
     workers: int | None,
     progress: TextIO | None,
     part: Part | None = None,
+    fingerprint: str | None = None,
 ) -> Iterator[Manifest | _Preparation]:
     """Yield what can be prepared now, or the manifest of `output` if that is done."""
-    files, val_files = _check(inputs, settings, workers)
+    files = _check(inputs, settings, workers)
     check_replaceable(output)
-    name = fingerprint_of(files, val_files, settings)
-    manifest = _reusable(output, name, progress)
-    if manifest is not None:
+    fingerprint = fingerprint or settings.fingerprint(files)
+    if manifest := _reusable(output, fingerprint, progress):
         yield manifest
         return
-    partial = PartialFolder(output, name, part)
-    for remark in (*remarks([*val_files, *files]), *partial.remarks()):
+    partial = PartialFolder(output, fingerprint, part)
+    for remark in (*remarks(files), *partial.remarks()):
         _say(progress, remark)
     if workers is None:
         workers = usable_cores()
-    in_process = workers == 1 or _size([*val_files, *files]) < IN_PROCESS_BYTES
+    in_process = workers == 1 or _size(files) < IN_PROCESS_BYTES
     with partial.open(), WorkerPool(0 if in_process else workers) as pool:
-        yield _Preparation(files, val_files, settings, name, partial, pool, progress)
+        yield _Preparation(files, settings, fingerprint, partial, pool, progress)
 
 
-def _check(
-    inputs: Sequence[Path], settings: PreparationSettings, workers: int | None
-) -> tuple[list[TextFile], list[TextFile]]:
-    """Return the files of `inputs` and of validation; report every problem with the arguments at once."""
+def _check(inputs: Sequence[Path], settings: PreparationSettings, workers: int | None) -> list[TextFile]:
+    """Return the files to read; report every problem with the arguments at once."""
     problems = settings.problems() + ([] if inputs else ["--input: give at least one file, folder or pattern"])
-    sides: list[list[TextFile]] = []
-    for paths in (inputs, settings.val_inputs):
-        try:
-            sides.append(text_files(paths, settings.format))
-        except UserError as error:
-            problems.append(str(error))
     if workers is not None and workers < 1:
         problems.append(f"--workers {workers}: must be at least 1")
+    files = []
+    try:
+        files = settings.files(inputs)
+    except UserError as error:
+        problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
     if settings.tokenizer is not None:
         special_ids(load_tokenizer(settings.tokenizer))
-    return sides[0], sides[1]
+    return files
 
 
-def _reusable(output: Path, name: str, progress: TextIO | None) -> Manifest | None:
+def _reusable(output: Path, fingerprint: str, progress: TextIO | None) -> Manifest | None:
     """Return the manifest of `output` if it is whole and was made from the same content and settings."""
     if not (output / MANIFEST_NAME).exists():
         return None
     try:
-        manifest = Manifest.read(output)
-        if manifest.fingerprint != name:
+        if Manifest.read(output).fingerprint != fingerprint:
             return None
-        Corpus.open(output)
+        manifest = Corpus.open(output).manifest
         CorpusReport.read(output)
     except UserError as error:
         _say(progress, f"preparing again: {error}")
@@ -167,7 +158,6 @@ class _Preparation:
     """One preparation: what it reads, and the folder, the workers and the stream of messages that it uses."""
 
     files: Sequence[TextFile]
-    val_files: Sequence[TextFile]
     settings: PreparationSettings
     fingerprint: str
     partial: PartialFolder
@@ -206,38 +196,36 @@ class _Preparation:
         scan = self._finished_scan()
         _say(self.progress, scan.bad_line_message())
         source = self._make_tokenizer(scan)
-        writers, figures, examples, sources = self._write(scan)
+        writers, figures = self._write(scan)
         splits = {split: writer.finish() for split, writer in writers.items()}
         tokenizer = load_tokenizer(self.folder / TOKENIZER_NAME)
-        bos_id, eos_id, pad_id = special = special_ids(tokenizer)
-        unused = [i for i in entry_ids(tokenizer) if not writers["train"].frequencies[i] and i not in special]
+        entries, (bos_id, eos_id, pad_id) = vocab_size(tokenizer), (special := special_ids(tokenizer))
+        train = writers["train"]
+        unused = [i for i in entry_ids(tokenizer) if not train.frequencies[i] and i not in special]
         TrainingText(characters="".join(sorted(figures.characters)), unused_tokens=unused).write(self.folder)
         manifest = Manifest(
             format=FORMAT,
             fingerprint=self.fingerprint,
             settings=self.settings.recorded(),
-            inputs=input_infos(self.val_files, "val") + input_infos(self.files, "train"),
-            vocab_size=vocab_size(tokenizer),
+            inputs=[info for side in ("val", "train") for info in input_infos(self.files, side)],
+            vocab_size=entries,
             bos_id=bos_id,
             eos_id=eos_id,
             pad_id=pad_id,
             tokenizer_sha256=sha256_file(self.folder / TOKENIZER_NAME),
             tokenizer_source=source,
-            entropy_nats=round(writers["train"].entropy_nats(), 6),
-            ngram_baselines=self._measure_baselines(splits, special, vocab_size(tokenizer)),
+            entropy_nats=round(train.entropy_nats(), 6),
+            ngram_baselines=self._measure_baselines(splits, special, entries),
             exact_duplicates=scan.exact_duplicates,
             dropped_in_val=scan.dropped_in_val,
             skipped={reason: count for reason, count in sorted(scan.skipped.items()) if count},
             bad_lines=scan.bad_lines,
             splits=splits,
-            sources=source_infos(self.files, self.settings.weights, sources) or None,
+            sources=source_infos(self.files, self.settings.weights, train.by_source) or None,
         )
         manifest.write(self.folder)
-        answers = AnswerFigures()
-        for writer in writers.values():
-            answers.add(writer.answers)
-        cleaning = scan.duplicates(examples), scan.repetition.report()
-        build_report(manifest, figures, *cleaning, len(unused), answers).write(self.folder)
+        answers = [writer.answers for writer in writers.values()]
+        build_report(manifest, figures, scan, len(unused), answers).write(self.folder)
         self.partial.take_place()
         return manifest
 
@@ -269,12 +257,12 @@ class _Preparation:
         records.finish()
 
     def _chunks(self) -> Iterator[tuple[Key, Chunk]]:
-        """Yield the chunks of this part; those of validation files come first."""
-        files, part = [*self.val_files, *self.files], self.partial.part
-        for number, file in enumerate(files):
-            if part.takes_file(number, len(files)):
+        """Yield the chunks of this part."""
+        part, count = self.partial.part, len(self.files)
+        for number, file in enumerate(self.files):
+            if part.takes_file(number, count):
                 for place, chunk in enumerate(read_chunks(file)):
-                    if part.takes_chunk(place, len(files)):
+                    if part.takes_chunk(place, count):
                         yield (number, place), chunk
 
     def _bar(self, title: str, total_bytes: int) -> tqdm:
@@ -286,21 +274,12 @@ class _Preparation:
 
     def _scan(self) -> Scan:
         """Run the first pass."""
-        s, files = self.settings, [*self.val_files, *self.files]
-        scan = Scan(
-            dedup=s.dedup,
-            drop_repetitive=s.repetition == "drop",
-            val_fraction=0.0 if s.val_inputs else s.val_fraction,
-            sample_bytes=0 if s.tokenizer else min(MAX_SAMPLE_BYTES, SAMPLE_BYTES_PER_ENTRY * s.vocab_size),
-        )
+        scan = Scan(self.settings)
         # The ceiling is read when the task is made: by then the sample may have filled up, and less text need travel.
-        tasks = (
-            (key, (chunk, key[0] < len(self.val_files), scan.settings, scan.sample.ceiling))
-            for key, chunk in self._chunks()
-        )
-        with self._bar("reading", _size(files)) as bar:
+        tasks = ((key, (chunk, self.settings, scan.sample.ceiling)) for key, chunk in self._chunks())
+        with self._bar("reading", _size(self.files)) as bar:
             for key, found in self._results("scan", scan_chunk, tasks):
-                scan.add(key, found, files[key[0]], key[0] < len(self.val_files))
+                scan.add(key, found, self.files[key[0]])
                 bar.set_postfix_str(f"{len(scan.assignment):,} documents", refresh=False)
                 bar.update(found.file_bytes)
         return scan
@@ -310,8 +289,7 @@ class _Preparation:
         scan = self._scan()
         if self.settings.dedup == "near":
             _say(self.progress, f"comparing {len(scan.assignment):,} documents for near duplicates")
-        sides = ([file.path for file in side] for side in (self.files, self.val_files))
-        scan.finish(self.settings.max_bad_share, *sides)
+        scan.finish(self.files)
         return scan
 
     def _make_tokenizer(self, scan: Scan) -> str:
@@ -342,7 +320,7 @@ class _Preparation:
             if key not in scan.chunks:
                 raise UserError(CHANGED)
             places = scan.chunks[key].places
-            examples = [place - places.start for place in wanted if place in places]
+            examples = {place: place - places.start for place in wanted if place in places}
             yield key, (tokenizer, digest, chunk, scan.assignment[places.start : places.stop], masked, examples)
 
     def _packed(self, scan: Scan) -> Iterator[tuple[ChunkDocuments, PackedChunk]]:
@@ -355,29 +333,19 @@ class _Preparation:
                 bar.set_postfix_str(f"{documents:,} documents", refresh=False)
                 bar.update(scan.chunks[key].text_bytes)
 
-    def _write(self, scan: Scan) -> tuple[dict[str, SplitWriter], TextFigures, dict[int, str], list[Counter[str]]]:
-        """Write the shards.
-
-        Return the writers, still open at their last shard, what is counted of texts, the beginnings of the examples by
-        place, and what train has of each source of a mixture.
-        """
+    def _write(self, scan: Scan) -> tuple[dict[str, SplitWriter], TextFigures]:
+        """Write the shards; return the writers, still open at their last shard, and what is counted of texts."""
         masked, size = scan.conversations > 0, self.settings.shard_tokens
         writers = {name: SplitWriter(self.folder, name, size, masked) for name in ("train", "val")}
-        figures, examples, chunks = TextFigures(), {}, 0
-        sources: list[Counter[str]] = [Counter() for _ in self.settings.weights]
+        figures, chunks = TextFigures(), 0
         for chunk, packed in self._packed(scan):
             chunks += 1
             figures.add(packed.figures)
-            examples |= {chunk.places.start + i: text for i, text in packed.examples.items()}
-            if sources and chunk.source >= 0:
-                train = packed.splits["train"]
-                sources[chunk.source].update(documents=train.documents, bytes=train.bytes)
-                sources[chunk.source].update(tokens=len(train.ids) // BYTES_PER_TOKEN)
             for name, writer in writers.items():
-                writer.add(packed.splits[name])
+                writer.add(packed.splits[name], chunk.source)
         if chunks != len(scan.chunks):
             raise UserError(CHANGED)
-        return writers, figures, examples, sources
+        return writers, figures
 
     def _measure_baselines(
         self, splits: dict[str, SplitInfo], special: tuple[int, int, int], entries: int

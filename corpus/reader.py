@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from corpus.conversations import records
-from corpus.formats.detect import PLAIN_FORMAT, FormatSettings, TextFile, detect, json_lines
+from corpus.formats.detect import VALIDATION, TextFile, detect, json_lines
 from corpus.formats.fields import TEXT_KEY, TextFields
 from corpus.formats.find_files import find_files
 from corpus.formats.structured_text import MAX_RECORD_BYTES as MAX_LINE_BYTES
@@ -41,7 +41,7 @@ _INITIAL = ("\ufeff", "\x1e")  # a byte-order mark, and the record separator of 
 class Chunk:
     """Whole JSON Lines of one file; `file_bytes` is how far the file on disk was read for it."""
 
-    source: TextFile
+    file: TextFile
     first_line: int
     data: bytes
     file_bytes: int
@@ -60,13 +60,19 @@ class Parsed:
     """The turns of those documents that are conversations, by their number in `texts`."""
 
 
-def text_files(paths: Sequence[Path], settings: FormatSettings = PLAIN_FORMAT) -> list[TextFile]:
-    """Return what is to be read of files, folders and patterns; UserError names all that cannot be read."""
+def text_files(
+    paths: Sequence[Path], val_paths: Sequence[Path] = (), fields: TextFields | None = None, split_txt: bool = False
+) -> list[TextFile]:
+    """Return what is to be read of files, folders and patterns: `val_paths`, which are for validation, come first.
+
+    UserError names all that cannot be read.
+    """
     files: list[TextFile] = []
     problems: list[str] = []
-    for path, source in find_files(paths):
+    for path, place in find_files([*val_paths, *paths]):
         try:
-            files += [replace(file, source=source) for file in detect(path, settings)]
+            source = max(place - len(val_paths), VALIDATION)
+            files += [replace(file, source=source) for file in detect(path, fields, split_txt)]
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -129,7 +135,7 @@ def parse_chunk(chunk: Chunk) -> Parsed:
     for number, line in enumerate(chunk.data.split(b"\n"), chunk.first_line):
         if line.strip(b" \t\r\xef\xbb\xbf"):
             parsed.lines += 1
-            if reason := _add_line(parsed, line, chunk.source.fields):
+            if reason := _add_line(parsed, line, chunk.file.fields):
                 parsed.problems.append((number, reason))
     return parsed
 

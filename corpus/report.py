@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,9 +14,10 @@ from pydantic import AliasChoices, Field
 from common.records import Count, Number, Record
 from corpus.cleaning.language import FORMS, SCRIPTS
 from corpus.conversations.figures import AnswerFigures
-from corpus.conversations.report import ConversationFigures, conversation_facts
+from corpus.encoding import LENGTH_TYPE
 from corpus.manifest import REPORT_NAME, Manifest, read_record
-from corpus.packing import LENGTH_TYPE, TextFigures
+from corpus.packing import TextFigures
+from corpus.scan import Scan
 from corpus.split import LEFT_OUT
 
 EXAMPLES_SHOWN = 3
@@ -31,13 +31,15 @@ EXPLANATIONS = {
     "bigram": "and what follows the token before",
     "trigram": "and what follows the two tokens before",
 }
+Facts = Iterator[tuple[str, str]]
+"""Label and text; a fact without a label goes on with the one before."""
 
 Name = Annotated[str, Field(pattern=r"^[\w-]{1,100}$")]
 """A key that can be shown to people."""
 
 
-class LengthPercentiles(Record):
-    """Tokens a document, BOS and EOS included: so many that a share of the documents has no more."""
+class Percentiles(Record):
+    """Tokens of a document or of its targets: so many that a share of the documents has no more."""
 
     min: Count
     p10: Count
@@ -55,10 +57,26 @@ class LengthHistogram(Record):
 
 
 class Lengths(Record):
-    """How long the documents are."""
+    """How long the documents are, BOS and EOS included."""
 
-    tokens: LengthPercentiles
+    tokens: Percentiles
     histogram: LengthHistogram
+
+
+class ConversationFigures(Record):
+    """What the conversations of both splits are like; see `AnswerFigures`.
+
+    `target_lengths` are percentiles of the targets of a conversation.
+    """
+
+    conversations: Count
+    turns: Count
+    answers: Count
+    system_texts: Count
+    targets: Count
+    target_lengths: Percentiles
+    copied: Count
+    examples: list[str]
 
 
 class DuplicateExample(Record):
@@ -155,31 +173,27 @@ class CorpusReport(Record):
 
 
 def build_report(
-    manifest: Manifest,
-    figures: TextFigures,
-    duplicates: dict[str, Any],
-    repetition: dict[str, Any],
-    unused: int,
-    answers: AnswerFigures | None = None,
+    manifest: Manifest, figures: TextFigures, scan: Scan, unused: int, answers: Sequence[AnswerFigures]
 ) -> CorpusReport:
     """Return the report of a corpus from what its two passes counted."""
     splits, baselines = manifest.splits.values(), manifest.ngram_baselines
     traditional, simplified = (figures.scripts.get(form, 0) for form in FORMS)
     two_forms = traditional + simplified
     losses = baselines.losses().items() if baselines else ()
+    said = AnswerFigures()
+    for of_split in answers:
+        said.add(of_split)
     return CorpusReport.model_validate(
         {
             **{key: sum(getattr(s, key) for s in splits) for key in ("documents", "tokens", "bytes", "characters")},
             "lengths": _lengths(np.frombuffer(figures.lengths, LENGTH_TYPE)),
-            "duplicates": duplicates,
-            "repetition": repetition,
+            "duplicates": scan.duplicates(figures.examples),
+            "repetition": scan.repetition.report(),
             "left_out": {
                 why: {"documents": figures.left_out_documents[why], "bytes": figures.left_out_bytes[why]}
                 for why in LEFT_OUT.values()
             },
-            "changed": figures.changed,
-            "changed_example": figures.changed_example,
-            "special_tokens": figures.special_tokens,
+            **{key: getattr(figures, key) for key in ("changed", "changed_example", "special_tokens")},
             "unused_entries": unused,
             "scripts": _shares({script: figures.scripts.get(script, 0) for script in SCRIPTS}),
             "traditional_share": round(traditional / two_forms, 6) if two_forms else None,
@@ -189,8 +203,8 @@ def build_report(
             and {
                 name: {"nats": nats, "bits_per_byte": round(baselines.bits_per_byte(nats), 6)} for name, nats in losses
             },
-            "conversations": vars(answers) | {"target_lengths": _percentiles(np.array(answers.lengths))}
-            if answers and answers.conversations
+            "conversations": vars(said) | {"target_lengths": _percentiles(np.array(said.lengths))}
+            if said.conversations
             else None,
         }
     )
@@ -212,75 +226,26 @@ def _lengths(lengths: np.ndarray) -> dict[str, Any]:
 def _shares(counts: Mapping[str, int]) -> dict[str, float]:
     """Return shares of the whole, the largest first; what never occurs has none."""
     total = sum(counts.values())
-    ordered = sorted(Counter(counts).items(), key=lambda item: (-item[1], item[0]))
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return {name: round(count / total, 6) for name, count in ordered if count}
+
+
+def lines(manifest: Manifest, report: CorpusReport) -> list[str]:
+    """Return manifest and report for people, a line a fact, wrapped at WIDTH columns."""
+    facts = [*_text_facts(manifest, report), *(("mixture", line) for line in mixture_lines(manifest))]
+    facts += [*_left_out_facts(manifest, report), *_baseline_facts(manifest)]
+    wrapped = {"subsequent_indent": " " * LABEL_WIDTH, "break_long_words": False, "break_on_hyphens": False}
+    return [textwrap.fill(f"{label:{LABEL_WIDTH}}{text}", WIDTH, **wrapped) for label, text in facts]
 
 
 def loss_to_beat(manifest: Manifest) -> str:
     """Return the n-gram baselines in one line, for the start of a run."""
     baselines = manifest.ngram_baselines
+    unigram = manifest.entropy_nats if baselines is None else baselines.unigram
+    line = f"{unigram:.3f} nats a token (a model that knows only how frequent each token is)"
     if baselines is None:
-        return f"{manifest.entropy_nats:.3f} nats a token (a model that knows only how frequent each token is)"
-    return (
-        f"{baselines.unigram:.3f} nats a token (a model that knows only how frequent each token is), "
-        f"{baselines.bigram:.3f} (and the token before), {baselines.trigram:.3f} (and the two before)"
-    )
-
-
-def lines(manifest: Manifest, report: CorpusReport) -> list[str]:
-    """Return manifest and report for people, a line a fact, wrapped at WIDTH columns."""
-    facts = _text_facts(manifest, report) + [("mixture", line) for line in mixture_lines(manifest)]
-    facts += _left_out_facts(manifest, report) + _baseline_facts(manifest)
-    return [
-        textwrap.fill(
-            f"{label:{LABEL_WIDTH}}{text}",
-            WIDTH,
-            subsequent_indent=" " * LABEL_WIDTH,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for label, text in facts
-    ]
-
-
-def _text_facts(manifest: Manifest, report: CorpusReport) -> list[tuple[str, str]]:
-    facts = [
-        (
-            name,
-            f"{split.documents:,} documents, {split.bytes / 1e6:,.1f} MB, {split.tokens:,} tokens, "
-            f"{split.characters_per_token:.2f} characters a token",
-        )
-        for name, split in manifest.splits.items()
-    ]
-    at = report.lengths.tokens
-    facts += [
-        ("tokenizer", f"{manifest.vocab_size:,} entries{_unused(report)}, {manifest.tokenizer_source}"),
-        (
-            "lengths",
-            f"{at.min:,} to {at.max:,} tokens a document, BOS and EOS included; half up to {at.p50:,}, "
-            f"90 % up to {at.p90:,}, 99 % up to {at.p99:,}",
-        ),
-        ("characters", _listing(report.scripts)),
-    ]
-    if report.traditional_share is not None:
-        facts.append(
-            ("", f"of the Han characters with two forms, {_percent(report.traditional_share)} are traditional")
-        )
-    if report.conversations:
-        facts += conversation_facts(report.conversations, report.tokens, _quote)
-    facts.append(("languages", f"of documents, recognized by script: {_listing(report.languages)}"))
-    return facts
-
-
-def _unused(report: CorpusReport) -> str:
-    return f" ({report.unused_entries:,} of them never occur in train)" if report.unused_entries else ""
-
-
-def _size(report: CorpusReport, *reasons: str) -> str:
-    """Return the bytes that were left out for some reasons, as an addition to their documents; nothing without any."""
-    size = sum(report.left_out[why].bytes for why in reasons) if report.left_out else 0
-    tokens = size * report.tokens // max(1, report.bytes)
-    return f", {size / 1e6:,.1f} MB or about {tokens:,} tokens" if size else ""
+        return line
+    return f"{line}, {baselines.bigram:.3f} (and the token before), {baselines.trigram:.3f} (and the two before)"
 
 
 def left_out_line(manifest: Manifest, report: CorpusReport) -> str:
@@ -305,65 +270,83 @@ def mixture_lines(manifest: Manifest) -> list[str]:
     ]
 
 
-def _left_out_facts(manifest: Manifest, report: CorpusReport) -> list[tuple[str, str]]:
+def _text_facts(manifest: Manifest, report: CorpusReport) -> Facts:
+    for name, split in manifest.splits.items():
+        size = f"{split.documents:,} documents, {split.bytes / 1e6:,.1f} MB, {split.tokens:,} tokens"
+        yield name, f"{size}, {split.characters_per_token:.2f} characters a token"
+    unused = f" ({report.unused_entries:,} of them never occur in train)" if report.unused_entries else ""
+    yield "tokenizer", f"{manifest.vocab_size:,} entries{unused}, {manifest.tokenizer_source}"
+    at = report.lengths.tokens
+    shares = f"half up to {at.p50:,}, 90 % up to {at.p90:,}, 99 % up to {at.p99:,}"
+    yield "lengths", f"{at.min:,} to {at.max:,} tokens a document, BOS and EOS included; {shares}"
+    yield "characters", _listing(report.scripts)
+    if report.traditional_share is not None:
+        yield "", f"of the Han characters with two forms, {_percent(report.traditional_share)} are traditional"
+    if report.conversations:
+        yield from _conversation_facts(report.conversations, report.tokens)
+    yield "languages", f"of documents, recognized by script: {_listing(report.languages)}"
+
+
+def _conversation_facts(found: ConversationFigures, tokens: int) -> Facts:
+    with_system = f", {found.system_texts:,} with a system text" if found.system_texts else ""
+    turns = f"{found.turns:,} turns, {found.answers:,} of them answers{with_system}"
+    yield "conversations", f" {found.conversations:,} with {turns}"
+    at = found.target_lengths
+    shares = f"{at.min:,} to {at.max:,} a conversation, half up to {at.p50:,}, 90 % up to {at.p90:,}"
+    counted = f"{found.targets:,} of {tokens:,} tokens count in the loss: the answers and the marks that end them"
+    yield "", f"{counted}; {shares}"
+    yield "", f"{found.copied:,} answers stand word for word in the turn before them, and teach a parrot"
+    for example in found.examples:
+        yield "", f"such as {_quote(example)}"
+
+
+def _left_out_facts(manifest: Manifest, report: CorpusReport) -> Facts:
     duplicates, repetition = report.duplicates, report.repetition
     dedup = manifest.settings["dedup"]
     near = f", {duplicates.near:,} near ones" if dedup == "near" else ""
-    fate = "kept" if dedup == "none" else f"left out{_size(report, 'exact', 'near')}"
     near += f", {duplicates.near_in_val:,} of those in val" if duplicates.near_in_val else ""
-    facts = [
-        (
-            "duplicates",
-            f"{duplicates.exact:,} exact{near} ({fate})",
-        )
-    ]
+    fate = "kept" if dedup == "none" else f"left out{_size(report, 'exact', 'near')}"
+    yield "duplicates", f"{duplicates.exact:,} exact{near} ({fate})"
     # Those whose texts differ to the eye show more, so they come first.
     for pair in sorted(duplicates.examples, key=lambda pair: pair.kept == pair.dropped)[:EXAMPLES_SHOWN]:
-        facts.append(("", f"{pair.similarity:4.0%} {_quote(pair.kept)}"))
+        yield "", f"{pair.similarity:4.0%} {_quote(pair.kept)}"
         if pair.kept != pair.dropped:
-            facts.append(("", f"like {_quote(pair.dropped)}"))
+            yield "", f"like {_quote(pair.dropped)}"
     if repetition is not None:
         rules = ", ".join(f"{rule} {count:,}" for rule, count in repetition.by_rule.items() if count) or "none"
         left_out = f"{repetition.dropped:,} of {repetition.scored:,} documents left out{_size(report, 'repetition')}"
-        facts.append(("repetition", f"{left_out}; over the limits by rule: {rules}"))
+        yield "repetition", f"{left_out}; over the limits by rule: {rules}"
         for example in repetition.examples[:EXAMPLES_SHOWN]:
-            facts.append(("", f"{example.rule} {example.value:.2f}: {_quote(example.text)}"))
+            yield "", f"{example.rule} {example.value:.2f}: {_quote(example.text)}"
     if manifest.dropped_in_val:
-        facts.append(
-            (
-                "overlap",
-                f"{manifest.dropped_in_val:,} left out of train{_size(report, 'overlap')}, since val holds them too",
-            )
-        )
+        size = _size(report, "overlap")
+        yield "overlap", f"{manifest.dropped_in_val:,} left out of train{size}, since val holds them too"
     if report.changed:
-        example = _quote(report.changed_example)
-        facts.append(
-            ("changed", f"{report.changed:,} documents do not come back from the tokenizer as they were: {example}")
-        )
+        what = "documents do not come back from the tokenizer as they were"
+        yield "changed", f"{report.changed:,} {what}: {_quote(report.changed_example)}"
     if report.special_tokens:
-        facts.append(("special", f"{report.special_tokens:,} special tokens stand in texts, and act as such there"))
+        yield "special", f"{report.special_tokens:,} special tokens stand in texts, and act as such there"
     if manifest.skipped:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
-        facts.append(("skipped", reasons))
-    return facts
+        yield "skipped", ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
 
 
-def _baseline_facts(manifest: Manifest) -> list[tuple[str, str]]:
+def _baseline_facts(manifest: Manifest) -> Facts:
     baselines = manifest.ngram_baselines
     if baselines is None:
-        return [("baselines", "none: there is no validation text to measure n-gram models on")]
-    return [
-        (
-            "baselines",
-            f"loss of n-gram models of {baselines.train_tokens:,} training tokens on {baselines.tokens:,} validation "
-            "tokens",
-        ),
-        ("", f"{'':9}{'nats a token':>12}{'bits a byte':>13}"),
-        *(
-            ("", f"{name:9}{nats:12.3f}{baselines.bits_per_byte(nats):13.3f}   {EXPLANATIONS[name]}")
-            for name, nats in baselines.losses().items()
-        ),
-    ]
+        yield "baselines", "none: there is no validation text to measure n-gram models on"
+        return
+    train, val = f"{baselines.train_tokens:,} training tokens", f"{baselines.tokens:,} validation tokens"
+    yield "baselines", f"loss of n-gram models of {train} on {val}"
+    yield "", f"{'':9}{'nats a token':>12}{'bits a byte':>13}"
+    for name, nats in baselines.losses().items():
+        yield "", f"{name:9}{nats:12.3f}{baselines.bits_per_byte(nats):13.3f}   {EXPLANATIONS[name]}"
+
+
+def _size(report: CorpusReport, *reasons: str) -> str:
+    """Return the bytes that were left out for some reasons, as an addition to their documents; nothing without any."""
+    size = sum(report.left_out[why].bytes for why in reasons) if report.left_out else 0
+    tokens = size * report.tokens // max(1, report.bytes)
+    return f", {size / 1e6:,.1f} MB or about {tokens:,} tokens" if size else ""
 
 
 def _listing(shares: Mapping[str, float]) -> str:

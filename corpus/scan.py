@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from corpus.cleaning.repetition import EXAMPLE_CHARACTERS, Repetition, breaks_a_
 from corpus.formats.detect import TextFile
 from corpus.formats.find_files import display_names
 from corpus.reader import EMPTY_TEXT, REASONS, Chunk, describe, parse_chunk
+from corpus.settings import PreparationSettings
 from corpus.split import (
     DIGEST_BYTES,
     DUPLICATE,
@@ -31,7 +31,6 @@ from corpus.split import (
     VAL,
     HashSubset,
     document_digest,
-    is_val,
     val_cut,
 )
 
@@ -39,15 +38,6 @@ BAD_LINES_KEPT = 100
 BAD_LINES_NAMED = 10
 EXACT_EXAMPLES = 3
 NEAR_EXAMPLES = 10
-
-
-@dataclass(frozen=True)
-class ScanSettings:
-    """What a worker needs to know of the settings; digests below `cut` are validation documents."""
-
-    cut: bytes
-    near: bool
-    drop_repetitive: bool
 
 
 @dataclass(frozen=True)
@@ -72,18 +62,19 @@ class ScannedChunk:
     conversations: int = 0
 
 
-def scan_chunk(chunk: Chunk, from_val_file: bool, settings: ScanSettings, ceiling: bytes) -> ScannedChunk:
+def scan_chunk(chunk: Chunk, settings: PreparationSettings, ceiling: bytes) -> ScannedChunk:
     """Parse, hash and score a chunk; training documents with digests up to `ceiling` come along. Runs in a worker."""
     parsed = parse_chunk(chunk)
     digests = [document_digest(encoded) for encoded in parsed.encoded]
     normalized = normalized_characters(parsed.texts)
     values = scores(parsed.texts, parsed.encoded, normalized)
     repetitive = np.flatnonzero(breaks_a_rule(values)).tolist()
-    unwanted = {digests[i] for i in repetitive} if settings.drop_repetitive else set()
+    unwanted = {digests[i] for i in repetitive} if settings.repetition == "drop" else set()
+    cut = val_cut(settings.held_out_share)
     candidates = [
         (digest, text, len(encoded))
         for digest, text, encoded in zip(digests, parsed.texts, parsed.encoded, strict=True)
-        if digest <= ceiling and not from_val_file and not is_val(digest, settings.cut) and digest not in unwanted
+        if cut <= digest <= ceiling and chunk.file.side == "train" and digest not in unwanted
     ]
     return ScannedChunk(
         file_bytes=chunk.file_bytes,
@@ -95,7 +86,7 @@ def scan_chunk(chunk: Chunk, from_val_file: bool, settings: ScanSettings, ceilin
         candidates=candidates,
         scores=values,
         repetitive={i: parsed.texts[i][:EXAMPLE_CHARACTERS] for i in repetitive},
-        signatures=signatures(normalized) if settings.near else None,
+        signatures=signatures(normalized) if settings.dedup == "near" else None,
         conversations=len(parsed.conversations),
     )
 
@@ -110,7 +101,7 @@ class ChunkDocuments(NamedTuple):
     places: range
     text_bytes: int
     source: int
-    """Which of the sources of a mixture they are of; -1 for validation files."""
+    """That of their file."""
 
 
 class Scan:
@@ -121,29 +112,29 @@ class Scan:
     one byte a document: TRAIN, VAL or why it is left out.
     """
 
-    def __init__(self, *, dedup: str, drop_repetitive: bool, val_fraction: float, sample_bytes: int) -> None:
-        self.dedup = dedup
-        self.val_fraction = val_fraction
-        self.settings = ScanSettings(val_cut(val_fraction), dedup == "near", drop_repetitive)
-        self.sample = HashSubset(sample_bytes)
+    def __init__(self, settings: PreparationSettings) -> None:
+        self.settings = settings
+        self.sample = HashSubset(settings.sample_bytes)
         self.assignment = bytearray()
         self.chunks: dict[Key, ChunkDocuments] = {}
         self.lines = self.conversations = 0
         self.skipped: Counter[str] = Counter()
         self.bad_lines: list[str] = []
         self.exact_duplicates = self.near_duplicates = self.near_in_val = self.dropped_in_val = 0
-        self.repetition = Repetition(drop_repetitive)
+        self.repetition = Repetition(settings.repetition == "drop")
         self.examples: list[tuple[int, int, float]] = []
         """Some dropped documents, each as (kept in its stead, dropped, similarity): near ones, then exact."""
         self._seen: set[bytes] = set()
         self._repeated: dict[bytes, int] = {}  # the smallest digests that repeat, each with the place of a document
         self._val_file_digests: set[bytes] = set()
         self._near = NearIndex()
+        self._cut = val_cut(settings.held_out_share)
         self._smallest = b"\xff" * DIGEST_BYTES
         self._smallest_places: list[int] = []
 
-    def add(self, key: Key, found: ScannedChunk, file: TextFile, from_val_file: bool) -> None:
+    def add(self, key: Key, found: ScannedChunk, file: TextFile) -> None:
         """Take in what a worker found in a chunk of a file, in the order of the chunks: validation files first."""
+        from_val_file = file.side == "val"
         self.lines += found.lines
         self.conversations += found.conversations
         self.skipped[EMPTY_TEXT] += found.empty
@@ -154,7 +145,7 @@ class Scan:
         start = len(self.assignment)
         self._assign(found, from_val_file)
         places = range(start, len(self.assignment))
-        self.chunks[key] = ChunkDocuments(places, found.text_bytes, -1 if from_val_file else file.source)
+        self.chunks[key] = ChunkDocuments(places, found.text_bytes, file.source)
         if found.signatures is not None:
             kept = [i for i, side in enumerate(self.assignment[start:]) if side in (TRAIN, VAL)]
             digests = [found.digests[i] for i in kept]
@@ -181,7 +172,7 @@ class Scan:
                 scored.append(i)
                 if i in found.repetitive:
                     self.repetition.add_example(digest, found.scores[i], found.repetitive[i])
-                side = REPETITIVE if i in found.repetitive and self.settings.drop_repetitive else self._side(digest)
+                side = REPETITIVE if i in found.repetitive and self.repetition.drops else self._side(digest)
             self.assignment.append(side)
         self.repetition.add(found.scores[scored])
 
@@ -192,13 +183,13 @@ class Scan:
             self._repeated.setdefault(digest, len(self.assignment))
             if len(self._repeated) > EXACT_EXAMPLES:
                 del self._repeated[max(self._repeated)]
-            return self.dedup != "none"
+            return self.settings.dedup != "none"
         self._seen.add(digest)
         return False
 
     def _side(self, digest: bytes) -> int:
         """Return the split of the next document, and remember the smallest digest of train."""
-        if is_val(digest, self.settings.cut):
+        if digest < self._cut:
             return VAL
         if digest < self._smallest:
             self._smallest, self._smallest_places = digest, []
@@ -206,7 +197,7 @@ class Scan:
             self._smallest_places.append(len(self.assignment))
         return TRAIN
 
-    def finish(self, max_bad_share: float, inputs: Sequence[Path], val_inputs: Sequence[Path]) -> None:
+    def finish(self, files: Sequence[TextFile]) -> None:
         """Check what was found and drop near duplicates.
 
         UserError if too many lines are bad, or a side that should hold documents does not; it names the files.
@@ -216,19 +207,20 @@ class Scan:
                 f'none of the {self.lines:,} lines can be used: each should be {{"text": ...}}; the first is '
                 f"{self.bad_lines[0]}"
             )
-        if self.bad > max_bad_share * self.lines:
+        if self.bad > self.settings.max_bad_share * self.lines:
             raise UserError(
                 f"{self.bad:,} of {self.lines:,} lines are bad ({self.bad / self.lines:.2%}), more than "
-                f"--max_bad_share {max_bad_share:g} allows; fix them, or prepare with prepare.py and a higher "
-                f"--max_bad_share. The first:{self._first_bad_lines()}"
+                f"--max_bad_share {self.settings.max_bad_share:g} allows; fix them, or prepare with prepare.py and a "
+                f"higher --max_bad_share. The first:{self._first_bad_lines()}"
             )
-        for files, empty in ((val_inputs, val_inputs and VAL not in self.assignment), (inputs, not self.assignment)):
-            if empty:
-                raise UserError(f'no documents in {display_names(files)}; each line should be {{"text": ...}}')
+        val_files = [file.path for file in files if file.side == "val"]
+        if not self.assignment or (val_files and VAL not in self.assignment):
+            empty = val_files or [file.path for file in files]
+            raise UserError(f'no documents in {display_names(empty)}; each line should be {{"text": ...}}')
         self._drop_near()
         # A corpus too small for its fraction still gets one validation document, the same one every time.
         copies = len(self._smallest_places)
-        if self.val_fraction and VAL not in self.assignment and self.assignment.count(TRAIN) > copies:
+        if self.settings.held_out_share and VAL not in self.assignment and self.assignment.count(TRAIN) > copies:
             for place in self._smallest_places:
                 self.assignment[place] = VAL
             self.sample.discard([self._smallest])

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from common.files import sha256_file
-from corpus.formats.detect import BOTH_FIELDS, FormatSettings, TextFile
+from corpus.formats.detect import TextFile
+from corpus.formats.fields import TextFields, parse_template
 from corpus.reader import text_files
 from corpus.tokenizer import MAX_ENTRIES, MIN_ENTRIES, tokenizer_file
 
@@ -18,7 +19,10 @@ DEDUP_CHOICES = ("none", "exact", "near")
 REPETITION_CHOICES = ("drop", "keep")
 # Raised whenever the layout of the shards or of manifest.json changes: older folders are then refused, not misread.
 FORMAT = 2
-OPTIONAL = ("text_key", "text_template", "split_txt", "weights")
+# Text to train a tokenizer on: 32 MB for 6,400 entries, which settles their merges in about a minute; training takes
+# time in proportion to the text, and would otherwise cost as much as packing the whole corpus.
+SAMPLE_BYTES_PER_ENTRY = 5_000
+MAX_SAMPLE_BYTES = 100 * 10**6
 
 
 @dataclass(frozen=True)
@@ -46,28 +50,41 @@ class PreparationSettings:
 
     def problems(self) -> list[str]:
         """Return one sentence for each value that is out of its range."""
-        size_is_idle = self.tokenizer is not None
+        any_size = self.tokenizer is not None
         rules = {
             "dedup": (self.dedup in DEDUP_CHOICES, "none, exact or near"),
             "repetition": (self.repetition in REPETITION_CHOICES, "drop or keep"),
             "vocab_size": (
-                size_is_idle or MIN_ENTRIES <= self.vocab_size <= MAX_ENTRIES,
+                any_size or MIN_ENTRIES <= self.vocab_size <= MAX_ENTRIES,
                 f"from {MIN_ENTRIES:,} to {MAX_ENTRIES:,}",
             ),
             "val_fraction": (0 <= self.val_fraction < 1, "at least 0 and below 1"),
             "max_bad_share": (0 <= self.max_bad_share <= 1, "from 0 to 1"),
             "shard_tokens": (self.shard_tokens >= 1, "at least 1"),
         }
-        problems = [] if self.text_key is None or self.text_template is None else [BOTH_FIELDS]
-        problems += [
+        found = [
             f"--{name} {getattr(self, name)}: must be {rule}" for name, (holds, rule) in rules.items() if not holds
         ]
-        return problems
+        if self.text_key is not None and self.text_template is not None:
+            found.append("--text_key and --text_template exclude each other; give one of them")
+        return found
 
     @property
-    def format(self) -> FormatSettings:
-        """Return what decides how files are read."""
-        return FormatSettings(self.text_key, self.text_template, self.split_txt)
+    def held_out_share(self) -> float:
+        """The share of the documents of the inputs that validation gets."""
+        return 0.0 if self.val_inputs else self.val_fraction
+
+    @property
+    def sample_bytes(self) -> int:
+        """The bytes of text that a tokenizer is trained on."""
+        return 0 if self.tokenizer else min(MAX_SAMPLE_BYTES, SAMPLE_BYTES_PER_ENTRY * self.vocab_size)
+
+    def files(self, inputs: Sequence[Path]) -> list[TextFile]:
+        """Return the files to read, those of validation first; UserError names all that cannot be read."""
+        given = TextFields(self.text_key) if self.text_key is not None else None
+        if self.text_template is not None:
+            given = TextFields(template=parse_template(self.text_template))
+        return text_files(inputs, self.val_inputs, given, self.split_txt)
 
     def recorded(self) -> dict[str, Any]:
         """Return the settings that are no files, by name, as manifest.json has them.
@@ -76,43 +93,28 @@ class PreparationSettings:
         formats and mixtures are there only if they are given, as in folders that were made before there were any.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("tokenizer", "val_inputs")}
-        values = {name: value for name, value in values.items() if value or name not in OPTIONAL}
-        if self.tokenizer:
-            values["vocab_size"] = None
-        if self.val_inputs:
-            values["val_fraction"] = 0.0
-        if "weights" in values:
-            values["weights"] = list(self.weights)
-        return dict(sorted(values.items()))
+        values |= {"vocab_size": None if self.tokenizer else self.vocab_size, "val_fraction": self.held_out_share}
+        optional = {name: values.pop(name) for name in ("text_key", "text_template", "split_txt")}
+        optional["weights"] = list(values.pop("weights"))
+        return dict(sorted((values | {name: value for name, value in optional.items() if value}).items()))
 
+    def fingerprint(self, files: Sequence[TextFile]) -> str:
+        """Return the SHA-256 over the content of the files, in their order, and everything in the settings.
 
-def fingerprint(inputs: Sequence[Path], settings: PreparationSettings) -> str:
-    """Return the SHA-256 over the content of the inputs, in their order, and everything in the settings.
-
-    Files count by content and by how they are read, so that a moved file keeps its fingerprint. UserError if a file
-    cannot be read.
-    """
-    return fingerprint_of(
-        text_files(inputs, settings.format), text_files(settings.val_inputs, settings.format), settings
-    )
-
-
-def fingerprint_of(files: Sequence[TextFile], val_files: Sequence[TextFile], settings: PreparationSettings) -> str:
-    """Return the fingerprint of files whose formats are known."""
-    content = {
-        **settings.recorded(),
-        "format": FORMAT,
-        "inputs": _contents(files),
-        "tokenizer": sha256_file(settings.tokenizer) if settings.tokenizer else None,
-        "val_inputs": _contents(val_files),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _contents(files: Sequence[TextFile]) -> list[str | list[str | None]]:
-    """Return the SHA-256 of every file; what is no plain JSON Lines comes with how it is read."""
-    digests = {path: sha256_file(path) for path in dict.fromkeys(file.path for file in files)}
-    return [
-        [digests[file.path], file.member, file.reading] if file.reading or file.member else digests[file.path]
-        for file in files
-    ]
+        Files count by content and by how they are read, so that a moved file keeps its fingerprint. UserError if a
+        file cannot be read.
+        """
+        digests = {path: sha256_file(path) for path in dict.fromkeys(file.path for file in files)}
+        contents: dict[str, list[Any]] = {"train": [], "val": []}
+        for file in files:
+            plain = not (file.reading or file.member)
+            content = digests[file.path] if plain else [digests[file.path], file.member, file.reading]
+            contents[file.side].append(content)
+        content = {
+            **self.recorded(),
+            "format": FORMAT,
+            "inputs": contents["train"],
+            "tokenizer": sha256_file(self.tokenizer) if self.tokenizer else None,
+            "val_inputs": contents["val"],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -15,8 +14,8 @@ from common.errors import UserError
 from common.files import check_regular, sha256_file
 from corpus.conversations.figures import AnswerFigures
 from corpus.conversations.rows import PackedRows, join_rows, pack_rows
+from corpus.encoding import ID_TYPE, MASK_TYPE
 from corpus.manifest import (
-    BYTES_PER_TOKEN,
     TOKENIZER_NAME,
     AnswerInfo,
     Manifest,
@@ -26,9 +25,10 @@ from corpus.manifest import (
     shard_name,
 )
 from corpus.mixture import SourceRows, source_rows
-from corpus.packing import ID_TYPE, MASK_TYPE, Packed
+from corpus.packing import Packed
 from corpus.tokenizer import MOST_TOKENIZER_BYTES
 
+NUMBERS_AT_ONCE = 2**19
 AGAIN = "prepare the corpus again"
 CHANGED = "changed since it was prepared (SHA-256 differs)"
 
@@ -188,15 +188,14 @@ class Corpus:
             raise ValueError(f'verify must be "hash" or "size", not {verify!r}')
         folder = Path(folder)
         corpus = cls(folder, Manifest.read(folder))
-        whole, entries = verify == "hash", corpus.manifest.vocab_size
+        whole = verify == "hash"
         for split in corpus.manifest.splits.values():
-            for shard in split.shards:
-                _check_file(folder, shard.file, shard.tokens * BYTES_PER_TOKEN, shard.sha256 if whole else None)
-                if whole and (largest := int(_mapped(folder / shard.file, ID_TYPE).max())) >= entries:
-                    beyond = f"holds the id {largest:,}, beyond the {entries:,} entries of the vocabulary"
-                    raise UserError(f"{folder / shard.file}: {beyond}; {AGAIN}")
-            for shard, digest in zip(split.shards, split.answers.masks if split.answers else (), strict=False):
-                _check_file(folder, mask_name(shard.file), shard.tokens, digest if whole else None)
+            for number, shard in enumerate(split.shards):
+                entries = corpus.manifest.vocab_size
+                _check_numbers(folder, shard.file, ID_TYPE, shard.tokens, entries, shard.sha256 if whole else None)
+                if split.answers is not None:
+                    digest = split.answers.masks[number] if whole else None
+                    _check_numbers(folder, mask_name(shard.file), MASK_TYPE, shard.tokens, 2, digest)
         if _check_place(folder, corpus.tokenizer_path) > MOST_TOKENIZER_BYTES:
             raise UserError(f"{corpus.tokenizer_path}: larger than any tokenizer; {AGAIN}")
         if whole and sha256_file(corpus.tokenizer_path) != corpus.manifest.tokenizer_sha256:
@@ -238,13 +237,22 @@ def _mapped(path: Path, kind: np.dtype) -> np.ndarray:
         raise UserError(f"{path}: cannot be mapped into memory ({error})") from None
 
 
-def _check_file(folder: Path, name: str, size: int, sha256: str | None) -> None:
-    """Check that a file is in the folder and has its size, and its hash if that is given."""
-    path = folder / name
+def _check_numbers(folder: Path, name: str, kind: np.dtype, count: int, beyond: int, sha256: str | None) -> None:
+    """Check that a file of `count` numbers has its size, and with a hash that, and that all are below `beyond`."""
+    path, size = folder / name, count * kind.itemsize
     if (found := _check_place(folder, path)) != size:
         raise UserError(f"{path}: {found:,} bytes instead of {size:,}; {AGAIN}")
-    if sha256 is not None and sha256_file(path) != sha256:
+    if sha256 is None:
+        return
+    numbers, digest, largest = _mapped(path, kind), hashlib.sha256(), 0
+    for start in range(0, count, NUMBERS_AT_ONCE):
+        block = numbers[start : start + NUMBERS_AT_ONCE]
+        digest.update(block.data)
+        largest = max(largest, int(block.max()))
+    if digest.hexdigest() != sha256:
         raise UserError(f"{path}: {CHANGED}; {AGAIN}")
+    if largest >= beyond:
+        raise UserError(f"{path}: holds the id {largest:,}, beyond the {beyond:,} that there are; {AGAIN}")
 
 
 def _check_place(folder: Path, path: Path) -> int:
@@ -262,54 +270,75 @@ def _check_place(folder: Path, path: Path) -> int:
     return size
 
 
+class _HashedFile:
+    """A file that is written from its beginning to its end, and hashed on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+
+    def write(self, data: np.ndarray) -> None:
+        """Append an array."""
+        self._file.write(data.data)
+        self._digest.update(data.data)
+
+    def close(self) -> str:
+        """Close the file and return its SHA-256."""
+        self._file.close()
+        return self._digest.hexdigest()
+
+
 class SplitWriter:
-    """Writes the stream of one split into shards of `shard_tokens` ids, hashing and counting on the way."""
+    """Writes the stream of one split into shards of `shard_tokens` ids, hashing and counting on the way.
+
+    `masked`: every shard gets a mask. `by_source` counts documents, bytes and tokens of each source of a mixture.
+    """
 
     def __init__(self, folder: Path, name: str, shard_tokens: int, masked: bool = False) -> None:
-        self.folder, self.masked = folder, masked
+        self.folder, self.name, self.shard_tokens, self.masked = folder, name, shard_tokens, masked
         self.answers = AnswerFigures()
-        self.name = name
-        self.shard_tokens = shard_tokens
         self.frequencies = np.zeros(2**16, dtype=np.int64)
-        self._totals: Counter[str] = Counter(documents=0, bytes=0, characters=0, tokens=0)
+        self.by_source: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        self._characters = 0
         self._shards: list[ShardInfo] = []
-        self._file: BinaryIO | None = None
-        self._digest = hashlib.sha256()
-        self._free = 0  # ids that go into the open shard
         self._masks: list[str] = []
-        self._mask = bytearray()  # of the open shard
+        self._files: list[_HashedFile] = []  # of the open shard: its ids, and its mask if there is one
+        self._free = 0  # ids that go into it
 
-    def add(self, packed: Packed) -> None:
+    def add(self, packed: Packed, source: int) -> None:
         """Append the documents of a chunk."""
-        ids = np.frombuffer(packed.ids, dtype=ID_TYPE)
+        ids = np.frombuffer(packed.ids, ID_TYPE)
         self.frequencies += np.bincount(ids, minlength=2**16)
-        self._totals.update(documents=packed.documents, bytes=packed.bytes)
-        self._totals.update(characters=packed.characters, tokens=len(ids))
-        if packed.answers:
-            self.answers.add(packed.answers)
-        rest, mask = memoryview(packed.ids), memoryview(packed.mask)
-        while rest:
-            if self._file is None:
-                path = self.folder / shard_name(self.name, len(self._shards))
-                self._file = open(path, "wb")  # noqa: SIM115 (closed when the shard is full)
-                self._digest, self._free = hashlib.sha256(), self.shard_tokens
-            piece = rest[: self._free * BYTES_PER_TOKEN]
-            self._file.write(piece)
-            self._digest.update(piece)
-            self._free -= len(piece) // BYTES_PER_TOKEN
-            self._mask += mask[: len(piece) // BYTES_PER_TOKEN]
-            rest, mask = rest[len(piece) :], mask[len(piece) // BYTES_PER_TOKEN :]
-            if self._free == 0:
+        self.by_source[source].update(documents=packed.documents, bytes=packed.bytes, tokens=len(ids))
+        self._characters += packed.characters
+        self.answers.add(packed.answers)
+        streams = [ids, np.frombuffer(packed.mask, MASK_TYPE)] if self.masked else [ids]
+        while len(streams[0]):
+            if not self._files:
+                name = shard_name(self.name, len(self._shards))
+                names = (name, mask_name(name)) if self.masked else (name,)
+                self._files, self._free = [_HashedFile(self.folder / name) for name in names], self.shard_tokens
+            for file, stream in zip(self._files, streams, strict=True):
+                file.write(stream[: self._free])
+            written = min(self._free, len(streams[0]))
+            streams = [stream[written:] for stream in streams]
+            self._free -= written
+            if not self._free:
                 self._end_shard()
 
     def finish(self) -> SplitInfo:
         """Close the last shard and return what was written."""
-        self._end_shard()
-        tokens, characters = self._totals["tokens"], self._totals["characters"]
-        per_token = round(characters / tokens, 4) if tokens else 0.0
+        if self._files:
+            self._end_shard()
+        totals = {key: sum(c[key] for c in self.by_source.values()) for key in ("documents", "bytes", "tokens")}
         figures = {name: getattr(self.answers, name) for name in ("conversations", "turns", "targets", "target_bytes")}
-        answers = AnswerInfo(**figures, masks=self._masks) if self.masked else None
-        return SplitInfo(**self._totals, characters_per_token=per_token, shards=self._shards, answers=answers)
+        return SplitInfo(
+            **totals,
+            characters=self._characters,
+            characters_per_token=round(self._characters / max(1, totals["tokens"]), 4),
+            shards=self._shards,
+            answers=AnswerInfo(**figures, masks=self._masks) if self.masked else None,
+        )
 
     def entropy_nats(self) -> float:
         """Return the entropy of the frequencies of the ids."""
@@ -318,12 +347,8 @@ class SplitWriter:
         return float(-(shares * np.log(shares)).sum())
 
     def _end_shard(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            name, tokens = shard_name(self.name, len(self._shards)), self.shard_tokens - self._free
-            self._shards.append(ShardInfo(file=name, tokens=tokens, sha256=self._digest.hexdigest()))
-            if self.masked:
-                (self.folder / mask_name(name)).write_bytes(self._mask)
-                self._masks.append(hashlib.sha256(self._mask).hexdigest())
-                self._mask.clear()
-            self._file = None
+        sha256, *masks = (file.close() for file in self._files)
+        name, tokens = shard_name(self.name, len(self._shards)), self.shard_tokens - self._free
+        self._shards.append(ShardInfo(file=name, tokens=tokens, sha256=sha256))
+        self._masks += masks
+        self._files = []

@@ -24,11 +24,6 @@ def val_cut(val_fraction: float) -> bytes:
     return int(val_fraction * 2 ** (8 * _CUT_BYTES)).to_bytes(_CUT_BYTES, "big")
 
 
-def is_val(digest: bytes, cut: bytes) -> bool:
-    """Return whether the document is one of validation."""
-    return digest[:_CUT_BYTES] < cut
-
-
 class HashSubset:
     """The documents with the smallest digests that together reach `budget` bytes: a sample that no order can change.
 

@@ -16,7 +16,7 @@ from corpus.ngram_baselines import NGramBaselines, measure
 from corpus.reader import parse_chunk, read_chunks, text_files
 from corpus.report import CorpusReport
 from corpus.shards import Corpus, TokenStream
-from corpus.split import document_digest, is_val, val_cut
+from corpus.split import document_digest, val_cut
 from corpus.tokenizer import PROBES, load_tokenizer
 from diagnosis.models import ModelUnderTest
 from evaluation.documents import documents
@@ -103,7 +103,7 @@ def _split(texts: list[str]) -> tuple[list[str], list[str]]:
         cut = val_cut(share)
         train, held_out = [], []
         for text, digest in zip(texts, digests, strict=True):
-            (held_out if is_val(digest, cut) else train).append(text)
+            (held_out if digest < cut else train).append(text)
         if sum(map(len, held_out)) * 3 >= HELD_OUT_BYTES // 10:
             break
     return train, list(_first_bytes(held_out, HELD_OUT_BYTES))

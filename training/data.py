@@ -8,7 +8,7 @@ from common.console import Console
 from common.errors import UserError
 from corpus.manifest import Manifest
 from corpus.mixture import split_weights
-from corpus.settings import PreparationSettings, fingerprint
+from corpus.settings import PreparationSettings
 from corpus.shards import Corpus, MaskedStream
 from model import ModelConfig
 from training.base_model import check_tokenizer
@@ -29,12 +29,13 @@ def prepare_data(options: Options, device_kind: str, console: Console) -> Path:
         inputs = [_sample_corpus(device_kind, console)]
     given = {name: getattr(options, name) for name in PREPARATION_FLAGS if getattr(options, name)}
     settings = PreparationSettings(vocab_size=vocab_size(options), weights=weights, **given)
-    folder = DATA_FOLDER / f"{data_name(options)}-{fingerprint(inputs, settings)[:12]}"
+    fingerprint = settings.fingerprint(settings.files(inputs))
+    folder = DATA_FOLDER / f"{data_name(options)}-{fingerprint[:12]}"
     if not (folder / "manifest.json").is_file():
         console.say(f"preparing {', '.join(str(path) for path in inputs)} -> {folder}")
     from corpus.pipeline import prepare  # only rank 0 needs it, and only for text
 
-    manifest = prepare(inputs, folder, settings, progress=console.stream)
+    manifest = prepare(inputs, folder, settings, progress=console.stream, fingerprint=fingerprint)
     _say_corpus(folder, manifest, console)
     return folder
 

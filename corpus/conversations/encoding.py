@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from common.errors import UserError
 from corpus.conversations.records import ASSISTANT, ROLES, Conversation, Turn
-from corpus.tokenizer import library_errors, special_ids
-
-ENCODED_AT_ONCE = 64  # texts
+from corpus.encoding import LENGTH_TYPE, encode_texts
+from corpus.tokenizer import special_ids
 
 
 class ConversationEncoder:
@@ -35,33 +35,34 @@ class ConversationEncoder:
 
     def encode(self, conversations: Sequence[Conversation]) -> Iterator[tuple[list[int], list[int]]]:
         """Yield (ids, mask) of each conversation; the mask is 1 on targets."""
-        contents = iter(self._contents([turn.content for turns in conversations for turn in turns]))
-        for turns in conversations:
-            ids: list[int] = []
-            mask: list[int] = []
-            for turn in turns:
-                before = [*(self._line_break if ids else ()), self.bos_id, *self._headers[turn.role]]
-                words = [*next(contents), self.eos_id]
-                ids += before + words
-                mask += [0] * len(before) + [int(turn.role == ASSISTANT)] * len(words)
-            yield ids, mask
+        return self.lay_out(conversations, *self.contents([turn.content for turns in conversations for turn in turns]))
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids after which the assistant's next words come."""
         ids, _ = next(self.encode([tuple(turns)]))
         return [*ids, *(self._line_break if ids else ()), self.bos_id, *self._headers[ASSISTANT]]
 
-    def _contents(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each text, none of them a mark: what is written like one is encoded letter by letter."""
+    def contents(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Encode as `encode_texts` does, but no id is a mark: what is written like one is encoded letter by letter."""
         pieces = [list(self._without_marks(text)) for text in texts]
-        flat = [piece for parts in pieces for piece in parts]
-        encode = getattr(self.tokenizer, "encode_batch_fast", self.tokenizer.encode_batch)
-        found: list[list[int]] = []
-        for start in range(0, len(flat), ENCODED_AT_ONCE):
-            with library_errors("the tokenizer cannot encode the text; take another"):
-                found += [e.ids for e in encode(flat[start : start + ENCODED_AT_ONCE], add_special_tokens=False)]
-        ids = iter(found)
-        return [[number for _ in parts for number in next(ids)] for parts in pieces]
+        ids, lengths = encode_texts(self.tokenizer, [piece for parts in pieces for piece in parts])
+        firsts = np.cumsum([0, *map(len, pieces)])[:-1]  # a text has at least one
+        return ids, np.add.reduceat(lengths, firsts).astype(LENGTH_TYPE) if pieces else lengths
+
+    def lay_out(
+        self, conversations: Sequence[Conversation], ids: np.ndarray, lengths: np.ndarray
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Yield (ids, mask) of each conversation, given the `contents` of all turns."""
+        contents = iter(np.split(ids, np.cumsum(lengths)[:-1]))
+        for turns in conversations:
+            laid_out: list[int] = []
+            mask: list[int] = []
+            for turn in turns:
+                before = [*(self._line_break if laid_out else ()), self.bos_id, *self._headers[turn.role]]
+                words = [*next(contents).tolist(), self.eos_id]
+                laid_out += before + words
+                mask += [0] * len(before) + [int(turn.role == ASSISTANT)] * len(words)
+            yield laid_out, mask
 
     def _without_marks(self, text: str) -> Iterator[str]:
         """Yield the text in pieces, cut behind the first character of everything that is written like a mark."""

@@ -6,27 +6,30 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from corpus.conversations.records import ASSISTANT, SYSTEM, Conversation
 
 EXAMPLES = 3
 EXAMPLE_CHARACTERS = 40
 
 
-def add_fields(total: object, more: object) -> None:
-    """Add all that an object holds to what another of its kind holds."""
-    for name, value in vars(more).items():
-        mine = getattr(total, name)
-        if isinstance(mine, set):
-            mine |= value
-        else:
-            mine += value
-        setattr(total, name, mine)
+class Figures:
+    """What is counted of one chunk after the other: numbers, counters, sets, lists, and single examples."""
+
+    def add(self, other: Figures) -> None:
+        """Take in the figures of other documents."""
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            if isinstance(value, str):
+                mine = mine or value
+            elif isinstance(value, set) or type(value) is dict:
+                mine |= value
+            else:
+                mine += value
+            setattr(self, name, mine)
 
 
 @dataclass
-class AnswerFigures:
+class AnswerFigures(Figures):
     """`targets` are the ids that count in the loss, of plain texts too, and `target_bytes` what they say.
 
     `lengths` (int64) holds the targets of each conversation. `copied` answers stand in the turn before them, word for
@@ -43,15 +46,15 @@ class AnswerFigures:
     examples: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
 
-    def add(self, other: AnswerFigures) -> None:
+    def add(self, other: Figures) -> None:
         """Take in the figures of other conversations."""
-        add_fields(self, other)
+        super().add(other)
         del self.examples[EXAMPLES:]
 
-    def add_text(self, mask: np.ndarray, size: int) -> None:
-        """Count a plain text of `size` bytes."""
-        self.targets += int(mask.sum())
-        self.target_bytes += size
+    def add_texts(self, texts: Sequence[str], targets: int) -> None:
+        """Count plain texts, every id of which is a target."""
+        self.targets += targets
+        self.target_bytes += sum(len(text.encode()) for text in texts)
 
     def add_conversation(self, turns: Conversation, mask: Sequence[int]) -> None:
         """Count a conversation."""

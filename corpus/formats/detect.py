@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,13 +20,12 @@ from common.files import LFS_HINT, LFS_MARK, open_regular, printable
 from corpus.formats import encodings, structured_text
 from corpus.formats.arrow import arrow_rows, is_arrow
 from corpus.formats.compression import Block, read_blocks, zip_members
-from corpus.formats.fields import TEXT_KEY, TextFields, choose_fields, parse_template
+from corpus.formats.fields import TEXT_KEY, TextFields, choose_fields
 from corpus.formats.find_files import TEXT_SUFFIXES, suffix_of
 
 HEAD_BYTES = 256 * 1024
 MOST_HEAD_BYTES = 16 * 2**20  # for a file whose first line is longer
 RECORDS_LOOKED_AT = 50
-BOTH_FIELDS = "--text_key and --text_template exclude each other; give one of them"
 _ZIP_MAGIC = b"PK\x03\x04"
 # How files begin that are no text, and what to do with them.
 _FOREIGN = {
@@ -40,26 +39,9 @@ _FOREIGN = {
     b"SQLite format 3": "is an SQLite database; export its table as CSV",
     b"\x93NUMPY": "holds numpy arrays, not text",
 }
+VALIDATION = -1
 _PLAIN = ("jsonl", "utf-8", False, ",", False)
 _TAR_PLACE, _TAR_MAGIC = 257, b"ustar"
-
-
-@dataclass(frozen=True)
-class FormatSettings:
-    """What the flags say about reading: None and False where they say nothing."""
-
-    text_key: str | None = None
-    text_template: str | None = None
-    split_txt: bool = False
-
-    def fields(self) -> TextFields | None:
-        """Return the fields that are asked for; UserError if the template has no key."""
-        if self.text_template is not None:
-            return TextFields(template=parse_template(self.text_template))
-        return None if self.text_key is None else TextFields(self.text_key)
-
-
-PLAIN_FORMAT = FormatSettings()
 
 
 @dataclass(frozen=True)
@@ -76,8 +58,13 @@ class TextFile:
     split_txt: bool = False
     fields: TextFields = TEXT_KEY
     source: int = 0
-    """Which of the sources of a mixture it is of."""
+    """Which of the inputs it is of, from 0; VALIDATION for files that are given as validation text."""
     remarks: tuple[str, ...] = ()
+
+    @property
+    def side(self) -> str:
+        """Return "val" for a file of validation text, or "train"."""
+        return "val" if self.source == VALIDATION else "train"
 
     @property
     def name(self) -> str:
@@ -95,15 +82,21 @@ class TextFile:
         return "" if parts == (*_PLAIN, TEXT_KEY) else repr(parts)
 
 
-def detect(path: Path, settings: FormatSettings) -> list[TextFile]:
-    """Return what is to be read of a path: one file, or the members of a zip archive. UserError if it is no text."""
-    with _opened(path) as file:
-        magic = file.read(16)
-    if magic.startswith(_ZIP_MAGIC):
-        return _detect_members(path, settings)
+def detect(path: Path, given: TextFields | None, split_txt: bool) -> list[TextFile]:
+    """Return what is to be read of a path: one file, or the members of a zip archive. UserError if it is no text.
+
+    `given` are the fields that the flags name, None if they name none.
+    """
+    try:
+        with open_regular(path) as file:
+            magic = file.read(16)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     if is_arrow(magic):
-        return [_detect_arrow(path, settings)]
-    return [_detect_text(path, None, settings)]
+        records = _objects(b"".join(block for block, _ in islice(arrow_rows(path), 1)))
+        return [_with_fields(TextFile(path, format="arrow"), records, given)]
+    members = _text_members(path) if magic.startswith(_ZIP_MAGIC) else [None]
+    return [_detect_text(TextFile(path, member), given, split_txt) for member in members]
 
 
 def json_lines(file: TextFile) -> Iterator[Block]:
@@ -127,31 +120,23 @@ def _as_json_lines(file: TextFile, blocks: Iterable[Block]) -> Iterator[Block]:
     return iter(blocks)
 
 
-def _opened(path: Path) -> Any:
-    try:
-        return open_regular(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def _detect_members(path: Path, settings: FormatSettings) -> list[TextFile]:
+def _text_members(path: Path) -> list[str]:
     names = zip_members(path)
     if "[Content_Types].xml" in names:
         raise UserError(f"{path}: is an Office document; save its table as CSV, or its text as .txt")
     readable = [name for name in names if suffix_of(name) in TEXT_SUFFIXES]
     if not readable:
         raise UserError(f"{path}: no text in this archive ({', '.join(printable(name, 40) for name in names[:5])})")
-    return [_detect_text(path, name, settings) for name in readable]
+    return readable
 
 
-def _detect_arrow(path: Path, settings: FormatSettings) -> TextFile:
-    records = _objects(b"".join(block for block, _ in islice(arrow_rows(path), 1)))
-    fields, remark = choose_fields(str(path), records, settings.fields())
-    return TextFile(path, format="arrow", fields=fields, remarks=(remark,) if remark else ())
+def _with_fields(file: TextFile, records: Sequence[Mapping[str, Any]], given: TextFields | None) -> TextFile:
+    """Return the file with the fields that are its text, given its first records."""
+    fields, remark = choose_fields(file.name, records, given)
+    return replace(file, fields=fields, remarks=(*file.remarks, *([remark] if remark else ())))
 
 
-def _detect_text(path: Path, member: str | None, settings: FormatSettings) -> TextFile:
-    file = TextFile(path, member)
+def _detect_text(file: TextFile, given: TextFields | None, split_txt: bool) -> TextFile:
     head, is_whole = _head(file)
     _refuse_foreign(file, head)
     encoding = encodings.recognize(head)
@@ -166,10 +151,9 @@ def _detect_text(path: Path, member: str | None, settings: FormatSettings) -> Te
     form = _format(file, data, is_whole)
     file = replace(file, format=form, encoding=encoding, cr_only=cr_only, remarks=tuple(remarks))
     if form == "txt":
-        return replace(file, split_txt=settings.split_txt)
+        return replace(file, split_txt=split_txt)
     file = replace(file, delimiter=_delimiter(form, data))
-    fields, remark = choose_fields(file.name, _first_records(file, data, is_whole), settings.fields())
-    return replace(file, fields=fields, remarks=(*remarks, *([remark] if remark else ())))
+    return _with_fields(file, _first_records(file, data, is_whole), given)
 
 
 def _head(file: TextFile) -> tuple[bytes, bool]:

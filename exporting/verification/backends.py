@@ -15,7 +15,7 @@ import torch
 
 from common.errors import UserError
 from common.files import printable
-from corpus.packing import encode_documents
+from corpus.encoding import as_documents, encode_texts
 from evaluation.opened_model import open_own, open_with_transformers
 from exporting.gguf_file import read_gguf
 from exporting.libraries import library
@@ -78,7 +78,7 @@ def reference(folder: Path) -> Reference:
         name="ours",
         path=folder,
         precision="f32",
-        encode=lambda text: encode_documents(tokenizer, [text], bos_id, eos_id)[0].tolist()[:-1],
+        encode=lambda text: as_documents(*encode_texts(tokenizer, [text]), bos_id, eos_id)[0].tolist()[:-1],
         decode=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False),
         logits=torch.inference_mode()(lambda ids: network.logits(torch.tensor([list(ids)]))[0].numpy()),
         greedy=greedy,

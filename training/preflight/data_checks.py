@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from corpus.shards import ID_TYPE, Corpus, MaskedStream
+from corpus.encoding import ID_TYPE
+from corpus.shards import Corpus, MaskedStream
 from model.loss import IGNORED
 from training import data_sampler
 from training.preflight.report import Result, failed, passed, warned

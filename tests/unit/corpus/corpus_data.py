@@ -27,6 +27,12 @@ def write_jsonl(path: Path, texts: Iterable[str]) -> Path:
     return path
 
 
+def fingerprint(inputs: list[Path], **settings: Any) -> str:
+    """Return the fingerprint of inputs, with settings by name."""
+    made = PreparationSettings(**settings)
+    return made.fingerprint(made.files(inputs))
+
+
 def prepare(
     inputs: list[Path], output: Path, *, workers: int | None = None, progress: Any = None, **settings: Any
 ) -> Manifest:

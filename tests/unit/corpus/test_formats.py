@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from corpus_data import make_texts, prepare
+from corpus_data import fingerprint, make_texts, prepare
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import ipc, parquet
@@ -22,10 +22,9 @@ from common.errors import UserError
 from corpus import reader
 from corpus.formats import arrow, structured_text
 from corpus.formats.compression import read_blocks
-from corpus.formats.detect import FormatSettings
 from corpus.formats.find_files import find_files
 from corpus.reader import parse_chunk, read_chunks, remarks, text_files
-from corpus.settings import PreparationSettings, fingerprint
+from corpus.settings import PreparationSettings
 
 TEXTS = [
     "春眠不觉晓，处处闻啼鸟。",
@@ -38,7 +37,7 @@ TEXTS = [
 
 def documents(path: Path, **settings: object) -> list[str]:
     found = []
-    for file in text_files([path], FormatSettings(**settings)):  # type: ignore[arg-type]
+    for file in PreparationSettings(**settings).files([path]):  # type: ignore[arg-type]
         for chunk in read_chunks(file):
             parsed = parse_chunk(chunk)
             assert not parsed.problems
@@ -181,7 +180,7 @@ def test_the_key_is_guessed_where_only_one_has_text(tmp_path: Path) -> None:
 def test_a_template_takes_null_as_nothing_and_counts_what_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": "1", "b": null}\n{"a": null, "b": ""}\n{"a": "1"}\n{"a": "1", "b": [2]}\n', encoding="utf-8")
-    (file,) = text_files([path], FormatSettings(text_template="{a}-{b}-{a}"))
+    (file,) = PreparationSettings(text_template="{a}-{b}-{a}").files([path])
     parsed = parse_chunk(next(read_chunks(file)))
     assert (parsed.texts, parsed.empty) == (["1--1"], 1)
     assert parsed.problems == [(3, "missing_text"), (4, "text_not_a_string")]
@@ -252,11 +251,7 @@ def test_folders_patterns_and_saved_data_sets(tmp_path: Path) -> None:
 def test_the_fingerprint_knows_how_a_file_is_read(tmp_path: Path) -> None:
     for name in ("a.txt", "a.csv"):
         (tmp_path / name).write_text("text\n春\n", encoding="utf-8")
-    prints = {
-        fingerprint([tmp_path / name], PreparationSettings(split_txt=split))
-        for name in ("a.txt", "a.csv")
-        for split in (True, False)
-    }
+    prints = {fingerprint([tmp_path / name], split_txt=split) for name in ("a.txt", "a.csv") for split in (True, False)}
     assert len(prints) == 4
 
 

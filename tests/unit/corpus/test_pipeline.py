@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus_data import make_texts, prepare, write_jsonl
+from corpus_data import fingerprint, make_texts, prepare, write_jsonl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -27,7 +27,6 @@ from common.errors import UserError
 from common.files import printable
 from corpus import pipeline
 from corpus.manifest import Manifest
-from corpus.settings import PreparationSettings, fingerprint
 from corpus.shards import Corpus
 from corpus.split import HashSubset, document_digest
 
@@ -284,7 +283,7 @@ def test_second_run_reuses_and_a_changed_one_does_not(jsonl, tmp_path: Path, tok
         arguments.pop("progress")
         arguments.pop("workers", None)
         assert manifest == Manifest.read(out)
-        assert manifest.fingerprint == fingerprint([source], PreparationSettings(**arguments))
+        assert manifest.fingerprint == fingerprint([source], **arguments)
         return "reused" if "reused" in said.getvalue() else "made"
 
     assert run() == "made"
@@ -444,4 +443,4 @@ def test_a_tokenizer_that_panics_on_a_long_text_is_a_sentence(tmp_path: Path, to
 def test_a_pipe_has_no_fingerprint(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match=r"pipe: cannot be read \(a pipe or a device, not a file\)"):
-        fingerprint([tmp_path / "pipe"], PreparationSettings())
+        fingerprint([tmp_path / "pipe"])

@@ -192,7 +192,7 @@ def agree(folder: Path, name: str) -> None:
 def test_an_id_beyond_the_vocabulary_is_found(prepared: Path) -> None:
     np.array([1, 5, 65535, 2], "<u2").tofile(prepared / "train-00001.bin")
     agree(prepared, "train-00001.bin")
-    with pytest.raises(UserError, match=r"train-00001\.bin: holds the id 65,535, beyond the 359 entries"):
+    with pytest.raises(UserError, match=r"train-00001\.bin: holds the id 65,535, beyond the 359 that there are"):
         Corpus.open(prepared)
 
 

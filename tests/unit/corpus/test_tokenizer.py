@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from corpus_data import make_texts
 from hypothesis import given
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer
 
 from common.chat_template import read_chat_template, render
 from common.errors import UserError
-from corpus.packing import RoundTrip, encode_documents
+from corpus.encoding import RoundTrip, as_documents, encode_texts
 from corpus.tokenizer import (
     PROBES,
     bytes_to_characters,
@@ -162,7 +163,7 @@ def test_auto_tokenizer_gives_the_same_ids(
     theirs, ours = AutoTokenizer.from_pretrained(folder), load_tokenizer(source)
     bos_id, eos_id, _ = special = special_ids(ours)
     for text in [*PROBES.values(), *make_texts(20), "a<|im_end|> <|im_start|>", " lead", "a ,b . 'll", ""]:
-        packed, _ = encode_documents(ours, [text], bos_id, eos_id)
+        packed, _ = as_documents(*encode_texts(ours, [text]), bos_id, eos_id)
         ids = theirs(text)["input_ids"]
         assert [*ids, eos_id] == packed.tolist()
         assert theirs.decode(ids[1:]) == text
@@ -319,16 +320,23 @@ def test_a_folder_stands_for_its_tokenizer(tokenizer_json: Path) -> None:
 def test_documents_that_do_not_come_back_are_found(tmp_path: Path, normalizer: object) -> None:
     tokenizer = load_tokenizer(foreign(tmp_path / "t.json", ["<s>", "</s>"], normalizer=normalizer))
     texts = ["春", "<s>a</s>", "e\u0301", "", "</s>", "a  b", "x"]
-    ids, lengths = encode_documents(tokenizer, texts, *special_ids(tokenizer)[:2])
-    encoded = [text.encode() for text in texts]
-    assert RoundTrip(tokenizer).changed(texts, encoded, ids, lengths) == []
+    encoded = encode_texts(tokenizer, texts)
+    assert RoundTrip(tokenizer).changed(texts, *encoded) == []
     # the tokens of other texts: longer, shorter, of another kind
     others = ["春天", "<s>a</s>", "e\u0301", "", "</s>", "a b", "x "]
-    assert RoundTrip(tokenizer).changed(others, [t.encode() for t in others], ids, lengths) == [0, 5, 6]
+    assert RoundTrip(tokenizer).changed(others, *encoded) == [others[i] for i in (0, 5, 6)]
 
 
 def test_without_a_byte_level_decoder_every_text_is_decoded(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(foreign(tmp_path / "t.json", ["<s>", "</s>"]))
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel()])
-    ids, lengths = encode_documents(tokenizer, ["a", "b"], *special_ids(tokenizer)[:2])
-    assert RoundTrip(tokenizer).changed(["a", "c"], [b"a", b"c"], ids, lengths) == [1]
+    assert RoundTrip(tokenizer).changed(["a", "c"], *encode_texts(tokenizer, ["a", "b"])) == ["c"]
+
+
+def test_each_document_gets_the_marks_that_it_lacks(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(foreign(tmp_path / "t.json", ["<s>", "</s>"]))
+    texts = ["", "x", "<s>", "x</s>", "", "", "<s>x</s>", "</s><s>"]
+    ids, lengths = as_documents(*encode_texts(tokenizer, texts), *special_ids(tokenizer)[:2])
+    parts = [tokenizer.decode(part.tolist(), skip_special_tokens=False) for part in np.split(ids, np.cumsum(lengths))]
+    bare = ["<s></s>", "<s>x</s>"]
+    assert parts == [*bare, "<s></s>", "<s>x</s>", "<s></s>", "<s></s>", "<s>x</s>", "<s></s><s></s>", ""]
