@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -181,6 +181,12 @@ def size_of(folder: Path) -> int:
         except OSError:
             continue
     return total
+
+
+def listed(values: Sequence[object], shown: int, most: int = 200) -> str:
+    """Return values for a message: the first `shown`, each as `printable` has it, and how many others there are."""
+    more = f" and {len(values) - shown:,} others" if len(values) > shown else ""
+    return ", ".join(printable(value, most) for value in values[:shown]) + more
 
 
 def printable(value: object, most: int = 200) -> str:

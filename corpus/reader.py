@@ -7,15 +7,16 @@ a single line longer than a chunk makes one grow, up to MAX_LINE_BYTES.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from corpus.conversations import records
 from corpus.formats.detect import VALIDATION, TextFile, detect, json_lines
 from corpus.formats.fields import TEXT_KEY, TextFields
-from corpus.formats.find_files import find_files
+from corpus.formats.find_files import files_of
 from corpus.formats.structured_text import MAX_RECORD_BYTES as MAX_LINE_BYTES
 
 CHUNK_BYTES = 512 * 1024
@@ -69,12 +70,18 @@ def text_files(
     """
     files: list[TextFile] = []
     problems: list[str] = []
-    for path, place in find_files([*val_paths, *paths]):
+
+    def tried(find: Callable[..., list[Any]], *arguments: object) -> list[Any]:
         try:
-            source = max(place - len(val_paths), VALIDATION)
-            files += [replace(file, source=source) for file in detect(path, fields, split_txt)]
+            return find(*arguments)
         except UserError as error:
             problems.append(str(error))
+            return []
+
+    for place, path in enumerate([*val_paths, *paths]):
+        source = max(place - len(val_paths), VALIDATION)
+        for file in tried(files_of, path):
+            files += [replace(found, source=source) for found in tried(detect, file, fields, split_txt)]
     if problems:
         more = len(problems) - PROBLEMS_NAMED
         raise UserError("\n".join(problems[:PROBLEMS_NAMED] + ([f"and {more:,} other files"] if more > 0 else [])))

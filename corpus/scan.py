@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import UserError
+from common.files import listed
 from corpus.cleaning.near_duplicates import NearIndex, NearPairs, signatures
 from corpus.cleaning.normalization import normalized_characters
 from corpus.cleaning.repetition import EXAMPLE_CHARACTERS, Repetition, breaks_a_rule, scores
 from corpus.formats.detect import TextFile
-from corpus.formats.find_files import display_names
 from corpus.reader import EMPTY_TEXT, REASONS, Chunk, describe, parse_chunk
 from corpus.settings import PreparationSettings
 from corpus.split import (
@@ -216,7 +216,7 @@ class Scan:
         val_files = [file.path for file in files if file.side == "val"]
         if not self.assignment or (val_files and VAL not in self.assignment):
             empty = val_files or [file.path for file in files]
-            raise UserError(f'no documents in {display_names(empty)}; each line should be {{"text": ...}}')
+            raise UserError(f'no documents in {listed(empty, BAD_LINES_NAMED)}; each line should be {{"text": ...}}')
         self._drop_near()
         # A corpus too small for its fraction still gets one validation document, the same one every time.
         copies = len(self._smallest_places)

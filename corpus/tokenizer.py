@@ -29,7 +29,9 @@ MIN_ENTRIES = 256 + len(SPECIAL_TOKENS)
 # tokens, and a model that only has to name the clause looks as if it had learned the language.
 MAX_TOKEN_BYTES = 16
 
-_NEVER_IN_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
+# Characters that have every byte of UTF-8 between them: all first bytes, and all bytes that may follow.
+_EVERY_BYTE = (*range(0x100), *range(0x100, 0x800, 0x40), 0x800, *range(0x1000, 0x10000, 0x1000))
+_EVERY_BYTE += (*range(0x10000, 0x100000, 0x40000), 0x100000)
 
 # What a corpus may hold and a tokenizer may lose. Each probe must come back from encode and decode as it was.
 PROBES = {
@@ -41,6 +43,7 @@ PROBES = {
     "runs of spaces": "  if x:\n        return  1  ",
     "newlines and tabs": "第一行\n\n第二行\r\n\t末行\n",
     "control and combining characters": "a\u0301\u200b\ufeffe\x00\x7f",
+    "some bytes of UTF-8": "".join(map(chr, _EVERY_BYTE)),
 }
 
 # BOS and EOS by name, those of other tokenizers too, in the order they are looked for.
@@ -116,18 +119,17 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"{path}: not a Hugging Face tokenizer.json ({error})") from None
     if text.startswith(LFS_MARK.decode()):
         raise UserError(f"{path}: {LFS_HINT}")
-    text = _without_stripping(_check_parts(path, text), text)
+    content = _checked_parts(path, text)
     with library_errors(f"{path}: not a Hugging Face tokenizer.json"):
-        tokenizer = Tokenizer.from_str(text)
-    _make_lossless(tokenizer)
+        tokenizer = Tokenizer.from_str(json.dumps(content))
+    # What a file may carry from its training: cutting, filling up and random merges.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
     entries = vocab_size(tokenizer)
     if entries > MAX_ENTRIES:
         raise UserError(f"{path}: {entries:,} entries, but ids are stored in 16 bits; at most {MAX_ENTRIES:,} go in")
-    if missing := _missing_bytes(tokenizer):
-        raise UserError(
-            f"{path}: its vocabulary lacks {len(missing)} bytes that text is made of (0x{missing[0]:02X} is one), "
-            "so characters would be lost; take a byte-level BPE tokenizer with all of them"
-        )
     with library_errors(f"{path}: cannot encode every text, take a byte-level BPE tokenizer"):
         lost = [name for name, probe in PROBES.items() if _round_trip(tokenizer, probe) != normalized(tokenizer, probe)]
     if lost:
@@ -152,8 +154,8 @@ def library_errors(message: str) -> Iterator[None]:
         raise UserError(f"{message} ({printable(error)})") from None
 
 
-def _check_parts(path: Path, text: str) -> dict[str, Any]:
-    """Return the content of a tokenizer.json.
+def _checked_parts(path: Path, text: str) -> dict[str, Any]:
+    """Return the content of a tokenizer.json, without added tokens that take the spaces beside them away.
 
     Refuse what the library would answer with a panic, or with as much memory as the file asks for. A normalizer is run
     on every text: `Replace` that makes it longer can be put behind itself a dozen times.
@@ -171,30 +173,11 @@ def _check_parts(path: Path, text: str) -> dict[str, Any]:
                     f"{path}: its {part} has a {printable(block['type'], 40)} that no lossless tokenizer "
                     "needs; take a byte-level BPE tokenizer"
                 )
-    return content
-
-
-def _without_stripping(content: dict[str, Any], text: str) -> str:
-    """Return the JSON of a tokenizer none of whose added tokens takes the spaces beside it away."""
     added = content.get("added_tokens")
-    tokens = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
-    if not any(token.get(side) for token in tokens for side in ("lstrip", "rstrip")):
-        return text
-    for token in tokens:
-        token.update(lstrip=False, rstrip=False)
-    return json.dumps(content)
-
-
-def _missing_bytes(tokenizer: Tokenizer) -> list[int]:
-    """Return the bytes of UTF-8 that a byte-level vocabulary, or one with bytes to fall back on, has no entry for."""
-    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
-    if is_byte_level(tokenizer):
-        names = bytes_to_characters()
-    elif getattr(tokenizer.model, "byte_fallback", False):
-        names = [f"<0x{byte:02X}>" for byte in range(256)]
-    else:
-        return []
-    return [byte for byte in range(256) if byte not in _NEVER_IN_UTF8 and names[byte] not in vocabulary]
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict):
+            token.update(lstrip=False, rstrip=False)
+    return content
 
 
 def is_byte_level(tokenizer: Tokenizer) -> bool:
@@ -245,14 +228,6 @@ def _harmless(block: dict[str, Any]) -> bool:
     if kind == "BPE":
         return not block.get("continuing_subword_prefix") and not block.get("end_of_word_suffix")
     return kind != "Precompiled"
-
-
-def _make_lossless(tokenizer: Tokenizer) -> None:
-    """Switch off what a tokenizer.json may carry from its training: cutting, filling up and random merges."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    if getattr(tokenizer.model, "dropout", None):
-        tokenizer.model.dropout = None
 
 
 def _round_trip(tokenizer: Tokenizer, text: str) -> str:

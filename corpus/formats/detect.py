@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import LFS_HINT, LFS_MARK, open_regular, printable
+from common.files import LFS_HINT, LFS_MARK, listed, open_regular, printable
 from corpus.formats import encodings, structured_text
 from corpus.formats.arrow import arrow_rows, is_arrow
 from corpus.formats.compression import Block, read_blocks, zip_members
@@ -126,7 +126,7 @@ def _text_members(path: Path) -> list[str]:
         raise UserError(f"{path}: is an Office document; save its table as CSV, or its text as .txt")
     readable = [name for name in names if suffix_of(name) in TEXT_SUFFIXES]
     if not readable:
-        raise UserError(f"{path}: no text in this archive ({', '.join(printable(name, 40) for name in names[:5])})")
+        raise UserError(f"{path}: no text in this archive ({listed(names, 5, 40)})")
     return readable
 
 

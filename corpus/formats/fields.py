@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import UserError
-from common.files import printable
+from common.files import listed, printable
 from corpus.conversations.records import KEYS, holds_conversation
 
 DEFAULT_KEY = "text"
@@ -19,7 +19,7 @@ _METADATA = re.compile(
 _KEY = re.compile(r"[\w.-][\w .-]{0,39}")
 _PLACE = re.compile(r"\{([^{}]+)\}")
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
-_KEYS_SHOWN = 12
+_SHOWN = (12, 40)  # keys, and characters of each
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,12 @@ def choose_fields(name: str, records: Sequence[Mapping[str, Any]], given: TextFi
     else the only key with text in it. UserError shows the keys that are there if that is not clear.
     """
     keys = list(dict.fromkeys(key for record in records for key in record))
+    known = listed(keys, *_SHOWN)
     if given is not None:
         missing = [key for key in given.names() if keys and key not in keys]
         if missing:
             flag = "--text_key" if given.template is None else "--text_template"
-            raise UserError(f"{name}: has no {_listing(missing)}; its keys are {_listing(keys)}: change {flag}")
+            raise UserError(f"{name}: has no {listed(missing, *_SHOWN)}; its keys are {known}: change {flag}")
         return given, ""
     if any(map(TEXT_KEY.is_conversation, records)):
         return TextFields(conversations=True), ""
@@ -94,13 +95,13 @@ def choose_fields(name: str, records: Sequence[Mapping[str, Any]], given: TextFi
     candidates = [key for key in texts if not _METADATA.fullmatch(key.lower())]
     if len(candidates) == 1 and _KEY.fullmatch(candidates[0]):
         others = [key for key in keys if key != candidates[0]]
-        beside = f" (not read: {_listing(others)})" if others else ""
+        beside = f" (not read: {listed(others, *_SHOWN)})" if others else ""
         return TextFields(candidates[0]), f'the text is taken from "{candidates[0]}"{beside}'
     if not candidates:
-        raise UserError(f'{name}: no key "text", and no other with text; its keys are {_listing(keys)}')
+        raise UserError(f'{name}: no key "text", and no other with text; its keys are {known}')
     template = "\\n".join(f"{{{key}}}" for key in candidates[:3])
     raise UserError(
-        f'{name}: no key "text"; its keys are {_listing(keys)}: say which is the text with --text_key '
+        f'{name}: no key "text"; its keys are {known}: say which is the text with --text_key '
         f"{printable(max(candidates, key=lambda key: _length(records, key)), 40)}, or join several with "
         f'--text_template "{printable(template, 80)}"'
     )
@@ -108,8 +109,3 @@ def choose_fields(name: str, records: Sequence[Mapping[str, Any]], given: TextFi
 
 def _length(records: Sequence[Mapping[str, Any]], key: str) -> int:
     return sum(len(value) for record in records if isinstance(value := record.get(key), str))
-
-
-def _listing(keys: Sequence[str]) -> str:
-    shown = ", ".join(printable(key, 40) for key in keys[:_KEYS_SHOWN])
-    return shown + (f" and {len(keys) - _KEYS_SHOWN} others" if len(keys) > _KEYS_SHOWN else "")

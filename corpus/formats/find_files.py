@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import printable, read_json
+from common.files import listed, read_json
 from corpus.formats.compression import SUFFIXES as COMPRESSED
 
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".zip")
@@ -23,30 +22,17 @@ def suffix_of(name: str) -> str:
     return path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
 
 
-def find_files(paths: Sequence[Path]) -> list[tuple[Path, int]]:
-    """Return the files of all paths, each with the place of its path among them.
-
-    Those of a folder or pattern are in alphabetical order. A folder of Hugging Face `datasets` stands for its own,
-    one with several splits for "train". UserError names every path that stands for nothing.
-    """
-    found: list[tuple[Path, int]] = []
-    problems: list[str] = []
-    for place, path in enumerate(paths):
-        try:
-            found += [(file, place) for file in _files_of(path)]
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        raise UserError("\n".join(problems))
-    return found
-
-
 def has_wildcard(path: Path) -> bool:
     """Return whether a path is a pattern such as "news/*.parquet"."""
     return any(character in str(path) for character in "*?[")
 
 
-def _files_of(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
+    """Return the files of a path; UserError if it stands for none.
+
+    Those of a folder or pattern are in alphabetical order. A folder of Hugging Face `datasets` stands for its own,
+    one with several splits for "train".
+    """
     if path.is_dir():
         return _files_in(path)
     if path.exists() or path.is_symlink():
@@ -77,10 +63,8 @@ def _files_in(folder: Path) -> list[Path]:
     visible = [e for e in entries if not any(part.startswith(".") for part in e.relative_to(folder).parts)]
     files = [e for e in visible if suffix_of(e.name) in TEXT_SUFFIXES and e.name not in _DATASET_MARKS]
     if not files:
-        names = ", ".join(printable(entry.name, 40) for entry in visible[:_NAMES_SHOWN])
-        there = (
-            f"; it holds {names}{' and others' if len(visible) > _NAMES_SHOWN else ''}" if names else ", it is empty"
-        )
+        names = [entry.name for entry in visible]
+        there = f"; it holds {listed(names, _NAMES_SHOWN, 40)}" if names else ", it is empty"
         raise UserError(f"{folder}: neither a prepared folder nor one with text ({', '.join(TEXT_SUFFIXES)}){there}")
     return files
 
@@ -96,9 +80,3 @@ def _dataset_files(folder: Path) -> list[Path]:
         if not file.is_file():
             raise UserError(f"{file}: named in state.json and missing; copy the data set again")
     return files
-
-
-def display_names(paths: Sequence[Path]) -> str:
-    """Return paths for a message, a few of them by name."""
-    shown = ", ".join(map(str, paths[:_NAMES_SHOWN]))
-    return shown + (f" and {len(paths) - _NAMES_SHOWN:,} others" if len(paths) > _NAMES_SHOWN else "")

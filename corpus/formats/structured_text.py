@@ -5,12 +5,12 @@ Every function takes blocks of UTF-8 and yields blocks of JSON Lines, a line a r
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import json
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from common.errors import UserError
 from corpus.formats.compression import Block
@@ -20,18 +20,43 @@ MAX_RECORD_BYTES = 256 * 1024 * 1024
 _BETWEEN = re.compile(r"[\s,\x1e\ufeff]*")
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _BLANK_ENDS = re.compile(r"\A(?:[^\S\n]*\n)+|(?:\n[^\S\n]*)+\Z")
-_SPLIT_AT = 2**16  # characters
+_CHARACTERS_AT_ONCE = 2**16
 _CUT_OFF = "Unterminated string"  # how the parser calls a string that may go on in the next block
 _TAIL = 64  # characters before the end in which any other complaint may be due to a cut, too
 csv.field_size_limit(MAX_RECORD_BYTES)
 
 
-def _decoded(blocks: Iterable[Block]) -> Iterator[tuple[str, int]]:
-    """Yield text; bytes that are no UTF-8 become lone surrogates, which `_lines` turns back."""
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    for block, consumed in blocks:
-        yield decoder.decode(block), consumed
-    yield decoder.decode(b"", final=True), 0
+class _Blocks(io.RawIOBase):
+    """Blocks as a file of UTF-8, which knows what was read of the file on disk for them."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        self._blocks = iter(blocks)
+        self._rest = b""
+        self._consumed = 0
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the block that is at hand goes; return 0 at the end."""
+        while not self._rest:
+            if (block := next(self._blocks, None)) is None:
+                return 0
+            self._rest = block[0]
+            self._consumed += block[1]
+        piece, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def text(self, newline: str | None) -> io.TextIOWrapper:
+        """Return its text; bytes that are no UTF-8 become lone surrogates, which `_lines` turns back."""
+        return io.TextIOWrapper(io.BufferedReader(self), "utf-8-sig", "surrogateescape", newline)
+
+    def consumed(self) -> int:
+        """Return the bytes of the file that were read since the last call."""
+        consumed, self._consumed = self._consumed, 0
+        return consumed
 
 
 def _lines(records: list[str], consumed: int) -> Block:
@@ -46,10 +71,11 @@ def json_values(blocks: Iterable[Block], name: str) -> Iterator[Block]:
 
     UserError names the file, the record and the line where the text stops being JSON: nothing after it can be told.
     """
-    scan = _ValueScan(name)
-    for text, consumed in _decoded(blocks):
-        yield _lines(scan.add(text), consumed)
-    yield _lines(scan.add("", final=True), 0)
+    source, scan = _Blocks(blocks), _ValueScan(name)
+    text = source.text("\n")
+    while piece := text.read(_CHARACTERS_AT_ONCE):
+        yield _lines(scan.add(piece), source.consumed())
+    yield _lines(scan.add("", final=True), source.consumed())
 
 
 class _ValueScan:
@@ -130,24 +156,8 @@ def csv_rows(blocks: Iterable[Block], name: str, delimiter: str) -> Iterator[Blo
 
     UserError if it is no table.
     """
-    consumed = 0  # of the file, for the rows that wait
-
-    def lines() -> Iterator[str]:
-        nonlocal consumed
-        rest, first = [], True
-        for text, read in _decoded(blocks):
-            consumed += read
-            if first and text:
-                text, first = text.removeprefix("\ufeff"), False
-            *whole, last = text.split("\n")
-            for line in whole:
-                yield f"{''.join(rest)}{line}\n"
-                rest = []
-            rest.append(last)
-        if last := "".join(rest):
-            yield last
-
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    source = _Blocks(blocks)
+    reader = csv.reader(source.text("\n"), delimiter=delimiter, strict=True)
     rows: list[str] = []
     size = 0
     try:
@@ -156,17 +166,17 @@ def csv_rows(blocks: Iterable[Block], name: str, delimiter: str) -> Iterator[Blo
             row = dict(zip(columns, values, strict=True)) if len(values) == len(columns) else values
             rows.append(json.dumps(row, ensure_ascii=False) if values else "")
             size += len(rows[-1])
-            if size > _SPLIT_AT:
-                yield _lines(rows, consumed)
-                rows, size, consumed = [], 0, 0
+            if size > _CHARACTERS_AT_ONCE:
+                yield _lines(rows, source.consumed())
+                rows, size = [], 0
     except csv.Error as error:
         if rows:
-            yield _lines(rows, consumed)
+            yield _lines(rows, source.consumed())
         raise UserError(
             f"{name}:{reader.line_num}: not a row of a table ({error}); a value with quotes or line ends in it is put "
             "in quotes, and a quote in it doubled"
         ) from None
-    yield _lines(rows, consumed)
+    yield _lines(rows, source.consumed())
 
 
 def _column_names(values: list[str], name: str) -> list[str]:
@@ -183,21 +193,21 @@ def plain_text(blocks: Iterable[Block], name: str, split: bool) -> Iterator[Bloc
 
     Line ends become "\\n" whatever they were, and blank lines at both ends are left out.
     """
-    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    source = _Blocks(blocks)
+    text = source.text(None)
     parts: list[str] = []
-    size = read = 0
-    for text, consumed in _decoded(blocks):
-        parts.append(newlines.decode(text))
-        size += len(text)
-        read += consumed
-        if split and size > _SPLIT_AT:
-            *whole, last = _BLANK_LINES.split("".join(parts))
-            yield _lines(_as_records(whole), read)
-            parts, size, read = [last], len(last), 0
+    size = 0
+    while piece := text.read(_CHARACTERS_AT_ONCE):
+        parts.append(piece)
+        size += len(piece)
+        if split:
+            *whole, rest = _BLANK_LINES.split("".join(parts))
+            yield _lines(_as_records(whole), source.consumed())
+            parts, size = [rest], len(rest)
         if size > MAX_RECORD_BYTES // 4:
             raise UserError(f"{name}: a document of {size:,} characters; divide the file, or give --split_txt")
-    rest = "".join(parts) + newlines.decode("", final=True)
-    yield _lines(_as_records(_BLANK_LINES.split(rest) if split else [rest]), read)
+    rest = "".join(parts)
+    yield _lines(_as_records(_BLANK_LINES.split(rest) if split else [rest]), source.consumed())
 
 
 def _as_records(documents: list[str]) -> list[str]:

@@ -22,7 +22,7 @@ from common.errors import UserError
 from corpus import reader
 from corpus.formats import arrow, structured_text
 from corpus.formats.compression import read_blocks
-from corpus.formats.find_files import find_files
+from corpus.formats.find_files import files_of
 from corpus.reader import parse_chunk, read_chunks, remarks, text_files
 from corpus.settings import PreparationSettings
 
@@ -106,7 +106,7 @@ def test_the_same_documents_come_out_of_every_format(tmp_path: Path, name: str, 
     assert documents(tmp_path / name) == TEXTS
     # whatever the blocks that it is read in
     monkeypatch.setattr("corpus.formats.compression.READ_BYTES", 7)
-    monkeypatch.setattr(structured_text, "_SPLIT_AT", 50)
+    monkeypatch.setattr(structured_text, "_CHARACTERS_AT_ONCE", 50)
     monkeypatch.setattr(arrow, "_ROWS_AT_ONCE", 2)
     assert documents(tmp_path / name) == TEXTS
     file_bytes = sum(c.file_bytes for file in text_files([tmp_path / name]) for c in read_chunks(file))
@@ -132,16 +132,18 @@ def test_shards_do_not_depend_on_the_format(tmp_path: Path, tokenizer_json: Path
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1), st.integers(1, 50))
 def test_json_values_are_found_however_they_are_cut(texts: list[str], size: int) -> None:
     values = [{"text": text, "n": [1.5, None, {"a": "]}"}]} for text in texts]
-    for layout in (json.dumps(values, indent=3), "\n\n".join(map(json.dumps, values)), json.dumps(values)):
-        data = layout.encode()
-        blocks = [(data[i : i + size], size) for i in range(0, len(data), size)]
-        out = b"".join(block for block, _ in structured_text.json_values(blocks, "a.json"))
-        assert [json.loads(line) for line in out.splitlines()] == values
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structured_text, "_CHARACTERS_AT_ONCE", size)
+        for layout in (json.dumps(values, indent=3), "\n\n".join(map(json.dumps, values)), json.dumps(values)):
+            data = layout.encode()
+            blocks = [(data[i : i + size], size) for i in range(0, len(data), size)]
+            out = b"".join(block for block, _ in structured_text.json_values(blocks, "a.json"))
+            assert [json.loads(line) for line in out.splitlines()] == values
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_plain_text_is_a_document_or_split_by_blank_lines(tmp_path: Path, end: str, monkeypatch) -> None:
-    monkeypatch.setattr(structured_text, "_SPLIT_AT", 5)
+    monkeypatch.setattr(structured_text, "_CHARACTERS_AT_ONCE", 5)
     monkeypatch.setattr("corpus.formats.compression.READ_BYTES", 4)
     path = tmp_path / "a.txt"
     path.write_bytes(end.join(["", "第一段", "　第二行", " ", "", "另一段", "", ""]).encode())
@@ -230,22 +232,23 @@ def test_folders_patterns_and_saved_data_sets(tmp_path: Path) -> None:
     (tmp_path / "news/.cache").mkdir(parents=True)
     for name in ("news/b.jsonl", "news/a.csv.gz", "news/README.md", "news/.cache/c.jsonl", "x1.txt", "x2.txt"):
         (tmp_path / name).touch()
-    found = find_files([tmp_path / "news", tmp_path / "x*.txt"])
-    names = [("news/a.csv.gz", 0), ("news/b.jsonl", 0), ("x1.txt", 1), ("x2.txt", 1)]
-    assert found == [(tmp_path / name, place) for name, place in names]
+    assert files_of(tmp_path / "news") == [tmp_path / "news/a.csv.gz", tmp_path / "news/b.jsonl"]
+    assert files_of(tmp_path / "x*.txt") == [tmp_path / "x1.txt", tmp_path / "x2.txt"]
+    given = text_files([tmp_path / "news", tmp_path / "x*.txt"], val_paths=[tmp_path / "x2.txt"])
+    assert [(file.path.name, file.source) for file in given][::4] == [("x2.txt", -1), ("x2.txt", 1)]
     saved = tmp_path / "saved/train"
     saved.mkdir(parents=True)
     (saved.parent / "dataset_dict.json").write_text('{"splits": ["train"]}')
     (saved / "state.json").write_text('{"_data_files": [{"filename": "d-1.arrow"}, {"filename": "d-0.arrow"}]}')
     for name in ("d-0.arrow", "d-1.arrow", "cache-7.arrow"):
         write_arrow(saved / name, [name])
-    assert [file for file, _ in find_files([tmp_path / "saved"])] == [saved / "d-1.arrow", saved / "d-0.arrow"]
+    assert files_of(tmp_path / "saved") == [saved / "d-1.arrow", saved / "d-0.arrow"]
     (saved / "d-0.arrow").unlink()
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         UserError, match=r"(?s)d-0\.arrow: named in state.*empty: neither.*none\*: no file.*gone: no such"
     ):
-        find_files([tmp_path / name for name in ("saved", "empty", "none*", "gone")])
+        text_files([tmp_path / name for name in ("saved", "empty", "none*", "gone")])
 
 
 def test_the_fingerprint_knows_how_a_file_is_read(tmp_path: Path) -> None:

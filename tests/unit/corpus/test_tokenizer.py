@@ -285,7 +285,7 @@ def test_a_vocabulary_that_lacks_bytes_is_refused(tmp_path: Path) -> None:
     del content["model"]["vocab"][lacking]
     content["model"]["merges"] = [merge for merge in content["model"]["merges"] if lacking not in "".join(merge)]
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="lacks 1 bytes that text is made of \\(0xD0 is one"):
+    with pytest.raises(UserError, match=r"loses.*some bytes of UTF-8"):
         load_tokenizer(path)
 
 
