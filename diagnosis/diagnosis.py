@@ -11,11 +11,11 @@ from typing import Any
 from common.errors import UserError
 from common.training_text import TrainingText
 from diagnosis.decoding import DecodingComparison, choose_prompts, compare_settings, estimated_seconds, generate
+from diagnosis.inputs import Inputs, Reporter, open_inputs
 from diagnosis.measurements import Measurements, measure_model, measure_text
 from diagnosis.report.messages import Messages
-from diagnosis.result import about_subject, as_object
+from diagnosis.result import about_inputs, as_object
 from diagnosis.rules.verdict import find_causes
-from diagnosis.subject import Reporter, Subject, open_subject
 from evaluation.documents import held_out_documents
 from evaluation.held_out_prompts import GREEDY, SAMPLED
 from evaluation.language_figures import measure_figures
@@ -45,19 +45,19 @@ def diagnose(
     seconds.
     """
     reporter = Reporter(Messages(language), show)
-    subject = open_subject(checkpoint, data, device, reporter)
-    head = {"version": VERSION, "language": reporter.messages.language, "subject": about_subject(subject)}
+    inputs = open_inputs(checkpoint, data, device, reporter)
+    head = {"version": VERSION, "language": reporter.messages.language, "subject": about_inputs(inputs)}
     if figures_alone:
-        found = _language_figures(subject, reporter)
+        found = _language_figures(inputs, reporter)
         if found is None:
             raise UserError(f"{checkpoint}: {'; '.join(reporter.notes) or 'there is no held-out text'}: give --data")
         return head | {"figures": found}
-    _note_state(subject.run, reporter)
-    measured = Measurements(subject.vocab_size, subject.run, subject.text.baselines if subject.text else None)
-    comparison = _measure(measured, subject, quick, reporter)
-    figures = _language_figures(subject, reporter) if measured.finite else None
+    _note_state(inputs.run, reporter)
+    measured = Measurements(inputs.vocab_size, inputs.run, inputs.text.baselines if inputs.text else None)
+    comparison = _measure(measured, inputs, quick, reporter)
+    figures = _language_figures(inputs, reporter) if measured.finite else None
     causes = find_causes(measured)
-    parts = as_object(reporter.messages, subject, measured, causes, comparison)
+    parts = as_object(reporter.messages, inputs, measured, causes, comparison)
     return head | parts | {"figures": figures, "notes": reporter.notes}
 
 
@@ -76,9 +76,9 @@ def _note_state(run: RunRecord | None, reporter: Reporter) -> None:
         reporter.note("unknown_characters", characters="、".join(unknown[:UNKNOWN_SHOWN]))
 
 
-def _measure(m: Measurements, subject: Subject, quick: bool, reporter: Reporter) -> DecodingComparison | None:
+def _measure(m: Measurements, inputs: Inputs, quick: bool, reporter: Reporter) -> DecodingComparison | None:
     """Fill in all that takes time, the cheapest first, and return the comparison of decoding settings."""
-    model, text = subject.model, subject.text
+    model, text = inputs.model, inputs.text
     if model is None or text is None:
         return None
     reporter.progress("losses")
@@ -114,9 +114,9 @@ def _measure(m: Measurements, subject: Subject, quick: bool, reporter: Reporter)
     return comparison
 
 
-def _language_figures(subject: Subject, reporter: Reporter) -> dict[str, Any] | None:
+def _language_figures(inputs: Inputs, reporter: Reporter) -> dict[str, Any] | None:
     """Return the figures of evaluation/language_figures.py; None without held-out text or a finite model."""
-    model, text, run = subject.model, subject.text, subject.run
+    model, text, run = inputs.model, inputs.text, inputs.run
     if model is None or text is None or not len(text.held_out):
         return None
     reporter.progress("figures")

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from diagnosis.decoding import DecodingComparison
+from diagnosis.inputs import Inputs
 from diagnosis.measurements import Measurements
 from diagnosis.models import ModelUnderTest
 from diagnosis.report.messages import Messages
 from diagnosis.rules import Cause
 from diagnosis.rules.verdict import greedy_loops, parrots
-from diagnosis.subject import Subject
 from evaluation.held_out_prompts import DecodingSettings
 from evaluation.repetition import METRICS, RepetitionMetrics
 from evaluation.run_record import Row
@@ -33,14 +33,14 @@ CURVES = {
 USUAL_SETTINGS = DecodingSettings(0.7, 0.9, 1.1)  # recommended where none were compared
 
 
-def about_subject(subject: Subject) -> dict[str, Any]:
+def about_inputs(inputs: Inputs) -> dict[str, Any]:
     """Return what was diagnosed, and how far it was trained."""
-    run, model, text = subject.run, subject.model, subject.text
+    run, model, text = inputs.run, inputs.model, inputs.text
     return {
-        "path": str(subject.path),
+        "path": str(inputs.path),
         "kind": "run" if run else "huggingface",
         "parameters": model.parameters if model else None,
-        "vocab_size": subject.vocab_size,
+        "vocab_size": inputs.vocab_size,
         "step": run.steps if run else None,
         "total_steps": run.total_steps if run else None,
         "tokens": run.tokens if run else None,
@@ -49,10 +49,10 @@ def about_subject(subject: Subject) -> dict[str, Any]:
 
 
 def as_object(
-    messages: Messages, subject: Subject, m: Measurements, causes: list[Cause], comparison: DecodingComparison | None
+    messages: Messages, inputs: Inputs, m: Measurements, causes: list[Cause], comparison: DecodingComparison | None
 ) -> dict[str, Any]:
     """Return what was found, with all its texts in the language of `messages`."""
-    run = subject.run
+    run = inputs.run
     best = comparison.grid[comparison.best].settings if comparison and comparison.grid else USUAL_SETTINGS
     found = [_cause(messages, cause, run is None, best) for cause in causes]
     return {
@@ -60,7 +60,7 @@ def as_object(
         "verdict": {
             "parrots": parrots(m) if m.sampled else None,
             "healthy": False if causes else True if m.sampled else None,
-            "headline": _headline(messages, m, found[0]["title"] if found else None, subject.model is not None),
+            "headline": _headline(messages, m, found[0]["title"] if found else None, inputs.model is not None),
         },
         "ladder": _baselines(messages, m),
         "repetition": [
@@ -75,8 +75,8 @@ def as_object(
         "curves": {name: m.curve(*source) for name, source in CURVES.items()},
         "expert_load": _expert_load(run.train if run else []),
         "samples": [{key: row[key] for key in ("step", "prompt", "text")} for row in (run.samples if run else [])],
-        "decoding": _decoding(messages, comparison, subject.model) if comparison and subject.model else None,
-        "corpus": subject.text.report if subject.text else None,
+        "decoding": _decoding(messages, comparison, inputs.model) if comparison and inputs.model else None,
+        "corpus": inputs.text.report if inputs.text else None,
         "alarms": run.alarms if run else [],
         "preflight": run.preflight if run else None,
     }

@@ -18,9 +18,9 @@ from corpus.settings import PreparationSettings
 from corpus.shards import Corpus
 from corpus.tokenizer import write_hf_tokenizer
 from diagnosis.diagnosis import _note_state
+from diagnosis.inputs import Reporter
 from diagnosis.models import load_model_under_test
 from diagnosis.report.messages import Messages
-from diagnosis.subject import Reporter
 from evaluation.run_record import RunRecord
 from model import CausalLM, ModelConfig, save_model
 from model.init import init_weights

@@ -6,7 +6,7 @@ import string
 
 import pytest
 
-from diagnosis import diagnosis, result, subject
+from diagnosis import diagnosis, inputs, result
 from diagnosis.report import terminal
 from diagnosis.report.messages import LANGUAGES, Messages
 from diagnosis.report.terminal import WIDTH, columns, wrap
@@ -49,7 +49,7 @@ def test_the_reasons_are_those_of_the_rules():
 
 
 def test_every_text_that_the_code_names_exists():
-    code = "".join(inspect.getsource(module) for module in (diagnosis, result, subject, terminal))
+    code = "".join(inspect.getsource(module) for module in (diagnosis, inputs, result, terminal))
     named = set(re.findall(r'(?:messages|texts)\("([a-z_.0-9]+)"', code))
     named |= {f"notes.{key}" for key in re.findall(r'\.note\("([a-z_]+)"', code)}
     named |= {f"progress.{key}" for key in re.findall(r'\.progress\("([a-z_]+)"', code)}

@@ -37,7 +37,7 @@ class Reporter:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Inputs:
     """What is diagnosed: a run or a model, and the text to measure it on; None for what is not there (yet)."""
 
     path: Path
@@ -47,7 +47,7 @@ class Subject:
     vocab_size: int
 
 
-def open_subject(checkpoint: Path, data: Path | None, device: str, reporter: Reporter) -> Subject:
+def open_inputs(checkpoint: Path, data: Path | None, device: str, reporter: Reporter) -> Inputs:
     """Load what is to be diagnosed; UserError if there is no model and no record of one, or no text."""
     folder = _find_folder(checkpoint)
     run = read_run(folder) if is_run(folder) else None
@@ -57,7 +57,7 @@ def open_subject(checkpoint: Path, data: Path | None, device: str, reporter: Rep
         raise UserError(
             f"{folder}: neither a model nor the size of its vocabulary is there yet: wait for the first evaluation"
         )
-    return Subject(checkpoint, run, model, _open_text(data, run, model, reporter), vocab_size)
+    return Inputs(checkpoint, run, model, _open_text(data, run, model, reporter), vocab_size)
 
 
 def _find_folder(checkpoint: Path) -> Path:
