@@ -8,18 +8,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from common.console import Console
 from common.errors import UserError
-from common.hardware import Device
 from corpus.shards import Corpus
 from training.checkpointing import checkpoint
 from training.checkpointing.earlier_runs import set_aside_earlier_run
 from training.config import command_line, defaults
-from training.config.command_line import Options
 from training.config.resolve import Draft
 from training.context import RunContext
 from training.data import corpus_model, packing_line, prepare_data, training_rows, validation_remark
@@ -27,6 +25,7 @@ from training.engine.kernels import with_kernels
 from training.monitoring.run_summary import announce, sum_up
 from training.planning import budget as budgets
 from training.planning.disk_space import check_disk_space
+from training.planning.micro_batch import Memory
 from training.preflight.cost_checks import Cost
 from training.preflight.runner import preflight
 from training.processes.agreement import check_agreement, code_facts, file_digest
@@ -76,8 +75,7 @@ def _run(begun: Start, stop: StopRequest, watchdog: Watchdog) -> int:
         return _plan(chosen, world, console)
     if draft is None:
         return _tune(chosen, world, console)
-    facts = {"processes": world.size, **code_facts(), "JSON": chosen.ds_config, "flags": _shared_flags(options)}
-    corpus = _join_and_prepare(options, output, device, world, console, stop, watchdog, facts)
+    corpus = _join_and_prepare(chosen, world, console, stop, watchdog)
     rows, model = training_rows(corpus, options.max_seq_len), corpus_model(options, corpus)
     for remark in (packing_line(corpus, options.max_seq_len), validation_remark(corpus, options.max_seq_len)):
         if remark:
@@ -92,17 +90,18 @@ def _plan(chosen: Chosen, world: World, console: Console) -> int:
     """Print what `--plan` says; it needs no launcher, so the processes are those that the file is made for."""
     from training.planning.plan import PLANNED_T4X2, Plan
 
-    options, device = chosen.options, chosen.device
+    options, device, fp16 = chosen.options, chosen.device, chosen.ds_config.get("fp16")
     processes = defaults.planned_processes(chosen.config_path, world.size)
-    planned = PLANNED_T4X2 if device.kind == "cpu" and _wants_fp16(chosen.ds_config) else device
-    draft = chosen.checked(processes, planned)
+    if device.kind == "cpu" and isinstance(fp16, dict) and fp16.get("enabled") is True:
+        device = PLANNED_T4X2
+    draft = chosen.checked(processes, device)
     if options.plan_rows is not None:
         model, rows = command_line.model_config(options, vocab_size=defaults.vocab_size(options)), options.plan_rows
     else:
-        corpus = Corpus.open(prepare_data(options, device.kind, console), verify="size")
+        corpus = Corpus.open(prepare_data(options, chosen.device.kind, console), verify="size")
         model, rows = corpus_model(options, corpus), training_rows(corpus, options.max_seq_len)
-    plan = Plan(model, draft.resolve(rows), rows, planned, processes, options.max_seq_len, options.kernels)
-    for line in plan.lines(options.plan_utilisation):
+    memory = Memory(model, device, processes, options.max_seq_len)
+    for line in Plan(draft.resolve(rows), rows, memory, options.kernels).lines(options.plan_utilisation):
         console.say(line)
     return 0
 
@@ -126,40 +125,19 @@ def _tune(chosen: Chosen, world: World, console: Console) -> int:
     tuner = Tuner(
         chosen.ds_config,
         lambda config: replace(chosen, ds_config=config).checked(processes),
-        corpus_model(options, corpus),
-        device,
-        processes,
-        corpus=corpus.folder,
-        seq_len=options.max_seq_len,
+        Memory(corpus_model(options, corpus), device, processes, options.max_seq_len),
+        corpus.folder,
         seed=options.seed,
+        kernels=options.kernels,
         seconds=60 * (options.tune or 0.0),
         say=console.say,
-        kernels=options.kernels,
     )
     return tune(tuner, chosen.config_path, chosen.output, defaults.CONFIGS)
 
 
-def _shared_flags(options: Options) -> dict[str, Any]:
-    """Return the flags that must be the same on all ranks; two are compared by what they say, the JSON."""
-    return {name: value for name, value in asdict(options).items() if name not in ("deepspeed_config", "set")}
-
-
-def _wants_fp16(ds_config: dict[str, Any]) -> bool:
-    block = ds_config.get("fp16")
-    return isinstance(block, dict) and block.get("enabled") is True
-
-
-def _join_and_prepare(
-    options: Options,
-    output: Path,
-    device: Device,
-    world: World,
-    console: Console,
-    stop: StopRequest,
-    watchdog: Watchdog,
-    facts: dict[str, Any],
-) -> Corpus:
-    """Bring the processes together, which agree on the `facts`; rank 0 locks the run and prepares its corpus."""
+def _join_and_prepare(chosen: Chosen, world: World, console: Console, stop: StopRequest, watchdog: Watchdog) -> Corpus:
+    """Bring the processes together, which agree on what is to be run; rank 0 locks the run and prepares its corpus."""
+    options, output, device = chosen.options, chosen.output, chosen.device
     stop.set_time_limit(options.time_limit)
     if device.kind == "cpu":
         share_cores(world.local_size)
@@ -171,11 +149,13 @@ def _join_and_prepare(
     threading.Thread(target=import_module, args=("deepspeed",)).start()
     lock = RunLock(output)  # held until this process ends
     stop.callbacks.append(lock.mark_ending)
+    # two flags are compared by what they say, the JSON
+    flags = {name: value for name, value in asdict(options).items() if name not in ("deepspeed_config", "set")}
     prepared = form_process_group(
         world,
         device.kind,
         lambda: json.dumps([str(prepare_data(options, device.kind, console)), lock.token]),
-        facts=facts,
+        facts={"processes": world.size, **code_facts(), "JSON": chosen.ds_config, "flags": flags},
         before_listening=lambda: lock.acquire(console.say),
         watchdog=watchdog,
     )

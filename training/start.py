@@ -46,17 +46,16 @@ class Chosen:
         facts = RunFacts(
             processes, options.epochs, options.max_steps, self.output, model.num_experts, model.ep_size, model.use_moe
         )
-        found = find(self.output, options.resume)
 
         def checked(config: dict[str, Any]) -> Draft:
             return check(config, facts, device, source=os.path.relpath(self.config_path))
 
         if self.ds_config.get(MICRO) != AUTO:
             return checked(self.ds_config)
-        from training.planning.micro_batch import fill_in_auto
+        from training.planning.micro_batch import Memory, fill_in_auto
 
-        before = _micro_batch_of(found)
-        return fill_in_auto(self.ds_config, checked, model, device, processes, options.max_seq_len, before)
+        memory = Memory(model, device, processes, options.max_seq_len)
+        return fill_in_auto(self.ds_config, checked, memory, _micro_batch_of(find(self.output, options.resume)))
 
 
 def _micro_batch_of(found: list[Path]) -> int | None:

@@ -38,7 +38,7 @@ from training.config.resolve import Resolved, check
 from training.config.settings import RunFacts
 from training.planning.disk_space import checkpoint_bytes
 from training.planning.flops import training_flops_per_token
-from training.planning.memory import estimate_memory
+from training.planning.micro_batch import Memory
 from training.planning.model_states import ModelStates
 from training.planning.plan import PLANNED_T4X2
 
@@ -320,13 +320,13 @@ def resolved(scenario: Scenario) -> Resolved:
 
 def fits(scenario: Scenario) -> bool:
     """Whether --plan's memory estimate leaves room on a T4 (without what the CUDA context takes)."""
-    estimate = estimate_memory(scenario.config(), resolved(scenario), world_size=GPUS, seq_len=SEQ_LEN)
-    return estimate.total < PLANNED_T4X2.memory_bytes
+    phases = Memory(scenario.config(), PLANNED_T4X2, GPUS, SEQ_LEN).phases(resolved(scenario))
+    return max(phase.total for phase in phases) < PLANNED_T4X2.memory_bytes
 
 
 def communicated(scenario: Scenario) -> dict[str, float]:
     """Bytes that a rank sends in a step, hidden or not."""
-    states = ModelStates(scenario.config(), resolved(scenario), GPUS)
+    states = ModelStates(scenario.config(), resolved(scenario), GPUS, "cuda")
     share = 2 * (GPUS - 1) / GPUS
     return {
         "reduced": reductions(scenario) * share * states.width * states.numel,

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 import shutil
-import statistics
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from common.console import human_time
 from common.errors import UserError
 from corpus.tokenizer import load_tokenizer
-from evaluation.rows import measured_rows
 from training.checkpointing import checkpoint
 from training.checkpointing.export import export_model
 from training.checkpointing.run_state import RunState
@@ -24,18 +22,24 @@ from training.checkpointing.write_failures import DiskFull
 from training.config.command_line import Options
 from training.context import RunContext
 from training.evaluation.generation import RepetitionEvaluator, SampleWriter
-from training.evaluation.validation import evaluate, intervals
-from training.preflight import cost_checks
+from training.evaluation.validation import intervals
+from training.preflight.cost_checks import (
+    Cost,
+    OutOfMemory,
+    allocations,
+    check_out_of_memory,
+    measure_cost,
+    slowest,
+)
 from training.preflight.runner import SECONDS as PREFLIGHT_SECONDS
-from training.preflight.runner import checked_rows
+from training.preflight.runner import checked_rows, evaluation_passes
 from training.preflight.step_checks import OVERFIT_STEPS
-from training.preflight.trial_engine import MAX_ACCUMULATION, MAX_OVERFLOWS, TrialEngine, preserved_rng_state
-from training.processes.process_group import broadcast_from_rank0, gather_from_ranks
+from training.preflight.trial_engine import MAX_ACCUMULATION, MAX_OVERFLOWS, TrialEngine
+from training.processes.process_group import broadcast_from_rank0
 
 MEASURED_SECONDS = 20.0  # that the timed steps may take together
 _MOST_STEPS = 10**9  # that a run is looked for among
 _OTHER_STEPS = 10  # of the preflight, beside those on one batch
-_PASSES = 4  # micro-batches of a timed evaluation
 _START_SECONDS = 60.0  # that a session takes at most from its start to its engine, once the corpus is prepared
 _NEAR = 1.02  # what is longer than what is left by less than this is no news
 
@@ -108,7 +112,7 @@ class Length:
 
     steps: int
     line: str
-    cost: cost_checks.Cost
+    cost: Cost
 
 
 def work_out(run: RunContext, budget: float) -> Length:
@@ -130,7 +134,7 @@ def work_out(run: RunContext, budget: float) -> Length:
     )
 
 
-def preflight_seconds(run: RunContext, costs: Costs, cost: cost_checks.Cost) -> float:
+def preflight_seconds(run: RunContext, costs: Costs, cost: Cost) -> float:
     """Return about what the checks will take at most: an engine, and steps on a few rows."""
     rows = checked_rows(run.resolved.micro_batch, run.options.max_seq_len) / run.resolved.micro_batch
     step = min(run.resolved.accumulation, MAX_ACCUMULATION) * cost.micro * rows + cost.step
@@ -138,70 +142,36 @@ def preflight_seconds(run: RunContext, costs: Costs, cost: cost_checks.Cost) -> 
     return min(PREFLIGHT_SECONDS, costs.build + costs.evaluation + (OVERFIT_STEPS + other) * step)
 
 
-def _measure(run: RunContext) -> tuple[Costs, cost_checks.Cost]:
+def _measure(run: RunContext) -> tuple[Costs, Cost]:
     """Measure with a trial engine that takes some steps at learning rate 0, evaluates, writes texts and is saved."""
     started = run.stop.elapsed
-    with preserved_rng_state():
-        trial = TrialEngine.of(run)
-        try:
-            return _measure_parts(run, trial, min(started, _START_SECONDS), run.stop.elapsed - started)
-        except (cost_checks.OutOfMemory, RuntimeError, MemoryError) as error:
-            if not (isinstance(error, cost_checks.OutOfMemory) or cost_checks.is_out_of_memory(error)):
-                raise
-            result = cost_checks.check_out_of_memory(str(error), run.resolved)
-            raise UserError(f"{result.text}: {result.hint}") from None
-        except DiskFull as error:
-            raise UserError(f"{error}: free some space, or give another --output") from None
-        finally:
-            trial.close()
+    try:
+        with allocations(), TrialEngine.of(run) as trial:
+            build = run.stop.elapsed - started
+            cost = measure_cost(trial, run.resolved.micro_batch, seconds=MEASURED_SECONDS)
+            repetition, sample = _text_seconds(run, trial)
+            export, save = _writing_seconds(run, trial)
+            setup = min(started, _START_SECONDS) + build
+            repetition, sample, export, save, build, setup = slowest((repetition, sample, export, save, build, setup))
+    except OutOfMemory as error:
+        result = check_out_of_memory(error, run.resolved)
+        raise UserError(f"{result.text}: {result.hint}") from None
+    except DiskFull as error:
+        raise UserError(f"{error}: free some space, or give another --output") from None
+    evaluation = evaluation_passes(run) * cost.evaluation + repetition + export
+    return Costs(cost.whole_step(run.resolved.accumulation), evaluation, sample, save, build, setup), cost
 
 
-def _measure_parts(run: RunContext, trial: TrialEngine, start: float, build: float) -> tuple[Costs, cost_checks.Cost]:
-    cost = cost_checks.measure_cost(trial, trial.rows(run.resolved.micro_batch), full_size=True, steps=1)
-    taken = trial.timed_steps(MEASURED_SECONDS)
-    medians = (
-        statistics.median(one.micro_seconds for one in taken),
-        statistics.median(one.step_seconds for one in taken),
+def _text_seconds(run: RunContext, trial: TrialEngine) -> tuple[float, float]:
+    """Return the seconds of writing the texts that repetition is counted in, and of a sample."""
+    options, val = run.options, run.corpus.split("val")
+    length, seed, tokenizer = options.max_seq_len, options.seed, load_tokenizer(run.corpus.tokenizer_path)
+    repetition = RepetitionEvaluator(val, run.config, seq_len=length, seed=seed, world=run.world)
+    samples = SampleWriter(val, tokenizer, run.config, seq_len=length, seed=seed)
+    return (
+        _second_time(trial, lambda: repetition.figures(trial.engine)),
+        _second_time(trial, lambda: samples.write(trial.engine)),
     )
-    micro, step = _slowest(medians)
-    cost = replace(cost, micro=micro, step=step)
-    evaluation, sample = _evaluation_seconds(run, trial)
-    export, save = _writing_seconds(run, trial)
-    parts = (evaluation + export, sample, save, build, start + build)
-    evaluation, sample, save, build, setup = _slowest(parts)
-    return Costs(micro * run.resolved.accumulation + step, evaluation, sample, save, build, setup), cost
-
-
-def _slowest(seconds: Iterable[float]) -> list[float]:
-    """Return the longest times over all ranks; collective."""
-    return [max(values) for values in zip(*gather_from_ranks(tuple(seconds)), strict=True)]
-
-
-def _evaluation_seconds(run: RunContext, trial: TrialEngine) -> tuple[float, float]:
-    """Return the seconds of an evaluation with the texts that repetition is counted in, and of a sample."""
-    options, val, micro_batch = run.options, run.corpus.split("val"), run.resolved.micro_batch
-    rows, row_length = measured_rows(val, options.eval_tokens, options.max_seq_len)
-    evaluation = 0.0
-    if rows:
-        few = rows[: _PASSES * run.world.size * micro_batch]
-        loss = _second_time(
-            trial,
-            lambda: evaluate(
-                trial.engine,
-                val,
-                few,
-                seq_len=row_length,
-                micro_batch=micro_batch,
-                world=run.world,
-                bytes_per_token=1.0,
-            ),
-        )
-        length, seed = options.max_seq_len, options.seed
-        repetition = RepetitionEvaluator(val, run.config, seq_len=length, seed=seed, world=run.world)
-        evaluation = loss * len(rows) / len(few) + _second_time(trial, lambda: repetition.figures(trial.engine))
-    tokenizer, seq_len = load_tokenizer(run.corpus.tokenizer_path), options.max_seq_len
-    samples = SampleWriter(val, tokenizer, run.config, seq_len=seq_len, seed=options.seed)
-    return evaluation, _second_time(trial, lambda: samples.write(trial.engine))
 
 
 def _second_time(trial: TrialEngine, work: Callable[[], object]) -> float:

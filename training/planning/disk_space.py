@@ -8,26 +8,20 @@ from common.errors import UserError
 from common.files import free_bytes, size_of
 from model import ModelConfig, count_parameters
 from training.config.resolve import Resolved
-from training.planning.model_states import parameter_split
+from training.planning.model_states import DTYPES, parameter_split, states_of
 
 _FP32_BYTES = 4
-_STATES = {"sgd": 0, "adagrad": 1, "lion": 1, "muon": 2}  # of what Muon leaves to Adam; 2, Adam's, where not named
-_MODEL_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 def checkpoint_bytes(config: ModelConfig, resolved: Resolved) -> int:
     """Return the size of all ranks' files together: fp32 master weights and the optimizer's states, also in fp32."""
-    name = resolved.optimizer_name.lower()
-    groups = parameter_split(config.for_inference(), 1, muon=name == "muon")
-    others = _STATES.get(name, 2)
-    if name == "sgd" and resolved.config["optimizer"].get("params", {}).get("momentum"):
-        others = 1
-    return sum(group.numel * _FP32_BYTES * (1 + (1 if group.muon else others)) for group in groups)
+    groups = parameter_split(config.for_inference(), 1, resolved)
+    return sum(group.numel * _FP32_BYTES * (1 + states_of(resolved, group)) for group in groups)
 
 
 def model_bytes(config: ModelConfig, resolved: Resolved) -> int:
     """Return the size of model.safetensors."""
-    return count_parameters(config)[0] * _MODEL_BYTES[resolved.precision]
+    return count_parameters(config)[0] * DTYPES[resolved.precision].itemsize
 
 
 def check_disk_space(output: Path, config: ModelConfig, resolved: Resolved, keep_last: int) -> str:

@@ -54,21 +54,13 @@ class MemoryEstimate:
         return self.weights + self.optimizer + self.gradients + self.activations + self.logits + self.buffers
 
 
-def estimate_memory(
-    config: ModelConfig, resolved: Settings, *, world_size: int, seq_len: int, device_kind: str = "cuda"
-) -> MemoryEstimate:
-    """Return the phase of a training run that takes the most memory."""
-    phases = memory_by_phase(config, resolved, world_size=world_size, seq_len=seq_len, device_kind=device_kind)
-    return max(phases, key=lambda phase: phase.total)
-
-
 def memory_by_phase(
     config: ModelConfig,
     resolved: Settings,
     *,
     world_size: int,
     seq_len: int,
-    device_kind: str = "cuda",
+    device_kind: str,
     kernels: Sequence[str] = (),
 ) -> list[MemoryEstimate]:
     """Return the phases that can take the most: forward and backward pass, optimizer step, evaluation.
@@ -195,45 +187,43 @@ class _MetaTrace:
         self.copied = int(config.num_hidden_layers * rows) if config.ep_size > 1 else 0
         self.moving = int(2 * rows) if config.ep_size > 1 else 0
         with torch.device("meta"):
-            self.model = CausalLM(alone, expert_layer).to(DTYPES[resolved.precision])
+            self.model = CausalLM(alone, _expert_layer).to(DTYPES[resolved.precision])
         self.model.use_kernels(Kernels.fused(kernels))
 
     def training(self, states: ModelStates) -> Counter[str]:
         """Return the bytes by label at the peak of a micro-batch, the last one of an accumulation."""
-        ids = torch.empty(self.shape, dtype=torch.long, device="meta")
-        live = _LiveBytes(self.model)
-        live.hold("activations", self.copied + self.moving)
-        gradients = _Gradients(states, live)
-        hooks = [parameter.register_post_accumulate_grad_hook(gradients.ready) for parameter in self.model.parameters()]
-        loss = live.labelled("logits", transformer.linear_cross_entropy)
-        with live, stand_in_attention(_attention), mock.patch.object(transformer, "linear_cross_entropy", loss):
+        with self._counted("linear_cross_entropy", self.copied + self.moving) as (live, ids):
+            gradients = _Gradients(states, live)
+            parameters = list(self.model.parameters())
+            hooks = [parameter.register_post_accumulate_grad_hook(gradients.ready) for parameter in parameters]
             self.model(ids, ids).total.backward()
             gradients.reduce()
-        for hook in hooks:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         return live.peak
 
     def evaluation(self) -> Counter[str]:
         """Return the bytes by label at the peak of an evaluation pass."""
-        ids = torch.empty(self.shape, dtype=torch.long, device="meta")
-        live = _LiveBytes(self.model)
-        live.hold("activations", self.moving)
-        self.model.train(
-            self.drop_free
-        )  # DeepSpeed's expert capacity in evaluation differs only where tokens may be dropped
-        loss = live.labelled("logits", transformer.cross_entropy_sum)
-        with (
-            torch.no_grad(),
-            stand_in_attention(_attention),
-            live,
-            mock.patch.object(transformer, "cross_entropy_sum", loss),
-        ):
+        # DeepSpeed's expert capacity in evaluation differs only where tokens may be dropped
+        self.model.train(self.drop_free)
+        with torch.no_grad(), self._counted("cross_entropy_sum", self.moving) as (live, ids):
             self.model.loss_sum(ids, ids)
         self.model.train()
         return live.peak
 
+    @contextmanager
+    def _counted(self, loss: str, elsewhere: int) -> Iterator[tuple[_LiveBytes, Tensor]]:
+        """Count what is made, what the function `loss` makes as logits; yield the counter and a batch of ids."""
+        ids = torch.empty(self.shape, dtype=torch.long, device="meta")
+        live = _LiveBytes(self.model)
+        live.hold("activations", elsewhere)
+        logits = live.labelled("logits", getattr(transformer, loss))
+        attention = mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", _attention)
+        with attention, mock.patch.object(transformer, loss, logits), live:
+            yield live, ids
 
-def expert_layer(config: ModelConfig) -> nn.Module:
+
+def _expert_layer(config: ModelConfig) -> nn.Module:
     """Return the training form on one process, without the random order in which DeepSpeed fills a capped expert."""
     from model.moe import DeepSpeedMoE  # imports DeepSpeed, some seconds that a dense model need not wait
 
@@ -259,12 +249,6 @@ class _Attention(torch.autograd.Function):
         return (*(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3]), None)
 
 
-@contextmanager
-def stand_in_attention(attention: Callable[..., Tensor]) -> Iterator[None]:
-    """Replace the attention kernel: on the meta device PyTorch would choose the one that keeps all scores."""
-    with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", attention):
-        yield
-
-
 def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """Stand in for PyTorch's, which on the meta device would be the kernel that keeps all scores."""
     return _Attention.apply(q, k, v, attn_mask)

@@ -34,8 +34,9 @@ class ParameterGroup:
         return -(-self.numel // unit) * 2
 
 
-def parameter_split(config: ModelConfig, world_size: int, *, muon: bool) -> list[ParameterGroup]:
+def parameter_split(config: ModelConfig, world_size: int, settings: Settings) -> list[ParameterGroup]:
     """Return the groups that training/engine/ and DeepSpeed make, in order: decayed, plain, experts; Muon's first."""
+    muon = settings.optimizer_name.lower() == "muon"
     with torch.device("meta"):
         parameters = CausalLM(config.for_inference()).named_parameters()
     sizes: Counter[tuple[bool, bool, bool]] = Counter()
@@ -50,23 +51,31 @@ def parameter_split(config: ModelConfig, world_size: int, *, muon: bool) -> list
     return groups
 
 
+def states_of(settings: Settings, group: ParameterGroup) -> int:
+    """Return how many numbers the optimizer keeps a parameter, beside the weight."""
+    if group.muon:
+        return 1
+    momentum = settings.params("optimizer").get("momentum")
+    return {"sgd": 1 if momentum else 0, "adagrad": 1, "lion": 1}.get(settings.optimizer_name.lower(), 2)
+
+
 @dataclass(frozen=True)
 class ModelStates:
     """Weights, gradients and optimizer states, in bytes of one process.
 
-    None of them depends on the batch. ZeRO-3 gathers layers as it goes, for which this is only rough.
+    None of them depends on the batch.
     """
 
     config: ModelConfig
     resolved: Settings
     world_size: int
-    device_kind: str = "cuda"
+    device_kind: str
     stage: int | None = None
     """Another ZeRO stage than the configuration's, to compare."""
     groups: list[ParameterGroup] = field(init=False)
 
     def __post_init__(self) -> None:
-        groups = parameter_split(self.config, self.world_size, muon=self._optimizer_name == "muon")
+        groups = parameter_split(self.config, self.world_size, self.resolved)
         object.__setattr__(self, "groups", groups)
 
     @property
@@ -75,11 +84,7 @@ class ModelStates:
 
     @property
     def _zero(self) -> dict[str, Any]:
-        return self.resolved.config.get("zero_optimization", {})
-
-    @property
-    def _optimizer_name(self) -> str:
-        return self.resolved.optimizer_name.lower()
+        return self.resolved.block("zero_optimization")
 
     @property
     def numel(self) -> int:
@@ -102,18 +107,16 @@ class ModelStates:
     @property
     def gradient_width(self) -> int:
         """Bytes of an accumulated gradient; DeepSpeed accumulates in the precision of the weights by default."""
-        wanted = self.resolved.config.get("data_types", {}).get("grad_accum_dtype")
+        wanted = self.resolved.block("data_types").get("grad_accum_dtype")
         return 4 if wanted == "fp32" else self.width
 
     @property
     def weights(self) -> int:
-        return self.width * (self.partition if self.zero_stage == 3 else self.numel)
+        return self.width * self.numel
 
     @property
     def optimizer(self) -> int:
-        """Bytes of the master copy and of the optimizer's states; 0 if the file moves them to the CPU."""
-        if self._zero.get("offload_optimizer", {}).get("device", "none") != "none":
-            return 0
+        """Bytes of the master copy and of the optimizer's states."""
         return sum(self._own(group) * self._state_width(group) for group in self.groups)
 
     def _state_width(self, group: ParameterGroup) -> int:
@@ -122,11 +125,7 @@ class ModelStates:
         if group.muon:
             # momentum in the gradients' precision, and under ZeRO a second one, staged until the step is known good
             return master + (2 * self.gradient_width if self.zero_stage else 4)
-        return master + {
-            "sgd": 4 if self.resolved.config["optimizer"]["params"].get("momentum") else 0,
-            "adagrad": 4,
-            "lion": 4,
-        }.get(self._optimizer_name, 8)
+        return master + 4 * states_of(self.resolved, group)
 
     @property
     def accumulated(self) -> int:
@@ -152,7 +151,7 @@ class ModelStates:
         """Bytes of all buckets: with overlap_comm one is filled while the other is sent."""
         if not self.zero_stage or not self._zero.get("contiguous_gradients", True):
             return 0
-        return self.width * self.bucket * (2 if self._zero.get("overlap_comm", self.zero_stage == 3) else 1)
+        return self.width * self.bucket * (2 if self._zero.get("overlap_comm", False) else 1)
 
     def step(self) -> tuple[int, int]:
         """Return (gradients, copies) at the peak of the optimizer step, which takes one group after the other."""
@@ -173,6 +172,6 @@ class ModelStates:
         return flattened + (4 if flattened == 2 else 0) + self._adam_scratch(group)
 
     def _adam_scratch(self, group: ParameterGroup) -> int:
-        params = self.resolved.config["optimizer"].get("params", {})
+        params = self.resolved.params("optimizer")
         unfused = params.get("torch_adam", False) and not params.get("fused", False)
         return 8 if unfused and not group.muon else 0

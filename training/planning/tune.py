@@ -1,10 +1,7 @@
 """`--tune`: measure on the machine at hand what no table knows, and write the fastest configuration as a file.
 
-    training.planning.tune.Tuner   one session: which trials, in which order, and what they say
-    tune_trial.run_trial           one trial, in processes of its own
-
 The global batch stays what it is, so that no trial changes what is learned (but for the balancing loss, which is
-computed a micro-batch).
+computed a micro-batch). `Tuner` decides which trials to take; tune_trial.py takes one.
 """
 
 from __future__ import annotations
@@ -18,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from common.files import replace_bytes
-from common.hardware import Device
-from model import ModelConfig
 from training.config.resolve import Draft
 from training.config.settings import ACCUMULATION, BATCH, MICRO
-from training.planning.micro_batch import CLOSE, available_bytes, divisors, planned_bytes
+from training.planning.micro_batch import CLOSE, Memory, divisors
 from training.planning.tune_trial import Measured, Work, run_trial
 
 _GIB = 2**30
@@ -43,22 +38,6 @@ class Candidate:
     zero_stage: int
     overlap_comm: bool
 
-    def describe(self, rows: int) -> str:
-        """Return it in words; `rows` is what a process trains on in a step."""
-        overlap = ", overlapped" if self.overlap_comm else ""
-        return f"{self.micro_batch} rows x {rows // self.micro_batch}, ZeRO-{self.zero_stage}{overlap}"
-
-    def changes(self, ds_config: dict[str, Any], rows: int) -> dict[str, Any]:
-        """Return the keys, dotted, that it gives other values than `ds_config` has."""
-        zero = ds_config.get("zero_optimization", {})
-        wanted = {MICRO: self.micro_batch, ACCUMULATION: rows // self.micro_batch}
-        changed = {key: value for key, value in wanted.items() if ds_config.get(key) != value}
-        if self.zero_stage != zero.get("stage", 0):
-            changed["zero_optimization.stage"] = self.zero_stage
-        if self.overlap_comm != zero.get("overlap_comm", False):
-            changed["zero_optimization.overlap_comm"] = self.overlap_comm
-        return changed
-
 
 @dataclass
 class Trial:
@@ -78,35 +57,31 @@ class Trial:
 
 @dataclass
 class Tuner:
-    """A session of trials on `processes` processes of this machine, `seconds` at most.
+    """A session of trials on this machine, `seconds` at most.
 
     `check` completes a changed DeepSpeed JSON, or raises UserError for one that cannot be; `try_out` is `run_trial`.
     """
 
     ds_config: dict[str, Any]
     check: Callable[[dict[str, Any]], Draft]
-    model: ModelConfig
-    device: Device
-    processes: int
+    memory: Memory
     corpus: Path
-    seq_len: int
     seed: int
+    kernels: str
     seconds: float
     say: Callable[[str], None]
     try_out: Callable[[Work, int, float], Measured] = run_trial
     trials: list[Trial] = field(default_factory=list)
-    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         self.started, self._longest = time.monotonic(), 0.0  # seconds of the longest trial so far
-        self.draft = self.check(self.ds_config)
+        self.draft, self.processes = self.check(self.ds_config), self.memory.processes
         self.rows = self.draft.micro_batch * self.draft.accumulation
-        zero = self.draft.config.get("zero_optimization", {})
-        self.base = Candidate(self.draft.micro_batch, self.draft.zero_stage, zero.get("overlap_comm", False))
+        self.overlapped = self.draft.block("zero_optimization").get("overlap_comm", False)
 
     def run(self) -> Trial | None:
         """Try the configuration as it is, then one change after the other; return the best, None if none ran."""
-        best = self._try(self.base)
+        best = self._try(Candidate(self.draft.micro_batch, self.draft.zero_stage, self.overlapped))
         best = self._other_micro_batches(best)
         for change in self._other_settings(best.candidate):
             best = self._better(best, self._try(replace(best.candidate, **change)))
@@ -116,10 +91,9 @@ class Tuner:
 
     def _other_micro_batches(self, best: Trial) -> Trial:
         """Double the micro-batch as long as that is no slower; if it never was faster, halve it."""
-        sizes = divisors(self.rows)
         for larger in (True, False) if best.speed else (False,):
-            before, size = best, self.base.micro_batch
-            while size := _next_size(sizes, size, larger=larger):
+            before, size = best, self.draft.micro_batch
+            while size := self._next_size(size, larger=larger):
                 trial = self._try(replace(best.candidate, micro_batch=size))
                 stop = trial.speed < _WORSE * best.speed
                 best = self._better(best, trial)
@@ -129,12 +103,19 @@ class Tuner:
                 break
         return best
 
+    def _next_size(self, size: int, *, larger: bool) -> int | None:
+        """Return the nearest micro-batch that is at least twice `size`, or at most half of it."""
+        sizes = divisors(self.rows)
+        if larger:
+            return next((other for other in sizes if other >= 2 * size), None)
+        return next((other for other in reversed(sizes) if 2 * other <= size), None)
+
     def _other_settings(self, candidate: Candidate) -> list[dict[str, Any]]:
         """Return the single changes worth a trial beside the micro-batch."""
         if self.processes == 1 or candidate.zero_stage not in (1, 2):
             return []
         changes: list[dict[str, Any]] = [{"zero_stage": 3 - candidate.zero_stage}]
-        if self.model.ep_size == 1:  # with experts on several ranks, two communicators would be at work at once
+        if self.memory.model.ep_size == 1:  # with experts on several ranks, two communicators would be at work at once
             changes.append({"overlap_comm": not candidate.overlap_comm})
         return changes
 
@@ -149,7 +130,7 @@ class Tuner:
             return first
         for trial in (first, best):
             if not self._late(1):
-                self._try_again(trial)
+                self._measure(trial)
         return self._better(first, best)
 
     # --- one trial ----------------------------------------------------------------------------------------------------
@@ -162,75 +143,81 @@ class Tuner:
         known = next((trial for trial in self.trials if trial.candidate == candidate), None)
         if known is not None:
             return known
-        draft = self.check(self.changed(candidate))
-        planned = planned_bytes(self.model, draft, self.device, self.processes, self.seq_len)
+        planned, available = self.memory.needed(self.check(self.changed(candidate))), self.memory.available
         trial = Trial(candidate, planned)
-        available = available_bytes(self.device, self.processes)
         if self.trials and self._late(_WITH_CONFIRMATION):
             trial.problem = "no time left"
             return trial
         self.trials.append(trial)
-        if planned > _MOST_PLANNED[self.device.kind] * available:
+        if planned > _MOST_PLANNED[self.memory.device.kind] * available:
             trial.problem = f"not tried: --plan estimates {planned / _GIB:.1f} of {available / _GIB:.1f} GiB"
             self.say(self._line(trial))
         else:
-            self._try_again(trial)
+            self._measure(trial)
         return trial
 
-    def _try_again(self, trial: Trial) -> None:
-        config = self.check(self.changed(trial.candidate)).unscheduled().config
-        work = Work(asdict(self.model), config, str(self.corpus.resolve()), self.seq_len, self.seed, self.kernels)
+    def _measure(self, trial: Trial) -> None:
+        resolved, seq_len = self.check(self.changed(trial.candidate)).unscheduled(), self.memory.seq_len
+        work = Work(self.memory.model, resolved, self.corpus.resolve(), seq_len, self.seed, self.kernels)
         started = time.monotonic()
         timeout = _FIRST_TIMEOUT if self._longest == 0 else _SLOWER * self._longest + 60
         measured = self.try_out(work, self.processes, timeout)
         self._longest = max(self._longest, time.monotonic() - started)
         trial.problem = measured.problem
         if not measured.problem:
-            tokens = self.rows * self.processes * self.seq_len
-            trial.tokens_per_second.append(tokens / measured.step_seconds)
+            trial.tokens_per_second.append(resolved.train_batch * seq_len / measured.step_seconds)
             trial.peak_bytes = max(trial.peak_bytes, measured.peak_bytes)
         self.say(self._line(trial))
 
+    def changes(self, candidate: Candidate) -> dict[str, Any]:
+        """Return the keys, dotted, that a candidate gives other values than the configuration as it is."""
+        settings = {
+            MICRO: (candidate.micro_batch, self.draft.micro_batch),
+            ACCUMULATION: (self.rows // candidate.micro_batch, self.draft.accumulation),
+            "zero_optimization.stage": (candidate.zero_stage, self.draft.zero_stage),
+            "zero_optimization.overlap_comm": (candidate.overlap_comm, self.overlapped),
+        }
+        return {key: new for key, (new, old) in settings.items() if new != old}
+
     def changed(self, candidate: Candidate) -> dict[str, Any]:
         """Return the DeepSpeed JSON with a candidate's values, complete but for the "auto" values of a run."""
-        zero = self.ds_config.get("zero_optimization", {})
-        settings = {"stage": candidate.zero_stage, "overlap_comm": candidate.overlap_comm}
-        if candidate.zero_stage == 0 and not zero:
-            settings = {}
-        return self.ds_config | {
-            BATCH: self.rows * self.processes,
-            MICRO: candidate.micro_batch,
-            ACCUMULATION: self.rows // candidate.micro_batch,
-            **({"zero_optimization": zero | settings} if settings else {}),
+        sizes = {MICRO: candidate.micro_batch, ACCUMULATION: self.rows // candidate.micro_batch}
+        changes, before = self.changes(candidate), self.ds_config.get("zero_optimization", {})
+        zero = {
+            name: changes[key] for name in ("stage", "overlap_comm") if (key := f"zero_optimization.{name}") in changes
         }
+        changed = {"zero_optimization": before | zero} if zero else {}
+        return self.ds_config | {BATCH: self.draft.train_batch} | sizes | changed
 
     # --- what it says -------------------------------------------------------------------------------------------------
 
     def _line(self, trial: Trial, *, mean: bool = False) -> str:
-        what = f"  {trial.candidate.describe(self.rows):<40}"
+        candidate = trial.candidate
+        overlap = ", overlapped" if candidate.overlap_comm else ""
+        rows = f"{candidate.micro_batch} rows x {self.rows // candidate.micro_batch}"
+        what = f"  {f'{rows}, ZeRO-{candidate.zero_stage}{overlap}':<40}"
         if not trial.speed:
             return f"{what} {trial.problem}"
         latest = trial.speed if mean else trial.tokens_per_second[-1]
-        where = "of a GPU" if self.device.kind == "cuda" else "of all processes"
+        where = "of a GPU" if self.memory.device.kind == "cuda" else "of all processes"
         return f"{what} {latest:>10,.0f} tokens/s  {trial.peak_bytes / _GIB:.2f} GiB {where}"
 
     def table(self, best: Trial) -> list[str]:
         """Return the trials, fastest first."""
         first = self.trials[0].speed
-        ranked = sorted(self.trials, key=lambda trial: -trial.speed)
-        lines = []
-        for trial in ranked:
+        lines = ["tune: fastest first, beside the first; * is chosen"]
+        for trial in sorted(self.trials, key=lambda trial: -trial.speed):
             mark = "*" if trial is best else " "
             ratio = f"x {trial.speed / first:.2f}" if first and trial.speed else ""
             lines.append(f"{mark}{self._line(trial, mean=True)[1:]}  {ratio}".rstrip())
-        return ["tune: fastest first, beside the first; * is chosen", *lines]
+        return lines
 
     def report(self, best: Trial | None) -> dict[str, Any]:
         """Return what tune.json holds."""
         return {
-            "machine": self.device.summary,
+            "machine": self.memory.device.summary,
             "processes": self.processes,
-            "train_batch_size": self.rows * self.processes,
+            "train_batch_size": self.draft.train_batch,
             "seconds": round(time.monotonic() - self.started, 1),
             "trials": [
                 asdict(trial.candidate)
@@ -245,15 +232,8 @@ class Tuner:
                 for trial in self.trials
             ],
             "best": asdict(best.candidate) if best else None,
-            "changes": best.candidate.changes(self.draft.config, self.rows) if best else None,
+            "changes": self.changes(best.candidate) if best else None,
         }
-
-
-def _next_size(sizes: list[int], size: int, *, larger: bool) -> int | None:
-    """Return the nearest of `sizes` that is at least twice `size`, or at most half of it."""
-    if larger:
-        return next((other for other in sizes if other >= 2 * size), None)
-    return next((other for other in reversed(sizes) if 2 * other <= size), None)
 
 
 def tune(tuner: Tuner, began_with: Path, output: Path, configs: Path) -> int:
@@ -262,33 +242,34 @@ def tune(tuner: Tuner, began_with: Path, output: Path, configs: Path) -> int:
     `began_with` is the file of the configuration; 1 means that no trial at all could be measured.
     """
     shown = os.path.relpath(output / "tune.json")
-    tuner.say(
-        f"tune: {tuner.rows * tuner.processes} rows a step, a few steps a trial, {tuner.seconds / 60:g} minutes at most"
-    )
+    batch = tuner.draft.train_batch
+    tuner.say(f"tune: {batch} rows a step, a few steps a trial, {tuner.seconds / 60:g} minutes at most")
     best: Trial | None = None
     try:
         best = tuner.run()
     finally:  # what was measured before an interruption is kept
         output.mkdir(parents=True, exist_ok=True)
-        report: dict[str, Any] = {"ds_config": str(began_with)} | tuner.report(best)
-        replace_bytes(output / "tune.json", [(json.dumps(report, indent=2) + "\n").encode()])
+        _write_json(output / "tune.json", {"ds_config": str(began_with)} | tuner.report(best))
     if best is None:
         tuner.say(f"tune: no trial could be measured ({tuner.trials[0].problem}); see {shown}")
         return 1
     for line in tuner.table(best):
         tuner.say(line)
-    first, changes = tuner.trials[0], report["changes"]
+    changes = tuner.changes(best.candidate)
     if not changes:
         tuner.say(f"tune: {os.path.relpath(began_with)} is the fastest as it is; every trial is in {shown}")
         return 0
     path = configs / f"tuned-{began_with.stem.removeprefix('tuned-')}.json"
-    wrote = "replaced" if path.exists() else "wrote"
-    text = json.dumps(tuner.changed(best.candidate), indent=2, ensure_ascii=False) + "\n"
-    replace_bytes(path, [text.encode()])
-    gain = f", {best.speed / first.speed:.2f} times as fast" if first.speed else ""
+    wrote, first = "replaced" if path.exists() else "wrote", tuner.trials[0].speed
+    _write_json(path, tuner.changed(best.candidate))
+    gain = f", {best.speed / first:.2f} times as fast" if first else ""
     listed = ", ".join(f"{key}={value}" for key, value in changes.items())
     tuner.say(
         f"tune: {wrote} {os.path.relpath(path)}: {began_with.name} with {listed}{gain}; every trial is in {shown}"
     )
     tuner.say(f"      train with it: --deepspeed_config {os.path.relpath(path)}")
     return 0
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    replace_bytes(path, [(json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()])

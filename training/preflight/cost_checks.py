@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import resource
 import socket
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +21,27 @@ from training.preflight.trial_engine import TrialEngine
 from training.processes.process_group import gather_from_ranks
 
 _NEARLY_FULL = 0.92  # of the memory; the rest is for fragmentation and for what others take
+_FEWEST_TIMED, _MOST_TIMED = 3, 20  # steps, where there is time for more than one
 _STATUS = Path("/proc/self/status")
 
 
 class OutOfMemory(Exception):
-    """The largest batch does not fit; raised on all ranks together."""
+    """A batch does not fit. Where this was found on all ranks together, none of them waits for another."""
+
+    def __init__(self, why: str, *, together: bool) -> None:
+        super().__init__(why)
+        self.together = together
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed, on a GPU or on the host."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+@contextmanager
+def allocations() -> Iterator[None]:
+    """Raise OutOfMemory for an allocation that fails on this rank, on a GPU or on the host."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemory((str(error).splitlines() or ["no memory"])[0], together=False) from None
 
 
 @dataclass(frozen=True)
@@ -45,23 +59,40 @@ class Cost:
     full_size: bool
     """Whether the batch was the run's own; the seconds are scaled up from a smaller one otherwise."""
 
+    def whole_step(self, accumulation: int) -> float:
+        """Return the seconds of an optimizer step of `accumulation` micro-batches."""
+        return accumulation * self.micro + self.step
 
-def measure_cost(trial: TrialEngine, rows: list[int], *, full_size: bool, steps: int) -> Cost:
-    """Take some steps on `rows` at learning rate 0, the first of a size being slow, and evaluate them; collective.
 
-    Raise OutOfMemory where the forward pass does not fit; an allocation that fails later is left to the caller.
+def measure_cost(trial: TrialEngine, size: int, *, seconds: float = 0.0) -> Cost:
+    """Measure steps at learning rate 0 on `size` rows, and their evaluation; collective.
+
+    The first of a size is slow and not counted. Then comes one, or as many as fit `seconds`. Raise OutOfMemory where
+    the forward pass does not fit; an allocation that fails later is left to the caller.
     """
+    rows = trial.rows(size)
     _try_forward(trial, rows)
     _reset_peak(trial.device)  # a pass alone is no part of training, and leaves its memory in pieces
-    taken = [trial.step(rows) for _ in range(steps)]
+    trial.step(rows)
+    taken, started = [], trial.clock()
+    fewest, most = (_FEWEST_TIMED, _MOST_TIMED) if seconds else (1, 1)
+    while len(taken) < most:
+        taken.append(trial.step(trial.rows(size, batch=len(taken))))
+        if trial.any_rank(len(taken) >= fewest and trial.clock() - started > seconds):
+            break
     mine = (
-        min(step.micro_seconds for step in taken),
-        min(step.step_seconds for step in taken),
+        statistics.median(step.micro_seconds for step in taken),
+        statistics.median(step.step_seconds for step in taken),
         _evaluation_seconds(trial, rows),
     )
-    micro, step, evaluation = (max(seconds) for seconds in zip(*gather_from_ranks(mine), strict=True))
-    scale = trial.micro_batch / len(rows)
-    return Cost(micro * scale, step, evaluation * scale, _peak_bytes(trial), full_size)
+    micro, step, evaluation = slowest(mine)
+    scale = trial.micro_batch / size
+    return Cost(micro * scale, step, evaluation * scale, _peak_bytes(trial), full_size=scale == 1)
+
+
+def slowest(seconds: tuple[float, ...]) -> list[float]:
+    """Return the longest times over all ranks; collective."""
+    return [max(times) for times in zip(*gather_from_ranks(seconds), strict=True)]
 
 
 def _try_forward(trial: TrialEngine, rows: list[int]) -> None:
@@ -69,16 +100,14 @@ def _try_forward(trial: TrialEngine, rows: list[int]) -> None:
 
     (With experts on several ranks the others do wait; the launcher then ends them.)
     """
-    failure, losses = "", None
+    failure = ""
     try:
-        losses = trial.losses(rows)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        failure = str(error).splitlines()[0]
-    del losses
+        with allocations():
+            trial.losses(rows)
+    except OutOfMemory as error:
+        failure = str(error)
     if trial.any_rank(bool(failure)):
-        raise OutOfMemory(failure or "on another process")
+        raise OutOfMemory(failure or "on another process", together=True)
 
 
 @torch.no_grad()
@@ -135,9 +164,10 @@ def check_memory(cost: Cost, device: Device, resolved: Resolved) -> Result:
     return passed(text)
 
 
-def check_out_of_memory(reason: str, resolved: Resolved) -> Result:
+def check_out_of_memory(reason: OutOfMemory, resolved: Resolved) -> Result:
     """Report that the largest batch does not fit."""
-    return failed(f"{resolved.micro_batch} rows a micro-batch do not fit ({reason[:120]})", smaller_batch(resolved))
+    text = f"{resolved.micro_batch} rows a micro-batch do not fit ({str(reason)[:120]})"
+    return failed(text, smaller_batch(resolved))
 
 
 def smaller_batch(resolved: Resolved) -> str:
@@ -152,38 +182,23 @@ def smaller_batch(resolved: Resolved) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What a run will compute."""
+def check_speed(
+    speed: float, seconds: float, steps: int, epochs: float | None, seconds_left: float | None, *, full_size: bool
+) -> Result:
+    """Check that `seconds_left` of --time_limit are enough for `seconds` of `steps` at `speed` tokens a second.
 
-    steps: int
-    tokens_per_step: int
-    accumulation: int
-    epochs: float | None
-    """The number of epochs; None where --max_steps decides."""
-    evaluation_micro_batches: int
-    """The number for all evaluations together, on one rank."""
-
-
-def check_speed(cost: Cost, workload: Workload, seconds_left: float | None) -> Result:
-    """Check that `seconds_left` of --time_limit are enough for the run, and report tokens a second."""
-    step = cost.micro * workload.accumulation + cost.step
-    total = step * workload.steps + workload.evaluation_micro_batches * cost.evaluation
-    text = (
-        f"{workload.tokens_per_step / step:,.0f} tokens/s, {human_time(total)} for {workload.steps:,} steps with "
-        "their evaluations"
-    )
-    if not cost.full_size:
+    `epochs` is None where --max_steps gives the length.
+    """
+    text = f"{speed:,.0f} tokens/s, {human_time(seconds)} for {steps:,} steps with their evaluations"
+    if not full_size:
         text += " (from a smaller batch)"
     if seconds_left is None:
         return passed(text)
     left = max(0.0, seconds_left)
-    if total <= left:
+    if seconds <= left:
         return passed(f"{text}; --time_limit leaves {human_time(left)}")
-    share = left / total
-    shorter = f"--max_steps {max(1, int(workload.steps * share)):,}"
-    if workload.epochs is not None:
-        shorter = f"--epochs {workload.epochs * share:.2g}"
-    would_fit = f"; {shorter} would fit" if workload.steps * share >= 1 else ""
+    share = left / seconds
+    shorter = f"--max_steps {int(steps * share):,}" if epochs is None else f"--epochs {epochs * share:.2g}"
+    would_fit = f"; {shorter} would fit" if steps * share >= 1 else ""
     hint = f"the run will save in time and the same command continues it{would_fit}"
     return warned(f"{text}, but --time_limit leaves {human_time(left)}", hint)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,26 +45,35 @@ def failed(text: str, hint: str) -> Result:
 class Report:
     """The results so far by the id of their check; each is printed as soon as it is known."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, path: Path) -> None:
+        """Begin a report that `write` puts into the file `path` (rank 0)."""
+        self.console, self.path = console, path
         self.results: list[tuple[str, Result]] = []
+        self._started = time.monotonic()
 
-    def add(self, check_id: str, result: Result) -> None:
-        """Keep a result and print its line (rank 0)."""
+    @property
+    def seconds(self) -> float:
+        """How long the checks have taken so far."""
+        return time.monotonic() - self._started
+
+    def add(self, check_id: str, result: Result, *, alone: bool = False) -> None:
+        """Keep a result and print its line, on rank 0 or where a rank is `alone` in finding it."""
         self.results.append((check_id, result))
-        self.console.say(result.line(check_id))
+        (self.console.fail if alone else self.console.say)(result.line(check_id))
 
     @property
     def failed(self) -> list[str]:
         """The ids of the checks that failed."""
         return [check_id for check_id, result in self.results if result.level == "fail"]
 
-    def count(self, level: str) -> int:
-        """Return how many checks ended with `level`."""
-        return [result.level for _, result in self.results].count(level)
-
-    def write(self, path: Path, seconds: float) -> None:
-        """Write preflight.json, if the disk has room for it."""
+    def write(self) -> None:
+        """Print how many checks ended how, and write preflight.json, if the disk has room for it."""
+        seconds = self.seconds
+        counts = Counter(result.level for _, result in self.results)
         checks = [{"id": check_id, **vars(result), "ok": result.level != "fail"} for check_id, result in self.results]
-        content = {"checks": checks, "seconds": round(seconds, 1)}
-        write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", self.console.say)
+        if self.console.rank == 0:
+            content = json.dumps({"checks": checks, "seconds": round(seconds, 1)}, indent=2, ensure_ascii=False)
+            write_text(self.path, content + "\n", self.console.say)
+        self.console.say(
+            f"preflight: {counts['pass']} passed, {counts['warn']} warned, {counts['fail']} failed, in {seconds:.1f} s"
+        )

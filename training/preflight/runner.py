@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import time
 
 from corpus.shards import Corpus
 from evaluation.rows import measured_rows
 from model import ModelConfig
-from training.config.command_line import Options
-from training.config.resolve import Resolved
 from training.context import RunContext
 from training.evaluation.validation import intervals
 from training.preflight import cost_checks, data_checks, model_checks, step_checks
-from training.preflight.cost_checks import Cost, Workload
+from training.preflight.cost_checks import Cost, OutOfMemory, allocations, measure_cost
 from training.preflight.report import Report, Result, warned
-from training.preflight.trial_engine import Step, TrialEngine, preserved_rng_state
+from training.preflight.trial_engine import Step, TrialEngine
 from training.processes.process_group import broadcast_from_rank0
 
 SECONDS = 60.0  # for all checks at the demo's size; the shares below are of it
@@ -34,22 +31,22 @@ def preflight(context: RunContext, cost: Cost | None = None) -> list[str]:
 
     `cost` is what the run's steps cost, where that is known already. Nothing is left behind but `preflight.json`.
     """
-    started, report = time.monotonic(), Report(context.console)
+    report = Report(context.console, context.output / "preflight.json")
     context.console.say(
         "preflight: checking the run on a trial engine, a minute at most at the demo's size (--skip_preflight leaves "
         "this out)"
     )
-    with preserved_rng_state():
-        _check_data(report, context.corpus, context.options.max_seq_len, context.config.pad_token_id)
-        _check_engine(report, context, started + SECONDS, cost)
+    _check_data(report, context.corpus, context.options.max_seq_len, context.config.pad_token_id)
+    try:
+        with allocations(), TrialEngine.of(context) as trial:
+            _check_engine(report, trial, context, cost)
+    except OutOfMemory as error:
+        report.add("memory", cost_checks.check_out_of_memory(error, context.resolved), alone=not error.together)
+        if not error.together:  # the others may be waiting for this rank, and the launcher ends them
+            report.write()
+            raise SystemExit(1 if context.options.preflight else 2) from None
     failed = broadcast_from_rank0(lambda: report.failed)
-    seconds = time.monotonic() - started
-    if context.world.rank == 0:
-        report.write(context.output / "preflight.json", seconds)
-    context.console.say(
-        f"preflight: {report.count('pass')} passed, {report.count('warn')} warned, {report.count('fail')} failed, "
-        f"in {seconds:.1f} s"
-    )
+    report.write()
     return failed
 
 
@@ -70,36 +67,17 @@ def _check_data(report: Report, corpus: Corpus, seq_len: int, pad_id: int) -> No
             report.add(check_id, result)
 
 
-def _check_engine(report: Report, context: RunContext, deadline: float, cost: Cost | None) -> None:
-    """Check what needs an engine, which may not fit into memory."""
+def _check_engine(report: Report, trial: TrialEngine, context: RunContext, cost: Cost | None) -> None:
+    """Check what needs an engine."""
     options, resolved = context.options, context.resolved
-    trial = TrialEngine.of(context)
-    try:
-        rows = trial.rows(checked_rows(resolved.micro_batch, options.max_seq_len))
-        trial.step(rows)  # an fp16 loss scale settles, and what is slow the first time is over
-        untrained, without_gradient = _check_untrained(report, trial, rows, context.config)
-        cost = cost or _measure_cost(trial, rows, untrained.micro_seconds)
-        report.add("memory", cost_checks.check_memory(cost, context.device, resolved))
-        # a budget is made for as many sessions as it takes
-        seconds_left = context.stop.seconds_left if options.budget is None else None
-        workload = _workload(options, resolved, context.corpus, context.world.size)
-        report.add("speed", cost_checks.check_speed(cost, workload, seconds_left))
-        trained_loss = _check_learning(report, trial, rows, untrained.loss, without_gradient, deadline)
-        _check_losses(report, trial, rows, resolved.precision, trained_loss)
-    except cost_checks.OutOfMemory as error:
-        report.add("memory", cost_checks.check_out_of_memory(str(error), resolved))
-    except (RuntimeError, MemoryError) as error:
-        if not cost_checks.is_out_of_memory(error):
-            raise
-        # of this rank alone: the others may be waiting for it, and the launcher ends them
-        result = cost_checks.check_out_of_memory(str(error).splitlines()[0], resolved)
-        report.results.append(("memory", result))
-        context.console.fail(result.line("memory"))
-        if context.world.rank == 0:
-            report.write(context.output / "preflight.json", 0.0)
-        raise SystemExit(1 if options.preflight else 2) from None
-    finally:
-        trial.close()
+    rows = trial.rows(checked_rows(resolved.micro_batch, options.max_seq_len))
+    trial.step(rows)  # an fp16 loss scale settles, and what is slow the first time is over
+    untrained, without_gradient = _check_untrained(report, trial, rows, context.config)
+    cost = cost or _measure_cost(trial, len(rows), untrained.micro_seconds)
+    report.add("memory", cost_checks.check_memory(cost, context.device, resolved))
+    report.add("speed", _check_speed(cost, context))
+    trained_loss = _check_learning(report, trial, rows, untrained.loss, without_gradient)
+    _check_losses(report, trial, rows, resolved.precision, trained_loss)
 
 
 def _check_untrained(report: Report, trial: TrialEngine, rows: list[int], config: ModelConfig) -> tuple[Step, set[str]]:
@@ -112,30 +90,36 @@ def _check_untrained(report: Report, trial: TrialEngine, rows: list[int], config
     return step, {name for name, square in gradients.squares.items() if square == 0}
 
 
-def _measure_cost(trial: TrialEngine, rows: list[int], micro_seconds: float) -> Cost:
-    """Measure with the run's own micro-batch, or with `rows` if there is no time for it."""
-    scale = trial.micro_batch / len(rows)
-    if scale == 1:
-        return cost_checks.measure_cost(trial, rows, full_size=True, steps=1)
-    if trial.any_rank(micro_seconds * scale * _FULL_BATCH_PASSES > SECONDS * _FULL_BATCH_SHARE):
-        return cost_checks.measure_cost(trial, rows, full_size=False, steps=1)
-    return cost_checks.measure_cost(trial, trial.rows(trial.micro_batch), full_size=True, steps=2)
+def _measure_cost(trial: TrialEngine, few: int, micro_seconds: float) -> Cost:
+    """Measure with the run's own micro-batch, or with `few` rows, of `micro_seconds`, if there is no time for it."""
+    whole = micro_seconds * trial.micro_batch / few * _FULL_BATCH_PASSES
+    return measure_cost(trial, few if trial.any_rank(whole > SECONDS * _FULL_BATCH_SHARE) else trial.micro_batch)
 
 
-def _workload(options: Options, resolved: Resolved, corpus: Corpus, world_size: int) -> Workload:
-    rows, _ = measured_rows(corpus.split("val"), options.eval_tokens, options.max_seq_len)
-    evaluations = 1 + math.ceil(resolved.total_steps / intervals(options, resolved.total_steps).evaluation)
-    return Workload(
-        steps=resolved.total_steps,
-        tokens_per_step=resolved.train_batch * options.max_seq_len,
-        accumulation=resolved.accumulation,
-        epochs=None if options.max_steps else options.epochs,
-        evaluation_micro_batches=evaluations * math.ceil(len(rows) / world_size / resolved.micro_batch),
+def _check_speed(cost: Cost, context: RunContext) -> Result:
+    options, resolved, steps = context.options, context.resolved, context.resolved.total_steps
+    step = cost.whole_step(resolved.accumulation)
+    evaluations = 1 + math.ceil(steps / intervals(options, steps).evaluation)
+    return cost_checks.check_speed(
+        resolved.train_batch * options.max_seq_len / step,
+        step * steps + evaluations * evaluation_passes(context) * cost.evaluation,
+        steps,
+        None if options.max_steps else options.epochs,
+        # a budget is made for as many sessions as it takes
+        context.stop.seconds_left if options.budget is None else None,
+        full_size=cost.full_size,
     )
 
 
+def evaluation_passes(context: RunContext) -> int:
+    """Return the micro-batches of one evaluation on one rank."""
+    options = context.options
+    rows, _ = measured_rows(context.corpus.split("val"), options.eval_tokens, options.max_seq_len)
+    return math.ceil(len(rows) / context.world.size / context.resolved.micro_batch)
+
+
 def _check_learning(
-    report: Report, trial: TrialEngine, rows: list[int], start: float, without_gradient: set[str], deadline: float
+    report: Report, trial: TrialEngine, rows: list[int], start: float, without_gradient: set[str]
 ) -> float:
     """Check steps at the learning rates of the run; return the last loss, `start` if nothing can move."""
     if not any(trial.peak_learning_rates):
@@ -143,7 +127,7 @@ def _check_learning(
         return start
     updates = step_checks.measure_updates(trial, rows)
     report.add("updates", step_checks.check_updates(updates, without_gradient))
-    seconds = max(5.0, deadline - time.monotonic()) * _OVERFIT_SHARE
+    seconds = max(5.0, SECONDS - report.seconds) * _OVERFIT_SHARE
     losses = step_checks.overfit(trial, rows, seconds)
     if trial.trained:
         report.add("overfit", step_checks.check_fine_tuning(start, losses, updates.ratio))

@@ -27,7 +27,6 @@ from training.processes.process_group import World, any_rank, sum_over_ranks
 
 _SILENCED = ("tensorboard", "csv_monitor", "wandb", "comet", "flops_profiler", "comms_logger")
 MAX_ACCUMULATION = 2  # enough to see that micro-batches are added up; more would only take longer
-FEWEST_TIMED, MOST_TIMED = 3, 20
 MAX_OVERFLOWS = 24  # a loss scale of 2**16 falls to 1 in 16 skipped steps, two to each with DeepSpeed's hysteresis
 
 
@@ -77,11 +76,21 @@ class TrialEngine:
         self.order = SampleStream(stream.num_rows(seq_len), seed)
 
     @classmethod
-    def of(cls, run: RunContext) -> TrialEngine:
-        """Return an engine like the run's own, on its training rows."""
+    @contextmanager
+    def of(cls, run: RunContext) -> Iterator[TrialEngine]:
+        """Lend an engine like the run's own, on its training rows.
+
+        The run that follows draws the random numbers that it would have drawn without it.
+        """
         options, stream = run.options, run.corpus.split("train")
         own = {"seed": options.seed, "seq_len": options.max_seq_len, "init_from": options.init_from}
-        return cls(run.config, run.resolved, world=run.world, stream=stream, kernels=run.kernels, **own)
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices):
+            trial = cls(run.config, run.resolved, world=run.world, stream=stream, kernels=run.kernels, **own)
+            try:
+                yield trial
+            finally:
+                trial.close()
 
     def _trial_config(self, resolved: Resolved) -> dict[str, Any]:
         """Return the run's JSON without what writes files or prints, and with few accumulated micro-batches."""
@@ -149,16 +158,6 @@ class TrialEngine:
         counted = self.stream.targets(rows, self.seq_len)
         return self.engine(ids, targets, counted, counted)
 
-    def timed_steps(self, seconds: float) -> list[Step]:
-        """Take 3 to 20 steps at learning rate 0 on the run's rows, as many as fit about `seconds` on every rank."""
-        taken: list[Step] = []
-        started = self.clock()
-        while len(taken) < MOST_TIMED:
-            taken.append(self.step(self.rows(self.micro_batch, batch=len(taken))))
-            if self.any_rank(len(taken) >= FEWEST_TIMED and self.clock() - started > seconds):
-                break
-        return taken
-
     def clock(self) -> float:
         """Return seconds, after the device has done what it was asked to."""
         if self.device.type == "cuda":
@@ -196,11 +195,3 @@ def scheduled_learning_rates(engine: Engine, total_steps: int, samples: int = 20
         scheduler.step(index)
         learning_rates.append(current())
     return learning_rates
-
-
-@contextmanager
-def preserved_rng_state() -> Iterator[None]:
-    """Let the run that follows draw the random numbers that it would have drawn without the trial engine."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        yield

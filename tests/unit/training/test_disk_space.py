@@ -1,12 +1,12 @@
 """What a run takes on the disk, and how it is refused where there is too little space."""
 
 import re
-from types import SimpleNamespace
 
 import pytest
 
 from common.errors import UserError
 from model import ModelConfig
+from training.config.resolve import Resolved
 from training.planning.disk_space import checkpoint_bytes, model_bytes, space_line
 
 MB = 10**6
@@ -55,9 +55,7 @@ CONFIG = ModelConfig(
 
 
 def resolved(optimizer, precision="fp32", **params):
-    return SimpleNamespace(
-        optimizer_name=optimizer, precision=precision, config={"optimizer": {"type": optimizer, "params": params}}
-    )
+    return Resolved({"optimizer": {"type": optimizer, "params": params}, precision: {"enabled": True}}, [], 0)
 
 
 def test_the_size_of_a_checkpoint_is_that_of_masters_and_states():

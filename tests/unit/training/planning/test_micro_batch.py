@@ -10,7 +10,7 @@ from model import ModelConfig
 from training.config.load import load
 from training.config.resolve import check
 from training.config.validate import RunFacts
-from training.planning.micro_batch import CLOSE, divisors, fill_in_auto, planned_bytes
+from training.planning.micro_batch import CLOSE, Memory, divisors, fill_in_auto, with_micro_batch
 from training.planning.plan import PLANNED_T4X2
 
 CONFIG = Path(__file__).parents[4] / "ds_configs" / "t4x2.json"
@@ -24,7 +24,7 @@ def filled(*overrides, device=SMALL, begun_with=None, model=DENSE):
     def checked(config):
         return check(config, FACTS, device, source="t4x2.json")
 
-    return fill_in_auto(load(CONFIG, [*AUTO, *overrides]), checked, model, device, 2, 128, begun_with)
+    return fill_in_auto(load(CONFIG, [*AUTO, *overrides]), checked, Memory(model, device, 2, 128), begun_with)
 
 
 def test_auto_takes_the_largest_that_surely_fits_and_keeps_the_batch():
@@ -33,9 +33,8 @@ def test_auto_takes_the_largest_that_surely_fits_and_keeps_the_batch():
     assert micro * accumulation * 2 == draft.train_batch == 256
     assert 1 < micro < 128
     larger = next(size for size in divisors(128) if size > micro)
-    config = draft.config | {"train_micro_batch_size_per_gpu": larger, "gradient_accumulation_steps": 128 // larger}
-    assert planned_bytes(DENSE, draft, SMALL, 2, 128) <= CLOSE * SMALL.memory_bytes
-    assert planned_bytes(DENSE, replace(draft, config=config), SMALL, 2, 128) > CLOSE * SMALL.memory_bytes
+    memory = Memory(DENSE, SMALL, 2, 128)
+    assert memory.needed(draft) <= CLOSE * SMALL.memory_bytes < memory.needed(with_micro_batch(draft, larger))
     assert f"train_micro_batch_size_per_gpu: auto -> {micro}" in draft.notes[0]
 
 

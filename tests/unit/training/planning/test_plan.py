@@ -14,6 +14,7 @@ from training.config.load import load
 from training.config.resolve import check
 from training.config.validate import RunFacts
 from training.planning.flops import training_flops_per_token
+from training.planning.micro_batch import Memory
 from training.planning.plan import PLANNED_T4X2, Plan
 
 CONFIGS = Path(__file__).resolve().parents[4] / "ds_configs"
@@ -51,7 +52,7 @@ def plan(
         use_moe=config.use_moe,
     )
     resolved = check(load(CONFIGS / file, list(sets)), facts, device, source=file).resolve(rows)
-    return "\n".join(Plan(config, resolved, rows, device, world, seq_len).lines(0.35))
+    return "\n".join(Plan(resolved, rows, Memory(config, device, world, seq_len)).lines(0.35))
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,21 @@
 """`--tune`: which trials it takes on a machine of given speeds, and what it writes; trials that go wrong."""
 
 import json
-import subprocess
-import sys
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from model import ModelConfig
 from training.config.load import load
 from training.config.resolve import check
 from training.config.validate import RunFacts
 from training.planning import tune_trial
+from training.planning.micro_batch import Memory
 from training.planning.plan import PLANNED_T4X2
 from training.planning.tune import Candidate, Tuner, tune
 from training.planning.tune_trial import Measured, Work, run_trial
@@ -30,11 +32,11 @@ class Machine:
         self.speed, self.tried = speed, []
 
     def __call__(self, work, processes, _timeout):
-        zero = work.ds_config["zero_optimization"]
-        micro = work.ds_config["train_micro_batch_size_per_gpu"]
-        candidate = Candidate(micro, zero["stage"], zero["overlap_comm"])
+        resolved = work.resolved
+        overlapped = resolved.block("zero_optimization")["overlap_comm"]
+        candidate = Candidate(resolved.micro_batch, resolved.zero_stage, overlapped)
         self.tried.append(candidate)
-        assert micro * work.ds_config["gradient_accumulation_steps"] * processes == 256
+        assert resolved.micro_batch * resolved.accumulation * processes == resolved.train_batch == 256
         answer = self.speed(candidate)
         return answer if isinstance(answer, Measured) else Measured(256 * 64 / answer, 2**30)
 
@@ -44,12 +46,10 @@ def tuner(machine, *, model=DENSE, seconds=3600.0, said=None):
     return Tuner(
         load(CONFIG, []),
         lambda config: check(config, facts, PLANNED_T4X2, source="t4x2.json"),
-        model,
-        PLANNED_T4X2,
-        2,
-        corpus=Path("data/x"),
-        seq_len=64,
+        Memory(model, PLANNED_T4X2, 2, seq_len=64),
+        Path("data/x"),
         seed=1,
+        kernels="auto",
         seconds=seconds,
         say=(said if said is not None else []).append,
         try_out=machine,
@@ -141,53 +141,46 @@ def test_an_interruption_keeps_what_was_measured(tmp_path):
 # --- one trial --------------------------------------------------------------------------------------------------------
 
 
-def played(monkeypatch, *scripts):
-    """Let the processes of a trial be others, that know their folder as `folder`."""
-
-    def start(folder, _processes):
-        lines = [f"folder = {str(folder)!r}\n{script}" for script in scripts]
-        (folder / "rank0.log").write_text("Traceback\nValueError: no such thing\n")
-        return [subprocess.Popen([sys.executable, "-c", line]) for line in lines]
-
-    monkeypatch.setattr(tune_trial, "_start", start)
-    monkeypatch.setattr(tune_trial, "_GRACE", 0.5)
-    return run_trial(Work({}, {}, "", 64, 1), len(scripts), timeout=8.0)
+def work(**changes):
+    """A trial of a corpus that is not there."""
+    model = replace(DENSE, **changes)
+    facts = RunFacts(1, 1.0, None, Path("runs/x"), model.num_experts, model.ep_size, model.use_moe)
+    config = load(CONFIG, ["train_batch_size=auto", "fp16.enabled=false"])
+    resolved = check(config, facts, PLANNED_T4X2, source="t4x2.json").unscheduled()
+    return Work(model, resolved, Path("data/nowhere"), 64, 1)
 
 
-def test_a_rank_out_of_memory_ends_the_trial_though_the_others_wait_for_it(monkeypatch):
-    tell = "open(folder + '/rank0.json', 'w').write('{\"problem\": \"out of memory\"}')"
-    assert played(monkeypatch, tell, "import time; time.sleep(60)").problem == "out of memory"
+def test_a_trial_that_fails_is_no_more_than_a_line():
+    assert re.match("failed: .*nowhere", run_trial(work(), 1, timeout=300.0).problem)
 
 
-@pytest.mark.parametrize(
-    ("script", "problem"),
-    [
-        ("raise SystemExit(1)", "failed: ValueError: no such thing"),
-        ("import os; os.kill(os.getpid(), 9)", "killed, perhaps for lack of memory"),
-    ],
-)
-def test_a_trial_that_dies_is_no_more_than_a_line(monkeypatch, script, problem):
-    assert played(monkeypatch, script).problem == problem
+def test_a_trial_that_hangs_is_ended():
+    assert run_trial(work(), 1, timeout=0.3).problem == "did not end in 0 s"
 
 
-def test_a_trial_that_hangs_is_ended(monkeypatch):
-    monkeypatch.setattr(tune_trial, "run_trial", run_trial)
+@pytest.mark.parametrize(("status", "problem"), [(1, "out of memory"), (-9, "killed, perhaps for lack of memory")])
+def test_a_trial_without_memory_says_so(monkeypatch, status, problem):
+    """Its rank says so itself, or was killed."""
 
-    def start(_folder, _processes):
-        return [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])]
+    def start(_rank, arguments, processes, **_):
+        def join(_timeout):
+            raise ProcessExitedException("", 0, 0, status)
 
-    monkeypatch.setattr(tune_trial, "_start", start)
-    assert run_trial(Work({}, {}, "", 64, 1), 1, timeout=0.3).problem == "did not end in 0 s"
+        if status == 1:
+            arguments[-1].put(Measured(problem="out of memory"))
+        return SimpleNamespace(join=join, processes=[])
+
+    monkeypatch.setattr(tune_trial, "start_processes", start)
+    assert run_trial(work(), 2, timeout=8.0).problem == problem
 
 
-def test_out_of_memory_is_told_by_the_process_itself(tmp_path, monkeypatch):
+def test_out_of_memory_is_told_by_the_process_itself(monkeypatch):
     def measure(_work):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    ended = []
+    told, ended = SimpleNamespace(put=lambda result: ended.append(result.problem)), []
+    monkeypatch.setattr(tune_trial, "_become_rank", lambda *_: None)
     monkeypatch.setattr(tune_trial, "_measure", measure)
     monkeypatch.setattr(tune_trial.os, "_exit", ended.append)
-    (tmp_path / "work.json").write_text(json.dumps(vars(Work({}, {}, "", 64, 1))))
-    tune_trial.main(tmp_path, 1)
-    assert json.loads((tmp_path / "rank1.json").read_text())["problem"] == "out of memory"
-    assert ended == [0]
+    tune_trial._rank(1, work(), 2, 0, told)
+    assert ended == ["out of memory", 1]

@@ -1,14 +1,18 @@
 """What the checks of memory and speed make of what was measured."""
 
-from training.preflight.cost_checks import Cost, Workload, check_speed, smaller_batch
+from training.preflight.cost_checks import check_speed, smaller_batch
+
+
+def checked(seconds_left, epochs=5.0):
+    return check_speed(10_000.0, 1020.0, 1000, epochs, seconds_left, full_size=True)
 
 
 def test_hours_and_what_would_fit():
-    cost, workload = Cost(0.9, 0.1, 0.5, 2**30, True), Workload(1000, 10_000, 1, 5.0, 40)
-    assert check_speed(cost, workload, None).text.startswith("10,000 tokens/s, 17 min 00 s for 1,000 steps")
-    assert check_speed(cost, workload, 1100).level == "pass"
-    assert "--epochs 2.5" in check_speed(cost, workload, 510).hint
-    assert "would fit" not in check_speed(cost, workload, 0.5).hint  # not even a step does
+    assert checked(None).text.startswith("10,000 tokens/s, 17 min 00 s for 1,000 steps")
+    assert checked(1100).level == "pass"
+    assert "--epochs 2.5" in checked(510).hint
+    assert "--max_steps 500" in checked(510, epochs=None).hint
+    assert "would fit" not in checked(0.5).hint  # not even a step does
 
 
 def test_a_smaller_batch_keeps_the_global_one():
