@@ -31,7 +31,7 @@ from training.checkpointing.export import gather_weights, inference_model
 from training.config.command_line import file_flags
 from training.config.load import load
 from training.config.resolve import Resolved, check
-from training.config.validate import RunFacts
+from training.config.settings import RunFacts
 from training.data_sampler import SampleStream, divisor, tensors
 from training.engine.build import build_engine
 from training.engine.internals import MASTER, loss_scale, shards

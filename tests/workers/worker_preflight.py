@@ -34,7 +34,7 @@ from training.checkpointing.export import gather_weights
 from training.config.command_line import Options
 from training.config.load import load
 from training.config.resolve import Resolved, check
-from training.config.validate import RunFacts
+from training.config.settings import RunFacts
 from training.context import RunContext
 from training.data_sampler import SampleStream
 from training.engine import build

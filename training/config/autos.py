@@ -14,7 +14,7 @@ from training.config.defaults import CONFIGS, default_config
 from training.config.load import load
 from training.config.problems import Problems, show
 from training.config.schema import AUTO, DEEPSPEED_AUTO
-from training.config.settings import ACCUMULATION, BATCH, MICRO, Case, RunFacts, Settings
+from training.config.settings import ACCUMULATION, BATCH, MICRO, Case, Settings
 
 _LATER = ("scheduler.params.total_num_steps", "scheduler.params.warmup_num_steps")
 _NO_RULE = (
@@ -71,41 +71,41 @@ class Filler:
         return recipe.at(path), f"as in ds_configs/{file.name}"
 
     def _fill_batch(self) -> None:
-        """Check or complete: micro-batch x accumulation x processes = batch."""
-        run, work = self.case.run, self.work
+        """Complete and check: micro-batch x accumulation x processes = batch."""
+        work, processes = self.work, self.case.run.world_size
         micro, batch, accumulation = (work.get(key, AUTO) for key in (MICRO, BATCH, ACCUMULATION))
         if micro == AUTO:
             micro, why = self._micro_batch(batch, accumulation)
             self._put(MICRO, micro, why)
-        at_once = micro * run.world_size
-        if batch == AUTO:
-            if accumulation == AUTO:
-                accumulation = self._accumulation(at_once) if ACCUMULATION in work else 1
-                self._put(ACCUMULATION, accumulation, self._recipe(BATCH)[1])
-            self._put(BATCH, at_once * accumulation, _product(micro, accumulation, run))
+        at_once = micro * processes
+        if accumulation == AUTO and batch == AUTO:
+            accumulation = self._accumulation(at_once) if ACCUMULATION in work else 1
+            self._put(ACCUMULATION, accumulation, self._recipe(BATCH)[1])
         elif accumulation == AUTO:
-            if batch % at_once:
-                hint = f"Write a multiple of {at_once:,}: {_multiples(batch, at_once)}."
-                self.problems.add(BATCH, f"{batch:,} cannot be made of {_product(micro, None, run)}.", hint)
-            self._put(ACCUMULATION, max(1, batch // at_once), f"{batch:,} / {_product(micro, None, run)}")
-        elif batch != at_once * accumulation:
-            what = f"{batch:,} is not {_product(micro, accumulation, run)} = {at_once * accumulation:,}."
-            hint = f"--set {BATCH}={at_once * accumulation} takes the batch as it comes"
-            if batch % at_once:
-                hint = f"{hint}; to keep a batch of about {batch:,}, write {_multiples(batch, at_once)}."
-            else:
-                hint = f"--set {ACCUMULATION}={batch // at_once} keeps the batch of {batch:,}; {hint}."
-            self.problems.add(BATCH, what, hint)
+            accumulation = max(1, batch // at_once)
+            self._put(ACCUMULATION, accumulation, f"{batch:,} / {_product(micro, None, processes)}")
+        product, whole = _product(micro, accumulation, processes), at_once * accumulation
+        if batch == AUTO:
+            self._put(BATCH, whole, product)
+        elif batch != whole:
+            below = batch // at_once * at_once
+            multiples = " or ".join(f"{multiple:,}" for multiple in (below, below + at_once) if multiple)
+            keep = f"to keep a batch of about {batch:,}, write a multiple of {at_once:,}: {multiples}"
+            if batch == below:
+                keep = f"--set {ACCUMULATION}={batch // at_once} keeps the batch of {batch:,}"
+            hint = f"--set {BATCH}={whole} takes the batch as it comes; {keep}."
+            self.problems.add(BATCH, f"{batch:,} is not {product} = {whole:,}.", hint)
 
     def _micro_batch(self, batch: int | str, accumulation: int | str) -> tuple[int, str]:
         """Return the recipe's micro-batch, or what makes the batch that is written: at most the recipe's if free."""
-        run, most, why = self.case.run, self.machine.micro_batch, self._recipe(MICRO)[1]
-        if isinstance(batch, int) and isinstance(accumulation, int):
-            return max(1, batch // (accumulation * run.world_size)), f"{batch:,} / {_product(None, accumulation, run)}"
-        if isinstance(batch, int):
-            fitting = [size for size in range(1, most + 1) if batch % (size * run.world_size) == 0]
-            return max(fitting, default=most), f"at most {most}, {why}, and a part of {batch:,}"
-        return most, why
+        processes, most, why = self.case.run.world_size, self.machine.micro_batch, self._recipe(MICRO)[1]
+        if not isinstance(batch, int):
+            return most, why
+        if isinstance(accumulation, int):
+            why = f"{batch:,} / {_product(None, accumulation, processes)}"
+            return max(1, batch // (accumulation * processes)), why
+        fitting = [size for size in range(1, most + 1) if batch % (size * processes) == 0]
+        return max(fitting, default=most), f"at most {most}, {why}, and a part of {batch:,}"
 
     def _accumulation(self, at_once: int) -> int:
         """Return what comes nearest to the recipe's batch."""
@@ -161,18 +161,13 @@ class Filler:
                 self._note(path, "not written", "DeepSpeed's default")
 
 
-def _product(micro: int | None, accumulation: int | None, run: RunFacts) -> str:
+def _product(micro: int | None, accumulation: int | None, processes: int) -> str:
     parts = [
         "" if micro is None else f"{micro:,} a process",
         "" if accumulation is None else f"{accumulation:,} accumulated",
-        f"{run.world_size} process{'es' if run.world_size > 1 else ''}",
+        f"{processes} process{'es' if processes > 1 else ''}",
     ]
     return " x ".join(filter(None, parts))
-
-
-def _multiples(batch: int, at_once: int) -> str:
-    below = batch // at_once * at_once
-    return " or ".join(f"{multiple:,}" for multiple in (below, below + at_once) if multiple)
 
 
 def _autos(block: dict, prefix: str) -> Iterator[tuple[dict, str, str]]:

@@ -240,17 +240,12 @@ def _parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _own_flags() -> list[str]:
-    """Return the name of every flag."""
-    return [*(f.name for f in fields(Options) if f.metadata), *model_flags(), "local_rank", "help"]
-
-
 def parse(argv: Sequence[str], description: str, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Return the flags that were given, by name; raise UserError for a wrong one.
 
     Flags of other trainers are taken as ours; `say` gets a line for each.
     """
-    words, lines = foreign_flags.translate(argv, _own_flags())
+    words, lines = foreign_flags.translate(argv)
     given = vars(_parser(description).parse_args(words))
     for line in lines:
         say(line)

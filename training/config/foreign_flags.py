@@ -6,18 +6,19 @@ equal here is answered with what to do instead. Every change is a line for the u
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 from common.errors import UserError
 from common.files import printable
 
 _BATCH, _ACCUMULATION = "train_batch_size", "gradient_accumulation_steps"
-_RENAMED = {
+_FLAGS = {
     "output": "output_dir out_dir save_dir",
     "data": "train_file train_files data_path dataset dataset_name train_data",
     "init_from": "model_name_or_path",
+    "resume": "resume_from_checkpoint",
     "tokenizer": "tokenizer_name tokenizer_name_or_path tokenizer_path",
     "epochs": "num_train_epochs num_epochs",
     "max_steps": "max_iters max_train_steps train_iters num_steps",
@@ -26,7 +27,7 @@ _RENAMED = {
     "save_interval": "save_steps checkpoint_interval",
     "keep_last": "save_total_limit",
     "max_seq_len": "max_seq_length block_size seq_len seq_length cutoff_len model_max_length",
-    "deepspeed_config": "ds_config",
+    "deepspeed_config": "ds_config deepspeed",
     "hidden_size": "dim n_embd",
     "num_hidden_layers": "n_layer n_layers num_layers",
     "num_attention_heads": "n_head n_heads",
@@ -51,7 +52,8 @@ _SCHEDULES = {
     "cosine": {"type": "WarmupCosineLR", "params": {"total_num_steps": "auto", "cos_min_ratio": 0.0}},
 }
 _MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet", "comet": "comet"}
-_IGNORED = "do_train do_eval do_predict deepspeed_mpi ddp"  # what train.py does anyway, or the launcher knows
+_PRECISIONS = {"fp16": "fp16", "float16": "fp16", "bf16": "bf16", "bfloat16": "bf16"}
+_IGNORED = ("do_train", "do_eval", "do_predict", "deepspeed_mpi", "ddp")  # it does so anyway, or the launcher knows
 _HINTS = {
     "per_device_eval_batch_size": "evaluations take the micro-batch of the JSON",
     "warmup_ratio": 'scheduler.params.warmup_num_steps counts steps; "auto" is 500, or a tenth of a shorter run',
@@ -78,119 +80,88 @@ _HINTS = {
 }
 
 
-class _Flag(NamedTuple):
-    """A flag of the command line that is not ours as it is written."""
-
-    written: str
-    name: str
-    value: str | None
+_OURS = {name: ours for ours, names in _FLAGS.items() for name in names.split()}
+_JSON = {name: key for key, names in _KEYS.items() for name in (key, *names.split())}
+_OTHERS = ("fp16", "bf16", "dtype", "use_wandb", "report_to", "lr_scheduler_type", "warmup_iters")
 
 
-Taken = Callable[[_Flag, Callable[[str], str | None]], Sequence[str]]
-
-
-def translate(argv: Sequence[str], own: Collection[str]) -> tuple[list[str], list[str]]:
-    """Return the command line in our flags, whose names are `own`, and a line for each that was taken as another.
+def translate(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the command line in our flags, and a line for each that was taken as another.
 
     UserError names those that mean something which train.py does not have. What nobody knows stays for the parser.
     """
-    result: list[str] = []
-    sets: list[str] = []  # before every --set of the user, which wins; that of a whole block before those of its keys
-    lines: list[str] = []
-    problems: list[str] = []
-    words = list(argv)
-
-    def other(names: str) -> str | None:
-        """Return the value of the first of some other flags on this command line."""
-        found = (_flag(words, place)[0] for place in range(len(words)) if words[place].startswith("--"))
-        return next((flag.value for flag in found if flag.name in names.split()), None)
-
-    place = 0
-    while place < len(words):
-        flag, after = _flag(words, place) if words[place].startswith("--") else (None, place + 1)
-        if flag is None or flag.written.partition("=")[0][2:] in own or (new := _taken(flag, own, other)) is None:
-            result.append(words[place])
-            place += 1
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in dict.fromkeys((*_OURS, *_JSON, *_OTHERS, *_IGNORED, *_HINTS)):
+        parser.add_argument(f"--{name}", nargs="*")
+    found, words = parser.parse_known_args([_underscored(word) for word in argv])
+    given: dict[str, list[str]] = vars(found)
+    sets: list[str] = []  # before every --set of the user, which wins
+    lines, problems = [], []
+    for name, values in given.items():
+        if name not in _OURS:  # one value at most; what follows is left to the parser
+            values, words = values[:1], words + values[1:]
+        settings, flag = _settings(name, values[0] if values else None, given), _flag(name, values)
+        if settings is None and flag is None:
+            problems.append(f"there is no --{name}: {_HINTS[name]}" if name in _HINTS else f"--{name} needs a value")
             continue
-        place = after if flag.value is not None else place + 1
-        shown = flag.written if "=" in flag.written or flag.value is None else f"{flag.written} {flag.value}"
-        if isinstance(new, str):
-            problems.append(f"--{flag.name}: {new}")
-        else:
-            into = sets if "--set" in new else result
-            into[:] = new + into if flag.name == "lr_scheduler_type" else into + new
-            what = " ".join(word for word in new if word != "--set")
-            lines.append(f"{printable(shown)}: " + (f"taken as {printable(what)}" if what else "so it is anyway"))
+        new = [f"{key}={_written(value)}" for key, value in (settings or {}).items()]
+        sets = new + sets if name == "lr_scheduler_type" else sets + new  # a whole block comes before its keys
+        words += flag or []
+        taken = " ".join(new + (flag or []))
+        shown = printable(" ".join([f"--{name}", *values]))
+        lines.append(f"{shown}: taken as {printable(taken)}" if taken else f"{shown}: so it is anyway")
     if problems:
-        raise UserError("\n".join(f"there is no {problem}" for problem in dict.fromkeys(problems)))
-    return sets + result, lines
+        raise UserError("\n".join(problems))
+    return [word for each in sets for word in ("--set", each)] + words, lines
 
 
-def _flag(words: Sequence[str], place: int) -> tuple[_Flag, int]:
-    """Return the flag at `place` with its value, if it has one, and the place of the next word after both."""
-    written, equals, value = words[place].partition("=")
-    name = written[2:].replace("-", "_")
-    if equals:
-        return _Flag(words[place], name, value), place + 1
-    if place + 1 < len(words) and not words[place + 1].startswith("--"):
-        return _Flag(written, name, words[place + 1]), place + 2
-    return _Flag(written, name, None), place + 1
+def _underscored(word: str) -> str:
+    """Return a flag as it is written here."""
+    name, equals, value = word.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 
-def _taken(flag: _Flag, own: Collection[str], other: Callable[[str], str | None]) -> list[str] | str | None:
-    """Return what stands for a flag in our words, or why it cannot be taken; None if it is not known."""
-    name, value = flag.name, flag.value
-    if name in own:  # with dashes in the place of underscores
-        return [f"--{name}"] if value is None else [f"--{name}", value]
-    if name in _IGNORED.split() or (name == "deepspeed" and value is None) or (name, value) == ("mode", "pretrain"):
+def _written(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _flag(name: str, values: list[str]) -> list[str] | None:
+    """Return what stands for a flag on our command line, nothing if train.py does so anyway; None if nothing can."""
+    if name in _IGNORED or (name == "deepspeed" and not values) or (name, values) == ("mode", ["pretrain"]):
         return []
-    if name == "deepspeed":
-        return ["--deepspeed_config", str(value)]
-    for mine, names in _RENAMED.items():
-        if name in names.split():
-            return [f"--{mine}"] if value is None else [f"--{mine}", value]
-    found = _of_json(name, value, other)
-    return found if found is not None else _HINTS.get(name)
+    if name == "resume_from_checkpoint" and (not values or values[0].lower() == "true"):
+        values = ["auto"]
+    return [f"--{_OURS[name]}", *values] if name in _OURS else None
 
 
-def _of_json(name: str, value: str | None, other: Callable[[str], str | None]) -> list[str] | None:
-    """Return the --set for a flag that says what stands in the JSON."""
-    if name == "resume_from_checkpoint":
-        return ["--resume", "auto" if (value or "true").lower() == "true" else str(value)]
+def _settings(name: str, value: str | None, given: Mapping[str, list[str]]) -> dict[str, object] | None:
+    """Return the --set for a flag that says what stands in the JSON, beside the others that were `given`."""
+    if name in ("fp16", "bf16") and value and value.lower() in ("false", "0"):
+        return {f"{name}.enabled": False}
     if name in ("fp16", "bf16", "dtype"):
-        on = name if name != "dtype" else {"float16": "fp16", "bfloat16": "bf16"}.get(value or "", value or "")
-        enabled = name == "dtype" or (value or "true").lower() not in ("false", "0")
-        each = {kind: kind == on and enabled for kind in ("fp16", "bf16")}
-        return _set({f"{kind}.enabled": value for kind, value in each.items() if enabled or kind == name})
+        on = _PRECISIONS.get(value or "") if name == "dtype" else name
+        return {f"{kind}.enabled": kind == on for kind in ("fp16", "bf16")}
+    if name == "use_wandb" and value is None:
+        return {"wandb.enabled": True}
     if value is None:
-        return _set({"wandb.enabled": True}) if name == "use_wandb" else None
+        return None
     if name == "lr_scheduler_type" and value in _SCHEDULES:
         block = _SCHEDULES[value]
         warmup = {"warmup_num_steps": "auto", "warmup_type": "linear"}
-        return _set({"scheduler": block and {"type": block["type"], "params": {**block["params"], **warmup}}})
+        return {"scheduler": block and {"type": block["type"], "params": {**block["params"], **warmup}}}
     if name == "report_to":
         names = [] if value == "none" else value.split(",")
-        blocks = {
-            block: block in [_MONITORS.get(each) for each in names] for block in ("tensorboard", "wandb", "comet")
-        }
-        known = all(each in _MONITORS for each in names)
-        return _set({f"{b}.enabled": on for b, on in blocks.items() if on or b == "tensorboard"}) if known else None
+        on = {f"{_MONITORS[each]}.enabled": True for each in names if each in _MONITORS}
+        return {"tensorboard.enabled": False} | on if len(on) == len(names) else None
     if name == "warmup_iters":
-        each = other("accumulation_steps") or "1"  # MiniMind, the only one with that flag, counts micro-batches
+        # MiniMind, the only one with that flag, counts micro-batches
+        each = (given.get("accumulation_steps") or ["1"])[0]
         steps = int(value) // max(1, int(each)) if value.isdigit() and each.isdigit() else value
-        return _set({"scheduler.params.warmup_num_steps": steps})
-    key = next((key for key, names in _KEYS.items() if name in (key, *names.split())), None)
-    if key is None:
+        return {"scheduler.params.warmup_num_steps": steps}
+    if name not in _JSON:
         return None
     # of the three sizes of a batch two are enough, and those in the file would contradict the one given
-    auto = {_BATCH: _ACCUMULATION, _ACCUMULATION: _BATCH, "train_micro_batch_size_per_gpu": _BATCH}.get(key)
-    given = other(f"{auto} {_KEYS[auto]}") if auto else None
-    return _set({key: value} | ({auto: "auto"} if auto and given is None else {}))
-
-
-def _set(values: Mapping[str, object]) -> list[str]:
-    return [
-        word
-        for key, value in values.items()
-        for word in ("--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}")
-    ]
+    key = _JSON[name]
+    third = {_BATCH: _ACCUMULATION, _ACCUMULATION: _BATCH, "train_micro_batch_size_per_gpu": _BATCH}.get(key)
+    unsaid = third and not any(_JSON.get(other) == third for other in given)
+    return {key: value} | ({third: "auto"} if third and unsaid else {})

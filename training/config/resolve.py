@@ -20,7 +20,7 @@ from training.config.features import check_features, without_effect
 from training.config.problems import Problems
 from training.config.schema import AUTO, OWN_BLOCK, keep_known
 from training.config.settings import Case, RunFacts, Settings
-from training.config.validate import CHECKS, auto_warmup, check_flags, check_warmup
+from training.config.validate import CHECKS, auto_warmup, check_warmup
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,6 @@ def check(config: dict, run: RunFacts, device: Device, *, source: str) -> Draft:
     `config` stays as it is, and neither files nor devices are touched.
     """
     problems = Problems()
-    check_flags(run, problems)
     case = Case(keep_known({key: value for key, value in config.items() if key != OWN_BLOCK}, problems), run, device)
     notes = Filler(case, problems).fill(constant_rate="scheduler" in config and config["scheduler"] is None)
     check_features(case, problems)

@@ -8,11 +8,9 @@ from common.hardware import Device, dotted
 from training.config import schema
 from training.config.problems import Problems, show
 from training.config.schema import AUTO
-from training.config.settings import Case, RunFacts, Settings
-from training.config.value_kinds import as_number
+from training.config.settings import Case, Settings
 
 LEAST_MUON_CLIP = 10
-_MOST_EPOCHS = 1_000_000
 _GPU_ONLY = ("lamb", "lion")
 _NOT_WITH_ZERO = ("adagrad", "asgd", "nadam")
 # without which the schedule's constructor fails
@@ -21,15 +19,6 @@ _NEEDED: Mapping[str, Iterable[str]] = {
     "WarmupDecayLR": ("total_num_steps",),
     "OneCycle": ("cycle_min_lr", "cycle_max_lr"),
 }
-
-
-def check_flags(run: RunFacts, problems: Problems) -> None:
-    """Check the flags that give the length of the run."""
-    if not 0 < as_number(run.epochs) <= _MOST_EPOCHS:
-        what = f"{show(run.epochs)} is not a number above 0 and at most {_MOST_EPOCHS:,}."
-        problems.add("--epochs", what, "Write e.g. --epochs 5.")
-    if run.max_steps is not None and run.max_steps < 1:
-        problems.add("--max_steps", f"{run.max_steps} is not at least 1.", "Leave it out to train --epochs.")
 
 
 def check_precision(case: Case, problems: Problems) -> None:
@@ -171,24 +160,15 @@ def check_warmup(settings: Settings, total: int | None, problems: Problems) -> N
 
 
 def check_experts(case: Case, problems: Problems) -> None:
-    """Check that the experts can be split over the processes."""
-    run = case.run
-    if run.ep_size < 1:
-        problems.add("--ep_size", f"{run.ep_size} is not at least 1.", "1 keeps every expert on every process.")
-    elif run.ep_size > 1 and not run.use_moe:
+    """Check that the experts can be split over the processes; the model has checked that they can be split at all."""
+    run, world = case.run, case.run.world_size
+    if run.ep_size > 1 and not run.use_moe:
         problems.add("--ep_size", f"{run.ep_size}, but --use_moe false has no experts.", "Use --ep_size 1.")
-    elif run.use_moe and run.num_experts % run.ep_size:
-        what = f"{run.num_experts} experts cannot be split evenly over {run.ep_size} processes."
-        problems.add("--ep_size", what, f"It can be {_divisors_of_both(run)}.")
-    elif run.world_size % run.ep_size:
-        what = f"{run.world_size} process{'es' if run.world_size > 1 else ''} cannot form groups of {run.ep_size}."
-        problems.add("--ep_size", what, f"It can be {_divisors_of_both(run)}, or start more processes.")
-
-
-def _divisors_of_both(run: RunFacts) -> str:
-    most = min(run.world_size, run.num_experts)
-    fitting = [size for size in range(1, most + 1) if run.world_size % size == 0 == run.num_experts % size]
-    return " or ".join(map(str, fitting))
+    elif world % run.ep_size:
+        what = f"{world} process{'es' if world > 1 else ''} cannot form groups of {run.ep_size}."
+        fitting = [size for size in range(1, world + 1) if world % size == 0 == run.num_experts % size]
+        hint = f"It can be {' or '.join(map(str, fitting))}, or start more processes."
+        problems.add("--ep_size", what, hint)
 
 
 CHECKS: tuple[Callable[[Case, Problems], None], ...] = (

@@ -17,7 +17,7 @@ from common.hardware import Device
 from model import ModelConfig
 from training.config.load import load
 from training.config.resolve import Resolved, check
-from training.config.validate import RunFacts
+from training.config.settings import RunFacts
 from training.planning.memory import MemoryEstimate, memory_by_phase
 from training.planning.model_states import ModelStates
 

@@ -9,7 +9,7 @@ from common.errors import UserError
 from model import ModelConfig
 from training.config.load import load
 from training.config.resolve import check
-from training.config.validate import RunFacts
+from training.config.settings import RunFacts
 from training.planning.micro_batch import CLOSE, Memory, divisors, fill_in_auto, with_micro_batch
 from training.planning.plan import PLANNED_T4X2
 

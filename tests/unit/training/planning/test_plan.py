@@ -12,7 +12,7 @@ from common.hardware import Device
 from model import ModelConfig
 from training.config.load import load
 from training.config.resolve import check
-from training.config.validate import RunFacts
+from training.config.settings import RunFacts
 from training.planning.flops import training_flops_per_token
 from training.planning.micro_batch import Memory
 from training.planning.plan import PLANNED_T4X2, Plan

@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from model import ModelConfig
 from training.config.load import load
 from training.config.resolve import check
-from training.config.validate import RunFacts
+from training.config.settings import RunFacts
 from training.planning import tune_trial
 from training.planning.micro_batch import Memory
 from training.planning.plan import PLANNED_T4X2
