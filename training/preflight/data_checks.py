@@ -1,4 +1,4 @@
-"""Checks of the data as the run will read it, against the files themselves; rank 0 does them alone, without a model."""
+"""Checks of the data as the run will read it; rank 0 does them alone, without a model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from corpus.encoding import ID_TYPE
-from corpus.shards import Corpus, MaskedStream
+from corpus.shards import Corpus, MaskedStream, TokenStream
 from model.loss import IGNORED
 from training import data_sampler
 from training.preflight.report import Result, failed, passed, warned
@@ -23,26 +22,6 @@ _MAX_VALIDATION = 2**21  # tokens
 _NOTHING = -1  # where a row has no text
 _PADDING_WARNS = 0.25  # of rows with conversations, which are laid into rows whole
 _OVERLAP_WARNS, _OVERLAP_FAILS = 0.05, 0.5
-
-
-class RawTokens:
-    """The ids of a split straight from its files, past the code that the run reads them with."""
-
-    def __init__(self, corpus: Corpus, split: str) -> None:
-        shards = corpus.manifest.splits[split].shards
-        self.parts = [np.memmap(corpus.folder / shard.file, dtype=ID_TYPE, mode="r") for shard in shards]
-        self.starts = np.cumsum([0, *map(len, self.parts)])
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def read(self, start: int, count: int) -> np.ndarray:
-        """Return `count` ids from `start`, fewer at the end."""
-        parts = [
-            part[max(0, start - first) : max(0, start + count - first)]
-            for part, first in zip(self.parts, self.starts[:-1], strict=True)
-        ]
-        return np.concatenate(parts) if parts else np.empty(0, ID_TYPE)
 
 
 def _evenly_spaced(total: int, wanted: int) -> list[int]:
@@ -74,29 +53,33 @@ class RowFigures:
 
 
 def compare_rows(corpus: Corpus, seq_len: int, pad_id: int) -> RowFigures:
-    """Read rows through `training.data_sampler.tensors`, as every step does, and compare them with the files."""
-    stream, raw = corpus.split("train"), RawTokens(corpus, "train")
+    """Read rows through `training.data_sampler.tensors`, as every step does, and compare them with the stream."""
+    stream = corpus.split("train")
     rows = _evenly_spaced(stream.num_rows(seq_len), _COMPARED_ROWS)
     inputs, targets = (part.numpy() for part in data_sampler.tensors(stream, rows, seq_len, torch.device("cpu")))
-    answers = isinstance(stream, MaskedStream)
-    truth = _packed_rows(corpus, stream, rows, seq_len) if answers else _cut_rows(raw, rows, seq_len)
+    truth, answers = np.stack([_row(stream, row, seq_len) for row in rows]), isinstance(stream, MaskedStream)
     same_shape = inputs.shape == truth[:, :-1].shape
     padded_inputs, padded_targets = _padding(inputs, truth[:, :-1], pad_id), _padding(targets, truth[:, 1:], pad_id)
     counts = (targets != IGNORED) & ~padded_targets
+    from_corpus = (inputs == truth[:, :-1]) | (truth[:, :-1] == _NOTHING) if same_shape else np.zeros((1, 1), bool)
     return RowFigures(
         matches={offset: _match(inputs, targets, counts, offset) for offset in OFFSETS},
         right_targets=float((targets == truth[:, 1:])[counts].mean()) if same_shape and counts.any() else 1.0,
         padded_inputs=float(padded_inputs.mean()),
         padded_targets=float(padded_targets.mean()),
         ignored_targets=float((targets == IGNORED).mean()),
-        from_corpus=_share_of_rows(inputs, truth[:, :-1]) if same_shape else 0.0,
+        from_corpus=float(from_corpus.all(-1).mean()),
         answers=answers,
         wrong_answers=_wrong_answers(inputs, targets, stream) if answers else 0.0,
     )
 
 
-def _share_of_rows(inputs: np.ndarray, truth: np.ndarray) -> float:
-    return float(((inputs == truth) | (truth == _NOTHING)).all(-1).mean())
+def _row(stream: TokenStream, row: int, seq_len: int) -> np.ndarray:
+    """Return a row as it is in the stream, (T + 1,), _NOTHING behind its whole documents."""
+    if not isinstance(stream, MaskedStream):
+        return stream.read(row * seq_len, seq_len + 1)
+    ids = np.concatenate([stream.read(start, length) for start, length in stream.packed(seq_len).parts(row)])
+    return np.pad(ids, (0, seq_len + 1 - len(ids)), constant_values=_NOTHING)
 
 
 def _padding(ids: np.ndarray, truth: np.ndarray, pad_id: int) -> np.ndarray:
@@ -109,20 +92,6 @@ def _padding(ids: np.ndarray, truth: np.ndarray, pad_id: int) -> np.ndarray:
     from_the_start = np.logical_and.accumulate(fills, axis=1)
     replaced = ids != truth if ids.shape == truth.shape else True
     return (to_the_end | from_the_start) & replaced
-
-
-def _cut_rows(raw: RawTokens, rows: list[int], seq_len: int) -> np.ndarray:
-    return np.stack([raw.read(row * seq_len, seq_len + 1).astype(np.int64) for row in rows])
-
-
-def _packed_rows(corpus: Corpus, stream: MaskedStream, rows: list[int], seq_len: int) -> np.ndarray:
-    """Return rows of whole documents straight from the files, _NOTHING behind them."""
-    raw, packed = RawTokens(corpus, "train"), stream.packed(seq_len)
-    laid_out = np.full((len(rows), seq_len + 1), _NOTHING, dtype=np.int64)
-    for i, row in enumerate(rows):
-        ids = np.concatenate([raw.read(start, length) for start, length in packed.parts(row)])
-        laid_out[i, : len(ids)] = ids
-    return laid_out
 
 
 def _wrong_answers(inputs: np.ndarray, targets: np.ndarray, stream: MaskedStream) -> float:
@@ -207,7 +176,7 @@ def measure_overlap(corpus: Corpus, seconds: float) -> Overlap | None:
     Passages of 32 tokens are sampled by their content, so that one that is sampled here is sampled there. The result is
     exact for the part of the training text that can be read in `seconds`, which is spread over the whole of it.
     """
-    train, val = RawTokens(corpus, "train"), RawTokens(corpus, "val")
+    train, val = corpus.split("train"), corpus.split("val")
     val_starts = list(range(0, len(val), _CHUNK))
     chosen = _evenly_spaced(len(val_starts), _MAX_VALIDATION // _CHUNK)
     held_out = [_passage_hashes(val.read(val_starts[index], _CHUNK)) for index in chosen]

@@ -68,16 +68,7 @@ class FakeCorpus:
         return TokenStream([self.ids[name]])
 
 
-@pytest.fixture
-def without_files(monkeypatch):
-    def parts(self, corpus, split):
-        self.parts = [corpus.ids[split]]
-        self.starts = np.array([0, len(corpus.ids[split])])
-
-    monkeypatch.setattr(data_checks.RawTokens, "__init__", parts)
-
-
-def test_the_id_of_padding_in_the_text_is_no_padding(without_files):
+def test_the_id_of_padding_in_the_text_is_no_padding():
     """PAD = EOS = BOS, as GPT-2 has it, and texts of nothing else."""
     ids = np.tile([0, 5, 6, 0, 0, 0], 40)
     for pad_id in (0, 5, 6):
@@ -85,7 +76,7 @@ def test_the_id_of_padding_in_the_text_is_no_padding(without_files):
 
 
 @pytest.mark.parametrize("ignored", [False, True])
-def test_padding_in_place_of_text_is_found_whatever_the_text_holds(without_files, monkeypatch, ignored):
+def test_padding_in_place_of_text_is_found_whatever_the_text_holds(monkeypatch, ignored):
     right = data_checks.data_sampler.tensors
 
     def padded(stream, rows, seq_len, device):
@@ -100,7 +91,7 @@ def test_padding_in_place_of_text_is_found_whatever_the_text_holds(without_files
 
 
 @pytest.mark.parametrize("tokens", range(42))
-def test_a_validation_split_of_a_few_tokens_is_measured_as_a_short_row(without_files, tokens):
+def test_a_validation_split_of_a_few_tokens_is_measured_as_a_short_row(tokens):
     corpus = FakeCorpus(train=np.arange(500) % 90, val=np.arange(tokens) % 90)
     assert (measure_overlap(corpus, 1.0) is None) <= (tokens < 200)
     rows, length = measured_rows(corpus.split("val"), 0, 16)
