@@ -8,7 +8,6 @@ from typing import Any
 
 from training.checkpointing.run_state import RunState, check_config, check_identity
 from training.context import RunContext
-from training.planning import budget as budgets
 
 
 def new_state(context: RunContext) -> RunState:
@@ -37,12 +36,6 @@ def nothing_left(state: RunState, patience: int | None) -> str | None:
     if why := state.early_stopping(patience):
         return f"has stopped already: {why}; a larger --patience continues it"
     return None
-
-
-def outlook(state: RunState, budget: float, running: float) -> str:
-    """Return where a run that continues will end, `running` seconds into this session; its length stays."""
-    steps_left = (state.total_steps or 0) - state.step
-    return budgets.outlook(budget, state.wall_seconds + running, steps_left, state.pace)
 
 
 def _identity(context: RunContext) -> dict[str, Any]:

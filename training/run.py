@@ -23,7 +23,7 @@ from training.context import RunContext
 from training.data import corpus_model, packing_line, prepare_data, training_rows, validation_remark
 from training.engine.kernels import with_kernels
 from training.monitoring.run_summary import announce, sum_up
-from training.planning import budget as budgets
+from training.planning.budget import outlook, work_out
 from training.planning.disk_space import check_disk_space
 from training.planning.micro_batch import Memory
 from training.preflight.cost_checks import Cost
@@ -41,7 +41,7 @@ from training.processes.process_group import World, broadcast_from_rank0
 from training.processes.rendezvous import check_corpus_visible, check_output_shared, form_process_group
 from training.processes.stopping import StopRequest
 from training.processes.watchdog import Watchdog
-from training.resume import continue_state, new_state, nothing_left, outlook
+from training.resume import continue_state, new_state, nothing_left
 from training.start import Chosen, Start, start
 
 if TYPE_CHECKING:
@@ -174,9 +174,9 @@ def _join_and_prepare(chosen: Chosen, world: World, console: Console, stop: Stop
 
 def _preflight(context: RunContext, draft: Draft, rows: int) -> int:
     """Check the run and do no more; return 1 if a check failed."""
-    context, length = _with_length(with_kernels(context, None), draft, rows)
+    context, cost = _with_length(with_kernels(context, None), draft, rows)
     announce(context)
-    return 1 if preflight(context, length and length.cost) else 0
+    return 1 if preflight(context, cost) else 0
 
 
 def _train(context: RunContext, draft: Draft, rows: int) -> int:
@@ -185,11 +185,11 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
     from training.engine.trackers import continue_trackers
     from training.trainer import Trainer
 
-    options, console, world = context.options, context.console, context.world
+    options, console, world, stop = context.options, context.console, context.world, context.stop
     found, warnings = broadcast_from_rank0(lambda: checkpoint.choose(context.output, options.resume))
     for warning in warnings:
         console.say(f"WARNING: {warning}")
-    length: budgets.Length | None = None
+    cost: Cost | None = None
     differences: list[str] = []
     if found:
         state = checkpoint.read_state(found)
@@ -203,7 +203,7 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
         disk_space = _disk_space(context)
     else:
         disk_space = _disk_space(context)
-        context, length = _with_length(with_kernels(context, None), draft, rows)
+        context, cost = _with_length(with_kernels(context, None), draft, rows)
         state = new_state(context)
     resolved = {"resolved JSON": context.resolved.config, "total steps": context.resolved.total_steps}
     check_agreement(world, resolved, "start all ranks alike, on machines of one kind")
@@ -213,10 +213,13 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
     for line in differences:
         console.say(f"  differs from {found}: {line}")
     console.say(disk_space)
-    if options.budget is not None:
-        console.say(length.line if length else outlook(state, options.budget, context.stop.elapsed))
-    if not found and not options.skip_preflight:
-        _check_first(context, length and length.cost)
+    if found and options.budget is not None:
+        console.say(outlook(state, options.budget, stop.elapsed))
+    if not found and not options.skip_preflight and (failed := preflight(context, cost)):
+        raise UserError(
+            f"preflight failed in {', '.join(failed)} (above, and in {context.output}/preflight.json): "
+            "fix that, or go on anyway with --skip_preflight"
+        )
     console.say("starting DeepSpeed (some seconds)")
     init = {"seed": options.seed, "rank": world.rank, "init_from": options.init_from, "kernels": context.kernels}
     engine = build_engine(context.config, continue_trackers(context.resolved.config, context.output, state), **init)
@@ -224,9 +227,9 @@ def _train(context: RunContext, draft: Draft, rows: int) -> int:
     if found:
         trainer.resume(found)
         console.say(f"continuing from {found} (step {state.step:,})")
-    context.stop.enter_loop()
+    stop.enter_loop()
     status = _fit(trainer)
-    context.stop.leave_loop()
+    stop.leave_loop()
     engine.destroy()
     return status
 
@@ -237,19 +240,11 @@ def _disk_space(context: RunContext) -> str:
     return broadcast_from_rank0(lambda: check_disk_space(output, context.config, context.resolved, keep_last))
 
 
-def _with_length(context: RunContext, draft: Draft, rows: int) -> tuple[RunContext, budgets.Length | None]:
-    """Resolve the length of a new run, which --budget has measured first; collective."""
-    length = budgets.work_out(context, context.options.budget) if context.options.budget is not None else None
-    return replace(context, resolved=draft.resolve(rows, length.steps if length else None)), length
-
-
-def _check_first(context: RunContext, cost: Cost | None) -> None:
-    """Spend no hours on a run that a check found to be wrong."""
-    if failed := preflight(context, cost):
-        raise UserError(
-            f"preflight failed in {', '.join(failed)} (above, and in {context.output}/preflight.json): "
-            "fix that, or go on anyway with --skip_preflight"
-        )
+def _with_length(context: RunContext, draft: Draft, rows: int) -> tuple[RunContext, Cost | None]:
+    """Resolve the length of a new run, and return what a step costs where --budget has measured it; collective."""
+    budget = context.options.budget
+    steps, cost = work_out(context, budget) if budget is not None else (None, None)
+    return replace(context, resolved=draft.resolve(rows, steps)), cost
 
 
 def _fit(trainer: Trainer) -> int:

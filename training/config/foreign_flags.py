@@ -134,7 +134,7 @@ def _flag(name: str, values: list[str]) -> list[str] | None:
     return [f"--{_OURS[name]}", *values] if name in _OURS else None
 
 
-def _settings(name: str, value: str | None, given: Mapping[str, list[str]]) -> dict[str, object] | None:
+def _settings(name: str, value: str | None, given: Mapping[str, list[str]]) -> Mapping[str, object] | None:
     """Return the --set for a flag that says what stands in the JSON, beside the others that were `given`."""
     if name in ("fp16", "bf16") and value and value.lower() in ("false", "0"):
         return {f"{name}.enabled": False}

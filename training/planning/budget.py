@@ -86,52 +86,41 @@ def total_steps(budget: float, spent: float, costs: Costs, options: Options) -> 
     return bisect_right(range(_MOST_STEPS), left, key=lambda steps: run_seconds(steps, costs, options)) - 1
 
 
-def outlook(budget: float, spent: float, steps_left: int, seconds_a_step: float | None) -> str:
+def outlook(state: RunState, budget: float, running: float) -> str:
     """Say what is left of the budget, and where the run will end at the speed of the last session (all included).
 
-    `spent` are the seconds of all sessions so far; `seconds_a_step` is None where there is no speed to go by.
+    `running` are the seconds of this session so far; where there is no speed to go by, the state's `pace` is None.
     """
-    left = budget - spent
+    left, steps_left = budget - state.wall_seconds - running, (state.total_steps or 0) - state.step
     text = (
         f"budget: {human_time(left)} left of {human_time(budget)}"
         if left > 0
         else f"budget: {human_time(budget)} are used up, and {human_time(-left)} more"
     )
-    if seconds_a_step is None:
+    if state.pace is None:
         return f"{text}, for {steps_left:,} more steps"
-    needed = steps_left * seconds_a_step
-    text += f"; {steps_left:,} more steps at {seconds_a_step:.3g} s, as in the last session, take {human_time(needed)}"
+    needed = steps_left * state.pace
+    text += f"; {steps_left:,} more steps at {state.pace:.3g} s, as in the last session, take {human_time(needed)}"
     if needed > _NEAR * max(0.0, left):
         return f"WARNING: {text}: {human_time(needed - left)} too long, and the schedule stays as it is"
     return f"{text}: it ends {human_time(max(0.0, left - needed))} before"
 
 
-@dataclass(frozen=True)
-class Length:
-    """The length of a run for its budget: optimizer steps, the line that states them, and what was measured."""
+def work_out(run: RunContext, budget: float) -> tuple[int, Cost]:
+    """Return how many steps of `run` fit `budget` seconds, of which this process has used some, and their cost.
 
-    steps: int
-    line: str
-    cost: Cost
-
-
-def work_out(run: RunContext, budget: float) -> Length:
-    """Return how many steps of `run` fit `budget` seconds, of which this process has used some; collective.
-
-    Raise UserError if it does not fit into memory or on the disk, or no step fits the budget.
+    Collective. Raise UserError if the run does not fit into memory or on the disk, or no step fits the budget.
     """
     run.console.say("budget: measuring what a step, an evaluation and a save take, on a trial engine")
     costs, cost = _measure(run)
     ahead = costs.build + (0.0 if run.options.skip_preflight else preflight_seconds(run, costs, cost))
-    spent = broadcast_from_rank0(lambda: run.stop.elapsed) + ahead
-    steps = total_steps(budget, spent, costs, run.options)
+    steps = total_steps(budget, broadcast_from_rank0(lambda: run.stop.elapsed) + ahead, costs, run.options)
     epochs = steps * run.resolved.train_batch / run.corpus.split("train").num_rows(run.options.max_seq_len)
-    return Length(
-        steps,
+    run.console.say(
         f"budget: {human_time(budget)} at {costs.step:.3g} s a step, evaluations and saves included: "
-        f"{steps:,} steps ({epochs:.3g} epochs)",
-        cost,
+        f"{steps:,} steps ({epochs:.3g} epochs)"
     )
+    return steps, cost
 
 
 def preflight_seconds(run: RunContext, costs: Costs, cost: Cost) -> float:

@@ -57,7 +57,7 @@ def compare_rows(corpus: Corpus, seq_len: int, pad_id: int) -> RowFigures:
     stream = corpus.split("train")
     rows = _evenly_spaced(stream.num_rows(seq_len), _COMPARED_ROWS)
     inputs, targets = (part.numpy() for part in data_sampler.tensors(stream, rows, seq_len, torch.device("cpu")))
-    truth, answers = np.stack([_row(stream, row, seq_len) for row in rows]), isinstance(stream, MaskedStream)
+    truth = np.stack([_row(stream, row, seq_len) for row in rows])
     same_shape = inputs.shape == truth[:, :-1].shape
     padded_inputs, padded_targets = _padding(inputs, truth[:, :-1], pad_id), _padding(targets, truth[:, 1:], pad_id)
     counts = (targets != IGNORED) & ~padded_targets
@@ -69,8 +69,8 @@ def compare_rows(corpus: Corpus, seq_len: int, pad_id: int) -> RowFigures:
         padded_targets=float(padded_targets.mean()),
         ignored_targets=float((targets == IGNORED).mean()),
         from_corpus=float(from_corpus.all(-1).mean()),
-        answers=answers,
-        wrong_answers=_wrong_answers(inputs, targets, stream) if answers else 0.0,
+        answers=isinstance(stream, MaskedStream),
+        wrong_answers=_wrong_answers(inputs, targets, stream) if isinstance(stream, MaskedStream) else 0.0,
     )
 
 

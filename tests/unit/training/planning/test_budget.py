@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from common.errors import UserError
+from training.checkpointing.run_state import RunState
 from training.config import command_line
 from training.config.command_line import Options
 from training.evaluation.validation import intervals
@@ -91,17 +92,20 @@ def test_a_budget_too_short_for_a_step_says_what_one_takes():
     assert total_steps(92, 60, COSTS, Options()) == 1
 
 
+def said(spent, steps_left, pace):
+    return outlook(RunState(total_steps=steps_left, wall_seconds=spent - HOUR, pace=pace), 25 * HOUR, HOUR)
+
+
 def test_the_outlook_of_a_run_that_continues():
-    line = outlook(25 * HOUR, 12 * HOUR, 45_000, 1.0)
-    assert line == (
+    assert said(12 * HOUR, 45_000, 1.0) == (
         "budget: 13 h 00 min left of 25 h 00 min; 45,000 more steps at 1 s, as in the last session, take "
         "12 h 30 min: it ends 30 min 00 s before"
     )
-    late = outlook(25 * HOUR, 12 * HOUR, 45_000, 1.2)
+    late = said(12 * HOUR, 45_000, 1.2)
     assert late.startswith("WARNING: budget: 13 h 00 min left")
     assert late.endswith("take 15 h 00 min: 2 h 00 min too long, and the schedule stays as it is")
-    assert outlook(25 * HOUR, 12 * HOUR, 45_000, None).endswith("for 45,000 more steps")
-    assert "used up, and 1 h 00 min more" in outlook(25 * HOUR, 26 * HOUR, 10, 1.0)
+    assert said(12 * HOUR, 45_000, None).endswith("for 45,000 more steps")
+    assert "used up, and 1 h 00 min more" in said(26 * HOUR, 10, 1.0)
 
 
 @pytest.mark.parametrize(
