@@ -19,7 +19,7 @@ from corpus.encoding import as_documents, encode_texts
 from evaluation.opened_model import open_own, open_with_transformers
 from exporting.gguf_file import read_gguf
 from exporting.libraries import library
-from exporting.verification.structure import file_faults, file_type, folder_faults
+from exporting.verification.structure import file_faults, file_type, folder_faults, stored_type, stored_weights
 from model import CausalLM, ModelConfig, until_eos
 
 
@@ -31,6 +31,8 @@ class Backend:
     path: Path
     precision: str
     """What its weights are stored or computed in."""
+    vocab_size: int
+    """Logits a token."""
     encode: Callable[[str], list[int]]
     """From a text to its ids as a user of this program gets them, so with BOS if it adds one."""
     decode: Callable[[Sequence[int]], str]
@@ -78,6 +80,7 @@ def reference(folder: Path) -> Reference:
         name="ours",
         path=folder,
         precision="f32",
+        vocab_size=network.config.vocab_size,
         encode=lambda text: as_documents(*encode_texts(tokenizer, [text]), bos_id, eos_id)[0].tolist()[:-1],
         decode=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False),
         logits=torch.inference_mode()(lambda ids: network.logits(torch.tensor([list(ids)]))[0].numpy()),
@@ -89,8 +92,8 @@ def reference(folder: Path) -> Reference:
 
 def transformers_backend(folder: Path, own: Reference) -> Backend:
     """Open a folder with Hugging Face's transformers, in fp32; the folder's sampling settings are left out."""
-    network, tokenizer, _ = open_with_transformers(folder)
-    eos_id = own.config.eos_token_id
+    network, tokenizer, missing = open_with_transformers(folder)
+    eos_id, weights, stored = own.config.eos_token_id, own.network.state_dict(), stored_weights(folder)
 
     @torch.inference_mode()
     def greedy(ids: Sequence[int], new_tokens: int) -> list[int]:
@@ -110,15 +113,17 @@ def transformers_backend(folder: Path, own: Reference) -> Backend:
     def logits(ids: Sequence[int]) -> np.ndarray:
         return network(torch.tensor([list(ids)]), use_cache=False).logits[0].float().numpy()
 
+    precision = stored_type(stored, weights)
     return Backend(
-        name="transformers",
+        name="transformers" if precision == "f32" else f"transformers {precision}",
         path=folder,
-        precision="f32",
+        precision=precision,
+        vocab_size=network.get_output_embeddings().weight.shape[0],
         encode=lambda text: tokenizer(text)["input_ids"],
         decode=lambda ids: tokenizer.decode(list(ids)),
         logits=logits,
         greedy=greedy,
-        faults=folder_faults(folder, network, own.config, own.network.state_dict()),
+        faults=folder_faults(network, missing, stored, own.config, weights),
     )
 
 
@@ -129,7 +134,15 @@ def llama_cpp_backend(path: Path, own: Reference, positions: int) -> Backend:
     precision = file_type(gguf, file)
     llama_cpp = library("llama_cpp", f"to run {path}, llama.cpp")
     try:
-        llama: Any = llama_cpp.Llama(str(path), n_ctx=positions, n_batch=positions, logits_all=True, verbose=False)
+        llama: Any = llama_cpp.Llama(
+            str(path),
+            n_ctx=positions,
+            n_batch=positions,
+            n_threads=torch.get_num_threads(),
+            n_threads_batch=torch.get_num_threads(),
+            logits_all=True,
+            verbose=False,
+        )
     except (ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"{path}: llama.cpp cannot load it ({printable(error)}): export it again") from None
 
@@ -151,6 +164,7 @@ def llama_cpp_backend(path: Path, own: Reference, positions: int) -> Backend:
         name=f"llama.cpp {precision}",
         path=path,
         precision=precision,
+        vocab_size=llama.n_vocab(),
         encode=lambda text: llama.tokenize(text.encode("utf-8"), add_bos=True, special=True),
         decode=lambda ids: llama.detokenize(list(ids), special=True).decode("utf-8", "replace"),
         logits=logits,

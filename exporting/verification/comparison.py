@@ -79,6 +79,23 @@ class Figures:
         return reasons
 
 
+@dataclass(frozen=True)
+class Document:
+    """A text with its ids in training, and what the trained model makes of them: logits, and its loss in nats."""
+
+    text: str
+    ids: list[int]
+    logits_TV: np.ndarray
+    nats: float
+
+    @classmethod
+    def of(cls, text: str, own: Reference) -> Document:
+        """Run a text through the trained model."""
+        ids = own.encode(text)
+        logits_TV = own.logits(ids)
+        return cls(text, ids, logits_TV, _nats(logits_TV, ids, own.config.eos_token_id))
+
+
 def verify(
     trained: Path,
     targets: Sequence[Path],
@@ -97,12 +114,11 @@ def verify(
     backends = [_backend(path, own, positions) for path in targets]
     texts = [own.fit(text, positions - SPARE) for text in _documents(data, most_documents)]
     say(f"reference  {trained}, {len(texts):,} documents of {data}")
-    figures = [Figures(faults=backend.faults) for backend in backends]
+    figures = [Figures(faults=[*backend.faults, *_incomparable(own, backend)]) for backend in backends]
     for number, text in enumerate(texts, 1):
-        ids = own.encode(text)
-        own_logits_TV = own.logits(ids)
+        document = Document.of(text, own)
         for backend, found in zip(backends, figures, strict=True):
-            _compare_document(found, own, backend, text, ids, own_logits_TV, positions)
+            _compare_document(found, own, backend, document, positions)
         if number % max(1, len(texts) // 5) == 0 and number < len(texts):
             say(f"... {number:,} documents")
     new_tokens = min(NEW_TOKENS, positions // 2)
@@ -111,7 +127,8 @@ def verify(
         expected = own.greedy(ids, new_tokens)
         for backend, found in zip(backends, figures, strict=True):
             found.prompts += 1
-            found.same_text += backend.greedy(ids, new_tokens) == expected
+            if not _incomparable(own, backend):
+                found.same_text += backend.greedy(ids, new_tokens) == expected
     for line in _table(own, backends, figures):
         say(line)
     return not any(found.verdict(backend.precision) for backend, found in zip(backends, figures, strict=True))
@@ -134,32 +151,38 @@ def _documents(data: Path, most: int) -> list[str]:
     return texts
 
 
-def _compare_document(
-    found: Figures,
-    own: Reference,
-    backend: Backend,
-    text: str,
-    ids: list[int],
-    own_logits_TV: np.ndarray,
-    positions: int,
-) -> None:
-    eos_id = own.config.eos_token_id
-    theirs = backend.encode(text)
-    logits_TV = backend.logits(ids)
+def _incomparable(own: Reference, backend: Backend) -> list[str]:
+    """Return why the logits of a backend cannot be laid beside ours, in a sentence; empty if they can."""
+    if backend.vocab_size == own.vocab_size:
+        return []
+    return [f"it chooses among {backend.vocab_size:,} tokens instead of {own.vocab_size:,}"]
+
+
+def _compare_document(found: Figures, own: Reference, backend: Backend, document: Document, positions: int) -> None:
+    """Add a document to the figures of a backend."""
+    eos_id, ids, own_logits_TV = own.config.eos_token_id, document.ids, document.logits_TV
+    theirs = backend.encode(document.text)
     found.documents += 1
-    found.bytes += len(text.encode("utf-8"))
-    found.own_nats += _nats(own_logits_TV, ids, eos_id)
+    found.bytes += len(document.text.encode("utf-8"))
+    found.own_nats += document.nats
+    found.same_ids += theirs == ids
+    if theirs != ids:
+        found.first_difference = found.first_difference or in_words(own, backend, ids, theirs)
+    if _incomparable(own, backend):
+        found.largest = found.difference_sum = found.nats = math.nan
+        return
+    logits_TV = backend.logits(ids)
     difference = np.abs(logits_TV - own_logits_TV)
     found.largest = max(found.largest, float(difference.max())) if np.isfinite(difference).all() else math.inf
     found.difference_sum += float(difference.sum(dtype=np.float64))
     found.square_sum += float(np.square(own_logits_TV - own_logits_TV.mean()).sum(dtype=np.float64))
     found.logits += difference.size
     if theirs == ids:
-        found.same_ids += 1
         found.nats += _nats(logits_TV, ids, eos_id)
-        return
-    found.nats += _nats(backend.logits(theirs[:positions]), theirs, eos_id) if theirs else math.nan
-    found.first_difference = found.first_difference or in_words(own, backend, ids, theirs)
+    elif theirs and max(theirs) < backend.vocab_size:
+        found.nats += _nats(backend.logits(theirs[:positions]), theirs, eos_id)
+    else:  # no ids, or some that the network has no row for
+        found.nats = math.nan
 
 
 def _nats(logits_TV: np.ndarray, ids: Sequence[int], eos_id: int) -> float:

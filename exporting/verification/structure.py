@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import torch
 from torch import Tensor
 
+from common.files import printable
 from exporting.gguf_file import sizes
 from exporting.gguf_tensors import architecture, gguf_tensors
 from exporting.libraries import library
-from model import ModelConfig
+from model import ModelConfig, ModelConfigError
+from model.foreign import read_weights
 
 # The relative error of a matrix that its type explains: root mean square of the difference over that of the weights.
 ROUNDING = {
@@ -29,16 +30,51 @@ ROUNDING = {
     "Q5_K": 0.06,
 }
 COARSEST = 0.2  # of four bits and fewer
+_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 NAMED = 3  # faults of a kind that are listed one by one
 
 
-def folder_faults(folder: Path, model: Any, config: ModelConfig, weights: Mapping[str, Tensor]) -> list[str]:
-    """Return what transformers made of a folder that the trained model is not."""
-    return [*_config_faults(model, config), *_folder_weight_faults(folder, model, weights)]
+def stored_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a folder's safetensors files, empty if it has none that can be read."""
+    try:
+        return read_weights(folder)
+    except ModelConfigError:
+        return {}  # transformers has its own ways to find weights; the logits tell
+
+
+def stored_type(stored: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """Return the coarsest type by which a folder's weights were rounded, such as "f16"; "f32" if they were not."""
+    rounded = [name for name, tensor in weights.items() if name in stored and not tensor.equal(stored[name].float())]
+    kinds = {_TYPES[stored[name].dtype] for name in rounded if stored[name].dtype in _TYPES}
+    return max(kinds, key=lambda kind: ROUNDING[kind], default="F32").lower()
+
+
+def folder_faults(
+    model: Any,
+    missing: Sequence[str],
+    stored: Mapping[str, Tensor],
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+) -> list[str]:
+    """Return what transformers made of a folder that the trained model is not.
+
+    `missing` names the weights that it did not find, and `stored` is what the folder holds.
+    """
+    expected = "qwen3_moe" if config.use_moe else "qwen3"
+    if model.config.model_type != expected:
+        return [f"its architecture is {printable(model.config.model_type, 40)} instead of {expected}"]
+    return [
+        *_config_faults(model, config),
+        *_listed("no tensor", missing),
+        *_folder_weight_faults(model, stored, weights),
+    ]
 
 
 def _config_faults(model: Any, config: ModelConfig) -> Iterator[str]:
     theirs = model.config
+    for name in ("hidden_size", "num_hidden_layers", *(("num_experts",) if config.use_moe else ())):
+        if getattr(theirs, name) != getattr(config, name):
+            yield f"{name} is {getattr(theirs, name)} instead of {getattr(config, name)}"
     frequency = model.model.rotary_emb.inv_freq[1].item()  # base ** (-2 / width of a head)
     base = frequency ** (-config.head_size / 2)
     if not math.isclose(base, config.rope_theta, rel_tol=1e-3):
@@ -54,18 +90,16 @@ def _config_faults(model: Any, config: ModelConfig) -> Iterator[str]:
         yield f"routing {done}: norm_topk_prob is {str(bool(theirs.norm_topk_prob)).lower()}"
 
 
-def _folder_weight_faults(folder: Path, model: Any, weights: Mapping[str, Tensor]) -> Iterator[str]:
+def _folder_weight_faults(model: Any, stored: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Iterator[str]:
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     if head is not embedding and not head.equal(embedding):
         yield "tied weights lost: the output matrix is not the embedding"
-    try:
-        stored = load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError):
-        return  # transformers has its own ways to find weights; the logits tell
     wrong = [
         name
         for name, tensor in weights.items()
-        if name in stored and not tensor.float().equal(stored[name].float().to(tensor.device))
+        if name in stored
+        and _error(stored[name].float().numpy(), tensor.numpy())
+        > ROUNDING.get(_TYPES.get(stored[name].dtype, ""), COARSEST)
     ]
     yield from _listed("other weights", wrong)
 
@@ -119,20 +153,21 @@ def _tensor_faults(gguf: Any, file: Any, config: ModelConfig, weights: Mapping[s
     found = {tensor.name: tensor for tensor in file.tensors}
     expected = {tensor.name: tensor.data for tensor in gguf_tensors(config, weights, "f32")}
     head = found.pop("output.weight", None)
-    if head is not None and _error(gguf, head, expected["token_embd.weight"]) > _allowed(gguf, head):
+    if head is not None and _is_other(gguf, head, expected["token_embd.weight"]):
         yield "tied weights lost: the output matrix is not the embedding"
     yield from _listed("no tensor", [name for name in expected if name not in found])
-    wrong = [
-        name
-        for name, data in expected.items()
-        if name in found and _error(gguf, found[name], data) > _allowed(gguf, found[name])
-    ]
+    wrong = [name for name, data in expected.items() if name in found and _is_other(gguf, found[name], data)]
     yield from _listed("other weights", wrong)
 
 
-def _error(gguf: Any, tensor: Any, expected: np.ndarray) -> float:
+def _is_other(gguf: Any, tensor: Any, expected: np.ndarray) -> bool:
+    """Return whether a tensor of a file differs from the weights by more than its type explains."""
+    allowed = ROUNDING.get(gguf.GGMLQuantizationType(tensor.tensor_type).name, COARSEST)
+    return _error(gguf.quants.dequantize(tensor.data, tensor.tensor_type), expected) > allowed
+
+
+def _error(data: np.ndarray, expected: np.ndarray) -> float:
     """Return the relative error of a tensor, infinite if it has another shape."""
-    data = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     if data.shape != expected.shape:
         return math.inf
     size = float(np.square(expected, dtype=np.float64).mean()) ** 0.5
@@ -140,11 +175,7 @@ def _error(gguf: Any, tensor: Any, expected: np.ndarray) -> float:
     return difference / size if size else (math.inf if difference else 0.0)
 
 
-def _allowed(gguf: Any, tensor: Any) -> float:
-    return ROUNDING.get(gguf.GGMLQuantizationType(tensor.tensor_type).name, COARSEST)
-
-
-def _listed(what: str, names: list[str]) -> Iterator[str]:
+def _listed(what: str, names: Sequence[str]) -> Iterator[str]:
     yield from (f"{what}: {name}" for name in names[:NAMED])
     if len(names) > NAMED:
         yield f"{what}: {len(names) - NAMED:,} more tensors"

@@ -129,6 +129,51 @@ def test_other_weights_are_named(models: dict[str, Path], copied: Copied, texts:
     assert_named(models["top2"], folder, texts, "other weights: model.layers.1.mlp.experts.3.up_proj.weight")
 
 
+def test_weights_that_are_not_there_are_named(models: dict[str, Path], copied: Copied, texts: Path) -> None:
+    """transformers draws them at random, with no more than a warning."""
+    folder = copied("dense")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert_named(models["dense"], folder, texts, "no tensor: model.layers.1.mlp.up_proj.weight")
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "f16"), (torch.bfloat16, "bf16")])
+def test_a_folder_in_half_precision_is_the_trained_model(
+    models: dict[str, Path], copied: Copied, texts: Path, dtype: torch.dtype, name: str
+) -> None:
+    folder = copied("dense")
+    weights = load_file(folder / "model.safetensors")
+    halves = {key: weight.to(dtype) for key, weight in weights.items()}
+    save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
+    same, printed = verified(models["dense"], folder, texts)
+    assert same, printed
+    assert f"transformers {name}" in printed
+    halves["model.layers.1.mlp.up_proj.weight"] *= 1.01
+    save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
+    assert_named(models["dense"], folder, texts, "other weights: model.layers.1.mlp.up_proj.weight")
+
+
+@pytest.mark.parametrize(
+    ("kind", "vocab_size", "reasons"),
+    [
+        ("Llama", 400, ["its architecture is llama instead of qwen3"]),
+        ("Qwen3", 300, ["hidden_size is 32 instead of 64", "it chooses among 300 tokens instead of 400"]),
+    ],
+)
+def test_another_network_is_named(
+    models: dict[str, Path], copied: Copied, texts: Path, kind: str, vocab_size: int, reasons: list[str]
+) -> None:
+    import transformers
+
+    folder = copied("dense")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=vocab_size, **sizes)
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
+    for reason in reasons:
+        assert_named(models["dense"], folder, texts, reason)
+
+
 def test_logits_that_differ_for_no_known_reason_are_not_passed(
     models: dict[str, Path], copied: Copied, texts: Path, edit_json: EditJson
 ) -> None:
