@@ -34,6 +34,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not (args.hf or args.gguf or args.verify):
         raise UserError("nothing to do: give --hf, --gguf FILE or --verify PATH ... --data FILE")
+    if args.diagnosis and not args.hf:
+        raise UserError("--diagnosis goes with --hf, which writes what it says into the folder: give both")
+    if args.data and not args.verify:
+        raise UserError("--data goes with --verify PATH ...: say what is to be compared, or leave it out")
     if args.verify and not args.data:
         raise UserError("--verify needs --data FILE: texts to compare on, which the model need not know")
     if not args.checkpoint:

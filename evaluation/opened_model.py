@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from common.errors import UserError
-from common.files import printable, read_object
+from common.files import LFS_HINT, is_lfs_pointer, printable, read_object
 from corpus.tokenizer import load_tokenizer
 from model import CausalLM, ModelConfigError, load_model
 
@@ -49,6 +50,8 @@ def open_with_transformers(folder: Path) -> tuple[Any, Any, list[str]]:
             f"{folder}: the model needs code of its own, which is never executed here: give a model that transformers "
             "knows"
         )
+    if pointer := _lfs_pointer(folder):
+        raise UserError(f"{pointer}: {LFS_HINT}")
     local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
@@ -71,6 +74,15 @@ def open_with_transformers(folder: Path) -> tuple[Any, Any, list[str]]:
         ) from None
     network, loading = loaded
     return network.eval(), tokenizer, sorted(loading["missing_keys"])
+
+
+def _lfs_pointer(folder: Path) -> Path | None:
+    """Return a weights file of the folder that only stands for one."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with suppress(OSError):
+            if is_lfs_pointer(path):
+                return path
+    return None
 
 
 def _in_a_line(error: Exception) -> str:

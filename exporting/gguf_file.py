@@ -36,6 +36,8 @@ def write_gguf(folder: Path, target: Path, kind: str, name: str) -> list[str]:
     gguf = library("gguf", "a GGUF file")
     logging.getLogger("gguf").setLevel(logging.WARNING)
     beside = target.with_suffix(".Modelfile")
+    if target == beside:
+        raise UserError(f"--gguf {target} is what the Modelfile is called: give a name that ends in .gguf")
     for path in (target, beside):
         if path.exists():
             raise UserError(f"{path} exists: delete it, or give --gguf another name")
@@ -68,7 +70,8 @@ def write_gguf(folder: Path, target: Path, kind: str, name: str) -> list[str]:
         ollama = modelfile(target.name, folder, config, (bos, eos))
         replace_files({target: write, beside: lambda path: path.write_text(ollama, encoding="utf-8")})
     except OSError as error:
-        raise UserError(f"{target} could not be written ({error.strerror or error}): nothing is left of it") from None
+        why = error.strerror or f"is the disk full? {error}"  # NumPy says how many bytes it got rid of, not why
+        raise UserError(f"{target} could not be written ({why}): nothing is left of it") from None
     lines = [
         f"{target}: {target.stat().st_size / 1e6:,.1f} MB in {kind}, {len(tensors):,} tensors, read back",
         f"{beside}: ollama create NAME -f {beside}",

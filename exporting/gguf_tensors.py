@@ -44,7 +44,7 @@ def architecture(config: ModelConfig) -> str:
 def gguf_tensors(config: ModelConfig, weights: Mapping[str, Tensor], kind: str) -> list[GGUFTensor]:
     """Return all tensors; vectors and routers stay in fp32, as llama.cpp has them.
 
-    UserError if a weight is too large for fp16.
+    UserError if a weight is not finite, or too large for fp16.
     """
     gguf = library("gguf", "a GGUF file")
     names = _library_names(gguf, config)
@@ -98,6 +98,9 @@ def _stored(gguf: Any, gguf_name: str, name: str, data: np.ndarray, kind: str) -
         stored = types.F32
     elif is_blocked(kind) and data.shape[-1] % BLOCK:
         stored = types.F16
-    if stored == types.F16 and np.abs(data).max(initial=0) > np.finfo(np.float16).max:
+    largest = np.abs(data).max(initial=0)
+    if not np.isfinite(largest):
+        raise UserError(f"{name} has weights that are not finite: take an earlier checkpoint of the run")
+    if stored == types.F16 and largest > np.finfo(np.float16).max:
         raise UserError(f"{name} has weights beyond the range of fp16: take --type bf16 or f32")
     return GGUFTensor(gguf_name, gguf.quants.quantize(data, stored), stored)

@@ -33,6 +33,8 @@ def test_export_and_verify(
     ("arguments", "sentence"),
     [
         ([], "nothing to do: give --hf, --gguf FILE or --verify PATH ... --data FILE\n"),
+        (["--gguf", "x.gguf", "--diagnosis", "d.json"], "--diagnosis goes with --hf, which writes what it says"),
+        (["--hf", "--data", "x.jsonl"], "--data goes with --verify PATH ...: say what is to be compared"),
         (["--verify", "x.gguf"], "--verify needs --data FILE: texts to compare on, which the model need not know\n"),
         (["--gguf", "x.gguf", "--type", "q4_k"], "argument --type: invalid choice: 'q4_k'"),
         (["--hf"], "none does not exist: give --checkpoint the folder of a run, such as runs/NAME\n"),

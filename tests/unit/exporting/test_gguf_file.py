@@ -144,6 +144,10 @@ def test_a_file_that_exists_is_not_overwritten(models: dict[str, Path], tmp_path
     refused(models["dense"], tmp_path / "m.gguf", f"{name} exists: delete it, or give --gguf another name")
 
 
+def test_a_name_that_the_modelfile_would_take(models: dict[str, Path], tmp_path: Path) -> None:
+    refused(models["dense"], tmp_path / "m.Modelfile", "give a name that ends in .gguf")
+
+
 def test_a_folder_that_is_not_there(models: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no folder"):
         write_gguf(models["dense"], tmp_path / "none" / "m.gguf", "f16", "m")
@@ -193,6 +197,16 @@ def test_a_weight_beyond_fp16_asks_for_another_type(copied: Any, tmp_path: Path)
     write_gguf(folder, tmp_path / "m.gguf", "bf16", "m")
 
 
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(copied: Any, tmp_path: Path, kind: str, value: float) -> None:
+    folder = copied("dense")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = value
+    save_file(weights, folder / "model.safetensors")
+    refused(folder, tmp_path / "m.gguf", "up_proj.weight has weights that are not finite", kind)
+
+
 def test_a_tokenizer_of_another_size(copied: Any, tmp_path: Path) -> None:
     from corpus.tokenizer import train_tokenizer
     from sample_stories import generate_stories
@@ -202,14 +216,23 @@ def test_a_tokenizer_of_another_size(copied: Any, tmp_path: Path) -> None:
     refused(folder, tmp_path / "m.gguf", "has 500 entries and the model 400")
 
 
-def test_a_full_disk_leaves_nothing(models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError("24576 requested and 24240 written"), "is the disk full[?] 24576 requested and 24240 written"),
+    ],
+)
+def test_a_full_disk_leaves_nothing(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, why: str
+) -> None:
+    """The second error is how NumPy, which writes the tensors, says it."""
+
     def full(self: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
-    refused(
-        models["dense"], tmp_path / "m.gguf", r"could not be written \(No space left on device\): nothing is left of it"
-    )
+    refused(models["dense"], tmp_path / "m.gguf", rf"could not be written \({why}\): nothing is left of it")
 
 
 def test_a_file_that_reads_back_otherwise_is_not_kept(

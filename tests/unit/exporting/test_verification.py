@@ -326,6 +326,9 @@ def test_what_is_not_there_is_named(models: dict[str, Path], texts: Path, tmp_pa
         verified(models["dense"], tmp_path / "none.gguf", texts)
     with pytest.raises(UserError, match="the tokenizer cannot be loaded"):
         verified(models["dense"], tmp_path, texts)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match=r"model\.safetensors: is a Git LFS pointer"):
+        verified(models["dense"], tmp_path, texts)
     (tmp_path / "text.gguf").write_text("no GGUF")
     with pytest.raises(UserError, match=r"text\.gguf is no GGUF file, damaged or cut short"):
         verified(models["dense"], tmp_path / "text.gguf", texts)
