@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,7 +29,7 @@ from corpus.manifest import (
 from corpus.ngram_baselines import NGramBaselines, measure
 from corpus.packing import PackedChunk, TextFigures, pack_chunk
 from corpus.partial_folder import Part, PartialFolder, check_replaceable
-from corpus.reader import Chunk, read_chunks, remarks
+from corpus.reader import Chunk, read_chunks, remarks, small_files_joined
 from corpus.report import CorpusReport, build_report
 from corpus.scan import ChunkDocuments, Key, Scan, scan_chunk
 from corpus.settings import FORMAT, PreparationSettings
@@ -164,6 +165,11 @@ class _Preparation:
     pool: WorkerPool
     progress: TextIO | None
 
+    @cached_property
+    def units(self) -> list[TextFile]:
+        """What is read in one piece: a file, or neighbouring ones that are small."""
+        return small_files_joined(self.files)
+
     @property
     def folder(self) -> Path:
         """The folder to fill."""
@@ -258,8 +264,8 @@ class _Preparation:
 
     def _chunks(self) -> Iterator[tuple[Key, Chunk]]:
         """Yield the chunks of this part."""
-        part, count = self.partial.part, len(self.files)
-        for number, file in enumerate(self.files):
+        part, count = self.partial.part, len(self.units)
+        for number, file in enumerate(self.units):
             if part.takes_file(number, count):
                 for place, chunk in enumerate(read_chunks(file)):
                     if part.takes_chunk(place, count):
@@ -279,7 +285,7 @@ class _Preparation:
         tasks = ((key, (chunk, self.settings, scan.sample.ceiling)) for key, chunk in self._chunks())
         with self._bar("reading", _size(self.files)) as bar:
             for key, found in self._results("scan", scan_chunk, tasks):
-                scan.add(key, found, self.files[key[0]])
+                scan.add(key, found, self.units[key[0]])
                 bar.set_postfix_str(f"{len(scan.assignment):,} documents", refresh=False)
                 bar.update(found.file_bytes)
         return scan

@@ -88,6 +88,24 @@ def text_files(
     return files
 
 
+def small_files_joined(files: Sequence[TextFile]) -> list[TextFile]:
+    """Join neighbouring files that are a document each, as many as a chunk holds: a chunk has its price, whatever its
+    size.
+    """
+    found: list[TextFile] = []
+    size = 0
+    for file in files:
+        size += (own := file.path.stat().st_size)
+        last = found[-1] if found else None
+        alike = last and file.format == "txt" and replace(last, path=file.path, more=()) == file
+        if last and alike and not file.split_txt and size <= CHUNK_BYTES:
+            found[-1] = replace(last, more=(*last.more, file.path))
+        else:
+            found.append(file)
+            size = own
+    return found
+
+
 def remarks(files: Sequence[TextFile]) -> list[str]:
     """Return what a user should know of how files are read, a sentence a kind."""
     names: dict[str, list[str]] = {}

@@ -50,6 +50,8 @@ class TextFile:
 
     path: Path
     member: str | None = None
+    more: tuple[Path, ...] = ()
+    """Files that are read behind it in the same way, each a document as this one is."""
     format: str = "jsonl"
     """jsonl, json (arrays and pretty-printed values), csv, tsv, txt or arrow (Parquet too)."""
     encoding: str = "utf-8"
@@ -73,6 +75,8 @@ class TextFile:
 
     def place(self, number: int) -> str:
         """Return the place of a record by its number, from 1, for a message."""
+        if self.more:
+            return f"{(self.path, *self.more)[number - 1]}, record 1"
         return f"{self.name}:{number}" if self.format == "jsonl" else f"{self.name}, record {number}"
 
     @property
@@ -101,12 +105,20 @@ def detect(path: Path, given: TextFields | None, split_txt: bool) -> list[TextFi
 
 def json_lines(file: TextFile) -> Iterator[Block]:
     """Yield the content of a file as UTF-8 JSON Lines, a line a record, whatever its format."""
+    if file.more:
+        return map(_document_line, [replace(file, path=path, more=()) for path in (file.path, *file.more)])
     if file.format == "arrow":
         return arrow_rows(file.path, file.fields.names())
     blocks = encodings.to_utf8(read_blocks(file.path, file.member), file.encoding)
     if file.cr_only:
         blocks = ((block.replace(b"\r", b"\n"), consumed) for block, consumed in blocks)
     return _as_json_lines(file, blocks)
+
+
+def _document_line(file: TextFile) -> Block:
+    """Return the line of a file that is a document; a blank one if there is no text in it."""
+    blocks = list(json_lines(file))
+    return b"".join(block for block, _ in blocks) or b"\n", sum(consumed for _, consumed in blocks)
 
 
 def _as_json_lines(file: TextFile, blocks: Iterable[Block]) -> Iterator[Block]:

@@ -23,7 +23,7 @@ from corpus import reader
 from corpus.formats import arrow, structured_text
 from corpus.formats.compression import read_blocks
 from corpus.formats.find_files import files_of
-from corpus.reader import parse_chunk, read_chunks, remarks, text_files
+from corpus.reader import parse_chunk, read_chunks, remarks, small_files_joined, text_files
 from corpus.settings import PreparationSettings
 
 TEXTS = [
@@ -262,3 +262,16 @@ def test_an_archive_is_read_a_little_at_a_time(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.jsonl", b"\n" * 2**24)
     assert max(len(block) for block, _ in read_blocks(tmp_path / "a.zip", "a.jsonl")) <= 2**16
+
+
+def test_small_files_are_read_together_and_named_apart(tmp_path: Path) -> None:
+    contents = ["春", "眠\n不", "觉".encode() + b"\xff" + "晓\n".encode() * 9, "a" * 300_000, "b" * 300_000]
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number}.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    first, second = small_files_joined(text_files([tmp_path]))
+    assert ([path.name for path in first.more], second.path.name) == (["1.txt", "2.txt", "3.txt"], "4.txt")
+    (chunk,) = read_chunks(first)
+    parsed = parse_chunk(chunk)
+    assert (parsed.texts, parsed.problems) == ([contents[0], contents[1], contents[3]], [(3, "invalid_utf8")])
+    assert first.place(3) == f"{tmp_path / '2.txt'}, record 1"
+    assert chunk.file_bytes == sum((tmp_path / f"{number}.txt").stat().st_size for number in range(4))
