@@ -19,8 +19,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from common.command_line import Parser, run_script
-from common.errors import UserError
+from common.command_line import Parser, check_output_file, run_script, write_output_file
 from corpus.manifest import Manifest
 from corpus.mixture import split_weights
 from corpus.partial_folder import Part
@@ -65,8 +64,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"the following arguments are required: {', '.join(f'--{flag}' for flag in missing)}")
     if options.val_inputs and options.val_fraction:
         parser.error("--val_fraction and --val_input exclude each other; give one of them")
-    if options.html and (options.html.is_dir() or not options.html.absolute().parent.is_dir()):
-        parser.error(f"--html {options.html} must be a file in a folder that exists")
+    check_output_file("--html", options.html)
     return options
 
 
@@ -83,10 +81,7 @@ def write_page(path: Path, report: CorpusReport, heading: str, language: str) ->
     # Imported here: without --html, preparing needs no templates.
     from diagnosis.report.html import report_page
 
-    try:
-        path.write_text(report_page(report.model_dump(), language, heading), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--html {path} cannot be written ({error.strerror}); the corpus itself is complete") from None
+    write_output_file(path, report_page(report.model_dump(), language, heading))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -43,7 +43,6 @@ EXAMPLE_CHARACTERS = 120
 
 _PERCENTILES = {"p50": 50, "p90": 90, "p99": 99}
 _OTHERS = re.compile(r"[\W_]+")
-_STEPS = 1000  # shares are counted to a thousandth, runs up to a thousand
 
 
 def scores(texts: Sequence[str], encoded: Sequence[bytes], normalized: NormalizedTexts) -> np.ndarray:
@@ -127,25 +126,18 @@ def _over(values: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Repetition:
-    """What the scores of a corpus add up to; its size does not grow with the corpus."""
+    """The scores of a corpus, 16 bytes a document, and examples of those over a limit."""
 
     drops: bool
     """Whether documents over a limit are dropped."""
-    scored: int = 0
     dropped: int = 0
-    by_rule: Counter[str] = field(default_factory=Counter)
-    _histograms: np.ndarray = field(default_factory=lambda: np.zeros((len(RULES), _STEPS + 1), dtype=np.int64))
+    _values: list[np.ndarray] = field(default_factory=list)
     # the documents with the smallest digests, largest first: a choice that no order of files changes
     _examples: list[tuple[int, str, float, str]] = field(default_factory=list)
 
     def add(self, values: np.ndarray) -> None:
-        """Count the scores of documents, a row each."""
-        self.scored += len(values)
-        steps = np.clip(np.rint(values * [_STEPS if rule != "runs" else 1 for rule in RULES]), 0, _STEPS).astype(int)
-        for place in range(len(RULES)):
-            self._histograms[place] += np.bincount(steps[:, place], minlength=_STEPS + 1)
-        for rule, count in zip(RULES, _over(values).sum(axis=0).tolist(), strict=True):
-            self.by_rule[rule] += count
+        """Take in the scores of documents, a row each."""
+        self._values.append(values)
 
     def add_example(self, digest: bytes, values: np.ndarray, text: str) -> None:
         """Count a document that breaks a rule, and offer it as an example."""
@@ -159,24 +151,19 @@ class Repetition:
             heapq.heappop(self._examples)
 
     def report(self) -> dict[str, Any]:
-        """Return the key "repetition" of the corpus report."""
+        """Return the key "repetition" of the corpus report; `shares` are percentiles of each measure."""
+        values = np.concatenate([np.zeros((0, len(RULES)), np.float32), *self._values])
+        some = values if len(values) else np.zeros((1, len(RULES)))
+        found = np.percentile(some, list(_PERCENTILES.values()), axis=0, method="inverted_cdf").T.astype(float).round(3)
+        shares = [dict(zip(_PERCENTILES, of_rule, strict=True)) for of_rule in found.tolist()]
         return {
-            "scored": self.scored,
+            "scored": len(values),
             "dropped": self.dropped,
             "thresholds": LIMITS | {"run_share": RUN_SHARE},
-            "by_rule": {rule: self.by_rule[rule] for rule in RULES},
-            "shares": {rule: self._percentiles(place) for place, rule in enumerate(RULES)},
+            "by_rule": dict(zip(RULES, _over(values).sum(axis=0).tolist(), strict=True)),
+            "shares": dict(zip(RULES, shares, strict=True)),
             "examples": [
                 {"rule": rule, "value": round(value, 4), "text": text}
                 for _, rule, value, text in sorted(self._examples, reverse=True)
             ],
-        }
-
-    def _percentiles(self, place: int) -> dict[str, float]:
-        """Return the smallest values that so many of a hundred documents do not exceed."""
-        upto = np.cumsum(self._histograms[place])
-        unit = 1 if RULES[place] == "runs" else 1 / _STEPS
-        return {
-            name: round(unit * int(np.searchsorted(upto, max(1, self.scored * percent / 100))), 3)
-            for name, percent in _PERCENTILES.items()
         }
