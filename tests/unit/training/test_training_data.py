@@ -2,6 +2,10 @@
 
 import io
 import json
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,9 +13,12 @@ import pytest
 from common.console import Console
 from common.errors import UserError
 from corpus.manifest import Manifest
+from corpus.pipeline import prepare
+from corpus.settings import PreparationSettings
 from training.config.command_line import options, parse
 from training.data import prepare_data
 
+ROOT = Path(__file__).resolve().parents[3]
 TEXT = "床前明月光，疑是地上霜。举头望明月，低头思故乡。白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"
 COPY = "床前明月光，疑是地上霜；舉頭望明月，低頭思故鄉。白日依山盡，黃河入海流。欲窮千里目，更上一層樓！"
 OTHER = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。"
@@ -45,3 +52,26 @@ def test_another_choice_is_another_folder(tmp_path, monkeypatch):
 def test_a_word_that_is_no_choice(flag):
     with pytest.raises(UserError, match="'fuzzy' must be one of "):
         parse([flag, "fuzzy"], "")
+
+
+@pytest.mark.slow
+def test_a_killed_preparation_of_train_continues(tmp_path, monkeypatch):
+    """After SIGKILL the same text again: what was done is taken, and the bytes are those of one go."""
+    monkeypatch.chdir(tmp_path)
+    draw = random.Random(0).choices
+    texts = ("".join(draw(TEXT + OTHER, k=300)) for _ in range(6000))  # 5 MB
+    Path("a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    flags = ["--data", "a.jsonl", "--vocab_size", "300"]
+    training = subprocess.Popen([sys.executable, ROOT / "train.py", *flags], stdout=subprocess.PIPE)
+    while not any(path.stat().st_size for path in tmp_path.glob("data/.a-*.partial-*/scan-*")):
+        assert training.poll() is None and not any(tmp_path.glob("data/a-*"))
+        time.sleep(0.005)
+    training.kill()
+    training.communicate()
+    said = io.StringIO()
+    folder = prepare_data(options(parse(flags, ""), {}), "cpu", Console(0, said))
+    assert "continuing what was done before" in said.getvalue()
+    prepare([Path("a.jsonl")], tmp_path / "whole", PreparationSettings(vocab_size=300), progress=None)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {path.name for path in (tmp_path / "whole").iterdir()}
+    assert all((folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
