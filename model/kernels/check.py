@@ -189,11 +189,15 @@ def difference(case: Case, name: str, device: torch.device, dtype: torch.dtype) 
     return worst
 
 
+def shapes(config: ModelConfig, tokens: int) -> list[tuple[ModelConfig, int]]:
+    """Return the shapes and tokens that a kernel is checked at: odd ones, and the run's own."""
+    return [(ODD, odd) for odd in _FEW_TOKENS] + [(config, min(tokens, _MOST_TOKENS))]
+
+
 def problem(name: str, config: ModelConfig, tokens: int, device: torch.device, dtype: torch.dtype) -> str | None:
     """Return what is wrong with a fused kernel on this device, if anything."""
-    shapes = [(ODD, odd) for odd in _FEW_TOKENS] + [(config, min(tokens, _MOST_TOKENS))]
     try:
-        for shape, count in shapes:
+        for shape, count in shapes(config, tokens):
             if (apart := difference(make_case(name, shape, count), name, device, dtype)) > 1:
                 return f"differs from plain PyTorch by {apart:.3g} times the tolerance at {count:,} tokens"
     except Exception as error:  # whatever a compiler or a driver may raise
