@@ -69,10 +69,17 @@ def _emptied(work: Path) -> Path:
     return work
 
 
+def _prepared(data: Path) -> Path:
+    try:
+        return prepared(str(data))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--data: {error}") from None
+
+
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, choices=[1, 2], help="GPUs to use; if not given, two where there are")
-    parser.add_argument("--data", type=prepared, metavar="DIR", help="a folder made by prepare.py, in place of stories")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="a folder made by prepare.py, in place of stories")
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="install requirements.txt from these wheels alone")
     parser.add_argument("--work", type=Path, default=Path("runs/gpu-check"), help="folder of logs and of check.json")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all steps together (default %(default)g)")
@@ -91,8 +98,9 @@ def main(argv: Sequence[str]) -> int:
     stretch = args.minutes * 60 / all_planned
     print(f"{len(steps)} steps, planned for {planned * stretch:.0f} s of {args.minutes * 60:.0f}: ", end="")
     print(", ".join(f"{step.name} {step.seconds * stretch:.0f}" for step in steps), flush=True)
+    data = _prepared(args.data) if args.data else None
     work = _emptied(args.work.resolve())
-    bench = Bench(work, args.processes, args.null_driver, args.data, args.wheels, max(1.0, stretch))
+    bench = Bench(work, args.processes, args.null_driver, data, args.wheels, max(1.0, stretch))
     lines = check(bench, steps, args.minutes * 60)
     seconds = time.monotonic() - started
     result = {"seconds": round(seconds, 1), "planned": planned * stretch, "lines": [line.as_json() for line in lines]}

@@ -54,7 +54,7 @@ def _figures(args: argparse.Namespace, micro: int, ep_size: int, work: Path) -> 
 def main(argv: Sequence[str]) -> int:
     """Print the table; return 1 if a session failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=prepared, required=True, help="folder made by prepare.py")
+    parser.add_argument("--data", type=Path, required=True, help="folder made by prepare.py")
     parser.add_argument("--ds_config", type=file, default=ROOT / "ds_configs" / "t4x2.json")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--micro", type=int, nargs="+", default=[32, 64, 96])
@@ -63,6 +63,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--null_driver", action="store_true")
     parser.add_argument("--work", type=Path, help="keep the sessions' folders here")
     args = parser.parse_args(argv)
+    try:
+        args.data = prepared(str(args.data))
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"--data: {error}")
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
