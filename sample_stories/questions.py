@@ -20,6 +20,7 @@ from sample_stories.world import World
 
 UNSAID_SHARE = 0.2  # of the questions
 FEWEST_SENTENCES = 3
+MOST = 12  # questions about a story
 _REFUSALS = ("没有说", "没说", "不知道")
 _UNSAID = ("故事里没有说。", "没有说。")
 _PEOPLE, _PLACES, _TREES = tuple(lex.PEOPLE), (*lex.PLACES, *lex.HOMES), tuple(lex.TREES)
@@ -74,8 +75,8 @@ def named(text: str, names: Sequence[str]) -> set[str]:
     return found
 
 
-def ask(count: int, seed: int, *, hamlet: bool = False, most: int = 4) -> Iterator[Asked]:
-    """Yield `count` different stories, each broken off between two sentences, with up to `most` questions."""
+def ask(count: int, seed: int, *, hamlet: bool = False) -> Iterator[Asked]:
+    """Yield `count` different stories, each broken off between two sentences, with up to MOST questions."""
     rng, seen = random.Random(f"questions {seed}"), set()
     while len(seen) < count:
         teller = draw_story(rng, hamlet, keep_worlds=True)
@@ -84,17 +85,17 @@ def ask(count: int, seed: int, *, hamlet: bool = False, most: int = 4) -> Iterat
         lines, worlds = teller.lines, teller.worlds
         told = FEWEST_SENTENCES + int(rng.random() * (len(lines) - FEWEST_SENTENCES + 1))
         text = "".join(lines[:told])
-        questions = _choose(list(_said(worlds[told - 1])), list(_unsaid(worlds[told - 1], text, rng)), rng, most)
+        questions = _choose(list(_said(worlds[told - 1])), list(_unsaid(worlds[told - 1], text, rng)), rng)
         if questions:
             seen.add(teller.story)
             yield Asked(text, questions)
 
 
-def _choose(said: list[Question], unsaid: list[Question], rng: random.Random, most: int) -> list[Question]:
-    """Return up to `most` of the questions in random order, about one in five of them without an answer."""
+def _choose(said: list[Question], unsaid: list[Question], rng: random.Random) -> list[Question]:
+    """Return up to MOST of the questions in random order, about one in five of them without an answer."""
     chosen: list[Question] = []
     pools = [sorted(pool, key=lambda _: rng.random()) for pool in (said, unsaid)]
-    while len(chosen) < most and any(pools):
+    while len(chosen) < MOST and any(pools):
         pool = pools[rng.random() < UNSAID_SHARE]
         if pool:
             chosen.append(pool.pop())
