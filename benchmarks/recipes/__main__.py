@@ -1,0 +1,151 @@
+"""Which recipe for which size and length?
+
+    python -m benchmarks.recipes run law --data DIR --work DIR   train a study's runs, or go on after a kill
+    python -m benchmarks.recipes table                          what is known, from results.jsonl
+    python -m benchmarks.recipes predict --parameters 1.3e6 --tokens 26e6
+
+Every run is one process, so that two studies can share a machine's two cores. Runs that end are added to
+`benchmarks/recipes/results.jsonl`, on which the law is fitted; so the study can grow over many sessions and machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import inputs
+from benchmarks.recipes.law import Run, fit, predict
+from benchmarks.recipes.studies import MICRO_BATCH, SEQ_LEN, STUDIES, TOKENS_A_STEP, Size, Study
+from common.files import read_json_lines
+from corpus.shards import Corpus
+from experiments.sweep import Sweep, SweepSettings
+from experiments.sweep_plan import plan_runs
+
+RESULTS = Path(__file__).with_name("results.jsonl")
+CONFIG = Path(__file__).resolve().parents[2] / "ds_configs" / "cpu_x2.json"
+
+
+def run(study: Study, name: str, data: Path, work: Path, hidden: Sequence[int]) -> None:
+    """Train what is missing of a study, the small sizes first, and record it."""
+    vocabulary = Corpus.open(data, verify="size").manifest.vocab_size
+    known = {_key(result) for result in results()}
+    for size in study.sizes:
+        for length in study.tokens_a_parameter if size.hidden in hidden else ():
+            steps = size.steps(vocabulary, length)
+            folder = work / f"{name}-{size.hidden}{'-experts' * size.experts}-{length:g}"
+            settings = SweepSettings(folder, tuple(_arguments(size, steps, data)), processes=1)
+            sweep = Sweep(settings, plan_runs(study.values, list(study.seeds)), lambda line: print(line, flush=True))
+            sweep.finish()
+            for planned in sweep.runs:
+                found = sweep.figures(planned)
+                result = {
+                    "study": name,
+                    "text": data.name,
+                    "vocabulary": vocabulary,
+                    "hidden": size.hidden,
+                    "experts": size.experts,
+                    "parameters": size.parameters(vocabulary),
+                    "tokens": steps * TOKENS_A_STEP,
+                    "set": list(planned.overrides),
+                    "seed": planned.seed,
+                    "state": found.state if found else "failed",
+                    "bits_per_byte": found.bits(found.final) if found else None,
+                }
+                if _key(result) not in known:
+                    with RESULTS.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(result, ensure_ascii=False) + "\n")
+
+
+def _arguments(size: Size, steps: int, data: Path) -> Iterator[str]:
+    """Yield train.py's flags: one evaluation of the whole held-out text, at the end."""
+    yield from ("--deepspeed_config", str(CONFIG), "--data", str(data), "--skip_preflight", *size.flags())
+    yield from ("--max_seq_len", str(SEQ_LEN), "--max_steps", str(steps), "--eval_interval", str(steps))
+    yield from (
+        "--sample_interval",
+        "1000000",
+        "--save_interval",
+        "1000",
+        "--log_interval",
+        "100",
+        "--eval_tokens",
+        "1e9",
+    )
+    yield from ("--set", f"train_micro_batch_size_per_gpu={MICRO_BATCH}")
+
+
+def _key(result: dict[str, Any]) -> tuple[object, ...]:
+    names = ("study", "text", "vocabulary", "hidden", "experts", "tokens", "seed")
+    return (*(result[name] for name in names), *result["set"])
+
+
+def results() -> list[dict[str, Any]]:
+    """Return every run that was recorded."""
+    return list(read_json_lines(RESULTS)) if RESULTS.is_file() else []
+
+
+def law_runs() -> list[Run]:
+    """Return the runs that the law is fitted on, the mean of their seeds."""
+    seeds: defaultdict[tuple[float, float], list[float]] = defaultdict(list)
+    for result in results():
+        if result["study"] == "law" and result["bits_per_byte"]:
+            seeds[result["parameters"], result["tokens"]].append(result["bits_per_byte"])
+    return [Run(*place, statistics.mean(losses)) for place, losses in seeds.items()]
+
+
+def table() -> Iterator[str]:
+    """Yield a line for each experiment, and the law if there are runs enough to fit it."""
+    seeds: defaultdict[tuple[object, ...], list[float]] = defaultdict(list)
+    for result in results():
+        shape = f"{result['hidden']}{' experts' * result['experts']}"
+        key = (result["study"], shape, result["parameters"], result["tokens"], " ".join(result["set"]))
+        seeds[key].append(result["bits_per_byte"] or float("nan"))
+    yield "| study | hidden | M parameters | M tokens | set | bits a byte | standard deviation |"
+    yield "|---|---|---|---|---|---|---|"
+    for (study, shape, parameters, tokens, changed), losses in seeds.items():
+        spread = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+        size = f"{float(str(parameters)) / 1e6:.2f} | {float(str(tokens)) / 1e6:.1f}"
+        yield f"| {study} | {shape} | {size} | {changed} | {statistics.mean(losses):.4f} | {spread} |"
+    try:
+        law = fit(law_runs())
+    except ValueError as why:
+        yield f"no law yet: {why}"
+        return
+    yield (
+        f"L = {law.floor:.3f} + {law.size_factor:.3g} / N^{law.size_exponent:.3f} + "
+        f"{law.token_factor:.3g} / D^{law.token_exponent:.3f}"
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="what", required=True)
+    train = kinds.add_parser("run")
+    train.add_argument("study", choices=STUDIES)
+    train.add_argument("--data", type=inputs.prepared, required=True, metavar="DIR")
+    train.add_argument("--work", type=Path, required=True, metavar="DIR")
+    train.add_argument("--sizes", type=int, nargs="+", metavar="HIDDEN", help="only these of the study's sizes")
+    kinds.add_parser("table")
+    expected = kinds.add_parser("predict")
+    expected.add_argument("--parameters", type=float, required=True)
+    expected.add_argument("--tokens", type=float, required=True)
+    args = parser.parse_args(argv)
+    if args.what == "run":
+        study = STUDIES[args.study]
+        run(study, args.study, args.data, args.work, args.sizes or [size.hidden for size in study.sizes])
+    elif args.what == "table":
+        print("\n".join(table()))
+    else:
+        found = predict(law_runs(), args.parameters, args.tokens)
+        print(f"{found.loss:.3f} bits a byte, +- {found.margin:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

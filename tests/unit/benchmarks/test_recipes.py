@@ -1,0 +1,72 @@
+"""The recipe studies: their shapes and lengths, and the law that extends them."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from benchmarks.recipes import __main__ as recipes
+from benchmarks.recipes.law import Law, Run, fit, predict
+from benchmarks.recipes.studies import LAYERS, STUDIES, TOKENS_A_STEP, Size
+from model import ModelConfig
+
+TRUE = Law(0.9, 30.0, 0.4, 60.0, 0.35)
+
+
+def runs(noise: float = 0.0) -> list[Run]:
+    """Runs at three sizes and four lengths, as TRUE says, but for the noise."""
+    rng = random.Random(0)
+    places = [(size, size * length) for size in (150e3, 400e3, 800e3) for length in (5, 10, 20, 40)]
+    return [Run(*place, TRUE(*place) * (1 + rng.gauss(0, noise))) for place in places]
+
+
+def test_a_law_is_found_again_beyond_its_runs() -> None:
+    assert fit(runs())(2e6, 60e6) == pytest.approx(TRUE(2e6, 60e6), rel=1e-3)
+
+
+def test_the_margin_grows_with_noise_and_holds_the_truth() -> None:
+    quiet, noisy = (predict(runs(noise), 2e6, 60e6) for noise in (0.001, 0.01))
+    assert quiet.margin < noisy.margin
+    assert abs(noisy.loss - TRUE(2e6, 60e6)) < noisy.margin
+
+
+def test_the_best_size_costs_no_more_than_its_neighbours() -> None:
+    compute = 1e13
+    best = TRUE.best_size(compute)
+    assert all(TRUE(best, compute / best) < TRUE(size, compute / size) for size in (best / 1.2, best * 1.2))
+
+
+def test_too_few_runs_are_refused() -> None:
+    with pytest.raises(ValueError, match="three sizes"):
+        fit(runs()[:4] * 2)
+
+
+@pytest.mark.parametrize("experts", [False, True])
+@pytest.mark.parametrize("hidden", LAYERS)
+def test_sizes_are_models_and_lengths_count_their_parameters(hidden: int, experts: bool) -> None:
+    size = Size(hidden, experts)
+    ModelConfig(vocab_size=4000, **size.fields()).validate()
+    assert size.steps(4000, 10) * TOKENS_A_STEP == pytest.approx(10 * size.parameters(4000), rel=0.01)
+
+
+def test_the_table_and_the_law_are_of_what_was_recorded(tmp_path, monkeypatch) -> None:
+    shared = {"study": "law", "hidden": 64, "experts": False, "set": [], "state": "finished"}
+    found = [
+        shared
+        | {"parameters": run.parameters, "tokens": run.tokens, "seed": seed, "bits_per_byte": run.loss + seed / 100}
+        for run in runs()
+        for seed in (-1, 1)
+    ]
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
+    monkeypatch.setattr(recipes, "RESULTS", path)
+    lines = list(recipes.table())
+    assert len(lines) == 2 + len(runs()) + 1
+    assert "0.0141" in lines[2] and lines[-1].startswith("L = 0.9")
+    assert [run.loss for run in recipes.law_runs()] == pytest.approx([run.loss for run in runs()])
+
+
+def test_every_study_has_a_size_and_a_length() -> None:
+    assert all(study.sizes and study.tokens_a_parameter and study.seeds for study in STUDIES.values())
