@@ -14,7 +14,7 @@ import pytest
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).resolve().parents[1] / "workers" / "worker_watchdog.py"
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = "beat=0.2 check=0.1 hung=4 stuck=4 first=10 linger=0.5"
+QUICK = "beat=0.2 hung=4 stuck=4 first=10 linger=0.5"
 GONE_WITHIN = 12  # seconds from a fault, of which a busy machine takes most
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from threading import Lock
@@ -19,7 +20,7 @@ import psutil
 
 from common.errors import UserError
 from training.processes.agreement import difference
-from training.processes.heartbeat import Heartbeat, RankProcess
+from training.processes.heartbeat import Heartbeat, RankProcess, process_state
 from training.processes.launchers import hosts_of_ranks, launcher_identity, machine_index, rendezvous_port
 from training.processes.stopping import StoppedEarly
 
@@ -49,9 +50,9 @@ class Participant(RankProcess):
     launcher: str = field(default_factory=launcher_identity)
     machine: int = field(default_factory=machine_index)
 
-    def first_heartbeat(self) -> dict[str, Any]:
+    def first_heartbeat(self) -> Heartbeat:
         """Return the heartbeat that stands for this rank until it sends one."""
-        return asdict(Heartbeat(self.rank, self.host, self.namespace, self.pid, self.started))
+        return Heartbeat(self.rank, self.host, self.namespace, self.pid, self.started)
 
     def seconds_apart(self, other: Participant) -> float:
         """Return the seconds between the starts of two ranks; 0 for one launcher, infinite for two on one machine."""
@@ -65,21 +66,20 @@ class Coordinator:
 
     def __init__(self, me: Participant, size: int, say: Callable[[str], None]) -> None:
         self.me, self.size, self.say = me, size, say
-        self.members: dict[int, Participant] = {}
+        self.members = {0: me}
         self.state, self.details = "waiting", {}
-        self._informed: set[int] = set()  # who has read the outcome
+        self._questions: Counter[int] = Counter()  # that were answered, by rank
         self._problem: BaseException | None = None
-        self._heartbeats: dict[int, dict[str, Any]] = {}
-        self._failure: dict[str, Any] | None = None
+        self._heartbeats: dict[int, Heartbeat] = {}
         self._lock = Lock()
 
     def answer(self, question: dict[str, Any], address: str = "") -> dict[str, Any]:
         """Answer a rank that asks to take part, or a heartbeat; `address` is that of ours at which it came."""
         with self._lock:
             if "heartbeat" in question:
-                return self._exchange(question["heartbeat"], question["failure"])
+                return self._exchange(Heartbeat.from_json(question["heartbeat"]))
             question["reached"] = address
-            return self._answer_to(Participant(**question))
+            return {"rank0": asdict(self.me.first_heartbeat())} | self._answer_to(Participant(**question))
 
     # --- who takes part -----------------------------------------------------------------------------------------------
 
@@ -99,9 +99,8 @@ class Coordinator:
             else:  # started by hand, or by an earlier launch: another may come in its place
                 self.members.pop(asker.rank, None)
         elif not self._is_ours(asker, apart):
-            return {"state": "busy", "name": self.me.name, "ending": self._is_ending()}
-        if self.state not in ("waiting", "met"):
-            self._informed.add(asker.rank)
+            return {"state": "busy", "ending": self._is_ending()}
+        self._questions[asker.rank] += 1
         return {"state": self.state, **self.details}
 
     def _refusal(self, asker: Participant, apart: float) -> str:
@@ -128,8 +127,8 @@ class Coordinator:
         return self.state in ("failed", "stopped") and apart <= SAME_LAUNCH
 
     def _is_ending(self) -> bool:
-        beat = self._heartbeats.get(0, {})
-        return self.state in ("failed", "stopped") or bool(beat.get("ended") or beat.get("stop_reason"))
+        own = self._heartbeats[0] if self._heartbeats else self.me.first_heartbeat()
+        return self.state in ("failed", "stopped") or own.ended or bool(own.stop_reason)
 
     def wait_for_all(self, seconds: float) -> None:
         """Return when all ranks are there; raise UserError after so many seconds, saying what to check."""
@@ -138,7 +137,7 @@ class Coordinator:
             with self._lock:
                 if self._problem:
                     raise self._problem
-                absent = [rank for rank in range(1, self.size) if rank not in self.members]
+                absent = [rank for rank in range(self.size) if rank not in self.members]
                 now = time.monotonic()
                 complete = float("inf") if absent else min(complete, now)
                 if not absent and (self._is_one_launch() or now - complete > SUCCESSOR):
@@ -162,22 +161,31 @@ class Coordinator:
         with self._lock:
             self.state, self.details = outcome, details
 
-    def wait_until_known(self, seconds: float) -> None:
-        """Wait until every other rank has read the outcome: the server goes with this process."""
-        deadline = time.monotonic() + seconds
-        while len(self._informed) < self.size - 1 and time.monotonic() < deadline:
+    def wait_until_read(self, seconds: float) -> None:
+        """Wait until every other rank has asked once more, has ended or is gone: the server goes with this process."""
+        deadline, before = time.monotonic() + seconds, self._questions.copy()
+        while time.monotonic() < deadline and not all(
+            self._needs_nothing(rank, before) for rank in range(1, self.size)
+        ):
             time.sleep(POLL / 4)
+
+    def _needs_nothing(self, rank: int, before: Counter[int]) -> bool:
+        member, heartbeat = self.members.get(rank), self._heartbeats.get(rank)
+        state = process_state(member) if member else None
+        gone = state is not None and state.gone
+        return gone or (heartbeat is not None and heartbeat.ended) or self._questions[rank] > before[rank]
 
     # --- heartbeats ---------------------------------------------------------------------------------------------------
 
-    def _exchange(self, heartbeat: dict[str, Any], failure: dict[str, Any] | None) -> dict[str, Any]:
-        """Return what the other ranks said last, and the first failure that any has found."""
-        rank, known = heartbeat["rank"], self._heartbeats.get(heartbeat["rank"])
-        if known is None or known["beat"] < heartbeat["beat"]:  # one that was held up comes after a later one
-            self._heartbeats[rank] = heartbeat
-        self._failure = self._failure or failure
-        others = [beat for other, beat in self._heartbeats.items() if other != rank]
-        return {"heartbeats": others, "failure": self._failure}
+    def _exchange(self, heartbeat: Heartbeat) -> dict[str, Any]:
+        """Return what the other ranks said last; "busy" to one of another run."""
+        known = self._heartbeats.get(heartbeat.rank)
+        if known is None or not known.is_same_process(heartbeat):
+            return {"state": "busy"}
+        self._questions[heartbeat.rank] += 1
+        if known.beat < heartbeat.beat:  # one that was held up comes after a later one
+            self._heartbeats[heartbeat.rank] = heartbeat
+        return {"heartbeats": [asdict(beat) for beat in self._heartbeats.values() if beat.rank != heartbeat.rank]}
 
 
 # --- ranks that do not come -------------------------------------------------------------------------------------------

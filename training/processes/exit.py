@@ -43,12 +43,12 @@ def guarded(body: Callable[[], int], watchdog: Watchdog) -> int:
         return _refused(error, watchdog)
     except SystemExit as error:
         watchdog.stop.leave_loop()
-        watchdog.leave("failed" if error.code else "finished", status=2, announced=True)
+        watchdog.leave("failed" if error.code else "", status=2, announced=True)
         raise
     except Exception as error:
         return _failed(error, watchdog)
     watchdog.stop.leave_loop()
-    watchdog.leave("finished")
+    watchdog.leave()
     return status
 
 

@@ -1,4 +1,4 @@
-"""What a rank tells the others of itself, and what they can see of its process."""
+"""What a rank tells the others of itself, and what those on its machine can see of its process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
@@ -22,20 +23,20 @@ import torch
 SLOW_FACTOR = 5.0  # an activity that takes so many times longer than the longest so far is not slow but stuck
 _READS_A_NUMBER = re.compile(r"\.(item|tolist|cpu|synchronize)\(")
 _ROOT = Path(__file__).resolve().parents[2]
+_TICKS = os.sysconf("SC_CLK_TCK")  # of CPU time in a second
 
 R = TypeVar("R", bound="RankProcess")
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds between heartbeats (`beat`) and between checks (`check`), and until a rank counts as hung or stuck.
+    """Seconds between heartbeats, and until a rank counts as hung or stuck.
 
     `first` is the timeout of anything done for the first time; `linger` is how long a failure stays readable; `meet` is
     how long the ranks wait for one that does not come.
     """
 
-    beat: float = 1.0
-    check: float = 0.5
+    beat: float = 0.5
     hung: float = 40.0
     stuck: float = 40.0
     first: float = 1800.0
@@ -61,12 +62,13 @@ class RankProcess:
     host: str
     namespace: str
     pid: int
-    started: float
+    started: int
 
     @classmethod
     def of_this_process(cls: type[R], rank: int, **more: Any) -> R:
         """Return what this process says of itself as this rank."""
-        return cls(rank, socket.gethostname(), pid_namespace(), os.getpid(), _start_time(os.getpid()), **more)
+        pid = os.getpid()
+        return cls(rank, socket.gethostname(), pid_namespace(), pid, _start_time(_stat(pid)), **more)
 
     def is_same_process(self, other: RankProcess) -> bool:
         """Return whether both are of one process."""
@@ -79,8 +81,23 @@ class RankProcess:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why all processes must end.
+
+    `kind` is "died", "hung", "stuck", "failed", or "stopped" (no fault: asked to stop before anything was trained).
+    `ranks` are the ones to blame; `announced` says that the user has read why.
+    """
+
+    kind: str
+    ranks: Sequence[int]
+    message: str
+    exit_status: int = 1
+    announced: bool = False
+
+
+@dataclass(frozen=True)
 class Heartbeat(RankProcess):
-    """The state of a rank, sent every second."""
+    """The state of a rank, sent twice a second."""
 
     beat: int = 0
     ticks: int = 0
@@ -93,15 +110,19 @@ class Heartbeat(RankProcess):
     at_terminal: bool = False
     stop_reason: str = ""
     """Why it was asked to stop."""
-    ended: str = ""
-    """Empty while it runs, then "finished", "stopped" (before anything was trained) or "failed"."""
-    exit_status: int = 0
-    exit_reason: str = ""
-    announced: bool = False
-    """Whether the reason is on the user's terminal already."""
+    ended: bool = False
+    """Whether it leaves the run, in order or by a failure of its own."""
+    failure: Failure | None = None
+    """What it has found or met that ends the run."""
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Heartbeat:
+        """Return a heartbeat from what another process has sent."""
+        failure = Failure(**fields["failure"]) if fields["failure"] else None
+        return cls(**{**fields, "failure": failure})
 
 
-# --- processes of this machine ----------------------------------------------------------------------------------------
+# --- the processes of other ranks -------------------------------------------------------------------------------------
 
 
 @cache
@@ -115,20 +136,15 @@ def pid_namespace() -> str:
     return " ".join(parts)
 
 
-def _start_time(pid: int) -> float:
+def _stat(pid: int) -> list[str]:
+    """Return what /proc/PID/stat has after the name, the third field on; OSError if there is no such process."""
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return text.rpartition(")")[2].split()
+
+
+def _start_time(stat: list[str]) -> int:
     """Return when a process was started, by a clock that nobody sets: with the number this identifies the process."""
-    with suppress(OSError, IndexError, ValueError):
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return float(stat.rpartition(")")[2].split()[19])
-    return psutil.Process(pid).create_time()
-
-
-def find_process(heartbeat: RankProcess) -> psutil.Process | None:
-    """Return the process that sent a heartbeat; None if it is on another machine or has ended."""
-    with suppress(psutil.Error):
-        if heartbeat.namespace == pid_namespace() and abs(_start_time(heartbeat.pid) - heartbeat.started) < 1:
-            return psutil.Process(heartbeat.pid)
-    return None
+    return int(stat[19])
 
 
 @dataclass(frozen=True)
@@ -140,21 +156,25 @@ class ProcessState:
     cpu: float = 0.0
 
 
-def process_state(heartbeat: Heartbeat) -> ProcessState | None:
+def process_state(sender: RankProcess) -> ProcessState | None:
     """Return the state of the process that sent a heartbeat; None if it is on another machine."""
-    if heartbeat.namespace != pid_namespace():
+    if sender.namespace != pid_namespace():
         return None
-    process = find_process(heartbeat)
-    if process is None:
-        return ProcessState(gone=True)
     try:
-        status, times = process.status(), process.cpu_times()
-    except psutil.NoSuchProcess:
+        stat = _stat(sender.pid)
+    except OSError:
         return ProcessState(gone=True)
-    except psutil.Error:
-        return ProcessState()
-    gone = status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    return ProcessState(gone, status == psutil.STATUS_STOPPED, times.user + times.system)
+    if _start_time(stat) != sender.started:
+        return ProcessState(gone=True)
+    return ProcessState(stat[0] in "ZX", stat[0] == "T", (int(stat[11]) + int(stat[12])) / _TICKS)
+
+
+def find_process(sender: RankProcess) -> psutil.Process | None:
+    """Return the process that sent a heartbeat; None if it is on another machine or has ended."""
+    state = process_state(sender)
+    with suppress(psutil.Error):
+        return psutil.Process(sender.pid) if state and not state.gone else None
+    return None
 
 
 # --- the main thread of this process ----------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # pyright
 
 from common.errors import UserError
 from training.processes.coordinator import POLL, REMARKS, Coordinator, Participant
+from training.processes.heartbeat import Heartbeat
 from training.processes.launchers import DEFAULT_PORT, hosts_of_ranks, idle_hosts, machine_index, rendezvous_port
 from training.processes.lock import read_token
 from training.processes.network import (
@@ -63,8 +64,8 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 GROUP_SECONDS = 120.0  # for the ranks, which have met, to open connections to each other
 RELEASE_SECONDS, RELEASE_MACHINES_SECONDS = 3.0, 10.0  # for the other ranks to read that there will be no run
 TELL_SECONDS = 8.0  # for a rank that cannot take part to find rank 0
-FOREIGN_SECONDS = 10.0  # for an earlier run to leave the port
-ENDING_SECONDS = 30.0  # the same while it shows that it ends
+FOREIGN_SECONDS = 10.0  # for another run to show that it ends, and will leave the port
+ENDING_SECONDS = 30.0  # for a process that does not answer any more, or not yet, to leave it
 SHARED_SECONDS = 10.0  # for a network file system to show what another machine has written
 
 
@@ -174,7 +175,7 @@ def _coordinate(
         members = coordinator.members.values()
         if machines := {member.host for member in members} - {me.host}:
             say(f"met: {me.host} and {', '.join(sorted(machines))}")
-        watchdog.watch_ranks(coordinator.answer)
+        watchdog.watch_ranks(coordinator.answer, wait_until_read=coordinator.wait_until_read)
         result = prepare()
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         # the address at which other machines, if there are any, have found this one
@@ -185,7 +186,7 @@ def _coordinate(
         with suppress(UserError):
             server = server or _listen(port, coordinator)
             several = world.size > world.local_size and not isinstance(error, StoppedEarly)
-            coordinator.wait_until_known(RELEASE_MACHINES_SECONDS if several else RELEASE_SECONDS)
+            coordinator.wait_until_read(RELEASE_MACHINES_SECONDS if several else RELEASE_SECONDS)
         raise
     if master:
         choose_interface(master)
@@ -231,7 +232,6 @@ class _Joining:
     def __init__(self, me: Participant, address: str, port: int, watchdog: Watchdog, speaks: bool) -> None:
         self.me, self.address, self.port, self.watchdog = me, address, port, watchdog
         self.say = watchdog.console.fail if speaks else lambda text: None
-        self._foreign: tuple[float, str] | None = None  # until when what is not ours is waited for, and what it is
 
     def join(self) -> tuple[str, Callable[[], Store]]:
         """Return what rank 0 has prepared, and how to open the store.
@@ -244,73 +244,71 @@ class _Joining:
             with suppress(OSError, ValueError):
                 ask(self.address, self.port, asdict(replace(self.me, stopped=True)), 1.0)
             raise
-        self.watchdog.watch_ranks(lambda question: ask(self.address, self.port, question))
+        seconds = self.watchdog.timeouts.hung / 8
+        self.watchdog.watch_ranks(
+            lambda question: ask(self.address, self.port, question, seconds), Heartbeat.from_json(answer["rank0"])
+        )
         while answer["state"] != "ready":
             if answer["state"] == "stopped":
                 raise StoppedEarly("another process was asked to stop")
             if answer["state"] == "failed":
                 raise SystemExit(2)
             time.sleep(self.watchdog.timeouts.beat)
-            with suppress(OSError, ValueError):  # the watchdog says whether rank 0 has gone
-                answer = ask(self.address, self.port, asdict(self.me))
+            answer = self._ask()  # the watchdog says whether rank 0 has gone
         if answer["master"]:
             choose_interface(answer["master"])
         store = {"host_name": self.address, "port": answer["store"], "is_master": False, "wait_for_workers": False}
         return answer["result"], lambda: TCPStore(**store)
 
+    def _ask(self) -> dict[str, Any]:
+        """Return what rank 0 answers, or the state "absent" if nobody listens, "strange" if no rank 0 does."""
+        try:
+            return ask(self.address, self.port, asdict(self.me))
+        except (NoAnswerError, ConnectionResetError, ValueError):
+            return {"state": "strange"}
+        except OSError:
+            return {"state": "absent"}
+
     def _wait_for_rank0(self) -> dict[str, Any]:
         """Return the answer of rank 0 when all ranks have met."""
         seconds = self.watchdog.timeouts.meet
-        started, said, admitted = time.monotonic(), 0.0, False
+        started = clear = time.monotonic()
+        said, admitted = 0.0, False
         while True:
             answer = self._ask()
-            state, now = answer.get("state"), time.monotonic()
+            state, now = answer["state"], time.monotonic()
             if state == "refused":
                 raise NotAdmittedError(answer["text"])
             if state in ("met", "ready", "failed", "stopped"):
                 return answer
-            if state == "busy":
-                self._note_foreign(answer)
-            elif admitted and not state:
-                self._wait_at_most(ENDING_SECONDS, "was that of rank 0, which has ended: start again")
             admitted = admitted or state == "waiting"
-            if self._foreign and now > self._foreign[0]:
-                raise NotAdmittedError(f"port {self.port} at {self.address} {self._foreign[1]}")
+            limit, what = _obstacle(answer, admitted)
+            clear = clear if what else now
+            if now - clear > limit:
+                raise NotAdmittedError(f"port {self.port} at {self.address} {what}")
             waited = now - started
-            if waited > seconds and state != "waiting":
+            if state != "waiting" and waited > seconds:
                 raise NotAdmittedError(
                     f"rank 0 cannot be reached at {self.address}:{self.port} within {waited:.0f} s: check that it was "
                     "started, and --master_addr, --master_port and the firewall between the machines"
                 )
-            if waited > said + seconds / REMARKS and state != "waiting":
+            if state != "waiting" and waited > said + seconds / REMARKS:
                 said = waited
                 self.say(f"waiting for rank 0 at {self.address}:{self.port}, {waited:.0f} s")
             time.sleep(POLL)
 
-    def _ask(self) -> dict[str, Any]:
-        """Return what rank 0 answers; nothing if it is not there."""
-        try:
-            answer = ask(self.address, self.port, asdict(self.me))
-        except (NoAnswerError, ConnectionResetError, ValueError):
-            what = f"is another program's: start with deepspeed --master_port {free_port()} ..."
-            self._wait_at_most(ENDING_SECONDS, what)
-            return {}
-        except OSError:
-            return {}
-        if answer["state"] != "busy":
-            self._foreign = None
-        return answer
 
-    def _wait_at_most(self, seconds: float, what: str) -> None:
-        """Give what is at the port so many seconds to go, unless it has some already."""
-        self._foreign = self._foreign or (time.monotonic() + seconds, what)
-
-    def _note_foreign(self, answer: dict[str, Any]) -> None:
-        """Wait for the rank 0 of another run to go, anew for as long as it shows that it is ending."""
-        if answer["ending"]:
-            self._foreign = None
-        what = f"belongs to another run ({answer['name']}): wait for it, or start this one with deepspeed --master_port"
-        self._wait_at_most(ENDING_SECONDS if answer["ending"] else FOREIGN_SECONDS, f"{what} {free_port()} ...")
+def _obstacle(answer: dict[str, Any], admitted: bool) -> tuple[float, str]:
+    """Return how many seconds are given to what is at the port in place of our rank 0, and what it is."""
+    other_port = f"start this one with deepspeed --master_port {free_port()} ..."
+    if answer["state"] == "busy" and not answer["ending"]:
+        name = Heartbeat.from_json(answer["rank0"]).name
+        return FOREIGN_SECONDS, f"belongs to another run ({name}): wait for it, or {other_port}"
+    if answer["state"] == "strange":
+        return ENDING_SECONDS, f"is another program's: {other_port}"
+    if answer["state"] == "absent" and admitted:
+        return ENDING_SECONDS, "was that of rank 0, which has ended: start again"
+    return float("inf"), ""
 
 
 def tell_rank0(rank: int, problem: str) -> None:

@@ -1,5 +1,7 @@
 """Who is let into a run by rank 0, and what its coordinator answers."""
 
+import os
+import time
 from dataclasses import asdict, replace
 from threading import Timer
 
@@ -9,7 +11,7 @@ import pytest
 from common.errors import UserError
 from training.processes import coordinator
 from training.processes.coordinator import Coordinator, Participant
-from training.processes.heartbeat import Heartbeat
+from training.processes.heartbeat import Failure, Heartbeat
 from training.processes.stopping import StoppedEarly
 
 FACTS = {"flags": {"seed": 42}}
@@ -33,11 +35,18 @@ class Place:
         self.coordinator = Coordinator(replace(participant(0), **changes), size, self.said.append)
 
     def ask(self, rank=1, **changes):
-        return self.coordinator.answer(asdict(participant(rank, **changes)))
+        answer = self.coordinator.answer(asdict(participant(rank, **changes)))
+        assert Heartbeat.from_json(answer.pop("rank0")) == self.coordinator.me.first_heartbeat()
+        return answer
+
+    def beat(self, rank=1, **changes):
+        """What the others said last, for a heartbeat of a rank."""
+        known = self.coordinator.members[rank].first_heartbeat()
+        return self.coordinator.answer({"heartbeat": asdict(replace(known, **changes))})
 
     def wait(self, seconds=5):
         self.coordinator.wait_for_all(seconds)
-        return {rank: member.pid for rank, member in self.coordinator.members.items()}
+        return {rank: member.pid for rank, member in self.coordinator.members.items() if rank}
 
 
 def participant(rank, **changes):
@@ -49,8 +58,7 @@ def test_all_ranks_meet_and_hear_what_was_prepared():
     assert place.ask(1)["state"] == place.ask(2)["state"] == "waiting"
     assert place.wait() == {1: 101, 2: 102}
     assert place.ask(1)["state"] == "met"
-    beat = asdict(replace(Heartbeat.of_this_process(0), beat=1))
-    met = place.coordinator.answer({"heartbeat": beat, "failure": None})["heartbeats"]
+    met = place.beat(0, beat=1)["heartbeats"]
     assert [(beat["rank"], beat["pid"], beat["beat"]) for beat in met] == [(1, 101, 0), (2, 102, 0)]
     place.coordinator.publish("ready", result="data/mine")
     assert place.ask(2) == {"state": "ready", "result": "data/mine"}
@@ -128,11 +136,10 @@ def test_a_run_that_has_begun_lets_nobody_in_and_says_when_it_ends():
     place = Place()
     place.ask()
     place.wait()
-    late = {"state": "busy", "name": place.coordinator.me.name, "ending": False}
-    assert place.ask(pid=9) == late
-    beat = replace(Heartbeat.of_this_process(0), beat=1, stop_reason="stopped by SIGINT")
-    place.coordinator.answer({"heartbeat": asdict(beat), "failure": None})
-    assert place.ask(pid=9) == late | {"ending": True}
+    assert place.ask(pid=9) == {"state": "busy", "ending": False}
+    assert place.beat(1, pid=9) == {"state": "busy"}
+    place.beat(0, beat=1, stop_reason="stopped by SIGINT")
+    assert place.ask(pid=9) == {"state": "busy", "ending": True}
 
 
 @pytest.mark.parametrize("outcome", ["failed", "stopped"])
@@ -141,8 +148,20 @@ def test_a_failure_of_rank_0_reaches_the_ranks_of_its_start_alone(outcome):
     place.coordinator.publish(outcome)
     assert place.ask(created=NOW - 100)["state"] == "busy"
     assert place.ask()["state"] == outcome
-    place.coordinator.wait_until_known(0)
-    assert place.coordinator._informed == {1}
+
+
+def test_rank_0_stays_until_the_others_have_asked_once_more_or_have_ended():
+    place = Place(3)
+    place.ask(1)
+    place.ask(2, pid=os.getpid())  # a process that lives
+    place.wait()
+    place.beat(1, beat=1, ended=True)
+    started = time.monotonic()
+    place.coordinator.wait_until_read(0.3)
+    assert time.monotonic() - started > 0.2
+    Timer(0.3, place.beat, args=(2,)).start()
+    place.coordinator.wait_until_read(20)
+    assert time.monotonic() - started < 10
 
 
 def test_a_rank_that_is_stopped_takes_the_others_along():
@@ -161,14 +180,13 @@ def test_a_rank_of_an_earlier_start_that_is_stopped_leaves_its_place():
     assert place.wait() == {1: 1}
 
 
-def test_heartbeats_are_exchanged_and_the_first_failure_counts():
-    place, beats = Place(3), [replace(Heartbeat.of_this_process(rank), beat=5) for rank in range(3)]
-
-    def send(rank, failure=None, **changes):
-        beat = asdict(replace(beats[rank], **changes))
-        return place.coordinator.answer({"heartbeat": beat, "failure": failure})
-
-    assert send(1) == {"heartbeats": [], "failure": None}
-    assert send(2, {"rank": 2})["heartbeats"] == [asdict(beats[1])]
-    send(1, {"rank": 1}, beat=4)  # it was held up on its way
-    assert send(0) == {"heartbeats": [asdict(beats[1]), asdict(beats[2])], "failure": {"rank": 2}}
+def test_heartbeats_are_exchanged():
+    place = Place(3)
+    place.ask(1)
+    place.ask(2)
+    place.wait()
+    failure = asdict(Failure("died", (2,), "rank 2 has died"))
+    place.beat(1, beat=5, failure=failure)
+    place.beat(1, beat=4)  # it was held up on its way
+    heard = {beat["rank"]: beat for beat in place.beat(2, beat=5)["heartbeats"]}
+    assert {rank: (beat["beat"], beat["failure"]) for rank, beat in heard.items()} == {0: (0, None), 1: (5, failure)}
