@@ -59,7 +59,7 @@ FP32 = [
 ON_CPU = {"DS_ACCELERATOR": "cpu"}  # the same tests with and without a GPU
 # Files that share a costly fixture of the session: one worker of pytest-xdist gets them all
 TOGETHER = {
-    "run": ("test_run.py", "test_multinode.py", "test_two_machines.py"),
+    "run": ("test_run.py", "test_multinode.py", "test_two_machines.py", "test_malicious_files.py"),
     "engine": ("test_configs_train.py", "test_configurations.py", "test_engine.py", "test_equivalence.py"),
 }
 

@@ -582,11 +582,9 @@ def test_samples_are_the_same_wherever_the_experts_are(split_run, finished_run):
 
 
 @slow
-def test_an_error_of_the_first_process_is_said_once(processes, flags):
+def test_an_error_of_the_first_process_is_said_once(processes, flags, train_py):
     """The second process waits for the corpus meanwhile."""
-    done = processes.finish(
-        processes.launcher("--num_gpus", "2", arguments=flags("runs/error", "--tokenizer", "missing.json"))
-    )
+    done = processes.ranks(2, [train_py, *flags("runs/error", "--tokenizer", "missing.json")])
     assert done.status == 2
     [message] = [line for line in done.output.splitlines() if line.startswith("train.py: ")]
     assert "missing.json: cannot be read" in message

@@ -1,5 +1,7 @@
 """Ranks that die, hang, are stuck or fail; signals; a launcher that is killed. Real processes around a toy loop."""
 
+import base64
+import json
 import os
 import re
 import signal
@@ -238,36 +240,53 @@ def test_a_signal_in_set_up_loses_nothing(toy, when, asked):
 # --- the launcher -----------------------------------------------------------------------------------------------------
 
 
-def test_a_launcher_that_is_killed_stops_the_run_in_order(processes, tmp_path, free_port):
-    """launch.py; the `deepspeed` command above it is killed in test_faults.py."""
-    beside = Path(sys.executable).with_name("deepspeed")
-    head = processes.start(
-        [
-            beside if beside.is_file() else "deepspeed",
-            "--num_gpus",
-            "2",
-            "--no_local_rank",
-            "--master_port",
-            str(free_port()),
-            WORKER,
-            "none",
-            tmp_path,
-        ],
-        PYTHONPATH=ROOT,
-        BUFUDU_WATCHDOG=QUICK,
-    )
+class Launched:
+    """A toy run of two ranks under launch.py, which its `deepspeed` command would have started."""
+
+    def __init__(self, processes, folder, port):
+        slots = base64.urlsafe_b64encode(json.dumps({"localhost": [0, 1]}).encode()).decode()
+        words = ["-m", "deepspeed.launcher.launch", f"--world_info={slots}", "--node_rank=0", "--no_local_rank"]
+        where = ["--master_addr=127.0.0.1", f"--master_port={port}"]
+        self.head = processes.start(
+            [sys.executable, *words, *where, WORKER, "none", folder], PYTHONPATH=ROOT, BUFUDU_WATCHDOG=QUICK
+        )
+        self.folder, self.ranks = folder, {}
+
+    def get_going(self):
+        steps = [self.folder / f"step{rank}" for rank in range(2)]
+        self.head.wait_until(lambda: all(step.exists() for step in steps), "the first step")
+        for child in psutil.Process(self.head.pid).children():
+            self.ranks[int(child.environ()["RANK"])] = child
+
+    def said(self):
+        """Our lines, when every rank is gone."""
+        _, alive = psutil.wait_procs([*self.ranks.values()], timeout=GONE_WITHIN)
+        assert alive == []
+        self.head.wait(timeout=GONE_WITHIN)
+        return [line for line in self.head.output.splitlines() if line.startswith(("train.py: ", "saved "))]
+
+
+@pytest.fixture
+def launched_toy(processes, tmp_path, free_port):
+    run = Launched(processes, tmp_path, free_port())
     try:
-        head.wait_until(lambda: (tmp_path / "step0").exists() and (tmp_path / "step1").exists(), "the first step")
-        family = psutil.Process(head.pid).children(recursive=True)
-        launch = next(process for process in family if "deepspeed.launcher.launch" in process.cmdline())
-        ranks = [process for process in family if str(WORKER) in process.cmdline() and process != launch]
-        assert len(ranks) == 2
-        launch.kill()
-        _, alive = psutil.wait_procs(ranks, timeout=GONE_WITHIN)
-        assert alive == []
-        head.wait(timeout=5)
-        assert re.search(r"^saved \d+: the launcher is gone$", head.output, re.MULTILINE)
-        _, alive = psutil.wait_procs([launch], timeout=5)
-        assert alive == []
+        run.get_going()
+        yield run
     finally:
-        head.stop_group()
+        run.head.stop_group()
+        psutil.wait_procs(run.ranks.values(), timeout=5)
+
+
+def test_a_launcher_that_is_killed_stops_the_run_in_order(launched_toy):
+    """launch.py; the `deepspeed` command above it is killed in test_lost_ranks.py."""
+    launched_toy.head.kill()
+    [line] = launched_toy.said()
+    assert re.fullmatch(r"saved \d+: the launcher is gone", line)
+
+
+def test_a_rank_that_is_killed_is_named_though_the_launcher_asks_the_others_to_stop(launched_toy):
+    victim = launched_toy.ranks[1]
+    victim.kill()
+    [line] = launched_toy.said()
+    assert re.match(rf"train\.py: rank 1 \(process {victim.pid} on \S+\) has died", line)
+    assert launched_toy.head.returncode
