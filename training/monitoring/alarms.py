@@ -7,8 +7,7 @@ are wide: a healthy run must never raise one, and a sick one is far beyond them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from statistics import fmean, median, variance
 from typing import Any
 
@@ -41,24 +40,25 @@ HISTORY = 500  # lines of training that are looked at: enough for any trend here
 OVERFIT_SHARE = 0.01  # of the loss, by which validation must have risen and training fallen since the best evaluation
 
 
-@dataclass(frozen=True)
-class Alarm:
-    """`message`: what was seen, what it likely means, what to do."""
-
-    step: int
-    id: str
-    message: str
-
-
 class Alarms:
-    """Reads lines of metrics and raises alarms, each at most once.
+    """Reads lines of metrics and raises alarms, each at most once in a run.
 
     `unigram` is the loss of a model that knows only how frequent each token is; `warmup` counts steps. `raised` names
-    the alarms of earlier sessions and grows.
+    the alarms so far, and grows. `report` is called with an alarm's step, name and message: what was seen, what it
+    likely means, what to do.
     """
 
-    def __init__(self, *, unigram: float, warmup: int, experts_per_token: int, raised: list[str]) -> None:
-        self.unigram, self.warmup, self.experts_per_token, self.raised = unigram, warmup, experts_per_token, raised
+    def __init__(
+        self,
+        *,
+        unigram: float,
+        warmup: int,
+        experts_per_token: int,
+        raised: list[str],
+        report: Callable[[int, str, str], None],
+    ) -> None:
+        self.unigram, self.warmup, self.experts_per_token = unigram, warmup, experts_per_token
+        self.raised, self.report = raised, report
         self.train: list[dict[str, Any]] = []
         self.val: list[dict[str, Any]] = []
         self.skipped, self.applied = 0, False  # steps in a row; whether one was ever taken
@@ -71,38 +71,39 @@ class Alarms:
         if self.train:
             self.applied = self.train[-1]["step"] > (self.train[-1].get("skipped_steps") or 0)
 
-    def stepped(self, step: int, *, skipped: bool, loss_scale: float | None) -> list[Alarm]:
+    def stepped(self, step: int, *, skipped: bool, loss_scale: float | None) -> None:
         """Look at an optimizer step; fp16 skips some."""
         self.skipped = self.skipped + 1 if skipped else 0
         self.applied = self.applied or not skipped
         searching = not self.applied and loss_scale is not None and loss_scale > SEARCH_ENDS
         if self.skipped < SKIPPED_IN_A_ROW or searching:
-            return []
+            return
         scale = f", its loss scale is down to {loss_scale:g}" if loss_scale is not None else ""
         message = (
             f"fp16 has skipped {self.skipped} steps in a row{scale}: gradients overflow at any scale, so they are not "
             "finite or grow without bound, and the run will end at the lowest scale; stop, lower the learning rate or "
             "lengthen the warm-up, and continue from an earlier checkpoint"
         )
-        return self._raise(step, "skipped_steps", message)
+        self._raise(step, "skipped_steps", message)
 
-    def observe(self, row: dict[str, Any]) -> list[Alarm]:
+    def observe(self, row: dict[str, Any]) -> None:
         """Look at a line of metrics, of either split."""
         self.remember([row])
-        step = row["step"]
-        if row.get("split") != "train":
-            return self._raise(step, "overfitting", overfitting(self.val, self.train))
-        return (
-            self._raise(step, "flat_loss", flat_loss(self.train, self.unigram, self.warmup))
-            + self._raise(step, "router_collapsed", router_collapsed(self.train, self.experts_per_token, self.warmup))
-            + self._raise(step, "exploding_gradients", exploding_gradients(self.train))
-        )
+        if row.get("split") == "train":
+            found = {
+                "flat_loss": flat_loss(self.train, self.unigram, self.warmup),
+                "router_collapsed": router_collapsed(self.train, self.experts_per_token, self.warmup),
+                "exploding_gradients": exploding_gradients(self.train),
+            }
+        else:
+            found = {"overfitting": overfitting(self.val, self.train)}
+        for name, message in found.items():
+            self._raise(row["step"], name, message)
 
-    def _raise(self, step: int, name: str, message: str | None) -> list[Alarm]:
-        if message is None or name in self.raised:
-            return []
-        self.raised.append(name)
-        return [Alarm(step, name, message)]
+    def _raise(self, step: int, name: str, message: str | None) -> None:
+        if message is not None and name not in self.raised:
+            self.raised.append(name)
+            self.report(step, name, message)
 
 
 def flat_loss(train: list[dict[str, Any]], unigram: float, warmup: int) -> str | None:

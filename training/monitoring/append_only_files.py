@@ -52,9 +52,9 @@ class AppendedFile:
     def append(self, *records: bytes) -> bool:
         """Return whether all is on its way to the disk, earlier records included."""
         self.pending += records
-        return self.retry()
+        return self.flush()
 
-    def retry(self) -> bool:
+    def flush(self) -> bool:
         """Write what waits; return whether nothing waits any more."""
         if self.pending:
             try:
@@ -68,7 +68,7 @@ class AppendedFile:
 
     def sync(self) -> None:
         """Have the disk hold it even if the machine goes away."""
-        if self.retry() and self.path.exists():
+        if self.flush() and self.path.exists():
             try:
                 sync(self.path)
             except OSError as error:  # a full network disk may say so only now

@@ -80,7 +80,7 @@ class Metrics:
         if self.monitor.enabled:
             self.monitor.write_events(scalars)
         for file in self._files.values():
-            file.retry()
+            file.flush()
         return row
 
     def _draw_load(self, row: dict[str, Any]) -> None:

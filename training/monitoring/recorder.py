@@ -18,14 +18,12 @@ from training.engine.internals import loss_scale
 from training.engine.protocol import Engine
 from training.evaluation.validation import Evaluation
 from training.monitoring.accumulator import MetricAccumulator
-from training.monitoring.alarms import Alarm, Alarms
+from training.monitoring.alarms import Alarms
 from training.monitoring.metrics import Metrics
 from training.monitoring.terminal import Progress
 from training.monitoring.weight_updates import WeightSample
 from training.planning.flops import training_flops_per_token
 from training.processes.process_group import sum_over_ranks
-
-_SAMPLED = "sampled:"  # the prefix of the weight sample among a rank's own numbers in a checkpoint
 
 
 class Recorder:
@@ -34,7 +32,6 @@ class Recorder:
     def __init__(self, engine: Engine, state: RunState, context: RunContext) -> None:
         self.engine, self.context, self.console = engine, context, context.console
         self.accumulator, self.weights = MetricAccumulator(engine), WeightSample(engine)
-        self.weights.snapshot()
         self.flops_per_token = training_flops_per_token(context.config, context.options.max_seq_len)
         self.metrics: Metrics | None = None
         baselines = context.corpus.manifest.ngram_baselines
@@ -52,22 +49,22 @@ class Recorder:
         self.progress = Progress(self.console, state.step, context.resolved.total_steps)
 
     def _alarms(self, state: RunState) -> Alarms:
-        """Return alarms that know the history of the run, which rank 0 keeps; it is the only one to raise them."""
+        """Return alarms that know the history of the run; rank 0 has it, and is the only one to report them."""
         alarms = Alarms(
             unigram=self.context.unigram,
             warmup=self.context.resolved.warmup_steps,
             experts_per_token=self.context.config.num_experts_per_tok,
             raised=state.alarms,
+            report=self._report_alarm,
         )
         if self.metrics and state.step:
             alarms.remember(read_json_lines(self.context.output / "metrics.jsonl"))
         return alarms
 
-    def _raise(self, alarms: list[Alarm]) -> None:
+    def _report_alarm(self, step: int, name: str, message: str) -> None:
         if self.metrics:
-            for alarm in alarms:
-                self.progress.alarm(alarm.step, alarm.id, alarm.message)
-                self.metrics.alarm(alarm.step, alarm.id, alarm.message)
+            self.console.say(f"  ALARM at step {step:,} ({name}): {message}")
+            self.metrics.alarm(step, name, message)
 
     # --- what happened ------------------------------------------------------------------------------------------------
 
@@ -76,7 +73,7 @@ class Recorder:
         scale = loss_scale(self.engine)
         self.accumulator.add_step(seconds)
         self.progress.advance(loss, self.context.tokens_per_step, scale)
-        self._raise(self.alarms.stepped(state.step, skipped=not self.engine.was_step_applied(), loss_scale=scale))
+        self.alarms.stepped(state.step, skipped=not self.engine.was_step_applied(), loss_scale=scale)
 
     def log_step(self, state: RunState, lr: float) -> None:
         """Write and show the means since the last call; `lr` is the latest step's. Collective."""
@@ -86,36 +83,33 @@ class Recorder:
         routing = self.accumulator.routing()
         unchanged, ratio = self._weight_update()
         self.accumulator.reset()
-        row: dict[str, Any] = {}
-        if self.metrics:
-            norm = self.engine.get_global_grad_norm()
-            peak = (context.device.peak_flops or {}).get(context.resolved.precision)
-            figures = {
-                "tokens": state.step * context.tokens_per_step,
-                "seconds": round(state.seconds, 2),
-                "loss": loss,
-                "bits_per_byte": loss / math.log(2) / context.bytes_per_token("train"),
-                "balance_loss": balance if routing else None,
-                "lr": lr,
-                "grad_norm": None if norm is None else float(norm),
-                "loss_scale": loss_scale(self.engine),
-                "skipped_steps": int(self.engine.skipped_steps),
-                "update_ratio": ratio,
-                "unchanged": unchanged,
-                "tokens_per_second": speed,
-                "model_flops_utilisation": speed * self.flops_per_token / peak / self.engine.world_size
-                if peak
-                else None,
-            }
-            row = self.metrics.write("train", state.step, figures | routing)
         self.progress.report(loss, speed, state.step * context.tokens_per_step)
-        if row:
-            self._raise(self.alarms.observe(row))
+        norm = self.engine.get_global_grad_norm()
+        peak = (context.device.peak_flops or {}).get(context.resolved.precision)
+        figures = {
+            "loss": loss,
+            "bits_per_byte": loss / math.log(2) / context.bytes_per_token("train"),
+            "balance_loss": balance if routing else None,
+            "lr": lr,
+            "grad_norm": None if norm is None else float(norm),
+            "loss_scale": loss_scale(self.engine),
+            "skipped_steps": int(self.engine.skipped_steps),
+            "update_ratio": ratio,
+            "unchanged": unchanged,
+            "tokens_per_second": speed,
+            "model_flops_utilisation": peak and speed * self.flops_per_token / peak / self.engine.world_size,
+        }
+        self._write("train", state, figures | routing)
+
+    def _write(self, split: str, state: RunState, figures: dict[str, Any]) -> None:
+        """Write a line of metrics, and look at it; rank 0."""
+        if self.metrics:
+            so_far = {"tokens": state.step * self.context.tokens_per_step, "seconds": round(state.seconds, 2)}
+            self.alarms.observe(self.metrics.write(split, state.step, so_far | figures))
 
     def _weight_update(self) -> tuple[float, float]:
         """Return (share of the weights unchanged, size of their change over their own) since the last call."""
         figures = torch.tensor(self.weights.compare(), dtype=torch.float64, device=self.engine.device)
-        self.weights.snapshot()
         unchanged, ratio = (sum_over_ranks(figures) / self.engine.world_size).tolist()
         return unchanged, ratio
 
@@ -127,15 +121,8 @@ class Recorder:
             self.console.say(f"  no repetition figures: {problem}")
         elif repetition:
             self.progress.repetition(repetition, prompts)
-        if self.metrics:
-            figures = {
-                "tokens": state.step * self.context.tokens_per_step,
-                "seconds": round(state.seconds, 2),
-                "loss": result.loss,
-                "perplexity": result.perplexity,
-                "bits_per_byte": result.bits_per_byte,
-            }
-            self._raise(self.alarms.observe(self.metrics.write("val", state.step, figures | repetition)))
+        figures = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
+        self._write("val", state, figures | repetition)
 
     def measured(self, state: RunState, figures: LanguageFigures | None, problem: str | None) -> None:
         """Write the figures of the end of a run into figures.json and on TensorBoard."""
@@ -163,21 +150,12 @@ class Recorder:
 
     def local(self) -> dict[str, Tensor]:
         """Return what this rank has counted since the last line of metrics, for its share of a checkpoint."""
-        return self.accumulator.state() | {_SAMPLED + name: values for name, values in self.weights.state().items()}
+        return self.accumulator.state() | self.weights.state()
 
     def restore(self, saved: Local) -> None:
         """Take over what was counted when a checkpoint was written."""
         self.accumulator.restore(saved.states)
-        if saved.same_ranks:
-            self.weights.restore(
-                {
-                    name.removeprefix(_SAMPLED): values
-                    for name, values in saved.states[0].items()
-                    if name.startswith(_SAMPLED)
-                }
-            )
-        else:
-            self.weights.snapshot()
+        self.weights.restore(saved.states[0] if saved.same_ranks else {})
 
     def rewind(self, state: RunState) -> None:
         """Drop what is later than `state`, which the run has gone back to."""

@@ -21,37 +21,25 @@ from training.monitoring.append_only_files import AppendedFile, DiskNotice, cut_
 _HEADER, _FOOTER = 12, 4  # bytes of a record before and after the event: length and its checksum; the event's
 
 
-class EventFile:
-    """The event writer below torch's FileWriter, over a file that TensorBoard's own writer has begun."""
+class EventFile(AppendedFile):
+    """The event writer below torch's FileWriter, over a file that TensorBoard's own writer has begun.
+
+    Events are framed by a RecordWriter, and go to the disk with the next flush.
+    """
 
     def __init__(self, path: Path, notice: DiskNotice) -> None:
-        self.path = path
-        self._appended = AppendedFile(path, notice)
+        super().__init__(path, notice)
         self._framer = RecordWriter(self)
+
+    def add_event(self, event: Event) -> None:
+        """Take an event from the FileWriter."""
+        self._framer.write(event.SerializeToString())
 
     def write(self, record: bytes) -> None:
         """Take a framed record from the RecordWriter."""
-        self._appended.pending.append(record)
+        self.pending.append(record)
 
-    def add_event(self, event: Event) -> None:
-        """Take an event, which goes to the disk with the next flush."""
-        self._framer.write(event.SerializeToString())
-
-    def flush(self) -> None:
-        """Write what was added; what does not fit waits for the next flush."""
-        self._appended.retry()
-
-    def sync(self) -> None:
-        """Flush, and have the disk hold it even if the machine goes away."""
-        self._appended.sync()
-
-    def drop_pending(self, keep: Callable[[bytes], bool]) -> None:
-        """Drop events that wait for space, by their bytes."""
-        self._appended.drop_pending(lambda record: keep(record[_HEADER:-_FOOTER]))
-
-    def close(self) -> None:
-        """Flush once more."""
-        self.flush()
+    close = AppendedFile.flush
 
 
 def take_over(summary_writer: Any, notice: DiskNotice) -> EventFile:
@@ -73,28 +61,23 @@ def cut_back_events(folder: Path, keep: Callable[[str, int], bool], *, current: 
     started again to see it.
     """
 
-    def keep_record(event: bytes) -> bool:
-        return _is_kept(Event.FromString(event), keep)
+    def keep_event(data: bytes) -> bool:
+        event = Event.FromString(data)
+        return all(keep(value.tag, event.step) for value in event.summary.value)
 
     if current is not None:
-        current.drop_pending(keep_record)
+        current.drop_pending(lambda record: keep_event(record[_HEADER:-_FOOTER]))
     for path in sorted(folder.glob("events.out.tfevents.*")):
-        data = path.read_bytes()
-        kept = list(_kept(path, data, keep_record))
+        data, start, kept = path.read_bytes(), 0, []
+        for event in read_events(path):
+            end = start + _HEADER + len(event) + _FOOTER
+            if keep_event(event):
+                kept.append(data[start:end])
+            start = end
         if len(kept) <= 1 and (current is None or path != current.path):  # the first says which version it is
             path.unlink()
         else:
             cut_back(path, data, b"".join(kept))
-
-
-def _kept(path: Path, data: bytes, keep: Callable[[bytes], bool]) -> Iterator[bytes]:
-    """Yield records as they are in the file."""
-    offset = 0
-    for event in read_events(path):
-        end = offset + _HEADER + len(event) + _FOOTER
-        if keep(event):
-            yield data[offset:end]
-        offset = end
 
 
 def read_events(path: Path) -> Iterator[bytes]:
@@ -106,7 +89,3 @@ def read_events(path: Path) -> Iterator[bytes]:
         except (errors.OutOfRangeError, errors.DataLossError):
             return
         yield reader.record()
-
-
-def _is_kept(event: Event, keep: Callable[[str, int], bool]) -> bool:
-    return all(keep(value.tag, event.step) for value in event.summary.value)

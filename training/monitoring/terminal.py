@@ -95,10 +95,6 @@ class Progress:
                 f"({_share(figures['true_endless_answers'])})"
             )
 
-    def alarm(self, step: int, name: str, message: str) -> None:
-        """Say what goes wrong: what was seen, what it likely means, what to do."""
-        self.console.say(f"  ALARM at step {step:,} ({name}): {message}")
-
     def close(self) -> None:
         """Take the bar down."""
         self.bar.close()

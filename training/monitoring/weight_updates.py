@@ -16,6 +16,8 @@ from model.hf import hf_name
 from training.engine.internals import master_weights
 from training.engine.protocol import Engine
 
+_SAVED = "sampled:"  # the prefix of a sample among a rank's own numbers in a checkpoint
+
 
 @dataclass(frozen=True)
 class Change:
@@ -37,11 +39,11 @@ class WeightSample:
 
     def __init__(self, engine: Engine, per_tensor: int = 2048) -> None:
         self.engine, self.per_tensor = engine, per_tensor
-        self._before: dict[str, Tensor] = {}
         # of one dimension: norms, which start at 1 and would hide the matrices in a root mean square
         self._vectors = {
             hf_name(name, engine.module) for name, parameter in engine.module.named_parameters() if parameter.ndim < 2
         }
+        self.snapshot()
 
     def snapshot(self) -> None:
         """Remember the weights as they are now."""
@@ -49,31 +51,28 @@ class WeightSample:
 
     def state(self) -> dict[str, Tensor]:
         """Return the last snapshot, for this rank's share of a checkpoint."""
-        return self._before
+        return {_SAVED + name: weights for name, weights in self._before.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over a snapshot of the same rank of as many."""
-        names = list(self._sampled())
-        if state.keys() >= set(names):  # in its own order, so that means over it are the same to the last digit
-            self._before = {name: state[name].to(self.engine.device) for name in names}
-        else:  # of an earlier version, which had other names for fp16 without ZeRO
-            self.snapshot()
+        """Take over a snapshot of the same rank of as many, or take one where it has not all that is sampled here."""
+        self.snapshot()
+        if all(_SAVED + name in state for name in self._before):
+            self._before = {name: state[_SAVED + name].to(self.engine.device) for name in self._before}
 
     def compare(self) -> tuple[float, float]:
-        """Return (share of the weights unchanged, mean ratio over the matrices) since the last snapshot.
+        """Return (share of the weights unchanged, mean ratio over the matrices) since the last snapshot; take another.
 
         The means of both over the ranks are those of the run.
         """
         changes = self.changes()
+        self.snapshot()
         total = sum(change.weights for change in changes.values())
         matrices = [change for name, change in changes.items() if name not in self._vectors] or list(changes.values())
         unchanged = sum(change.unchanged for change in changes.values()) / total
         return unchanged, sum(change.ratio for change in matrices) / len(matrices)
 
     def changes(self) -> dict[str, Change]:
-        """Return the change of each parameter that this rank has a part of; ValueError before the first snapshot."""
-        if not self._before:
-            raise ValueError("a comparison needs a snapshot() before it")
+        """Return the change of each parameter that this rank has a part of."""
         now = self._sampled()
         figures = torch.stack([_change(before, now[name]) for name, before in self._before.items()]).tolist()
         return {

@@ -173,7 +173,6 @@ def measure_updates(trial: TrialEngine, rows: list[int]) -> UpdateFigures:
     changes = []
     for lr_factor in (1.0, SMALL_LR_FACTOR):
         sample = WeightSample(trial.engine)
-        sample.snapshot()
         trial.step(rows, lr_factor)
         changes.append(_merge(gather_from_ranks(sample.changes())))
     dtypes = {str(weights.dtype).removeprefix("torch.") for weights in master_weights(trial.engine).values()}

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.files import printable
+from evaluation.run_settings import flat
 from training.processes.process_group import World, gather_from_ranks
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -35,29 +37,18 @@ def file_digest(path: Path) -> str:
 
 def difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
     """Return in words how the facts of another rank differ from this one's; empty if they do not."""
-    ours, theirs = _flatten(here), _flatten(there)
+    ours, theirs = ({key: str(value) for key, value in flat(facts)} for facts in (here, there))
     found = [
-        f"{key} is {_shown(theirs, key)} there and {_shown(ours, key)} here"
-        for key in {**ours, **theirs}
+        f"{key} is {_shown(theirs.get(key))} there and {_shown(ours.get(key))} here"
+        for key in ours | theirs
         if ours.get(key) != theirs.get(key)
     ]
     more = f" (and {len(found) - _LISTED} more)" if len(found) > _LISTED else ""
     return "; ".join(found[:_LISTED]) + more
 
 
-def _flatten(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in facts.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
-
-
-def _shown(flat: Mapping[str, str], key: str) -> str:
-    value = flat.get(key, "not set")
-    return value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
+def _shown(value: str | None) -> str:
+    return "not set" if value is None else printable(value, _SHOWN)
 
 
 def check_agreement(world: World, facts: Mapping[str, Any], hint: str) -> None:

@@ -99,7 +99,7 @@ class Coordinator:
             else:  # started by hand, or by an earlier launch: another may come in its place
                 self.members.pop(asker.rank, None)
         elif not self._is_ours(asker, apart):
-            return {"state": "busy", "ending": self._is_ending()}
+            return {"state": "busy"}
         self._questions[asker.rank] += 1
         return {"state": self.state, **self.details}
 
@@ -125,10 +125,6 @@ class Coordinator:
         if member and member.is_same_process(asker):
             return True
         return self.state in ("failed", "stopped") and apart <= SAME_LAUNCH
-
-    def _is_ending(self) -> bool:
-        own = self._heartbeats[0] if self._heartbeats else self.me.first_heartbeat()
-        return self.state in ("failed", "stopped") or own.ended or bool(own.stop_reason)
 
     def wait_for_all(self, seconds: float) -> None:
         """Return when all ranks are there; raise UserError after so many seconds, saying what to check."""

@@ -64,8 +64,7 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 GROUP_SECONDS = 120.0  # for the ranks, which have met, to open connections to each other
 RELEASE_SECONDS, RELEASE_MACHINES_SECONDS = 3.0, 10.0  # for the other ranks to read that there will be no run
 TELL_SECONDS = 8.0  # for a rank that cannot take part to find rank 0
-FOREIGN_SECONDS = 10.0  # for another run to show that it ends, and will leave the port
-ENDING_SECONDS = 30.0  # for a process that does not answer any more, or not yet, to leave it
+ENDING_SECONDS = 60.0  # for what is at the port to leave it: a run that is ending finishes a step and saves
 SHARED_SECONDS = 10.0  # for a network file system to show what another machine has written
 
 
@@ -282,10 +281,10 @@ class _Joining:
             if state in ("met", "ready", "failed", "stopped"):
                 return answer
             admitted = admitted or state == "waiting"
-            limit, what = _obstacle(answer, admitted)
-            clear = clear if what else now
-            if now - clear > limit:
-                raise NotAdmittedError(f"port {self.port} at {self.address} {what}")
+            obstacle = _obstacle(answer, admitted)
+            clear = clear if obstacle else now
+            if now - clear > ENDING_SECONDS:
+                raise NotAdmittedError(f"port {self.port} at {self.address} {obstacle}")
             waited = now - started
             if state != "waiting" and waited > seconds:
                 raise NotAdmittedError(
@@ -298,17 +297,16 @@ class _Joining:
             time.sleep(POLL)
 
 
-def _obstacle(answer: dict[str, Any], admitted: bool) -> tuple[float, str]:
-    """Return how many seconds are given to what is at the port in place of our rank 0, and what it is."""
+def _obstacle(answer: dict[str, Any], admitted: bool) -> str:
+    """Return what is at the port in place of our rank 0; empty if it is nothing."""
     other_port = f"start this one with deepspeed --master_port {free_port()} ..."
-    if answer["state"] == "busy" and not answer["ending"]:
-        name = Heartbeat.from_json(answer["rank0"]).name
-        return FOREIGN_SECONDS, f"belongs to another run ({name}): wait for it, or {other_port}"
+    if answer["state"] == "busy":
+        return f"belongs to another run ({Heartbeat.from_json(answer['rank0']).name}): wait for it, or {other_port}"
     if answer["state"] == "strange":
-        return ENDING_SECONDS, f"is another program's: {other_port}"
+        return f"is another program's: {other_port}"
     if answer["state"] == "absent" and admitted:
-        return ENDING_SECONDS, "was that of rank 0, which has ended: start again"
-    return float("inf"), ""
+        return "was that of rank 0, which has ended: start again"
+    return ""
 
 
 def tell_rank0(rank: int, problem: str) -> None:

@@ -83,7 +83,7 @@ def test_lines_wait_for_room_and_keep_their_order(small_disk):
     assert b"".join(lines).startswith(written)
     assert written.endswith(b"\n")  # no half line
     ballast.unlink()
-    assert file.retry()
+    assert file.flush()
     assert (small_disk / "lines").read_bytes() == b"".join(lines)
     assert len(said) == 2
     assert "no line of the metrics is missing" in said[1]

@@ -28,7 +28,7 @@ def test_a_long_list_of_differences_is_cut():
     here, there = ({"flags": {str(i): value * 100 for i in range(5)}} for value in ("a", "b"))
     text = difference(here, there)
     assert text.endswith("(and 2 more)")
-    assert f"flags.0 is {'b' * 60}... there" in text
+    assert f"flags.0 is {'b' * 59}… there" in text
 
 
 def test_the_code_is_one_of_the_facts(monkeypatch, tmp_path):

@@ -44,7 +44,7 @@ class Rank0:
 
 @pytest.fixture
 def rank0(monkeypatch):
-    monkeypatch.setattr(rendezvous, "FOREIGN_SECONDS", 0.3)
+    monkeypatch.setattr(rendezvous, "ENDING_SECONDS", 1.0)
     found = Rank0()
     yield found
     found.close()
