@@ -108,7 +108,8 @@ def _restore_weights(found: Path) -> None:
     content = checkpoint._read(found)
     with ExitStack() as stack:
         files = [stack.enter_context(engine_state._open(found / name)) for name in sorted(content.files)]
-        index = engine_state._index(files)
+        stored = [part for file in files for part in engine_state._contents(file)]
         for kind in (MASTER, "exp_avg"):
-            engine_state._fill(Shard(kind, "w", 0, torch.zeros(12)), index, optimizer_steps=6)
-        [dict(engine_state._local(file)) for file in files]
+            parts = [part for part in stored if (part.kind, part.name) == (kind, "w")]
+            engine_state._fill(Shard(kind, "w", 0, torch.zeros(12)), parts, optimizer_steps=6)
+        [part.whole() for part in stored if part.kind == "local"]

@@ -165,14 +165,8 @@ def _leftovers(folder: Path) -> list[Path]:
 def damage(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint, None if it is whole; reads all of it."""
     try:
-        content = _read(checkpoint)
-    except UserError as error:
-        return str(error)
-    try:
-        found = (_damage_of(checkpoint / name, info) for name, info in content.files.items())
+        found = (_damage_of(checkpoint / name, info) for name, info in _read(checkpoint).files.items())
         return next(filter(None, found), None)
-    except OSError as error:
-        return f"{error.filename} cannot be read ({error.strerror or error})"
     except UserError as error:
         return str(error)
 

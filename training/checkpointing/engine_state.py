@@ -6,9 +6,10 @@ forms lose the optimizer of a model with experts (docs/dev/log.md, "Checkpoints 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +99,18 @@ def restore(
     `step` is the number of optimizer steps taken. UserError if a weight or a state is missing from the files.
     """
     with ExitStack() as stack:
-        opened = {path: stack.enter_context(_open(path)) for path in files}
-        index = _index(opened.values())
-        create_states(engine, {kind for kind, _ in index})
+        stored = {path: _contents(stack.enter_context(_open(path))) for path in files}
+        index: defaultdict[tuple[str, str], list[_Stored]] = defaultdict(list)
+        for part in chain.from_iterable(stored.values()):
+            index[part.kind, part.name].append(part)
+        kinds = {kind for kind, _ in index} - {_LOCAL}
+        create_states(engine, kinds)
         own = shards(engine)
         with torch.no_grad():
             for shard in own:
-                _fill(shard, index, saved.optimizer_steps or 0)
-        _check_all_read({kind for kind, _ in index}, {shard.kind for shard in own})
-        local = [dict(_local(opened[path])) for path in local_files]
+                _fill(shard, index[shard.kind, shard.name], saved.optimizer_steps or 0)
+        _check_all_read(kinds, {shard.kind for shard in own})
+        local = [{part.name: part.whole() for part in stored[path] if part.kind == _LOCAL} for path in local_files]
     _restore_numbers(engine, saved, step)
     publish_master_weights(engine)
     return local
@@ -129,12 +133,21 @@ def _restore_numbers(engine: Engine, saved: EngineNumbers, step: int) -> None:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A stretch of values in an open file."""
+    """Elements `start` to `end` of `kind` of a parameter, under `key` in an open file; `end` is 0 for what is local."""
 
+    kind: str
+    name: str
     start: int
-    length: int
+    end: int
     file: Any
     key: str
+
+    def whole(self) -> Tensor:
+        return self.file.get_tensor(self.key)
+
+    def part(self, first: int, last: int) -> Tensor:
+        """Return elements `first` to `last` of the parameter."""
+        return self.file.get_slice(self.key)[first - self.start : last - self.start]
 
 
 def _key(kind: str, name: str, start: int) -> str:
@@ -150,24 +163,20 @@ def _open(path: Path) -> Any:
         ) from None
 
 
-def _index(opened: Iterable[Any]) -> dict[tuple[str, str], list[_Stored]]:
-    """Return the stored stretches of each (kind, name), in order."""
-    index: dict[tuple[str, str], list[_Stored]] = {}
-    for file in opened:
-        for key in file.keys():  # noqa: SIM118 (no mapping: it has no iterator)
-            try:
-                kind, name, start = key.split("|")
-                if kind == _LOCAL:  # of any shape
-                    continue
-                (length,) = file.get_slice(key).get_shape()
-                stored = _Stored(int(start), length, file, key)
-            except (ValueError, SafetensorError) as error:
-                raise UserError(
-                    f"a file of the checkpoint is not one of train.py's ({error}): delete the "
-                    "checkpoint's folder to continue from the one before it"
-                ) from None
-            index.setdefault((kind, name), []).append(stored)
-    return index
+def _contents(file: Any) -> list[_Stored]:
+    """Return what is in an open file; UserError if it is none of `tensors`."""
+    found = []
+    for key in file.keys():  # noqa: SIM118 (no mapping: it has no iterator)
+        try:
+            kind, name, start = key.split("|")
+            (length,) = (0,) if kind == _LOCAL else file.get_slice(key).get_shape()  # local ones have any shape
+            found.append(_Stored(kind, name, int(start), int(start) + length, file, key))
+        except (ValueError, SafetensorError) as error:
+            raise UserError(
+                f"a file of the checkpoint is not one of train.py's ({error}): delete the "
+                "checkpoint's folder to continue from the one before it"
+            ) from None
+    return found
 
 
 def _check_all_read(stored: set[str], found: set[str]) -> None:
@@ -179,33 +188,21 @@ def _check_all_read(stored: set[str], found: set[str]) -> None:
         )
 
 
-def _fill(shard: Shard, index: dict[tuple[str, str], list[_Stored]], optimizer_steps: int) -> None:
+def _fill(shard: Shard, stored: list[_Stored], optimizer_steps: int) -> None:
     """Copy what is stored of a shard into it."""
-    stored = index.get((shard.kind, shard.name), [])
     if shard.kind == STEP:
         stored = stored[:1]  # the same number wherever it stands
         if not stored:  # an Adam that counts otherwise wrote it
             shard.values.fill_(optimizer_steps)
             return
-    missing = shard.values.numel()
+    missing, end = shard.values.numel(), shard.start + shard.values.numel()
     for stretch in stored:
-        first, last = (
-            max(shard.start, stretch.start),
-            min(shard.start + shard.values.numel(), stretch.start + stretch.length),
-        )
+        first, last = max(shard.start, stretch.start), min(end, stretch.end)
         if first < last:
-            part = stretch.file.get_slice(stretch.key)[first - stretch.start : last - stretch.start]
-            shard.values[first - shard.start : last - shard.start].copy_(part)
+            shard.values[first - shard.start : last - shard.start].copy_(stretch.part(first, last))
             missing -= last - first
     if missing:
         raise UserError(
             f"the checkpoint lacks {missing:,} values of {shard.kind} of {shard.name}: it was made with "
             "another optimizer or model"
         )
-
-
-def _local(file: Any) -> Iterator[tuple[str, Tensor]]:
-    for key in file.keys():  # noqa: SIM118
-        kind, name, _ = key.split("|")
-        if kind == _LOCAL:
-            yield name, file.get_tensor(key)

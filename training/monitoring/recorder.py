@@ -97,7 +97,7 @@ class Recorder:
             "update_ratio": ratio,
             "unchanged": unchanged,
             "tokens_per_second": speed,
-            "model_flops_utilisation": peak and speed * self.flops_per_token / peak / self.engine.world_size,
+            "model_flops_utilisation": speed * self.flops_per_token / peak / self.engine.world_size if peak else None,
         }
         self._write("train", state, figures | routing)
 

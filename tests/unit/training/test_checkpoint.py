@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from common import files
 from common.errors import UserError
 from common.files import sha256_file
 from training.checkpointing import checkpoint, engine_state
@@ -95,11 +96,15 @@ def test_a_path_does_not_undo_what_came_after(output):
 
 
 def test_what_cannot_be_read_is_damage(output, monkeypatch):
-    def broken(path):
-        raise OSError(5, "Input/output error", str(path))
+    opened = files.open_regular
 
-    monkeypatch.setattr(checkpoint, "sha256_file", broken)
-    assert "rank-00000.safetensors cannot be read (Input/output error)" in damage(output / "checkpoints/step-00000012")
+    def broken(path):
+        if path.name == "rank-00000.safetensors":
+            raise OSError(5, "Input/output error", str(path))
+        return opened(path)
+
+    monkeypatch.setattr(files, "open_regular", broken)
+    assert "rank-00000.safetensors: cannot be read (Input/output error)" in damage(output / "checkpoints/step-00000012")
 
 
 @pytest.mark.parametrize(
@@ -365,4 +370,4 @@ def test_a_share_of_other_tensors_is_a_sentence(tmp_path, tensors):
         engine_state._open(tmp_path / "rank-00000.safetensors") as file,
         pytest.raises(UserError, match=r"not one of train\.py's"),
     ):
-        engine_state._index([file])
+        engine_state._contents(file)
