@@ -6,7 +6,7 @@ What does not fit waits in memory and is written, in its order, when there is sp
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.files import append_whole, replace_bytes, sync
@@ -40,9 +40,10 @@ class DiskNotice:
 
 
 class AppendedFile:
-    """A file that grows by whole records in their order; what does not fit waits in memory for the next call.
+    """A file that grows by whole records in their order, which are lines unless a subclass has others.
 
-    The file is opened for each write, so it may be replaced by another in between.
+    What does not fit waits in memory for the next call. The file is opened for each write, so it may be replaced by
+    another in between.
     """
 
     def __init__(self, path: Path, notice: DiskNotice) -> None:
@@ -74,18 +75,31 @@ class AppendedFile:
             except OSError as error:  # a full network disk may say so only now
                 self.notice.failed(self.path, error)
 
-    def drop_pending(self, keep: Callable[[bytes], bool]) -> None:
-        """Drop those of the waiting records that `keep` says no to."""
+    def records(self) -> Iterator[bytes]:
+        """Yield the whole records of the file as they are in it."""
+        yield from (line + b"\n" for line in self.path.read_bytes().split(b"\n")[:-1])
+
+    def keep_only(self, keep: Callable[[bytes], bool]) -> int:
+        """Drop the records that `keep` says no to, written or waiting, and half a record at the end.
+
+        The file is left whole or as it was. Return how many of its records are kept.
+        """
         self.pending = [record for record in self.pending if keep(record)]
         if not self.pending:
             self.notice.worked(self.path)
+        if not self.path.exists():
+            return 0
+        kept = [record for record in self.records() if keep(record)]
+        cut_back(self.path, b"".join(kept))
+        return len(kept)
 
 
-def cut_back(path: Path, data: bytes, kept: bytes) -> None:
-    """Leave `kept` of a file that held `data`, whole or not at all.
+def cut_back(path: Path, kept: bytes) -> None:
+    """Leave `kept` of what a file holds.
 
     The end of a file is cut off in place: that takes no space, and is one change of its length.
     """
+    data = path.read_bytes()
     if kept == data:
         return
     if data.startswith(kept):

@@ -16,7 +16,7 @@ from training.checkpointing.write_failures import reason_of, write_text
 from training.engine.internals import summary_writer
 from training.engine.protocol import Monitor
 from training.monitoring import tensorboard_events, tensorboard_pages
-from training.monitoring.append_only_files import AppendedFile, DiskNotice, cut_back
+from training.monitoring.append_only_files import AppendedFile, DiskNotice
 
 RECORDS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl")  # a line for each step at which something was written
 _RECORD_TAGS = {"samples.jsonl": "samples/", "alarms.jsonl": "alarms/"}  # as if their lines were figures
@@ -118,21 +118,16 @@ class Metrics:
     def rewind(self, state: RunState) -> None:
         """Drop what is later than `state`: a run that was cut off, or went back, wrote it after the checkpoint."""
         for name, file in self._files.items():
-
-            def keep_row(row: dict[str, Any], name: str = name) -> bool:
-                return _is_part_of(state, _RECORD_TAGS.get(name) or f"{row['split']}/", row["step"], row.get("alarm"))
-
-            _drop_lines(file, keep_row)
+            file.keep_only(lambda line, name=name: _is_line_of(state, name, line))
 
         def keep_figure(tag: str, x: int) -> bool:
             if tag.startswith(_LEVELS):
                 return _has_begun(state)
             return _is_part_of(state, tag, x / self.samples_per_step if tag.startswith(_BY_SAMPLES) else x)
 
-        if self._events is not None:
-            folder = self._events.path.parent
-            if folder.resolve().is_relative_to(self.folder.resolve()):  # the JSON may name one that other runs share
-                tensorboard_events.cut_back_events(folder, keep_figure, current=self._events)
+        # the JSON may name a folder that other runs share
+        if self._events is not None and self._events.path.resolve().is_relative_to(self.folder.resolve()):
+            tensorboard_events.cut_back_events(self._events, keep_figure)
 
     def sync(self) -> None:
         """Have the disk hold what is written so far: before a checkpoint, that nothing be missing after a return."""
@@ -174,17 +169,10 @@ def _is_part_of(state: RunState, tag: str, step: float, alarm: str | None = None
     return all(state.done.get(work) == step for work, tags in _MADE_UP_FOR.items() if tag.startswith(tags))
 
 
-def _drop_lines(file: AppendedFile, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the lines that `keep` says no to, and half a line at the end."""
-
-    def keep_line(line: bytes) -> bool:
-        try:
-            return keep(json.loads(line))
-        except (ValueError, KeyError, TypeError):
-            return False
-
-    file.drop_pending(keep_line)
-    if file.path.exists():
-        data = file.path.read_bytes()
-        kept = (line + b"\n" for line in data.split(b"\n") if keep_line(line))
-        cut_back(file.path, data, b"".join(kept))
+def _is_line_of(state: RunState, name: str, line: bytes) -> bool:
+    """Return whether a line of the file `name` is whole, and one that a run at `state` has written."""
+    try:
+        row = json.loads(line)
+        return _is_part_of(state, _RECORD_TAGS.get(name) or f"{row['split']}/", row["step"], row.get("alarm"))
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -16,7 +16,7 @@ from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from training.monitoring.append_only_files import AppendedFile, DiskNotice, cut_back
+from training.monitoring.append_only_files import AppendedFile, DiskNotice
 
 _HEADER, _FOOTER = 12, 4  # bytes of a record before and after the event: length and its checksum; the event's
 
@@ -41,6 +41,14 @@ class EventFile(AppendedFile):
 
     close = AppendedFile.flush
 
+    def records(self) -> Iterator[bytes]:
+        """Yield the framed records of the file, up to its end or the first that is damaged."""
+        data, start = self.path.read_bytes(), 0
+        for event in read_events(self.path):
+            end = start + _HEADER + len(event) + _FOOTER
+            yield data[start:end]
+            start = end
+
 
 def take_over(summary_writer: Any, notice: DiskNotice) -> EventFile:
     """Put an EventFile under torch's SummaryWriter, in place of TensorBoard's thread."""
@@ -53,31 +61,22 @@ def take_over(summary_writer: Any, notice: DiskNotice) -> EventFile:
     return file_writer.event_writer
 
 
-def cut_back_events(folder: Path, keep: Callable[[str, int], bool], *, current: EventFile | None = None) -> None:
-    """Take from the event files of `folder` the figures whose tag and x `keep` says no to.
+def cut_back_events(current: EventFile, keep: Callable[[str, int], bool]) -> None:
+    """Take from the event files beside `current`, which is being written, what `keep` says no to, by tag and x.
 
-    `current` is the file that is being written. Records that a killed process left half written go too. A file that has
-    nothing to lose is not touched, one that has nothing left is removed. A TensorBoard that is watching has to be
-    started again to see it.
+    Records that a killed process left half written go too. A file that has nothing to lose is not touched, one that has
+    nothing left is removed. A TensorBoard that is watching has to be started again to see it.
     """
 
-    def keep_event(data: bytes) -> bool:
-        event = Event.FromString(data)
+    def keep_record(record: bytes) -> bool:
+        event = Event.FromString(record[_HEADER:-_FOOTER])
         return all(keep(value.tag, event.step) for value in event.summary.value)
 
-    if current is not None:
-        current.drop_pending(lambda record: keep_event(record[_HEADER:-_FOOTER]))
-    for path in sorted(folder.glob("events.out.tfevents.*")):
-        data, start, kept = path.read_bytes(), 0, []
-        for event in read_events(path):
-            end = start + _HEADER + len(event) + _FOOTER
-            if keep_event(event):
-                kept.append(data[start:end])
-            start = end
-        if len(kept) <= 1 and (current is None or path != current.path):  # the first says which version it is
+    current.keep_only(keep_record)
+    for path in current.path.parent.glob("events.out.tfevents.*"):
+        # the first record of a file says which version it is
+        if path != current.path and EventFile(path, current.notice).keep_only(keep_record) <= 1:
             path.unlink()
-        else:
-            cut_back(path, data, b"".join(kept))
 
 
 def read_events(path: Path) -> Iterator[bytes]:

@@ -126,8 +126,9 @@ def test_what_is_not_at_the_end_is_dropped_too(tmp_path):
     writer = SummaryWriter(str(tmp_path))
     for step in (1, 5, 2, 6, 3):
         writer.add_scalar("train/loss", 1.0, step)
-    writer.close()
-    tensorboard_events.cut_back_events(tmp_path, lambda tag, step: step <= 3)
+    tensorboard_events.cut_back_events(
+        tensorboard_events.take_over(writer, DiskNotice(tmp_path, print)), lambda tag, step: step <= 3
+    )
     [path] = tmp_path.iterdir()
     kept = [Event.FromString(event) for event in tensorboard_events.read_events(path)]
     assert [event.step for event in kept[1:]] == [1, 2, 3]
@@ -154,12 +155,12 @@ def test_an_event_file_of_ten_thousand_steps_is_cut_in_seconds(tmp_path):
 
     notice = DiskNotice(tmp_path, print)
     writer = SummaryWriter(str(tmp_path))
-    tensorboard_events.take_over(writer, notice)
+    events = tensorboard_events.take_over(writer, notice)
     for step in range(10_000):
         writer.add_scalar("Train/Samples/lr", 0.1, step)
     writer.flush()
     started = time.monotonic()
-    tensorboard_events.cut_back_events(tmp_path, lambda tag, step: step <= 9_000)
+    tensorboard_events.cut_back_events(events, lambda tag, step: step <= 9_000)
     assert time.monotonic() - started < 10
     [path] = tmp_path.iterdir()
     assert len(list(tensorboard_events.read_events(path))) == 1 + 9_001
