@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -87,26 +87,22 @@ def rendezvous_port() -> int:
 
 def find_launchers() -> list[psutil.Process]:
     """Return what must live for this process to go on: launch.py, and the `deepspeed` command or the sshd above it."""
-    return list(_launchers())
-
-
-def _launchers() -> Iterator[psutil.Process]:
+    found: list[psutil.Process] = []
     with suppress(psutil.Error):
         parents = psutil.Process().parents()
-        if not parents or _LAUNCH not in parents[0].cmdline():
-            return
-        yield parents[0]
-        above = parents[1:]
-        if above and (_RUNNER in above[0].cmdline() or _is_deepspeed(above[0])):
-            yield above[0]
-        elif len(above) > 1 and _LAUNCH in " ".join(above[0].cmdline()):  # the shell that sshd gave the command
-            above = above[1:]
-        if above and above[0].name().startswith("sshd"):
-            yield above[0]
+        if parents and _LAUNCH in parents[0].cmdline():
+            found.append(parents.pop(0))
+            if len(parents) > 1 and _LAUNCH in " ".join(parents[0].cmdline()):  # the shell that sshd gave the command
+                del parents[0]
+            if parents and _has_started_launch(parents[0]):
+                found.append(parents[0])
+    return found
 
 
-def _is_deepspeed(process: psutil.Process) -> bool:
-    return any(Path(word).name == "deepspeed" for word in process.cmdline()[:4])
+def _has_started_launch(process: psutil.Process) -> bool:
+    words = process.cmdline()
+    named = any(Path(word).name == "deepspeed" for word in words[:4])
+    return named or _RUNNER in words or process.name().startswith("sshd")
 
 
 def launcher_died_early(found: list[psutil.Process]) -> bool:

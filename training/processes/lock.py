@@ -40,11 +40,7 @@ class RunLock:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}): give another --output") from None
-        try:
-            self._wait_for(descriptor, say)
-        except BaseException:
-            os.close(descriptor)
-            raise
+        _wait_for(descriptor, self.path.parent, say)
         self._descriptor, self._since = descriptor, time.strftime("%Y-%m-%d %H:%M:%S")
         self._write(ending=False)
         os.fsync(descriptor)  # so that a network file system shows it to the other machines
@@ -54,27 +50,35 @@ class RunLock:
         with suppress(OSError):
             self._write(ending=True)
 
-    def _wait_for(self, descriptor: int, say: Callable[[str], None]) -> None:
-        started, said = time.monotonic(), False
-        while not _try_lock(descriptor, say):
-            holder, waited = _read_holder(descriptor), time.monotonic() - started
-            ending = bool(holder.get("ending"))
-            if waited >= (ENDING_TIMEOUT if ending else GRACE):
-                raise UserError(f"{self.path.parent}: {_refusal(holder, waited)}")
-            if ending and not said:
-                said = True
-                say(
-                    f"{self.path.parent}: {_name(holder)} is ending its run there; waiting for it, "
-                    f"{ENDING_TIMEOUT:.0f} s at most"
-                )
-            time.sleep(POLL)
-
     def _write(self, *, ending: bool) -> None:
         if self._descriptor is None:
             return
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": self._since, "ending": ending}
         text = (json.dumps(holder | {"token": self.token}) + "\n").encode()
         os.pwrite(self._descriptor, text.ljust(os.fstat(self._descriptor).st_size), 0)
+
+
+def _wait_for(descriptor: int, folder: Path, say: Callable[[str], None]) -> None:
+    """Return when the lock is ours; UserError if its holder does not end."""
+    started, said = time.monotonic(), False
+    while not _try_lock(descriptor, say):
+        holder, waited = _holder(os.pread(descriptor, 4096, 0)), time.monotonic() - started
+        name = f"process {holder['pid']} on {holder['host']}" if "pid" in holder else "another process"
+        if not holder.get("ending"):
+            if waited >= GRACE:
+                since = f" since {holder['since']}" if holder.get("since") else ""
+                raise UserError(
+                    f"{folder}: {name} has been training there{since}: wait for it, stop it, or give another --output"
+                )
+        elif waited >= ENDING_TIMEOUT:
+            raise UserError(
+                f"{folder}: {name} has been ending its run there for more than {waited:.0f} s: start again when it is "
+                "gone, or end it with kill -9"
+            )
+        elif not said:
+            said = True
+            say(f"{folder}: {name} is ending its run there; waiting for it, {ENDING_TIMEOUT:.0f} s at most")
+        time.sleep(POLL)
 
 
 def _try_lock(descriptor: int, say: Callable[[str], None]) -> bool:
@@ -88,34 +92,19 @@ def _try_lock(descriptor: int, say: Callable[[str], None]) -> bool:
     return True
 
 
+def _holder(content: bytes) -> dict[str, Any]:
+    """Return what the file says of who holds the lock; nothing while that is just being written."""
+    with suppress(ValueError):
+        holder = json.loads(content)
+        return holder if isinstance(holder, dict) else {}
+    return {}
+
+
 def read_token(output: Path) -> str:
     """Return the token of the run that has, or had, the folder; empty if none can be read.
 
     Not for the holder itself: a process that closes any descriptor of a file gives up its POSIX locks on it.
     """
-    with suppress(OSError, ValueError):
-        return str(json.loads((output / "lock").read_text(encoding="utf-8")).get("token", ""))
+    with suppress(OSError):
+        return str(_holder((output / "lock").read_bytes()).get("token", ""))
     return ""
-
-
-def _read_holder(descriptor: int) -> dict[str, Any]:
-    """Return who holds the lock; nothing while that is just being written."""
-    try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-    except (OSError, ValueError):
-        return {}
-    return holder if isinstance(holder, dict) else {}
-
-
-def _name(holder: dict[str, Any]) -> str:
-    return f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "another process"
-
-
-def _refusal(holder: dict[str, Any], waited: float) -> str:
-    if holder.get("ending"):
-        return (
-            f"{_name(holder)} has been ending its run there for more than {waited:.0f} s: start again "
-            "when it is gone, or end it with kill -9"
-        )
-    since = f" since {holder['since']}" if holder.get("since") else ""
-    return f"{_name(holder)} has been training there{since}: wait for it, stop it, or give another --output"

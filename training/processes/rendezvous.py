@@ -87,7 +87,9 @@ def form_process_group(
     run that is ending may still have. An error is raised on rank 0; the other ranks raise SystemExit(2) without a
     message, or StoppedEarly if rank 0 was asked to stop.
     """
-    _complete_environment(world)
+    place = {"RANK": world.rank, "WORLD_SIZE": world.size, "LOCAL_RANK": world.local_rank}
+    for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": DEFAULT_PORT}.items():
+        os.environ.setdefault(name, str(value))  # `python train.py` is a world of one; DeepSpeed wants it spelled out
     comparable = json.loads(json.dumps(facts or {}, default=str))  # as they arrive at another rank
     me, port = Participant.of_this_process(world.rank, facts=comparable), rendezvous_port()
     open_store: Callable[[], Store] = HashStore
@@ -100,52 +102,34 @@ def form_process_group(
         result, open_store = _Joining(me, os.environ["MASTER_ADDR"], port, watchdog, world.local_rank == 0).join()
     if device_kind == "cuda":
         torch.cuda.set_device(world.local_rank)
-    try:
-        _interruptibly(lambda: _init_process_group(world, device_kind, open_store()), GROUP_SECONDS)
-    except TimeoutError:
-        raise UserError(
-            f"the ranks have met, but {socket.gethostname()} cannot connect to the others: choose the interface "
-            "between them with GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME on GPUs), and look at the firewall between them"
-        ) from None
+    _connect(world, "nccl" if device_kind == "cuda" else "gloo", open_store)
     return result
 
 
-def _complete_environment(world: World) -> None:
-    """Set what a launcher would: `python train.py` is a world of one, but DeepSpeed wants that spelled out."""
-    os.environ.setdefault("RANK", str(world.rank))
-    os.environ.setdefault("WORLD_SIZE", str(world.size))
-    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", DEFAULT_PORT)
-
-
-def _init_process_group(world: World, device_kind: str, store: Store) -> None:
-    dist.init_process_group(
-        "nccl" if device_kind == "cuda" else "gloo",
-        store=PrefixStore("group", store),
-        rank=world.rank,
-        world_size=world.size,
-        timeout=COLLECTIVE_TIMEOUT,
-    )
-
-
-def _interruptibly(call: Callable[[], None], seconds: float) -> None:
-    """Run `call` in a thread, so that this one notices signals; raise what it raises, or TimeoutError."""
+def _connect(world: World, backend: str, open_store: Callable[[], Store]) -> None:
+    """Form the process group, in a thread so that this one notices signals; UserError if that takes too long."""
     errors: list[BaseException] = []
 
-    def work() -> None:
+    def connect() -> None:
         try:
-            call()
+            store = PrefixStore("group", open_store())
+            dist.init_process_group(
+                backend, store=store, rank=world.rank, world_size=world.size, timeout=COLLECTIVE_TIMEOUT
+            )
         except BaseException as error:
             errors.append(error)
 
-    thread = Thread(target=work, name="process group", daemon=True)
+    thread = Thread(target=connect, name="process group", daemon=True)
     thread.start()
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + GROUP_SECONDS
     while thread.is_alive():
         thread.join(POLL)
         if time.monotonic() > deadline:
-            raise TimeoutError
+            raise UserError(
+                f"the ranks have met, but {socket.gethostname()} cannot connect to the others: choose the interface "
+                "between them with GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME on GPUs), and look at the firewall between "
+                "them"
+            )
     if errors:
         raise errors[0]
 
