@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -95,7 +96,7 @@ class Running:
         words = [str(word) for word in command]
         self.file = tempfile.NamedTemporaryFile()  # noqa: SIM115
         self.process: ForkedScript | subprocess.Popen[bytes]
-        if words[0] == sys.executable and words[1].endswith(".py"):
+        if words[0] == sys.executable and words[1].endswith((".py", "deepspeed")):
             self.process = ForkedScript(words, folder, variables, Path(self.file.name))
         else:
             self.process = subprocess.Popen(
@@ -185,13 +186,16 @@ class Processes:
         """`start_ranks`, and wait for them."""
         return self.finish(*self.start_ranks(count, script, **environment))
 
-    def launcher(self, *flags: str, arguments: Sequence[str | Path], **environment: object) -> Running:
-        """`deepspeed FLAGS train.py ARGUMENTS`, on a port of its own unless the flags name one."""
+    def launcher(self, *flags: str, arguments: Sequence[str | Path], forked: bool = True) -> Running:
+        """`deepspeed FLAGS train.py ARGUMENTS`, on a port of its own unless the flags name one.
+
+        launch.py and the ranks import everything anew; the `deepspeed` command only if it is not `forked`.
+        """
         beside = Path(sys.executable).with_name("deepspeed")
+        command = beside if beside.is_file() else Path(shutil.which("deepspeed") or "deepspeed")
         port = () if "--master_port" in flags else ("--master_port", str(_free_port()))
-        return self.start(
-            [beside if beside.is_file() else "deepspeed", *port, *flags, ROOT / "train.py", *arguments], **environment
-        )
+        words = [command, *port, *flags, ROOT / "train.py", *arguments]
+        return self.start([sys.executable, *words] if forked else words)
 
 
 @pytest.fixture(scope="session")

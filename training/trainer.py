@@ -51,7 +51,7 @@ class Trainer:
 
     def resume(self, found: Path) -> None:
         """Put the engine, and what this rank counted, where checkpoint `found` left them; collective."""
-        self.recorder.restore(self.saver.load(found, self.state.step))
+        self.recorder.restore(self.saver.load(found, self.state))
 
     def fit(self) -> str:
         """Train to the end or until asked to stop; return the reason, for people and for summary.json.
@@ -104,7 +104,7 @@ class Trainer:
             flags[0] += ~losses.lm.detach().isfinite()
             if micro_step == len(micro_batches):
                 # read together, so that a GPU is waited for once a step
-                flags[1].fill_(self.session.wants_to_stop(self.saver.seconds(self.state)))
+                flags[1].fill_(self.session.wants_to_stop(self.saver.seconds))
                 bad, stopping = any_rank_of_each(flags)
                 self.session.agreed(stopping)
                 if problem := self.nonfinite.check_loss(not bad):
@@ -153,7 +153,7 @@ class Trainer:
             return why
         stopping = self.session.stopping  # a step has asked all ranks already
         if stopping is None:
-            stopping = self.session.asked_to_stop(self.saver.seconds(self.state))
+            stopping = self.session.asked_to_stop(self.saver.seconds)
         return self.session.reason() if stopping else None
 
     # --- what is kept -------------------------------------------------------------------------------------------------

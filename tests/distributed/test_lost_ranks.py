@@ -69,7 +69,7 @@ def sessions(processes, flags, train_py, workplace, free_port):
     )
 
     def start(name):
-        head = processes.launcher("--num_gpus", "2", "--master_port", port, arguments=arguments)
+        head = processes.launcher("--num_gpus", "2", "--master_port", port, arguments=arguments, forked=False)
         found[name] = Session(head, run)
         return found[name]
 

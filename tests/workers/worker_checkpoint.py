@@ -1,7 +1,7 @@
 """Checkpoints written on 2 processes and read on 2, 1 and 4: `worker_checkpoint.py FOLDER`, once a rank.
 
 On 2 processes each case trains 4 steps, saves, trains 4 more, and does the last 4 again from the checkpoint. On 1 and 4
-processes, with the same global batch, it does them too, with the experts split over all ranks and over none. Rank 0
+processes, with the same global batch, it does them too, with the experts where they were not before. Rank 0
 writes FOLDER/{processes}.json; test_elastic.py judges. Start it with 2 processes first.
 """
 
@@ -93,9 +93,11 @@ def read(here: Here, name: str, path: Path, ep_size: int) -> tuple[dict[str, Any
 
 
 def elsewhere(here: Here, name: str) -> dict[str, Any]:
-    """On 1 or 4 processes, with the experts together and, where there are several, apart."""
+    """On 1 or 4 processes: on 4, experts that were together are apart, and together if they were apart."""
     path = here.folder / name / "step-00000004"
-    sizes = [1] if here.world.size == 1 or not CASES[name][1].use_moe else [1, here.world.size]
+    sizes = [here.world.size] if CASES[name][1] is MOE else [1]
+    if name == "fp32 stage 2" and here.world.size > 1:
+        sizes.append(1)
     return {f"ep {size}": read(here, name, path, size)[0] for size in sizes}
 
 

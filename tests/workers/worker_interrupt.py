@@ -41,17 +41,17 @@ class Interrupted(trainer.Trainer):
 class InterruptedEvaluator(trainer.Evaluator):
     """One that is asked to stop within an evaluation."""
 
-    passes = 0
+    passes, step = 0, None
 
     def _evaluate(self, state: RunState) -> bool:
-        self.passes = 0
+        self.passes, self.step = 0, state.step
         return super()._evaluate(state)
 
-    def _asked_to_stop(self, state: RunState) -> bool:
+    def _asked_to_stop(self) -> bool:
         self.passes += 1
-        if PLACE == "evaluation" and state.step == STEP and self.passes == 1:
+        if PLACE == "evaluation" and self.step == STEP and self.passes == 1:
             ask(self.context)
-        return super()._asked_to_stop(state)
+        return super()._asked_to_stop()
 
 
 if __name__ == "__main__":

@@ -27,11 +27,7 @@ class Saver:
         self.engine, self.output, self.keep_last, self.say = engine, output, keep_last, say
         self.saved_step: int | None = None
         self.last_good: Path | None = None  # the checkpoint that was written or loaded last
-        self._estimate = expected_bytes / _DISK_SPEED
-
-    def seconds(self, state: RunState) -> float:
-        """Return how long a save takes at most, estimated until one was measured."""
-        return state.save_seconds or self._estimate
+        self.seconds = expected_bytes / _DISK_SPEED  # that a save takes at most, estimated until one was measured
 
     def save(self, state: RunState, local: dict[str, Tensor], *, if_full: str) -> bool:
         """Write a checkpoint; collective. `local` are this rank's own numbers.
@@ -47,7 +43,7 @@ class Saver:
             self.say(f"  NOT SAVED: {error}; the checkpoints before it are whole; {if_full}")
             return False
         self.saved_step, self.last_good = state.step, saved.path
-        state.save_seconds = max(0.5 * state.save_seconds, saved.seconds)
+        self.seconds = state.save_seconds = max(0.5 * state.save_seconds, saved.seconds)
         self.say(f"  saved {saved.path} ({saved.bytes / 1e6:,.1f} MB in {saved.seconds:.1f} s)")
         return True
 
@@ -65,7 +61,8 @@ class Saver:
         """Return whether a model was written."""
         return (self.output / "model" / "model.safetensors").is_file()
 
-    def load(self, path: Path, step: int) -> checkpoint.Local:
-        """Put the engine where checkpoint `path`, of step `step`, left it; collective."""
-        self.saved_step, self.last_good = step, path
+    def load(self, path: Path, state: RunState) -> checkpoint.Local:
+        """Put the engine where checkpoint `path`, whose state is `state`, left it; collective."""
+        self.saved_step, self.last_good = state.step, path
+        self.seconds = state.save_seconds or self.seconds
         return checkpoint.load(self.engine, path)

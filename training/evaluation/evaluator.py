@@ -47,15 +47,15 @@ class Evaluator:
         """Do what is due, as long as nobody asks the run to stop."""
         for name, work in self.due(state).items():
             started = time.perf_counter()
-            if self._asked_to_stop(state) or not work(state):
+            if self._asked_to_stop() or not work(state):
                 return
             state.done[name] = state.step
             self.saver.saved_step = None  # of a run that continues: it would have to be done again
             if name == "sample":
                 self.session.took(time.perf_counter() - started)
 
-    def _asked_to_stop(self, state: RunState) -> bool:
-        return self.session.asked_to_stop(self.saver.seconds(state))
+    def _asked_to_stop(self) -> bool:
+        return self.session.asked_to_stop(self.saver.seconds)
 
     def _evaluate(self, state: RunState) -> bool:
         """Measure validation loss and repetition, and keep the best model so far.
@@ -71,7 +71,7 @@ class Evaluator:
             micro_batch=self.context.resolved.micro_batch,
             world=self.context.world,
             bytes_per_token=self.context.bytes_per_token("val"),
-            give_up=lambda: self._asked_to_stop(state),
+            give_up=self._asked_to_stop,
         )
         if result is None:
             return False

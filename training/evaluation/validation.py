@@ -48,6 +48,7 @@ class Evaluation:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
+@torch.no_grad()
 def evaluate(
     engine: Engine,
     stream: TokenStream,
@@ -66,24 +67,22 @@ def evaluate(
     share = math.ceil(len(rows) / world.size)
     mine = rows[world.rank * share : (world.rank + 1) * share]
     sums = torch.zeros(2, dtype=torch.float64, device=engine.device)  # read once, at the end: no waiting in between
-    given_up = False
     engine.eval()
-    with torch.no_grad():
+    try:
         for start in range(0, share, micro_batch):
+            if give_up():
+                return None
             # a rank whose share has run out still takes part with as many rows, uncounted: experts on other ranks
             # exchange as many tokens with each
-            if given_up := give_up():
-                break
             chosen = mine[start : start + micro_batch]
             missing = min(micro_batch, share - start) - len(chosen)
             ids, targets = tensors(stream, chosen + rows[:1] * missing, seq_len, engine.device)
-            if missing:
+            if missing:  # not in place: of a single row, inputs and targets are views of the same ids
                 targets = torch.cat((targets[: len(chosen)], torch.full_like(targets[len(chosen) :], IGNORED)))
             loss_sum = engine.module.loss_sum(ids, targets)
             sums += torch.stack((loss_sum.double(), (targets != IGNORED).sum().double()))
-    engine.train()
-    if given_up:
-        return None
+    finally:
+        engine.train()
     total, tokens = sum_over_ranks(sums).tolist()
     loss = total / tokens
     return Evaluation(loss, int(tokens), loss / math.log(2) / bytes_per_token)
