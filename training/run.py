@@ -148,7 +148,7 @@ def _join_and_prepare(chosen: Chosen, world: World, console: Console, stop: Stop
     # seconds, beside the preparation of the text, which other processes do
     threading.Thread(target=import_module, args=("deepspeed",)).start()
     lock = RunLock(output)  # held until this process ends
-    stop.callbacks.append(lock.mark_ending)
+    stop.when_ending = lock.mark_ending
     # two flags are compared by what they say, the JSON
     flags = {name: value for name, value in asdict(options).items() if name not in ("deepspeed_config", "set")}
     prepared = form_process_group(

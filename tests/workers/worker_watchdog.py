@@ -53,7 +53,7 @@ def fault(rank: int) -> None:
 
 def run(world: World, console: Console, stop: StopRequest, watchdog: Watchdog) -> int:
     lock = RunLock(FOLDER)
-    stop.callbacks.append(lock.mark_ending)
+    stop.when_ending = lock.mark_ending
     console.redirect_libraries(FOLDER / "logs" / f"rank{world.rank}.log")
     form_process_group(world, "cpu", prepare, before_listening=lambda: lock.acquire(console.say), watchdog=watchdog)
     if FAULT == "set_up":

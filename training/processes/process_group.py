@@ -99,15 +99,13 @@ def broadcast_from_rank0(compute: Callable[[], T]) -> T:
     import torch.distributed as dist
 
     result: list[T] = []  # empty where `compute` fails
-    error: UserError | None = None
     if dist.get_rank() == 0:
         try:
             result = [compute()]
-        except UserError as caught:
-            error = caught
-    computed = gather_from_ranks(result)[0]
-    if error:
-        raise error
-    if not computed:
+        except UserError:
+            gather_from_ranks(result)
+            raise
+    result = gather_from_ranks(result)[0]
+    if not result:
         raise SystemExit(2)
-    return computed[0]
+    return result[0]

@@ -31,6 +31,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -40,21 +41,11 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from common.errors import UserError
+from training.processes import network
 from training.processes.coordinator import POLL, REMARKS, Coordinator, Participant
 from training.processes.heartbeat import Heartbeat
 from training.processes.launchers import DEFAULT_PORT, hosts_of_ranks, idle_hosts, machine_index, rendezvous_port
 from training.processes.lock import read_token
-from training.processes.network import (
-    NoAnswerError,
-    Server,
-    ask,
-    choose_interface,
-    free_port,
-    is_own,
-    leads_nowhere,
-    own_address_towards,
-    resolve,
-)
 from training.processes.process_group import World
 from training.processes.stopping import StoppedEarly
 from training.processes.watchdog import Watchdog
@@ -172,33 +163,33 @@ def _coordinate(
             coordinator.wait_until_read(RELEASE_MACHINES_SECONDS if several else RELEASE_SECONDS)
         raise
     if master:
-        choose_interface(master)
+        network.choose_interface(master)
     return result, lambda: store
 
 
-def _listen(port: int, coordinator: Coordinator) -> Server:
+def _listen(port: int, coordinator: Coordinator) -> network.Server:
     try:
-        return Server(port, coordinator.answer)
+        return network.Server(port, coordinator.answer)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
         raise UserError(
             f"port {port} is in use, perhaps by another run: start this one with "
-            f"deepspeed --master_port {free_port()} ..."
+            f"deepspeed --master_port {network.free_port()} ..."
         ) from None
 
 
 def check_master_address(address: str) -> None:
     """Raise UserError unless `address` is one of this machine's at which others may look for rank 0."""
-    found, hosts = resolve(address), set(hosts_of_ranks())
-    others = [host for host in hosts if not any(map(is_own, resolve(host)))]
-    if not any(map(is_own, found)):
+    found, hosts = network.resolve(address), set(hosts_of_ranks())
+    others = [host for host in hosts if not any(map(network.is_own, network.resolve(host)))]
+    if not any(map(network.is_own, found)):
         what = "not an address of this machine" if found else "a name that nobody knows on this machine"
-    elif others and leads_nowhere(found):
+    elif others and network.leads_nowhere(found):
         what = "the address of a bridge such as docker's on this machine"
     else:
         return
-    here, own = socket.gethostname(), own_address_towards((others or [address])[0])
+    here, own = socket.gethostname(), network.own_address_towards((others or [address])[0])
     alone = f", or with --force_multi if it is to run on {hosts.pop()} alone" if len(hosts) == 1 else ""
     raise UserError(
         f"{address} (deepspeed --master_addr, or what it took from the hostfile's first line) is {what}, {here}, which "
@@ -215,6 +206,7 @@ class _Joining:
     def __init__(self, me: Participant, address: str, port: int, watchdog: Watchdog, speaks: bool) -> None:
         self.me, self.address, self.port, self.watchdog = me, address, port, watchdog
         self.say = watchdog.console.fail if speaks else lambda text: None
+        self.ask = partial(network.ask, address, port)
 
     def join(self) -> tuple[str, Callable[[], Store]]:
         """Return what rank 0 has prepared, and how to open the store.
@@ -225,29 +217,27 @@ class _Joining:
             answer = self._wait_for_rank0()
         except StoppedEarly:
             with suppress(OSError, ValueError):
-                ask(self.address, self.port, asdict(replace(self.me, stopped=True)), 1.0)
+                self.ask(asdict(replace(self.me, stopped=True)), seconds=1.0)
             raise
-        seconds = self.watchdog.timeouts.hung / 8
-        self.watchdog.watch_ranks(
-            lambda question: ask(self.address, self.port, question, seconds), Heartbeat.from_json(answer["rank0"])
-        )
+        exchange = partial(self.ask, seconds=self.watchdog.timeouts.hung / 8)
+        self.watchdog.watch_ranks(exchange, Heartbeat.from_json(answer["rank0"]))
         while answer["state"] != "ready":
             if answer["state"] == "stopped":
                 raise StoppedEarly("another process was asked to stop")
             if answer["state"] == "failed":
                 raise SystemExit(2)
             time.sleep(self.watchdog.timeouts.beat)
-            answer = self._ask()  # the watchdog says whether rank 0 has gone
+            answer = self._answer()  # the watchdog says whether rank 0 has gone
         if answer["master"]:
-            choose_interface(answer["master"])
+            network.choose_interface(answer["master"])
         store = {"host_name": self.address, "port": answer["store"], "is_master": False, "wait_for_workers": False}
         return answer["result"], lambda: TCPStore(**store)
 
-    def _ask(self) -> dict[str, Any]:
+    def _answer(self) -> dict[str, Any]:
         """Return what rank 0 answers, or the state "absent" if nobody listens, "strange" if no rank 0 does."""
         try:
-            return ask(self.address, self.port, asdict(self.me))
-        except (NoAnswerError, ConnectionResetError, ValueError):
+            return self.ask(asdict(self.me))
+        except (network.NoAnswerError, ConnectionResetError, ValueError):
             return {"state": "strange"}
         except OSError:
             return {"state": "absent"}
@@ -258,7 +248,7 @@ class _Joining:
         started = clear = time.monotonic()
         said, admitted = 0.0, False
         while True:
-            answer = self._ask()
+            answer = self._answer()
             state, now = answer["state"], time.monotonic()
             if state == "refused":
                 raise NotAdmittedError(answer["text"])
@@ -283,7 +273,7 @@ class _Joining:
 
 def _obstacle(answer: dict[str, Any], admitted: bool) -> str:
     """Return what is at the port in place of our rank 0; empty if it is nothing."""
-    other_port = f"start this one with deepspeed --master_port {free_port()} ..."
+    other_port = f"start this one with deepspeed --master_port {network.free_port()} ..."
     if answer["state"] == "busy":
         return f"belongs to another run ({Heartbeat.from_json(answer['rank0']).name}): wait for it, or {other_port}"
     if answer["state"] == "strange":
@@ -302,7 +292,7 @@ def tell_rank0(rank: int, problem: str) -> None:
     with suppress(StoppedEarly, ValueError):
         while time.monotonic() < deadline:
             with suppress(OSError):
-                ask(os.environ["MASTER_ADDR"], rendezvous_port(), me)
+                network.ask(os.environ["MASTER_ADDR"], rendezvous_port(), me)
                 return
             time.sleep(POLL)
 

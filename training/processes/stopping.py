@@ -53,8 +53,8 @@ class StopRequest:
         self.console = console
         self.reason: str | None = None
         self.deadline: float | None = None  # of time.monotonic()
-        # called at a request or when all is saved, perhaps in a signal handler: they must be brief
-        self.callbacks: list[Callable[[], None]] = []
+        # called at a request and when all is saved, perhaps in a signal handler: it must be brief
+        self.when_ending: Callable[[], None] = lambda: None
         self._requested_at: float | None = None
         self._phase = "set-up"  # then "loop", then "end"
         self._raised = self._listening = self._waking = False
@@ -106,11 +106,7 @@ class StopRequest:
     def _record(self, reason: str) -> None:
         if self.reason is None:
             self.reason, self._requested_at = reason, time.monotonic()
-            self._call_back()
-
-    def _call_back(self) -> None:
-        for callback in self.callbacks:
-            callback()
+            self.when_ending()
 
     def _interrupt_set_up(self) -> None:
         if self._phase == "set-up" and not self._raised:
@@ -138,7 +134,7 @@ class StopRequest:
     def leave_loop(self) -> None:
         """Note that everything is saved: signals change nothing any more."""
         self._phase = "end"
-        self._call_back()
+        self.when_ending()
 
     @property
     def in_set_up(self) -> bool:
@@ -166,7 +162,8 @@ class StopRequest:
     @property
     def wanted(self) -> bool:
         """Whether this rank has a reason to stop; costs next to nothing."""
-        if self.reason is None and self.deadline is not None and time.monotonic() + self._reserve >= self.deadline:
+        left = self.seconds_left
+        if left is not None and left <= self._reserve:
             self._record("time limit reached")
         return self.reason is not None
 

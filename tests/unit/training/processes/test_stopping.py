@@ -51,7 +51,7 @@ def test_the_same_request_again_does_not_disturb_the_clean_up(stop):
 
 def test_in_the_loop_a_signal_is_a_wish(stop):
     calls = []
-    stop.callbacks.append(lambda: calls.append("asked"))
+    stop.when_ending = lambda: calls.append("asked")
     stop.enter_loop()
     assert not stop.wanted
     signal.raise_signal(signal.SIGTERM)
