@@ -23,7 +23,7 @@ from training.processes.watchdog import Watchdog
 SETTLE = 0.3  # after which a signal has surely arrived that other processes of the group have had already
 AFTER_SIGNAL = 2.0  # to learn whether the launcher asked to stop because another rank has died
 AFTER_COLLECTIVE = 12.0  # to learn which rank made a collective fail; enough for one on another machine
-AFTER_ERROR = 1.0
+AFTER_ERROR = 1.5
 
 _COLLECTIVE = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|socket|broken pipe|timed? ?out|store", re.IGNORECASE

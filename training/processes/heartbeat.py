@@ -203,20 +203,23 @@ class ProgressClock:
         self._since, self.activity, self.timeout = now, activity, max(usual, at_least)
         self.ticks += 1
 
-
-def main_thread_state() -> dict[str, Any]:
-    """Return the fields of a Heartbeat that tell where the main thread is."""
-    frames, frame = [], sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame is not None:
-        frames.append(frame)
-        frame = frame.f_back
-    files = [frame.f_code.co_filename for frame in frames]
-    return {
-        "location": _innermost_own_line(frames),
-        "in_collective": any("torch/distributed/distributed_c10d" in file for file in files) or _waits_for_gpu(frames),
-        # a terminal that is held up (Ctrl-S, a pager) holds up whoever writes to it; that is no fault
-        "at_terminal": any(Path(file).name == "console.py" or "/tqdm/" in file for file in files[:8]),
-    }
+    def state(self) -> dict[str, Any]:
+        """Return the fields of a Heartbeat that tell what the main thread does, and where it is."""
+        frames, frame = [], sys._current_frames().get(threading.main_thread().ident or 0)
+        while frame is not None:
+            frames.append(frame)
+            frame = frame.f_back
+        files = [frame.f_code.co_filename for frame in frames]
+        return {
+            "ticks": self.ticks,
+            "activity": self.activity,
+            "timeout": self.timeout,
+            "location": _innermost_own_line(frames),
+            "in_collective": any("torch/distributed/distributed_c10d" in file for file in files)
+            or _waits_for_gpu(frames),
+            # a terminal that is held up (Ctrl-S, a pager) holds up whoever writes to it; that is no fault
+            "at_terminal": any(Path(file).name == "console.py" or "/tqdm/" in file for file in files[:8]),
+        }
 
 
 def _waits_for_gpu(frames: list[FrameType]) -> bool:

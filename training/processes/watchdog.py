@@ -22,14 +22,7 @@ import psutil
 
 from common.console import Console
 from training.processes.failure_detector import FailureDetector
-from training.processes.heartbeat import (
-    Failure,
-    Heartbeat,
-    ProgressClock,
-    Timeouts,
-    find_process,
-    main_thread_state,
-)
+from training.processes.heartbeat import Failure, Heartbeat, ProgressClock, Timeouts, find_process
 from training.processes.launchers import find_launchers, launcher_died_early
 from training.processes.stopping import StopRequest
 
@@ -72,7 +65,8 @@ class Watchdog:
 
     def watch_launcher(self) -> None:
         """Stop in order when the launcher is gone."""
-        self._thread.start()
+        if self._launchers or self._launcher_gone or self.size > 1:
+            self._thread.start()
 
     def watch_ranks(
         self,
@@ -168,13 +162,10 @@ class Watchdog:
         self._heartbeat = replace(
             self._heartbeat,
             beat=self._heartbeat.beat + 1,
-            ticks=self._progress.ticks,
-            activity=self._progress.activity,
-            timeout=self._progress.timeout,
             stop_reason=self.stop.reason or "",
             ended=self._left.is_set(),
             failure=self.failure,
-            **main_thread_state(),
+            **self._progress.state(),
         )
         self._answered = False
         try:
