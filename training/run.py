@@ -127,10 +127,8 @@ def _tune(chosen: Chosen, world: World, console: Console) -> int:
         lambda config: replace(chosen, ds_config=config).checked(processes),
         Memory(corpus_model(options, corpus), device, processes, options.max_seq_len),
         corpus.folder,
-        seed=options.seed,
-        kernels=options.kernels,
-        seconds=60 * (options.tune or 0.0),
-        say=console.say,
+        options,
+        console.say,
     )
     return tune(tuner, chosen.config_path, chosen.output, defaults.CONFIGS)
 

@@ -34,7 +34,7 @@ from training.preflight.cost_checks import (
 from training.preflight.runner import SECONDS as PREFLIGHT_SECONDS
 from training.preflight.runner import checked_rows, evaluation_passes
 from training.preflight.step_checks import OVERFIT_STEPS
-from training.preflight.trial_engine import MAX_ACCUMULATION, MAX_OVERFLOWS, TrialEngine
+from training.preflight.trial_engine import MAX_ACCUMULATION, MAX_OVERFLOWS, TrialEngine, trial_engine
 from training.processes.process_group import broadcast_from_rank0
 
 MEASURED_SECONDS = 20.0  # that the timed steps may take together
@@ -135,7 +135,7 @@ def _measure(run: RunContext) -> tuple[Costs, Cost]:
     """Measure with a trial engine that takes some steps at learning rate 0, evaluates, writes texts and is saved."""
     started = run.stop.elapsed
     try:
-        with allocations(), TrialEngine.of(run) as trial:
+        with allocations(), trial_engine(run) as trial:
             build = run.stop.elapsed - started
             cost = measure_cost(trial, run.resolved.micro_batch, seconds=MEASURED_SECONDS)
             repetition, sample = _text_seconds(run, trial)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import replace_bytes
+from training.config.command_line import Options
 from training.config.resolve import Draft
 from training.config.settings import ACCUMULATION, BATCH, MICRO
 from training.planning.micro_batch import CLOSE, Memory, divisors
@@ -57,7 +58,7 @@ class Trial:
 
 @dataclass
 class Tuner:
-    """A session of trials on this machine, `seconds` at most.
+    """A session of trials on this machine.
 
     `check` completes a changed DeepSpeed JSON, or raises UserError for one that cannot be; `try_out` is `run_trial`.
     """
@@ -66,15 +67,14 @@ class Tuner:
     check: Callable[[dict[str, Any]], Draft]
     memory: Memory
     corpus: Path
-    seed: int
-    kernels: str
-    seconds: float
+    options: Options
     say: Callable[[str], None]
     try_out: Callable[[Work, int, float], Measured] = run_trial
     trials: list[Trial] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.started, self._longest = time.monotonic(), 0.0  # seconds of the longest trial so far
+        self.started, self.seconds = time.monotonic(), 60 * (self.options.tune or 0.0)
+        self._longest = 0.0  # seconds of a trial so far
         self.draft, self.processes = self.check(self.ds_config), self.memory.processes
         self.rows = self.draft.micro_batch * self.draft.accumulation
         self.overlapped = self.draft.block("zero_optimization").get("overlap_comm", False)
@@ -157,15 +157,15 @@ class Tuner:
         return trial
 
     def _measure(self, trial: Trial) -> None:
-        resolved, seq_len = self.check(self.changed(trial.candidate)).unscheduled(), self.memory.seq_len
-        work = Work(self.memory.model, resolved, self.corpus.resolve(), seq_len, self.seed, self.kernels)
+        resolved = self.check(self.changed(trial.candidate)).unscheduled()
+        work = Work(self.options, self.memory.model, resolved, self.corpus.resolve())
         started = time.monotonic()
         timeout = _FIRST_TIMEOUT if self._longest == 0 else _SLOWER * self._longest + 60
         measured = self.try_out(work, self.processes, timeout)
         self._longest = max(self._longest, time.monotonic() - started)
         trial.problem = measured.problem
         if not measured.problem:
-            trial.tokens_per_second.append(resolved.train_batch * seq_len / measured.step_seconds)
+            trial.tokens_per_second.append(resolved.train_batch * self.memory.seq_len / measured.step_seconds)
             trial.peak_bytes = max(trial.peak_bytes, measured.peak_bytes)
         self.say(self._line(trial))
 

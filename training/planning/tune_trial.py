@@ -20,11 +20,14 @@ from torch.multiprocessing.spawn import (
     start_processes,
 )
 
+from common.console import Console
 from common.hardware import detect
 from corpus.shards import Corpus
 from model import ModelConfig
+from training.config.command_line import Options
 from training.config.resolve import Resolved
-from training.engine.kernels import agree_on_kernels
+from training.context import RunContext
+from training.engine.kernels import with_kernels
 from training.preflight.cost_checks import OutOfMemory, allocations, measure_cost
 from training.preflight.trial_engine import TrialEngine
 from training.processes.device_settings import (
@@ -35,6 +38,8 @@ from training.processes.device_settings import (
 )
 from training.processes.network import free_port
 from training.processes.process_group import World
+from training.processes.stopping import StopRequest
+from training.processes.watchdog import Watchdog
 
 TIMED_SECONDS = 10.0  # that the timed steps may take together, but for the fewest
 
@@ -43,13 +48,10 @@ TIMED_SECONDS = 10.0  # that the timed steps may take together, but for the fewe
 class Work:
     """What a trial trains; `resolved` lacks nothing but its schedule."""
 
+    options: Options
     model: ModelConfig
     resolved: Resolved
     corpus: Path
-    seq_len: int
-    seed: int
-    kernels: str = "auto"
-    """auto or plain, as --kernels."""
 
 
 @dataclass(frozen=True)
@@ -115,28 +117,20 @@ def _become_rank(rank: int, processes: int, port: int) -> None:
 
 
 def _measure(work: Work) -> Measured:
-    world, device, model, resolved = World.from_environment(), detect(), work.model, work.resolved
+    world, device = World.from_environment(), detect()
     if device.kind == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         share_cores(world.local_size)
         use_huge_pages()
         keep_freed_memory()
     else:
-        reproducible_kernels(model)
+        reproducible_kernels(work.model)
         torch.cuda.set_device(world.local_rank)
     dist.init_process_group("nccl" if device.kind == "cuda" else "gloo", rank=world.rank, world_size=world.size)
-    kernels: tuple[str, ...] = ()
-    if work.kernels == "auto" and device.kind == "cuda":
-        kernels, _ = agree_on_kernels(model, resolved.micro_batch * work.seq_len, resolved.precision)
-    trial = TrialEngine(
-        model,
-        resolved,
-        seed=work.seed,
-        world=world,
-        stream=Corpus.open(work.corpus, verify="size").split("train"),
-        seq_len=work.seq_len,
-        accumulation=resolved.accumulation,
-        kernels=kernels,
-    )
-    cost = measure_cost(trial, resolved.micro_batch, seconds=TIMED_SECONDS)
+    corpus, console = Corpus.open(work.corpus, verify="size"), Console(world.rank)
+    stop = StopRequest(console)
+    watchdog = Watchdog(world.rank, world.size, console, stop)
+    run = RunContext(work.options, Path(), work.model, work.resolved, corpus, world, device, console, stop, watchdog)
+    trial = TrialEngine(with_kernels(run, None), work.resolved.accumulation)
+    cost = measure_cost(trial, work.resolved.micro_batch, seconds=TIMED_SECONDS)
     return Measured(cost.whole_step(trial.accumulation), cost.peak_bytes)

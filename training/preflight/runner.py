@@ -12,7 +12,7 @@ from training.evaluation.validation import intervals
 from training.preflight import cost_checks, data_checks, model_checks, step_checks
 from training.preflight.cost_checks import Cost, OutOfMemory, allocations, measure_cost
 from training.preflight.report import Report, Result, warned
-from training.preflight.trial_engine import Step, TrialEngine
+from training.preflight.trial_engine import Step, TrialEngine, trial_engine
 from training.processes.process_group import broadcast_from_rank0
 
 SECONDS = 60.0  # for all checks at the demo's size; the shares below are of it
@@ -38,7 +38,7 @@ def preflight(context: RunContext, cost: Cost | None = None) -> list[str]:
     )
     _check_data(report, context.corpus, context.options.max_seq_len, context.config.pad_token_id)
     try:
-        with allocations(), TrialEngine.of(context) as trial:
+        with allocations(), trial_engine(context) as trial:
             _check_engine(report, trial, context, cost)
     except OutOfMemory as error:
         report.add("memory", cost_checks.check_out_of_memory(error, context.resolved), alone=not error.together)

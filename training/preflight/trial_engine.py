@@ -6,16 +6,13 @@ import copy
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from corpus.shards import TokenStream
-from model import ModelConfig
 from model.transformer import Losses
 from training import data_sampler
 from training.config.resolve import Resolved
@@ -23,7 +20,7 @@ from training.context import RunContext
 from training.data_sampler import SampleStream
 from training.engine import build
 from training.engine.protocol import Engine
-from training.processes.process_group import World, any_rank, sum_over_ranks
+from training.processes.process_group import any_rank, sum_over_ranks
 
 _SILENCED = ("tensorboard", "csv_monitor", "wandb", "comet", "flops_profiler", "comms_logger")
 MAX_ACCUMULATION = 2  # enough to see that micro-batches are added up; more would only take longer
@@ -44,53 +41,28 @@ class Step:
 class TrialEngine:
     """An engine with its own weights, whose learning rates are set by hand; all methods but `clock` are collective."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        resolved: Resolved,
-        *,
-        seed: int,
-        world: World,
-        stream: TokenStream,
-        seq_len: int,
-        accumulation: int = MAX_ACCUMULATION,
-        init_from: Path | None = None,
-        kernels: Sequence[str] = (),
-    ) -> None:
-        """Build the engine; no more than `accumulation` micro-batches are accumulated, whatever the run does."""
-        self.config, self.world, self.stream, self.seq_len = config, world, stream, seq_len
+    def __init__(self, run: RunContext, accumulation: int = MAX_ACCUMULATION) -> None:
+        """Build an engine like the run's own, on its training rows.
+
+        No more than `accumulation` micro-batches are accumulated, whatever the run does.
+        """
+        options, resolved = run.options, run.resolved
+        self.config, self.world, self.seq_len = run.config, run.world, options.max_seq_len
+        self.stream, self.trained = run.corpus.split("train"), options.init_from is not None
         self.micro_batch, self.total_steps = resolved.micro_batch, resolved.total_steps
         self.accumulation = min(accumulation, resolved.accumulation)
-        self.trained = init_from is not None
         self.engine = build.build_engine(
-            config,
+            run.config,
             self._trial_config(resolved),
-            seed=seed,
-            rank=world.rank,
-            init_from=init_from,
-            kernels=kernels,
+            seed=options.seed,
+            rank=run.world.rank,
+            init_from=options.init_from,
+            kernels=run.kernels,
         )
         self.learning_rates = scheduled_learning_rates(self.engine, self.total_steps)
         self.peak_learning_rates = max(self.learning_rates, key=sum)
         self.engine.lr_scheduler = None
-        self.order = SampleStream(stream.num_rows(seq_len), seed)
-
-    @classmethod
-    @contextmanager
-    def of(cls, run: RunContext) -> Iterator[TrialEngine]:
-        """Lend an engine like the run's own, on its training rows.
-
-        The run that follows draws the random numbers that it would have drawn without it.
-        """
-        options, stream = run.options, run.corpus.split("train")
-        own = {"seed": options.seed, "seq_len": options.max_seq_len, "init_from": options.init_from}
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices):
-            trial = cls(run.config, run.resolved, world=run.world, stream=stream, kernels=run.kernels, **own)
-            try:
-                yield trial
-            finally:
-                trial.close()
+        self.order = SampleStream(self.stream.num_rows(self.seq_len), options.seed)
 
     def _trial_config(self, resolved: Resolved) -> dict[str, Any]:
         """Return the run's JSON without what writes files or prints, and with few accumulated micro-batches."""
@@ -175,6 +147,17 @@ class TrialEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def trial_engine(run: RunContext) -> Iterator[TrialEngine]:
+    """Lend a trial engine; the run that follows draws the random numbers that it would have drawn without it."""
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        trial = TrialEngine(run)
+        try:
+            yield trial
+        finally:
+            trial.close()
 
 
 def scheduled_learning_rates(engine: Engine, total_steps: int, samples: int = 2000) -> list[list[float]]:

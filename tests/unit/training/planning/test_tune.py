@@ -11,6 +11,7 @@ import torch
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from model import ModelConfig
+from training.config.command_line import Options
 from training.config.load import load
 from training.config.resolve import check
 from training.config.settings import RunFacts
@@ -41,16 +42,14 @@ class Machine:
         return answer if isinstance(answer, Measured) else Measured(256 * 64 / answer, 2**30)
 
 
-def tuner(machine, *, model=DENSE, seconds=3600.0, said=None):
+def tuner(machine, *, model=DENSE, minutes=60.0, said=None):
     facts = RunFacts(2, 1.0, None, Path("runs/x"), model.num_experts, model.ep_size, model.use_moe)
     return Tuner(
         load(CONFIG, []),
         lambda config: check(config, facts, PLANNED_T4X2, source="t4x2.json"),
         Memory(model, PLANNED_T4X2, 2, seq_len=64),
         Path("data/x"),
-        seed=1,
-        kernels="auto",
-        seconds=seconds,
+        Options(tune=minutes),
         say=(said if said is not None else []).append,
         try_out=machine,
     )
@@ -94,7 +93,7 @@ def test_a_lead_that_does_not_last_is_no_lead():
 
 def test_without_time_the_first_trial_is_the_only_one():
     machine = Machine(lambda candidate: candidate.micro_batch)
-    found = tuner(machine, seconds=0.0)
+    found = tuner(machine, minutes=0.0)
     assert found.run() is found.trials[0]
     assert len(machine.tried) == 1
 
@@ -147,7 +146,7 @@ def work(**changes):
     facts = RunFacts(1, 1.0, None, Path("runs/x"), model.num_experts, model.ep_size, model.use_moe)
     config = load(CONFIG, ["train_batch_size=auto", "fp16.enabled=false"])
     resolved = check(config, facts, PLANNED_T4X2, source="t4x2.json").unscheduled()
-    return Work(model, resolved, Path("data/nowhere"), 64, 1)
+    return Work(Options(max_seq_len=64), model, resolved, Path("data/nowhere"))
 
 
 def test_a_trial_that_fails_is_no_more_than_a_line():
