@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -19,6 +20,7 @@ from common.console import human_time
 from common.files import read_json_lines
 from common.hardware import detect
 from common.nvidia import why_unusable
+from evaluation.held_out_prompts import DecodingSettings, HeldOutPrompts, generate_continuations, make_generator
 from model import CausalLM, load_model
 from sample_stories import check
 from sample_stories.questions import ask, write_questions
@@ -28,7 +30,7 @@ from training.evaluation.story_questions import answer_questions
 ROOT = Path(__file__).resolve().parent.parent
 RUN, CHAT_RUN = Path("runs/demo"), Path("runs/demo-chat")
 PROMPT = "有一天早上，"
-STORIES, BATCH, LONGEST = 64, 32, 240
+STORIES, LONGEST = 64, 240
 TEMPERATURE, TOP_P = 0.7, 0.95
 # Stories with questions to learn from and to be asked about; of other seeds than each other's and the corpus's
 TAUGHT, TAUGHT_SEED, ASKED, ASKED_SEED = 5_000, 1, 200, 2
@@ -49,24 +51,21 @@ def main() -> int:
     train = [deepspeed, "--quiet", "--num_gpus", str(processes), "train.py", "--output"]
     questions = DATA_FOLDER / f"story-questions-{TAUGHT}.jsonl"
     written = f"--prompt {PROMPT} --max_new_tokens 160 --temperature {TEMPERATURE} --top_p {TOP_P}"
-    commands = [
+    for command in (
         [*train, str(RUN)],
         [sys.executable, *f"generate.py --checkpoint {RUN} {written} --repetition_penalty 1.0 --seed 1".split()],
         [sys.executable, *f"diagnose.py --checkpoint {RUN} --html {RUN}/diagnosis.html".split()],
-    ]
-    for command in commands:
+    ):
         if status := _run(command, environment):
             return status
-    for line in verdict(RUN, device.kind):
-        print(line, flush=True)
+    print(*verdict(RUN, device.kind), sep="\n", flush=True)
     if not (ROOT / questions).is_file():
         write_questions(ROOT / questions, TAUGHT, TAUGHT_SEED, hamlet=device.kind == "cpu")
     flags = f"--init_from {RUN} --data {questions} --skip_preflight --max_steps {FINE_TUNING}".split()
     flags += f"--eval_interval {FINE_TUNING // 2} --sample_interval {FINE_TUNING}".split()
     if status := _run([*train, str(CHAT_RUN), *flags], environment):
         return status
-    for line in answers(device.kind):
-        print(line)
+    print(*answers(device.kind), sep="\n")
     print(f"\ntime: {human_time(time.monotonic() - started)}")
     return 0
 
@@ -99,34 +98,48 @@ def answers(device: str) -> list[str]:
 
 def verdict(run: Path, device: str) -> list[str]:
     """Say what the run has learned: its loss beside the unigram baseline, and what the checker says of its stories."""
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    corpus = Path(json.loads((run / "run.json").read_text(encoding="utf-8"))["corpus"])
-    stories = write_stories(load_model(run / "model", device=device), run / "model" / "tokenizer.json")
+    summary, corpus = _read_json(run / "summary.json"), Path(_read_json(run / "run.json")["corpus"])
+    model = load_model(run / "model", device=device)
+    stories = write_stories(model, Tokenizer.from_file(str(run / "model" / "tokenizer.json")))
     verdicts = [check(story) for story in stories]
     known = set(_training_stories(corpus))
     good = [story for story, found in zip(stories, verdicts, strict=True) if found.ok]
     new = sum(story not in known for story in good)
     # a run that an earlier version finished has the entropy alone
     loss, unigram = summary["best_val_loss"], summary.get("unigram_loss", summary["token_entropy"])
-    lines = [
+    rejected = next((f"  a rejected one: {found.reason}" for found in verdicts if not found.ok), None)
+    return [
         "",
         "verdict",
         f"  validation loss {loss:.3f} nats a token; {unigram:.3f} would be token frequencies alone, "
-        f"{math.log(load_vocabulary(run)):.3f} pure chance",
+        f"{math.log(model.config.vocab_size):.3f} pure chance",
         f"  {len(good)} of {len(stories)} freely written stories ({len(good) / len(stories):.0%}) are well-formed and "
         f"consistent with the stories' world; {new} of those {len(good)} stand nowhere in the training text",
-    ]
-    wrong = next((found for found in verdicts if not found.ok), None)
-    if wrong:
-        lines.append(f"  a rejected one: {wrong.reason}")
-    lines += [
+        *([rejected] if rejected else []),
         "where to look next",
         f"  diagnosis    {run}/diagnosis.html",
         f"  curves       {beside(sys.executable)} -m tensorboard.main --logdir {run}/tensorboard",
         f"  more text    {beside(sys.executable)} generate.py --checkpoint {run}",
         f"  your text    {beside(Path(sys.executable).with_name('deepspeed'))} --num_gpus 2 train.py --data YOUR.jsonl",
     ]
-    return lines
+
+
+def write_stories(model: CausalLM, tokenizer: Tokenizer) -> list[str]:
+    """Return stories that begin with nothing but BOS, sampled with a fixed seed."""
+    generator = make_generator(model, DecodingSettings(TEMPERATURE, TOP_P))
+    nothing = HeldOutPrompts([[model.config.bos_token_id]] * STORIES, [], LONGEST)
+    return [
+        tokenizer.decode(ids) for ids in generate_continuations(generator, nothing, eos_id=model.config.eos_token_id)
+    ]
+
+
+def _training_stories(corpus: Path) -> list[str]:
+    inputs = [corpus.parent / Path(entry["file"]).name for entry in _read_json(corpus / "manifest.json")["inputs"]]
+    return [row["text"] for path in inputs if path.is_file() for row in read_json_lines(path)]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def beside(program: Path | str) -> str:
@@ -134,47 +147,6 @@ def beside(program: Path | str) -> str:
     program = Path(program)
     found = shutil.which(program.name)
     return program.name if found and Path(found).parent == program.parent else os.path.relpath(program)
-
-
-def load_vocabulary(run: Path) -> int:
-    """Return the size of the run's vocabulary."""
-    return json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-
-
-def write_stories(model: CausalLM, tokenizer_file: Path, count: int = STORIES, seed: int = 0) -> list[str]:
-    """Return stories that begin with nothing but BOS, sampled with a fixed seed."""
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    stories = []
-    for first in range(0, count, BATCH):
-        begin = torch.full((min(BATCH, count - first), 1), model.config.bos_token_id)
-        ids = model.generate(
-            begin,
-            max_new_tokens=LONGEST,
-            temperature=TEMPERATURE,
-            top_k=0,
-            top_p=TOP_P,
-            repetition_penalty=1.0,
-            do_sample=True,
-            seed=seed,
-            first_row=first,
-        )
-        stories += [tokenizer.decode(_text_ids(row, model)) for row in ids[:, 1:].tolist()]
-    return stories
-
-
-def _text_ids(row: list[int], model: CausalLM) -> list[int]:
-    end = model.config.eos_token_id
-    return row[: row.index(end)] if end in row else row
-
-
-def _training_stories(corpus: Path) -> list[str]:
-    manifest = json.loads((corpus / "manifest.json").read_text(encoding="utf-8"))
-    texts = []
-    for entry in manifest["inputs"]:
-        path = corpus.parent / Path(entry["file"]).name
-        if path.is_file():
-            texts += [row["text"] for row in read_json_lines(path)]
-    return texts
 
 
 if __name__ == "__main__":
