@@ -50,12 +50,13 @@ class Chosen:
         def checked(config: dict[str, Any]) -> Draft:
             return check(config, facts, device, source=os.path.relpath(self.config_path))
 
+        found = find(self.output, options.resume)
         if self.ds_config.get(MICRO) != AUTO:
             return checked(self.ds_config)
         from training.planning.micro_batch import Memory, fill_in_auto
 
         memory = Memory(model, device, processes, options.max_seq_len)
-        return fill_in_auto(self.ds_config, checked, memory, _micro_batch_of(find(self.output, options.resume)))
+        return fill_in_auto(self.ds_config, checked, memory, _micro_batch_of(found))
 
 
 def _micro_batch_of(found: list[Path]) -> int | None:

@@ -654,7 +654,7 @@ EARLY = [
     (["--deepspeed_config", "t4x2.json"], ["t4x2.json: there is no such file"]),
     (["--deepspeed_config", "stories.jsonl"], ["stories.jsonl, line 2", "not valid JSON"]),
     (["--deepspeed_config", "broken.json"], ["broken.json, line 1, column "]),
-    (["--deepspeed_config", "block.json"], ["bufudu.hiden_size", "did you mean hidden_size?"]),
+    (["--deepspeed_config", "block.json"], ["bufudu.hiden_size", "Did you mean hidden_size?"]),
     (["--deepspeed_config", "value.json"], ["bufudu.hidden_size", "'wide' is not a whole number"]),
     (["--preflight"], ["--preflight checks the run and --skip_preflight leaves that out"]),
     (["--set", "nonsense"], ["--set nonsense", "optimizer.params.lr=3e-4"]),

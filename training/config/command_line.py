@@ -15,7 +15,7 @@ from common.files import printable
 from corpus.settings import DEDUP_CHOICES, REPETITION_CHOICES
 from model.config import ModelConfig, ModelConfigError
 from training.config import foreign_flags
-from training.config.problems import MOST_LISTED
+from training.config.problems import Problems, show
 from training.config.schema import OWN_BLOCK, nearest
 
 Convert = Callable[[str], Any]
@@ -189,7 +189,6 @@ _COMMAND_LINE_ONLY = (
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 _CONVERTERS: dict[type, Convert] = {int: positive, NoneType: positive, float: at_least_zero, bool: boolean}
 _LONGEST_VALUE = 1000  # characters: a path may be long
-_MOST_SHOWN = 120  # characters of an unknown name
 
 
 def _model_defaults() -> dict[str, Any]:
@@ -268,26 +267,24 @@ def file_flags(config: dict[str, Any], source: object) -> dict[str, Any]:
     DeepSpeed has no key for some choices that belong to an experiment, such as {"ep_size": 2}. Raise a UserError that
     names everything that is wrong with the block; `source` is what it calls the file.
     """
-    block, converters = config.get(OWN_BLOCK) or {}, _file_converters()
+    block, converters, values, problems = config.get(OWN_BLOCK) or {}, _file_converters(), {}, Problems()
     if not isinstance(block, dict):
-        raise UserError(f'{source}, {OWN_BLOCK}: must be a block of flags and their values, such as {{"ep_size": 2}}')
-    values, problems, hint = {}, [], []
+        problems.add(OWN_BLOCK, f"{show(block)} is no block.", 'Write flags with their values, such as {"ep_size": 2}.')
+        block = {}
     for name, value in block.items():
-        written = f"{OWN_BLOCK}.{printable(name, _MOST_SHOWN)}"
+        key = f"{OWN_BLOCK}.{name}"
         if name not in converters:
             guess = nearest(name, converters)
-            hint = hint if guess else [f"the flags are {', '.join(sorted(converters))}."]
-            problems.append(f"{written}: train.py has no such flag{f'; did you mean {guess}?' if guess else ''}")
+            hint = f"Did you mean {guess}?" if guess else f"The flags here are {', '.join(sorted(converters))}."
+            problems.add(key, "train.py has no such flag.", hint)
         elif isinstance(value, (dict, list)) or (isinstance(value, str) and len(value) > _LONGEST_VALUE):
-            problems.append(f"{written}: must be a single value, as after --{name}")
+            problems.add(key, f"{show(value)} is not what belongs here.", f"Write a single value, as after --{name}.")
         elif value is not None:
             try:
                 values[name] = converters[name](str(value).lower() if isinstance(value, bool) else str(value))
             except (argparse.ArgumentTypeError, ValueError) as error:
-                problems.append(f"{written}: {printable(error)}")
-    if problems:
-        listed = "\n  ".join([*problems[:MOST_LISTED], *hint])
-        raise UserError(f"{source}: {listed}")
+                problems.add(key, f"{printable(error)}.", f"Write it as after --{name}.")
+    problems.raise_if_any(str(source))
     return values
 
 

@@ -7,7 +7,7 @@ import json
 from common.errors import UserError
 from common.files import printable
 
-MOST_LISTED = 20
+_MOST_LISTED = 20
 
 
 class Problems:
@@ -31,11 +31,11 @@ class Problems:
         count = len(self._found)
         lines = [f"{source}: {count} problem{'s' if count > 1 else ''}, nothing was started."]
         said = set()
-        for number, (key, (what, hint)) in enumerate(list(self._found.items())[:MOST_LISTED], 1):
+        for number, (key, (what, hint)) in enumerate(list(self._found.items())[:_MOST_LISTED], 1):
             lines += [f"  {number}. {printable(key)}: {what}", f"     {'As above.' if hint in said else hint}"]
             said.add(hint)
-        if count > MOST_LISTED:
-            lines.append(f"  and {count - MOST_LISTED} more.")
+        if count > _MOST_LISTED:
+            lines.append(f"  and {count - _MOST_LISTED} more.")
         raise UserError("\n".join(lines))
 
 

@@ -113,10 +113,10 @@ def test_a_flag_wins_over_the_block_which_wins_over_the_default():
         ({"hidden_size": True}, "hidden_size: 'true' is not a whole number"),
         ({"time_limit": "long"}, "time_limit: 'long' is not a duration"),
         ({"ep_size": 0}, "ep_size: 0 is too small"),
-        ({"ep_sise": 2}, "bufudu.ep_sise: train.py has no such flag; did you mean ep_size?"),
-        ({"zzzzzz": 2}, "the flags are capacity_factor, dedup"),
-        ({"ep_size": [2]}, "bufudu.ep_size: must be a single value"),
-        ([2], "must be a block"),
+        ({"ep_sise": 2}, "bufudu.ep_sise: train.py has no such flag.\n     Did you mean ep_size?"),
+        ({"zzzzzz": 2}, "The flags here are capacity_factor, dedup"),
+        ({"ep_size": [2]}, "bufudu.ep_size: [2] is not what belongs here.\n     Write a single value"),
+        ([2], "bufudu: [2] is no block."),
     ],
 )
 def test_a_wrong_value_in_the_block_is_named(block, words):
@@ -142,7 +142,7 @@ def test_the_block_of_the_file_for_split_experts():
 def test_a_message_about_the_block_stays_readable_whatever_it_holds():
     with pytest.raises(UserError) as caught:
         file_flags({"bufudu": {f"zzzzz{i}\n": 1 for i in range(300)} | {"output": "x" * 2000}}, "x.json")
-    assert len(str(caught.value)) < 4500 and "the flags are capacity_factor" in str(caught.value)
+    assert len(str(caught.value)) < 4500 and "The flags here are capacity_factor" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["deepspeed_config", "set", "plan", "data"])
