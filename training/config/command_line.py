@@ -49,26 +49,16 @@ class Options:
     output: Path | None = _flag(None, "folder of the run; if not given, runs/CONFIG-DATA", Path, "DIR")
     seed: int = _flag(42, "seed of the initial weights and of the data order", whole, "N")
     data: list[Path] = _flag(
-        [],
-        "a folder made by prepare.py, or text: files, folders, patterns; PATH:0.7 in a mixture; without it, stories",
-        Path,
-        "PATH",
-        nargs="+",
+        [], "a folder of prepare.py, or text (PATH:0.7 in a mixture); without it, stories", Path, "PATH", nargs="+"
     )
     init_from: Path | None = _flag(
-        None,
-        "begin with the weights, sizes and tokenizer of a model: a run, or a Qwen3 or Qwen3-MoE folder",
-        Path,
-        "DIR",
+        None, "begin with the weights, sizes and tokenizer of a run, or of a Qwen3(-MoE) folder", Path, "DIR"
     )
     tokenizer: Path | None = _flag(
         None, "tokenizer.json for text; if not given, one is trained on the data", Path, "FILE"
     )
     vocab_size: int | None = _flag(
-        None,
-        "vocabulary of a tokenizer trained here; if not given, 6400, or 2000 for the sample stories",
-        positive,
-        "N",
+        None, "entries of a tokenizer trained here; if not given, 6400, or 2000 for the stories", positive, "N"
     )
     dedup: str | None = _choice(
         None, "which duplicate documents of text to drop: none, exact or near ones; if not given, exact", *DEDUP_CHOICES
@@ -85,10 +75,7 @@ class Options:
     epochs: float = _flag(5.0, "passes over the training data", amount, "N")
     max_steps: int | None = _flag(None, "number of optimizer steps, instead of --epochs", positive, "N")
     budget: float | None = _flag(
-        None,
-        "time for all sessions together, e.g. 25h, instead of --epochs: the schedule ends with it",
-        duration,
-        "TIME",
+        None, "time for all sessions, e.g. 25h, instead of --epochs: the schedule ends with it", duration, "TIME"
     )
     time_limit: float | None = _flag(None, "save and stop this session after, e.g., 11h30m", duration, "TIME")
     patience: int | None = _flag(
@@ -121,11 +108,11 @@ class Options:
         "rollback",
     )
     max_rollbacks: int = _flag(3, "rollbacks before the run stops", whole, "N")
-    kernels: str = _flag(
+    kernels: str = _choice(
         "auto",
-        "on a GPU: auto computes with those fused kernels that are right and no slower on this card, plain with none",
-        one_of("auto", "plain"),
-        "auto|plain",
+        "on a GPU: auto takes the fused kernels that are right and no slower on this card, plain none",
+        "auto",
+        "plain",
     )
     preflight: bool = _switch("check the run, then exit: status 0 if no check failed, 1 otherwise")
     skip_preflight: bool = _switch("start a new run without checking it first")
@@ -175,7 +162,7 @@ _MODEL_HELP = {
     "mask_documents": "whether attention stops at the borders of packed documents",
 }
 # Lists, what is needed before the block is read, and what only the person at the keyboard can decide
-_COMMAND_LINE_ONLY = (
+_COMMAND_LINE_ONLY = [
     "deepspeed_config",
     "set",
     "plan",
@@ -185,7 +172,7 @@ _COMMAND_LINE_ONLY = (
     "skip_preflight",
     "accept_changes",
     "budget",
-)
+]
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 _CONVERTERS: dict[type, Convert] = {int: positive, NoneType: positive, float: at_least_zero, bool: boolean}
 _LONGEST_VALUE = 1000  # characters: a path may be long

@@ -13,12 +13,12 @@ _TAKE_OUT = "Take it out."
 _SIZE = "Take it out; a smaller train_micro_batch_size_per_gpu, or more processes under ZeRO-2, saves memory."
 _SPLIT = "Take it out; --ep_size splits the experts over processes, and ZeRO the optimizer's states."
 _ZERO3 = "it belongs to ZeRO-3, which takes whole weights apart that train.py reads to evaluate, export and save."
+_CHECKPOINTS = "train.py writes checkpoints of its own format"
 _OFFLOADING = "it goes with offloading, and here nothing is offloaded."
 LACKING: Mapping[str, tuple[str, str]] = {
     "zero_optimization.offload_optimizer": ("the optimizer's states stay on the device that trains.", _SIZE),
     "zero_optimization.offload_param": ("the weights stay on the device that trains.", _SIZE),
-    "zero_optimization.zenflow": (_OFFLOADING, _SIZE),
-    "fp16.fp16_master_weights_and_grads": (_OFFLOADING, _SIZE),
+    **dict.fromkeys(("zero_optimization.zenflow", "fp16.fp16_master_weights_and_grads"), (_OFFLOADING, _SIZE)),
     "zero_optimization.zero_hpz_partition_size": (_ZERO3, _TAKE_OUT),
     "zero_optimization.zero_quantized_weights": (_ZERO3, _TAKE_OUT),
     "zero_optimization.zero_quantized_nontrainable_weights": (_ZERO3, _TAKE_OUT),
@@ -29,10 +29,7 @@ LACKING: Mapping[str, tuple[str, str]] = {
         "DeepSpeed's tuner would have to start train.py, and stop it after a few steps.",
         "Set autotuning.enabled to false; --plan says what fits into the memory, --tune what is fastest.",
     ),
-    "data_efficiency": (
-        "train.py decides itself which rows a step gets, so that a run can continue exactly.",
-        "Take it out; there is no curriculum and no dropping of tokens.",
-    ),
+    "data_efficiency": ("train.py decides which rows a step gets, so that a run can continue exactly.", _TAKE_OUT),
     "pipeline": ("train.py does not split the layers.", _SPLIT),
     "tensor_parallel": ("train.py does not split matrices.", _SPLIT),
     "sequence_parallel_size": ("train.py does not split rows.", _SPLIT),
@@ -47,27 +44,20 @@ LACKING: Mapping[str, tuple[str, str]] = {
         "the expert layers take one precision at a time.",
         "Use the file's fp16 or bf16 block in its place: --set torch_autocast=null.",
     ),
-    "datastates_ckpt": (
-        "train.py writes checkpoints of its own format.",
-        "Take it out; --save_interval says how often.",
-    ),
+    "datastates_ckpt": (f"{_CHECKPOINTS}.", "Take it out; --save_interval says how often."),
 }
 WITHOUT_EFFECT: Mapping[str, str] = {
-    **dict.fromkeys(
-        (
-            "checkpoint",
-            "zero_optimization.load_from_fp32_weights",
-            "zero_optimization.elastic_checkpoint",
-            "zero_optimization.pipeline_loading_checkpoint",
-        ),
-        "train.py writes checkpoints of its own format",
-    ),
+    "checkpoint": _CHECKPOINTS,
+    "zero_optimization.load_from_fp32_weights": _CHECKPOINTS,
+    "zero_optimization.elastic_checkpoint": _CHECKPOINTS,
+    "zero_optimization.pipeline_loading_checkpoint": _CHECKPOINTS,
     **dict.fromkeys(("aio", "zero_force_ds_cpu_optimizer"), "nothing is offloaded"),
     "dataloader_drop_last": "rows are read from shards, without DeepSpeed's loader",
     "vocabulary_size": "the tokenizer says it",
     "seq_parallel_communication_data_type": "rows are not split",
     "zero_optimization.leaf_module": "it is for ZeRO-3",
 }
+# with or without "stage3_" before them
 OF_ZERO3 = (
     "gather_16bit_weights_on_model_save",
     "max_live_parameters",
@@ -94,11 +84,11 @@ def check_features(settings: Settings, problems: Problems) -> None:
         if _asked_for(settings.at(key)):
             problems.add(key, why, hint)
     if config.get("managed_gradient_accumulation") is False:
-        why = "train.py leaves the counting of micro-batches to DeepSpeed."
-        problems.add("managed_gradient_accumulation", why, _TAKE_OUT)
+        what = "train.py leaves the counting of micro-batches to DeepSpeed."
+        problems.add("managed_gradient_accumulation", what, _TAKE_OUT)
     if config.get("use_data_before_expert_parallelism"):
-        why = "train.py counts on experts split over neighbouring processes."
-        problems.add("use_data_before_expert_parallelism", why, _TAKE_OUT)
+        what = "train.py counts on experts split over neighbouring processes."
+        problems.add("use_data_before_expert_parallelism", what, _TAKE_OUT)
     for block, package in _PACKAGES.items():
         if settings.block(block).get("enabled") is True and importlib.util.find_spec(package) is None:
             what = f"the package {package} is not installed."
