@@ -110,7 +110,7 @@ class Options:
     max_rollbacks: int = _flag(3, "rollbacks before the run stops", whole, "N")
     kernels: str = _choice(
         "auto",
-        "on a GPU: auto takes the fused kernels that are right and no slower on this card, plain none",
+        "on a GPU: auto takes the fused kernels that are right and no slower here, plain none",
         "auto",
         "plain",
     )
@@ -162,7 +162,7 @@ _MODEL_HELP = {
     "mask_documents": "whether attention stops at the borders of packed documents",
 }
 # Lists, what is needed before the block is read, and what only the person at the keyboard can decide
-_COMMAND_LINE_ONLY = [
+_COMMAND_LINE_ONLY = (
     "deepspeed_config",
     "set",
     "plan",
@@ -172,7 +172,7 @@ _COMMAND_LINE_ONLY = [
     "skip_preflight",
     "accept_changes",
     "budget",
-]
+)
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 _CONVERTERS: dict[type, Convert] = {int: positive, NoneType: positive, float: at_least_zero, bool: boolean}
 _LONGEST_VALUE = 1000  # characters: a path may be long
