@@ -109,10 +109,7 @@ class Options:
     )
     max_rollbacks: int = _flag(3, "rollbacks before the run stops", whole, "N")
     kernels: str = _choice(
-        "auto",
-        "on a GPU: auto takes the fused kernels that are right and no slower here, plain none",
-        "auto",
-        "plain",
+        "auto", "on a GPU: auto takes the fused kernels that are right and no slower here, plain none", "auto", "plain"
     )
     preflight: bool = _switch("check the run, then exit: status 0 if no check failed, 1 otherwise")
     skip_preflight: bool = _switch("start a new run without checking it first")

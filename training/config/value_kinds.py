@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, TypeAlias
 
-_MOST = 2**53  # beyond it a float no longer counts in ones, and no batch or bucket is that large
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 Kind: TypeAlias = "str | list"
 Schema: TypeAlias = "Mapping[str, Kind | Schema]"
@@ -21,43 +21,40 @@ RATIO = "a number from 0 to 1"
 NUMBERS = "a number, or a list of numbers (one for each parameter group)"
 BETAS = "two numbers from 0 to below 1, such as [0.9, 0.999]"
 
-
-def as_number(value: object) -> float:
-    """Return `value` as a float, NaN if it is no finite number; JSON's true and false are none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.nan
-
-
-_TESTS: Mapping[str, Callable[[object], bool]] = {
-    ANY: lambda value: True,
-    BLOCK: lambda value: isinstance(value, dict),
-    TEXT: lambda value: isinstance(value, str),
-    BOOL: lambda value: isinstance(value, bool),
-    INDEX: lambda value: type(value) is int and 0 <= value <= _MOST,
-    COUNT: lambda value: type(value) is int and 1 <= value <= _MOST,
-    AT_LEAST_MINUS_1: lambda value: type(value) is int and -1 <= value <= _MOST,
-    SIZE: lambda value: 0 <= as_number(value) <= _MOST and as_number(value).is_integer(),
-    POSITIVE_SIZE: lambda value: 1 <= as_number(value) <= _MOST and as_number(value).is_integer(),
-    NUMBER: lambda value: not math.isnan(as_number(value)),
-    POSITIVE: lambda value: as_number(value) > 0,
-    NOT_NEGATIVE: lambda value: as_number(value) >= 0,
-    RATIO: lambda value: 0 <= as_number(value) <= 1,
-    NUMBERS: lambda value: bool(value) if isinstance(value, list) else fits(NUMBER, value),
-    BETAS: lambda value: isinstance(value, list) and len(value) == 2 and all(0 <= as_number(n) < 1 for n in value),
+_MOST = 2**53  # beyond it a float no longer counts in ones, and no batch or bucket is that large
+_TYPES: Mapping[str, Any] = {
+    ANY: Any,
+    BLOCK: dict,
+    TEXT: str,
+    BOOL: bool,
+    INDEX: Annotated[int, Field(ge=0, le=_MOST)],
+    COUNT: Annotated[int, Field(ge=1, le=_MOST)],
+    AT_LEAST_MINUS_1: Annotated[int, Field(ge=-1, le=_MOST)],
+    SIZE: Annotated[float, Field(ge=0, le=_MOST, multiple_of=1)],
+    POSITIVE_SIZE: Annotated[float, Field(ge=1, le=_MOST, multiple_of=1)],
+    NUMBER: FiniteFloat,
+    POSITIVE: Annotated[FiniteFloat, Field(gt=0)],
+    NOT_NEGATIVE: Annotated[FiniteFloat, Field(ge=0)],
+    RATIO: Annotated[float, Field(ge=0, le=1)],
+    NUMBERS: FiniteFloat | Annotated[list[FiniteFloat], Field(min_length=1)],
+    BETAS: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)],
 }
 
 
 def fits(kind: Kind, value: object) -> bool:
-    """Return whether a value is of a kind."""
-    if isinstance(kind, list):  # in Python True == 1, but in JSON true is no ZeRO stage
+    """Return whether a value is of a kind; in Python True == 1, but in JSON true is no ZeRO stage."""
+    if isinstance(kind, list):
         return any(value == choice and type(value) is type(choice) for choice in kind)
-    if kind == NUMBERS and isinstance(value, list) and not all(fits(NUMBER, each) for each in value):
+    try:
+        _adapter(kind).validate_python(value, strict=True)
+    except ValidationError:
         return False
-    return _TESTS[kind](value)
+    return True
+
+
+@cache
+def _adapter(kind: str) -> TypeAdapter:
+    return TypeAdapter(_TYPES[kind])
 
 
 def in_words(kind: Kind) -> str:
