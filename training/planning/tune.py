@@ -6,11 +6,12 @@ computed a micro-batch). `Tuner` decides which trials to take; tune_trial.py tak
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from training.planning.micro_batch import CLOSE, Memory, divisors
 from training.planning.tune_trial import Measured, Work, run_trial
 
 _GIB = 2**30
+_STAGE, _OVERLAP = "zero_optimization.stage", "zero_optimization.overlap_comm"
 _FIRST_TIMEOUT = 300.0  # seconds of a trial at most, before it is known how long one takes
 _SLOWER = 3.0  # a trial may take so many times as long as the longest so far
 _BETTER = 1.02  # times the tokens a second: less may be noise
@@ -31,20 +33,13 @@ _WITH_CONFIRMATION = 3  # a trial, and the first and the best once more
 _MOST_PLANNED = {"cuda": 1.3, "cpu": CLOSE}
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """What a trial may change of a configuration."""
-
-    micro_batch: int
-    zero_stage: int
-    overlap_comm: bool
-
-
 @dataclass
 class Trial:
-    """A candidate, what the plan says of it, and what was measured: the mean of its tries."""
+    """A changed configuration, what the plan says of it, and what was measured: the mean of its tries."""
 
-    candidate: Candidate
+    changes: dict[str, Any]
+    """Dotted keys, with other values than the configuration as it is has."""
+    settings: Draft
     planned_bytes: int
     tokens_per_second: list[float] = field(default_factory=list)
     peak_bytes: int = 0
@@ -54,6 +49,16 @@ class Trial:
     def speed(self) -> float:
         """Tokens a second; 0 where it failed."""
         return sum(self.tokens_per_second) / len(self.tokens_per_second) if self.tokens_per_second else 0.0
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The values of what a trial may change."""
+        overlapped = self.settings.at(_OVERLAP) or False
+        return {
+            "micro_batch": self.settings.micro_batch,
+            "zero_stage": self.settings.zero_stage,
+            "overlap_comm": overlapped,
+        }
 
 
 @dataclass
@@ -75,16 +80,14 @@ class Tuner:
     def __post_init__(self) -> None:
         self.started, self.seconds = time.monotonic(), 60 * (self.options.tune or 0.0)
         self._longest = 0.0  # seconds of a trial so far
-        self.draft, self.processes = self.check(self.ds_config), self.memory.processes
+        self.draft = self.check(self.ds_config)
         self.rows = self.draft.micro_batch * self.draft.accumulation
-        self.overlapped = self.draft.block("zero_optimization").get("overlap_comm", False)
 
     def run(self) -> Trial | None:
         """Try the configuration as it is, then one change after the other; return the best, None if none ran."""
-        best = self._try(Candidate(self.draft.micro_batch, self.draft.zero_stage, self.overlapped))
-        best = self._other_micro_batches(best)
-        for change in self._other_settings(best.candidate):
-            best = self._better(best, self._try(replace(best.candidate, **change)))
+        best = self._other_micro_batches(self._try({}))
+        for change in self._other_settings(best.settings):
+            best = self._better(best, self._try(best.changes | change))
         return self._confirmed(best) if best.speed else None
 
     # --- which trials -------------------------------------------------------------------------------------------------
@@ -94,7 +97,7 @@ class Tuner:
         for larger in (True, False) if best.speed else (False,):
             before, size = best, self.draft.micro_batch
             while size := self._next_size(size, larger=larger):
-                trial = self._try(replace(best.candidate, micro_batch=size))
+                trial = self._try({MICRO: size, ACCUMULATION: self.rows // size})
                 stop = trial.speed < _WORSE * best.speed
                 best = self._better(best, trial)
                 if stop or self._late(_WITH_CONFIRMATION):
@@ -110,13 +113,13 @@ class Tuner:
             return next((other for other in sizes if other >= 2 * size), None)
         return next((other for other in reversed(sizes) if 2 * other <= size), None)
 
-    def _other_settings(self, candidate: Candidate) -> list[dict[str, Any]]:
+    def _other_settings(self, settings: Draft) -> list[dict[str, Any]]:
         """Return the single changes worth a trial beside the micro-batch."""
-        if self.processes == 1 or candidate.zero_stage not in (1, 2):
+        if self.memory.processes == 1 or settings.zero_stage not in (1, 2):
             return []
-        changes: list[dict[str, Any]] = [{"zero_stage": 3 - candidate.zero_stage}]
+        changes: list[dict[str, Any]] = [{_STAGE: 3 - settings.zero_stage}]
         if self.memory.model.ep_size == 1:  # with experts on several ranks, two communicators would be at work at once
-            changes.append({"overlap_comm": not candidate.overlap_comm})
+            changes.append({_OVERLAP: not settings.at(_OVERLAP)})
         return changes
 
     @staticmethod
@@ -139,12 +142,10 @@ class Tuner:
         """Return whether so many more trials, as long as the longest so far, would go over the time."""
         return time.monotonic() - self.started + trials * self._longest > self.seconds
 
-    def _try(self, candidate: Candidate) -> Trial:
-        known = next((trial for trial in self.trials if trial.candidate == candidate), None)
-        if known is not None:
-            return known
-        planned, available = self.memory.needed(self.check(self.changed(candidate))), self.memory.available
-        trial = Trial(candidate, planned)
+    def _try(self, changes: dict[str, Any]) -> Trial:
+        settings = self.check(self.changed(changes))
+        planned, available = self.memory.needed(settings), self.memory.available
+        trial = Trial(changes, settings, planned)
         if self.trials and self._late(_WITH_CONFIRMATION):
             trial.problem = "no time left"
             return trial
@@ -157,11 +158,11 @@ class Tuner:
         return trial
 
     def _measure(self, trial: Trial) -> None:
-        resolved = self.check(self.changed(trial.candidate)).unscheduled()
+        resolved = trial.settings.unscheduled()
         work = Work(self.options, self.memory.model, resolved, self.corpus.resolve())
         started = time.monotonic()
         timeout = _FIRST_TIMEOUT if self._longest == 0 else _SLOWER * self._longest + 60
-        measured = self.try_out(work, self.processes, timeout)
+        measured = self.try_out(work, self.memory.processes, timeout)
         self._longest = max(self._longest, time.monotonic() - started)
         trial.problem = measured.problem
         if not measured.problem:
@@ -169,33 +170,22 @@ class Tuner:
             trial.peak_bytes = max(trial.peak_bytes, measured.peak_bytes)
         self.say(self._line(trial))
 
-    def changes(self, candidate: Candidate) -> dict[str, Any]:
-        """Return the keys, dotted, that a candidate gives other values than the configuration as it is."""
-        settings = {
-            MICRO: (candidate.micro_batch, self.draft.micro_batch),
-            ACCUMULATION: (self.rows // candidate.micro_batch, self.draft.accumulation),
-            "zero_optimization.stage": (candidate.zero_stage, self.draft.zero_stage),
-            "zero_optimization.overlap_comm": (candidate.overlap_comm, self.overlapped),
-        }
-        return {key: new for key, (new, old) in settings.items() if new != old}
-
-    def changed(self, candidate: Candidate) -> dict[str, Any]:
-        """Return the DeepSpeed JSON with a candidate's values, complete but for the "auto" values of a run."""
-        sizes = {MICRO: candidate.micro_batch, ACCUMULATION: self.rows // candidate.micro_batch}
-        changes, before = self.changes(candidate), self.ds_config.get("zero_optimization", {})
-        zero = {
-            name: changes[key] for name in ("stage", "overlap_comm") if (key := f"zero_optimization.{name}") in changes
-        }
-        changed = {"zero_optimization": before | zero} if zero else {}
-        return self.ds_config | {BATCH: self.draft.train_batch} | sizes | changed
+    def changed(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Return the DeepSpeed JSON with the changes, complete but for the "auto" values of a run."""
+        config = copy.deepcopy(self.ds_config)
+        sizes = {BATCH: self.draft.train_batch, MICRO: self.draft.micro_batch, ACCUMULATION: self.draft.accumulation}
+        for path, value in (sizes | changes).items():
+            block, _, key = path.rpartition(".")
+            (config.setdefault(block, {}) if block else config)[key] = value
+        return config
 
     # --- what it says -------------------------------------------------------------------------------------------------
 
     def _line(self, trial: Trial, *, mean: bool = False) -> str:
-        candidate = trial.candidate
-        overlap = ", overlapped" if candidate.overlap_comm else ""
-        rows = f"{candidate.micro_batch} rows x {self.rows // candidate.micro_batch}"
-        what = f"  {f'{rows}, ZeRO-{candidate.zero_stage}{overlap}':<40}"
+        settings = trial.settings
+        overlap = ", overlapped" if settings.at(_OVERLAP) else ""
+        rows = f"{settings.micro_batch} rows x {settings.accumulation}"
+        what = f"  {f'{rows}, ZeRO-{settings.zero_stage}{overlap}':<40}"
         if not trial.speed:
             return f"{what} {trial.problem}"
         latest = trial.speed if mean else trial.tokens_per_second[-1]
@@ -216,13 +206,13 @@ class Tuner:
         """Return what tune.json holds."""
         return {
             "machine": self.memory.device.summary,
-            "processes": self.processes,
+            "processes": self.memory.processes,
             "train_batch_size": self.draft.train_batch,
             "seconds": round(time.monotonic() - self.started, 1),
             "trials": [
-                asdict(trial.candidate)
+                trial.choices
                 | {
-                    "gradient_accumulation_steps": self.rows // trial.candidate.micro_batch,
+                    "gradient_accumulation_steps": trial.settings.accumulation,
                     "tokens_per_second": round(trial.speed, 1) or None,
                     "tries": [round(speed, 1) for speed in trial.tokens_per_second],
                     "peak_gib": round(trial.peak_bytes / _GIB, 3) or None,
@@ -231,8 +221,8 @@ class Tuner:
                 }
                 for trial in self.trials
             ],
-            "best": asdict(best.candidate) if best else None,
-            "changes": self.changes(best.candidate) if best else None,
+            "best": best and best.choices,
+            "changes": best and best.changes,
         }
 
 
@@ -255,15 +245,14 @@ def tune(tuner: Tuner, began_with: Path, output: Path, configs: Path) -> int:
         return 1
     for line in tuner.table(best):
         tuner.say(line)
-    changes = tuner.changes(best.candidate)
-    if not changes:
+    if not best.changes:
         tuner.say(f"tune: {os.path.relpath(began_with)} is the fastest as it is; every trial is in {shown}")
         return 0
     path = configs / f"tuned-{began_with.stem.removeprefix('tuned-')}.json"
     wrote, first = "replaced" if path.exists() else "wrote", tuner.trials[0].speed
-    _write_json(path, tuner.changed(best.candidate))
+    _write_json(path, tuner.changed(best.changes))
     gain = f", {best.speed / first:.2f} times as fast" if first else ""
-    listed = ", ".join(f"{key}={value}" for key, value in changes.items())
+    listed = ", ".join(f"{key}={value}" for key, value in best.changes.items())
     tuner.say(
         f"tune: {wrote} {os.path.relpath(path)}: {began_with.name} with {listed}{gain}; every trial is in {shown}"
     )

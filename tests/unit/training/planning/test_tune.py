@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,12 +19,20 @@ from training.config.settings import RunFacts
 from training.planning import tune_trial
 from training.planning.micro_batch import Memory
 from training.planning.plan import PLANNED_T4X2
-from training.planning.tune import Candidate, Tuner, tune
+from training.planning.tune import Tuner, tune
 from training.planning.tune_trial import Measured, Work, run_trial
 
 CONFIG = Path(__file__).parents[4] / "ds_configs" / "t4x2.json"
 DENSE = ModelConfig(hidden_size=64, num_hidden_layers=1, use_moe=False, vocab_size=512, intermediate_size=96)
 OUT_OF_MEMORY = Measured(problem="out of memory")
+
+
+class Candidate(NamedTuple):
+    """What a trial may change."""
+
+    micro_batch: int
+    zero_stage: int
+    overlap_comm: bool
 
 
 class Machine:
@@ -55,24 +64,28 @@ def tuner(machine, *, model=DENSE, minutes=60.0, said=None):
     )
 
 
+def chosen(tuner):
+    return tuple(tuner.run().choices.values())
+
+
 def test_it_goes_up_to_the_largest_micro_batch_that_fits():
     machine = Machine(lambda candidate: OUT_OF_MEMORY if candidate.micro_batch > 64 else candidate.micro_batch * 100)
     found = tuner(machine)
-    assert found.run().candidate == Candidate(64, 2, True)
+    assert chosen(found) == (64, 2, True)
     assert [c.micro_batch for c in machine.tried[:3]] == [32, 64, 128]
     assert {c.micro_batch for c in machine.tried[3:]} == {32, 64}  # other settings of the best, then in turn
-    assert next(trial for trial in found.trials if trial.candidate.micro_batch == 128).problem == "out of memory"
+    assert next(trial for trial in found.trials if trial.settings.micro_batch == 128).problem == "out of memory"
 
 
 def test_it_goes_down_where_smaller_ones_are_faster_or_the_first_does_not_fit():
-    assert tuner(Machine(lambda c: 1000 / c.micro_batch)).run().candidate.micro_batch == 1
+    assert chosen(tuner(Machine(lambda c: 1000 / c.micro_batch))) == (1, 2, True)
     fits = tuner(Machine(lambda c: OUT_OF_MEMORY if c.micro_batch > 8 else 100 + c.micro_batch))
-    assert fits.run().candidate.micro_batch == 8
+    assert chosen(fits) == (8, 2, True)
 
 
 def test_zero_and_overlap_are_tried_at_the_best_micro_batch():
     machine = Machine(lambda c: 100 + 50 * (c.zero_stage == 1) + 50 * (not c.overlap_comm))
-    assert tuner(machine).run().candidate == Candidate(32, 1, False)
+    assert chosen(tuner(machine)) == (32, 1, False)
     machine = Machine(lambda c: 100 + 50 * (not c.overlap_comm))
     split = replace(DENSE, use_moe=True, ep_size=2, moe_intermediate_size=48)
     tuner(machine, model=split).run()
