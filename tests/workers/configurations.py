@@ -23,19 +23,17 @@ def _zero(*names: str) -> tuple[str, ...]:
     return tuple(f"zero_optimization.{name}" for name in names)
 
 
-def _optimizer(name: str, stage: int, **params: object) -> Configuration:
+def _optimizer(name: str, stage: int, schedule: dict | None = None, **params: object) -> Configuration:
     block = json.dumps({"type": name, "params": {"lr": 1e-3, **params}})
     changes = (f"optimizer={block}", "zero_allow_untested_optimizer=true", *_zero(f"stage={stage}"))
-    return Configuration(changes)
-
-
-def _schedule(name: str, **params: object) -> Configuration:
-    return Configuration((f"scheduler={json.dumps({'type': name, 'params': params})}",))
+    return Configuration((*changes, f"scheduler={json.dumps(schedule)}") if schedule else changes)
 
 
 _WARMUP = {"warmup_min_lr": 0.0, "warmup_max_lr": 1e-3, "warmup_num_steps": 2, "warmup_type": "linear"}
+_CYCLE = {"cycle_min_lr": 1e-4, "cycle_max_lr": 1e-3, "cycle_first_step_size": 2}
+_RANGE = {"lr_range_test_min_lr": 1e-4, "lr_range_test_step_size": 2}
 CONFIGURATIONS = {
-    "what is printed": Configuration(
+    "what is printed or changes nothing": Configuration(
         (
             "wall_clock_breakdown=true",
             "dump_state=true",
@@ -52,10 +50,6 @@ CONFIGURATIONS = {
             "csv_monitor.enabled=true",
             "csv_monitor.output_path=auto",
             "csv_monitor.job_name=auto",
-        )
-    ),
-    "flops profiler": Configuration(
-        (
             "flops_profiler.enabled=true",
             "flops_profiler.profile_step=1",
             "flops_profiler.module_depth=-1",
@@ -64,6 +58,24 @@ CONFIGURATIONS = {
             "flops_profiler.recompute_fwd_factor=0",
             "flops_profiler.output_file=profile.txt",
             "memory_breakdown=false",
+            "checkpoint.use_node_local_storage=true",
+            "aio.block_size=1048576",
+            "zero_force_ds_cpu_optimizer=false",
+            "dataloader_drop_last=true",
+            "vocabulary_size=128",
+            "seq_parallel_communication_data_type=bf16",
+            "compile.deepcompile=false",
+            "compile.debug_log=true",
+            "sequence_parallel_size=1",
+            "tensor_parallel.autotp_size=1",
+            "activation_checkpointing.partition_activations=false",
+            "torch_autocast.enabled=false",
+            "wandb.enabled=false",
+            "comet.enabled=false",
+            "hybrid_engine.enabled=false",
+            *_zero("load_from_fp32_weights=false", "elastic_checkpoint=true", "pipeline_loading_checkpoint=true"),
+            *_zero("stage3_max_live_parameters=1e9", "sub_group_size=1e9", "offload_optimizer.device=none"),
+            *_zero('leaf_module.names=["x"]'),
         )
     ),
     "ZeRO-2 otherwise": Configuration(
@@ -97,8 +109,14 @@ CONFIGURATIONS = {
     "dense": Configuration(
         (*_zero("reduce_scatter=false"), "prescale_gradients=true", "gradient_predivide_factor=2"), dense=True
     ),
-    "no norm": Configuration((*_zero("compute_grad_norm=false"), "gradient_clipping=0")),
-    "bf16 states": Configuration(("bf16.bf16_master_weights_and_grads=true", "bf16.bf16_optimizer_states=true")),
+    "bf16 states, no norm": Configuration(
+        (
+            *_zero("compute_grad_norm=false"),
+            "gradient_clipping=0",
+            "bf16.bf16_master_weights_and_grads=true",
+            "bf16.bf16_optimizer_states=true",
+        )
+    ),
     "fp16": Configuration(
         (
             "fp16.auto_cast=true",
@@ -111,36 +129,10 @@ CONFIGURATIONS = {
         base="t4x2",
     ),
     "fp16 with a fixed scale": Configuration(("fp16.loss_scale=128",), base="t4x2"),
-    "what changes nothing": Configuration(
-        (
-            "checkpoint.use_node_local_storage=true",
-            "aio.block_size=1048576",
-            "zero_force_ds_cpu_optimizer=false",
-            "dataloader_drop_last=true",
-            "vocabulary_size=128",
-            "seq_parallel_communication_data_type=bf16",
-            "compile.deepcompile=false",
-            "compile.debug_log=true",
-            "sequence_parallel_size=1",
-            "tensor_parallel.autotp_size=1",
-            "activation_checkpointing.partition_activations=false",
-            "torch_autocast.enabled=false",
-            "wandb.enabled=false",
-            "comet.enabled=false",
-            "hybrid_engine.enabled=false",
-            *_zero("load_from_fp32_weights=false", "elastic_checkpoint=true", "pipeline_loading_checkpoint=true"),
-            *_zero("stage3_max_live_parameters=1e9", "sub_group_size=1e9", "offload_optimizer.device=none"),
-            *_zero('leaf_module.names=["x"]'),
-        )
-    ),
-    "WarmupLR": _schedule("WarmupLR", **_WARMUP),
-    "WarmupDecayLR": _schedule("WarmupDecayLR", total_num_steps="auto", **_WARMUP),
-    "OneCycle": _schedule("OneCycle", cycle_min_lr=1e-4, cycle_max_lr=1e-3, cycle_first_step_size=2),
-    "LRRangeTest": _schedule("LRRangeTest", lr_range_test_min_lr=1e-4, lr_range_test_step_size=2),
-    "Adadelta": _optimizer("Adadelta", 2),
-    "Adafactor": _optimizer("Adafactor", 2),
-    "Adamax": _optimizer("Adamax", 2),
-    "RAdam": _optimizer("RAdam", 2),
+    "Adadelta": _optimizer("Adadelta", 2, {"type": "WarmupLR", "params": _WARMUP}),
+    "Adafactor": _optimizer("Adafactor", 2, {"type": "WarmupDecayLR", "params": _WARMUP | {"total_num_steps": "auto"}}),
+    "Adamax": _optimizer("Adamax", 2, {"type": "OneCycle", "params": _CYCLE}),
+    "RAdam": _optimizer("RAdam", 2, {"type": "LRRangeTest", "params": _RANGE}),
     "RMSprop": _optimizer("RMSprop", 2, momentum=0.9),
     "Rprop": _optimizer("Rprop", 2),
     "SGD": _optimizer("SGD", 2, momentum=0.9),

@@ -276,7 +276,6 @@ SCENARIOS: dict[str, Scenario] = {
     "fp16": Scenario(recipe=("t4x2", *SMALL, "optimizer.params.lr=2e-3")),
     "accumulated": Scenario(recipe=(*FP32, "gradient_accumulation_steps=4", "train_batch_size=auto")),
     "one document": Scenario(mask_documents=False),
-    "split": Scenario(ep_size=2),
     "split fp16": Scenario(ep_size=2, recipe=("t4x2_ep2", *SMALL, "optimizer.params.lr=2e-3")),
     "shifted by two": Scenario(shifted_by(2)),
     "not shifted": Scenario(shifted_by(0)),
@@ -297,8 +296,7 @@ SCENARIOS: dict[str, Scenario] = {
         lambda: mock.patch.object(CausalLM, "forward", too_large), recipe=(*FP32, "train_micro_batch_size_per_gpu=32")
     ),
     "time": Scenario(seconds_left=1.0),
-    "identity": Identity(),
-    "identity split": Identity(ep_size=2),
+    "identity": Identity(ep_size=2),
 }
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common.files import read_json, replace_bytes
 from training.config.problems import Problems, show
-from training.config.value_kinds import ANY, BLOCK, Schema, fits, in_words
+from training.config.value_kinds import BLOCK, Schema, fits, in_words
 
 OWN_BLOCK = "bufudu"
 """The one block that is not DeepSpeed's: values of train.py's flags for the runs of this file."""
@@ -54,10 +54,16 @@ class Keys:
         spelled = {name.lower() for name in self.as_spelled}
         return sorted(self.as_spelled) + [name.title() for name in self.any_case if name not in spelled]
 
-    def params_of(self, optimizer: str, torch_adam: bool) -> Schema | None:
-        """Return what `optimizer.params` may hold; None for an optimizer whose parameters are not known."""
-        name = optimizer.lower() if optimizer.lower() in self.any_case else optimizer
+    def params_of(self, optimizer: Mapping) -> Schema | None:
+        """Return what the "params" of an optimizer's block may hold; None if they are not known."""
+        written, params = str(optimizer.get("type")), optimizer.get("params")
+        name = written.lower() if written.lower() in self.any_case else written
+        torch_adam = isinstance(params, dict) and params.get("torch_adam") is True
         return self.optimizer_params.get("torch_adam" if torch_adam and name in ("adam", "adamw") else name)
+
+    def schedule_params(self, scheduler: Mapping) -> Schema | None:
+        """Return what the "params" of a scheduler's block may hold; None if they are not known."""
+        return self.schedules.get(str(scheduler.get("type")))
 
     def paths(self) -> Iterator[str]:
         """Yield every key of the file, dotted, with the parameters of all schedules and of the usual optimizers."""
@@ -118,17 +124,12 @@ def _nearest_key(path: str, siblings: Iterable[str]) -> str | None:
 
 def keep_known(config: dict, problems: Problems) -> dict:
     """Return a copy with only what DeepSpeed knows and can read, and report the rest. A null counts as not written."""
-    kept = _keep(config, keys().top_level, "", problems)
-    optimizer, scheduler = kept.get("optimizer", {}), kept.get("scheduler", {})
-    torch_adam = optimizer.get("params", {}).get("torch_adam") is True
-    of_optimizer = keys().params_of(optimizer.get("type", ""), torch_adam)
-    of_schedule = keys().schedules.get(scheduler.get("type", ""))
-    for name, block, known in (("optimizer", optimizer, of_optimizer), ("scheduler", scheduler, of_schedule)):
-        if "params" in block:
-            # of an optimizer or schedule that is not known everything passes, but for an "auto"
-            known = dict.fromkeys(block["params"], ANY) if known is None else known
-            block["params"] = _keep(block["params"], known, f"{name}.params.", problems)
-    return kept
+    known: dict = {**keys().top_level}
+    for name, params_of in (("optimizer", keys().params_of), ("scheduler", keys().schedule_params)):
+        # of an optimizer or schedule that is not known any parameters pass
+        if isinstance(block := config.get(name), dict) and (params := params_of(block)):
+            known[name] = {**known[name], "params": params}
+    return _keep(config, known, "", problems)
 
 
 def _keep(block: Mapping, known: Schema, prefix: str, problems: Problems) -> dict:
@@ -145,7 +146,7 @@ def _keep(block: Mapping, known: Schema, prefix: str, problems: Problems) -> dic
             example = next((f', such as {{"{word}"' for word in ("stage", "enabled") if word in kind), None)
             example = f"{example}: {2 if 'stage' in kind else 'true'}}}" if example else ""
             problems.add(path, f"{show(value)} is not what belongs here.", f"Write {BLOCK}{example}.")
-        elif value == AUTO or fits(kind, value):
+        elif fits(kind, value) or (value == AUTO and kind != BLOCK):
             kept[key] = value
         else:
             problems.add(path, f"{show(value)} is not what belongs here.", f"Write {in_words(kind)}.")

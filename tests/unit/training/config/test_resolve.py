@@ -287,6 +287,8 @@ def test_slow_bf16_on_a_cpu_is_noted_not_refused():
             ["optimizer.params.lr: no recipe has a value", '"Lion"'],
         ),
         (["fp16=auto"], ['fp16: "auto" is not', "a block"]),
+        (["optimizer.params=auto"], ['optimizer.params: "auto" is not', "a block"]),
+        (["scheduler.params=auto"], ['scheduler.params: "auto" is not', "a block"]),
         (['optimizer.params.betas=[0.9,"auto"]'], ["optimizer.params.betas"]),
         (['timers={"throughput":["auto"]}'], ["timers.throughput", "a block"]),
         # precision

@@ -96,12 +96,14 @@ def test_the_table_has_every_parameter_of_the_optimizers():
     from deepspeed.runtime.engine import DeepSpeedEngine
 
     choice = {"torch_adam", "adam_w_mode", "fp32_optimizer_states"}
-    assert arguments(torch.optim.AdamW) - {"params"} | choice == set(schema.keys().params_of("adamw", True))
-    assert arguments(FusedAdam) - {"params"} | choice == set(schema.keys().params_of("AdamW", False))
+    assert arguments(torch.optim.AdamW) - {"params"} | choice == set(
+        schema.keys().params_of({"type": "adamw", "params": {"torch_adam": True}})
+    )
+    assert arguments(FusedAdam) - {"params"} | choice == set(schema.keys().params_of({"type": "AdamW"}))
     halves = {*DeepSpeedEngine._MUON_HALF_KEYS, *DeepSpeedEngine._ADAM_HALF_KEYS}
-    assert halves <= set(schema.keys().params_of("muon", False))
-    assert schema.keys().params_of("Adafactor", False)["eps"] == value_kinds.ANY
-    assert schema.keys().params_of("MuAdam", False) is None
+    assert halves <= set(schema.keys().params_of({"type": "muon"}))
+    assert schema.keys().params_of({"type": "Adafactor"})["eps"] == value_kinds.ANY
+    assert schema.keys().params_of({"type": "MuAdam"}) is None
 
 
 def test_every_optimizer_has_a_name_to_show():
