@@ -17,7 +17,7 @@ from common.errors import UserError
 from corpus.shards import Corpus
 from training.checkpointing import checkpoint
 from training.checkpointing.earlier_runs import set_aside_earlier_run
-from training.config import command_line, defaults
+from training.config import defaults
 from training.config.resolve import Draft
 from training.context import RunContext
 from training.data import corpus_model, packing_line, prepare_data, training_rows, validation_remark
@@ -96,7 +96,7 @@ def _plan(chosen: Chosen, world: World, console: Console) -> int:
         device = PLANNED_T4X2
     draft = chosen.checked(processes, device)
     if options.plan_rows is not None:
-        model, rows = command_line.model_config(options, vocab_size=defaults.vocab_size(options)), options.plan_rows
+        model, rows = chosen.model, options.plan_rows
     else:
         corpus = Corpus.open(prepare_data(options, chosen.device.kind, console), verify="size")
         model, rows = corpus_model(options, corpus), training_rows(corpus, options.max_seq_len)
@@ -141,7 +141,7 @@ def _join_and_prepare(chosen: Chosen, world: World, console: Console, stop: Stop
         share_cores(world.local_size)
         use_huge_pages()
     else:
-        reproducible_kernels(command_line.model_config(options, vocab_size=defaults.vocab_size(options)))
+        reproducible_kernels(chosen.model)
     console.redirect_libraries(output / "logs" / f"rank{world.rank}.log")
     # seconds, beside the preparation of the text, which other processes do
     threading.Thread(target=import_module, args=("deepspeed",)).start()

@@ -17,6 +17,7 @@ from common.console import Console
 from common.errors import UserError
 from common.hardware import Device, detect
 from common.nvidia import find_driver, why_unusable
+from model.config import ModelConfig
 from training.checkpointing.earlier_runs import check_earlier_run, find
 from training.config import command_line, defaults
 from training.config.command_line import Options
@@ -39,10 +40,14 @@ class Chosen:
     output: Path
     device: Device
 
+    @property
+    def model(self) -> ModelConfig:
+        """The network, with the vocabulary of a tokenizer that is trained here; UserError if it cannot be built."""
+        return command_line.model_config(self.options, vocab_size=defaults.vocab_size(self.options))
+
     def checked(self, processes: int, device: Device | None = None) -> Draft:
         """Find every contradiction that does not need the data; `device` is the one to plan for."""
-        options, device = self.options, device or self.device
-        model = command_line.model_config(options, vocab_size=defaults.vocab_size(options))
+        options, model, device = self.options, self.model, device or self.device
         facts = RunFacts(
             processes, options.epochs, options.max_steps, self.output, model.num_experts, model.ep_size, model.use_moe
         )
