@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from corpus.cleaning.normalization import ngram_hashes
 from corpus.shards import Corpus, MaskedStream, TokenStream
 from model.loss import IGNORED
 from training import data_sampler
@@ -194,17 +195,9 @@ def measure_overlap(corpus: Corpus, seconds: float) -> Overlap | None:
 
 
 def _passage_hashes(ids: np.ndarray) -> np.ndarray:
-    """Return hashes (uint64) of the sampled passages: a polynomial, doubled in length until it covers a passage."""
-    if len(ids) < _PASSAGE:
-        return np.empty(0, np.uint64)
-    with np.errstate(over="ignore"):
-        value, length = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15), 1
-        while length < _PASSAGE:
-            factor = np.uint64(0xBF58476D1CE4E5B9 + 2 * length)
-            value = value[: len(value) - length] * factor + value[length:]
-            value ^= value >> np.uint64(29)
-            length *= 2
-    return value[value % np.uint64(_SAMPLED) == 0]
+    """Return hashes (uint64) of the sampled passages."""
+    hashes = ngram_hashes(ids, _PASSAGE)
+    return hashes[hashes % np.uint64(_SAMPLED) == 0]
 
 
 def check_overlap(overlap: Overlap | None) -> Result:
