@@ -130,35 +130,36 @@ class _Packer:
         `conversations` has the turns of those texts that are one, by place. Of a plain text every id is a target.
         """
         plain = [text for place, text in enumerate(texts) if place not in conversations]
-        contents = encode_texts(self.tokenizer, plain)
-        changed = self.round_trip.changed(plain, *contents)
+        turns = [turn.content for turns in conversations.values() for turn in turns]
+        contents, said = encode_texts(self.tokenizer, plain), self.encoder.contents(turns)
         ids, lengths = as_documents(*contents, self.bos_id, self.eos_id)
-        answers, mask = AnswerFigures(), b""
+        mask, answers = b"\1" * len(ids) if masked else b"", AnswerFigures()
         if masked:
             answers.add_texts(plain, len(ids))
-            mask = bytes([1]) * len(ids)
         if conversations:
-            turns = [turn.content for turns in conversations.values() for turn in turns]
-            said = self.encoder.contents(turns)
-            changed += self.round_trip.changed(turns, *said)
-            chats = self.encoder.lay_out(list(conversations.values()), *said)
-            documents = iter(np.split(ids, np.cumsum(lengths)[:-1]))
-            parts = []
-            for place in range(len(texts)):
-                if place in conversations:
-                    found, counts = next(chats)
-                    answers.add_conversation(conversations[place], counts)
-                else:
-                    found = next(documents)
-                    counts = [1] * len(found)
-                parts.append((np.array(found, ID_TYPE), bytes(counts)))
-            ids, mask = np.concatenate([found for found, _ in parts]), b"".join(counts for _, counts in parts)
-            lengths = np.array([len(found) for found, _ in parts], lengths.dtype)
-        figures.changed += len(changed)
-        figures.changed_example = figures.changed_example or "".join(changed[:1])[:EXAMPLE_CHARACTERS]
-        marks = 2 * (len(plain) + sum(map(len, conversations.values())))  # that were put there
+            chats = list(self.encoder.lay_out(list(conversations.values()), *said))
+            for chat, (_, counted) in zip(conversations.values(), chats, strict=True):
+                answers.add_conversation(chat, counted)
+            ids, lengths, mask = _in_order(ids, lengths, dict(zip(conversations, chats, strict=True)))
+        for changed in self.round_trip.changed(plain, *contents) + self.round_trip.changed(turns, *said):
+            figures.changed += 1
+            figures.changed_example = figures.changed_example or changed[:EXAMPLE_CHARACTERS]
+        marks = 2 * (len(plain) + len(turns))  # that were put there
         figures.special_tokens += int(np.isin(ids, (self.bos_id, self.eos_id, self.pad_id)).sum()) - marks
         counts = count_scripts([without_special_tokens(text) for text in texts])
         scripts = Counter(dict(zip((*SCRIPTS, *FORMS), counts.sum(axis=0).tolist(), strict=True)))
         figures.add(TextFigures(bytearray(lengths.tobytes()), scripts, languages(counts)))
         return Packed(ids.tobytes(), len(texts), size, sum(map(len, texts)), mask, answers)
+
+
+def _in_order(
+    ids: np.ndarray, lengths: np.ndarray, chats: Mapping[int, tuple[list[int], list[int]]]
+) -> tuple[np.ndarray, np.ndarray, bytes]:
+    """Return ids, lengths and mask of plain documents and of conversations (ids and mask by place) in their order."""
+    plain = iter(np.split(ids, np.cumsum(lengths)[:-1]))
+    parts, mask = [], bytearray()
+    for place in range(len(lengths) + len(chats)):
+        found, counted = chats[place] if place in chats else (document := next(plain), [1] * len(document))
+        parts.append(np.asarray(found, ID_TYPE))
+        mask += bytes(counted)
+    return np.concatenate(parts), np.array([len(part) for part in parts], lengths.dtype), bytes(mask)

@@ -13,7 +13,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import check_regular, sha256_file
 from corpus.conversations.figures import AnswerFigures
-from corpus.conversations.rows import PackedRows, join_rows, pack_rows
+from corpus.conversations.rows import PackedRows, pack_rows
 from corpus.encoding import ID_TYPE, MASK_TYPE
 from corpus.manifest import (
     TOKENIZER_NAME,
@@ -35,6 +35,8 @@ CHANGED = "changed since it was prepared (SHA-256 differs)"
 
 class TokenStream:
     """The packed ids of one split: BOS, document, EOS, BOS, and so on without gaps."""
+
+    pad_id = 0  # its rows are full
 
     def __init__(self, shards: Sequence[np.ndarray]) -> None:
         self._shards = list(shards)
@@ -62,13 +64,24 @@ class TokenStream:
 
         IndexError for a row outside 0 .. num_rows(seq_len) - 1.
         """
+        return self._laid_out(self, rows, seq_len, self.pad_id)
+
+    def _laid_out(self, stream: TokenStream, rows: Sequence[int], seq_len: int, fill: int) -> np.ndarray:
+        """Return what a stream like this one has in the places of rows, filled up with `fill`."""
         count = self.num_rows(seq_len)
-        result = np.empty((len(rows), seq_len + 1), dtype=np.int64)
+        result = np.full((len(rows), seq_len + 1), fill, dtype=np.int64)
         for i, row in enumerate(rows):
             if not 0 <= row < count:
                 raise IndexError(f"row {row} of a stream of {count} rows")
-            self._read_into(result[i], int(row) * seq_len)
+            at = 0
+            for start, length in self._parts(int(row), seq_len):
+                stream._read_into(result[i, at : at + length], start)
+                at += length
         return result
+
+    def _parts(self, row: int, seq_len: int) -> list[tuple[int, int]]:
+        """Return (start, length) of each part of a row."""
+        return [(row * seq_len, seq_len + 1)]
 
     def counted(self, rows: Sequence[int], seq_len: int) -> np.ndarray | None:
         """Return which targets of these rows count, bool (len(rows), seq_len); None where all do."""
@@ -121,13 +134,9 @@ class MaskedStream(TokenStream):
     def packed(self, seq_len: int) -> PackedRows:
         """Return where the rows of `seq_len` + 1 ids lie; reads the whole stream at the first call."""
         if seq_len not in self._packed:
-            ids, mask = (stream.read(0, len(self)) for stream in (self, self.mask))
+            ids, mask = self.read(0, len(self)), self.mask.read(0, len(self)).astype(np.uint8)
             marks = {"bos_id": self.bos_id, "eos_id": self.eos_id}
-            found = [
-                pack_rows(ids[start:end], mask[start:end].astype(np.uint8), **marks, seq_len=seq_len)
-                for start, end in itertools.pairwise(self._edges)
-            ]
-            self._packed[seq_len] = join_rows(found, self._edges)
+            self._packed[seq_len] = pack_rows(ids, mask, **marks, seq_len=seq_len, edges=self._edges[1:-1])
         return self._packed[seq_len]
 
     def rows_of_parts(self, tokens: Sequence[int], seq_len: int) -> list[int]:
@@ -139,15 +148,11 @@ class MaskedStream(TokenStream):
         """Return the number of rows of `seq_len` + 1 ids."""
         return len(self.packed(seq_len))
 
-    def batch(self, rows: Sequence[int], seq_len: int) -> np.ndarray:
-        """Return rows by number, as in TokenStream, filled up with padding."""
-        return self._laid_out(self, rows, seq_len, self.pad_id)
-
     def counted(self, rows: Sequence[int], seq_len: int) -> np.ndarray:
         """Return which targets of these rows count, bool (len(rows), seq_len)."""
         found = self._laid_out(self.mask, rows, seq_len, 0)
         for i, row in enumerate(rows):
-            lengths = [length for _, length in self.packed(seq_len).parts(row)]
+            lengths = [length for _, length in self._parts(row, seq_len)]
             found[i, np.cumsum([0, *lengths[:-1]])] = 0  # the first id of a document follows from nothing
         return found[:, 1:] == 1
 
@@ -155,17 +160,8 @@ class MaskedStream(TokenStream):
         """Return how many targets of these rows count."""
         return int(self.packed(seq_len).targets[np.asarray(rows, dtype=np.int64)].sum())
 
-    def _laid_out(self, stream: TokenStream, rows: Sequence[int], seq_len: int, fill: int) -> np.ndarray:
-        packed = self.packed(seq_len)
-        result = np.full((len(rows), seq_len + 1), fill, dtype=np.int64)
-        for i, row in enumerate(rows):
-            if not 0 <= row < len(packed):
-                raise IndexError(f"row {row} of a stream of {len(packed)} rows")
-            at = 0
-            for start, length in packed.parts(int(row)):
-                stream._read_into(result[i, at : at + length], start)
-                at += length
-        return result
+    def _parts(self, row: int, seq_len: int) -> list[tuple[int, int]]:
+        return self.packed(seq_len).parts(row)
 
 
 class Corpus:

@@ -40,35 +40,27 @@ class PackedRows:
         return list(zip(self.starts[own].tolist(), self.lengths[own].tolist(), strict=True))
 
 
-def pack_rows(ids: np.ndarray, mask: np.ndarray, *, bos_id: int, eos_id: int, seq_len: int) -> PackedRows:
-    """Lay the documents of a stream into rows of `seq_len` + 1 ids; `mask` (uint8, like ids) is 1 on targets."""
+def pack_rows(
+    ids: np.ndarray, mask: np.ndarray, *, bos_id: int, eos_id: int, seq_len: int, edges: Sequence[int] = ()
+) -> PackedRows:
+    """Lay the documents of a stream into rows of `seq_len` + 1 ids; `mask` (uint8, like ids) is 1 on targets.
+
+    `edges` are the places between the sources of a mixture: no row has documents of two.
+    """
     cutter = _Cutter(ids, mask, bos_id, eos_id, seq_len)
     parts = np.array(list(cutter.parts()), dtype=np.int64).reshape(-1, 2)
     counted = _targets(mask, parts)
     left_out = int((counted == 0).sum())
     parts, counted = parts[counted > 0], counted[counted > 0]
-    rows = best_fit(parts[:, 1], seq_len + 1, alone=np.flatnonzero(ids[parts[:, 0]] != bos_id).tolist())
-    order = np.array([part for row in rows for part in row], dtype=np.int64)
+    rows: list[np.ndarray] = []
+    for own in np.split(np.arange(len(parts)), np.searchsorted(parts[:, 0], np.asarray(edges, dtype=np.int64))):
+        headless = np.flatnonzero(ids[parts[own, 0]] != bos_id).tolist()
+        rows += [own[row] for row in best_fit(parts[own, 1], seq_len + 1, alone=headless)]
+    order = np.concatenate([np.zeros(0, np.int64), *rows])
     first = np.cumsum([0, *map(len, rows)])
     targets = np.add.reduceat(counted[order], first[:-1]) if rows else np.zeros(0, np.int64)
     starts, lengths = parts[order, 0], parts[order, 1]
     return PackedRows(starts, lengths, first, targets, cutter.split, cutter.shortened, left_out)
-
-
-def join_rows(parts: Sequence[PackedRows], edges: Sequence[int]) -> PackedRows:
-    """Return the rows of the parts of a stream one after the other; part i begins at `edges[i]`."""
-    firsts = np.cumsum([0, *(len(part.starts) for part in parts)])
-    return PackedRows(
-        starts=np.concatenate([part.starts + edge for part, edge in zip(parts, edges, strict=False)]),
-        lengths=np.concatenate([part.lengths for part in parts]),
-        first=np.append(
-            np.concatenate([part.first[:-1] + first for part, first in zip(parts, firsts, strict=False)]), firsts[-1]
-        ),
-        targets=np.concatenate([part.targets for part in parts]),
-        split=sum(part.split for part in parts),
-        shortened=sum(part.shortened for part in parts),
-        left_out=sum(part.left_out for part in parts),
-    )
 
 
 def best_fit(lengths: np.ndarray, capacity: int, alone: Sequence[int] = ()) -> list[list[int]]:

@@ -19,12 +19,8 @@ def recognize(head: bytes) -> str | None:
 
     None if it reads as none of them.
     """
-    for mark, codec in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")):
-        if head.startswith(mark):
-            return codec
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if head[:1] in (b"{", b"[", b"\0"):  # JSON begins with a bracket, whose zero bytes tell the width of a character
+    # A byte-order mark, or the bracket that JSON begins with, whose zero bytes tell the width of a character.
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"{", b"[", b"\0")):
         codec = json.detect_encoding(head)
         if not codec.startswith("utf-8"):
             return codec

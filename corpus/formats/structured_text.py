@@ -10,7 +10,6 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from common.errors import UserError
 from corpus.formats.compression import Block
@@ -26,32 +25,29 @@ _TAIL = 64  # characters before the end in which any other complaint may be due 
 csv.field_size_limit(MAX_RECORD_BYTES)
 
 
-class _Blocks(io.RawIOBase):
+class _Blocks(io.BufferedIOBase):
     """Blocks as a file of UTF-8, which knows what was read of the file on disk for them."""
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         self._blocks = iter(blocks)
-        self._rest = b""
         self._consumed = 0
 
     def readable(self) -> bool:
         """Say that it can be read."""
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as the block that is at hand goes; return 0 at the end."""
-        while not self._rest:
-            if (block := next(self._blocks, None)) is None:
-                return 0
-            self._rest = block[0]
-            self._consumed += block[1]
-        piece, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
-        buffer[: len(piece)] = piece
-        return len(piece)
+    def read1(self, size: int = -1) -> bytes:
+        """Return the next block, whatever its size; nothing at the end."""
+        for block, consumed in self._blocks:
+            self._consumed += consumed
+            if block:
+                return block
+        return b""
 
     def text(self, newline: str | None) -> io.TextIOWrapper:
         """Return its text; bytes that are no UTF-8 become lone surrogates, which `_lines` turns back."""
-        return io.TextIOWrapper(io.BufferedReader(self), "utf-8-sig", "surrogateescape", newline)
+        # pyright asks for the name of a file, which nobody reads
+        return io.TextIOWrapper(self, "utf-8-sig", "surrogateescape", newline)  # pyright: ignore[reportArgumentType]
 
     def consumed(self) -> int:
         """Return the bytes of the file that were read since the last call."""
