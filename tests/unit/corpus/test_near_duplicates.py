@@ -13,7 +13,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from opencc import OpenCC
 
-from corpus import pipeline
 from corpus.cleaning import near_duplicates
 from corpus.cleaning.near_duplicates import HASHES, THRESHOLD, NearIndex, signatures
 from corpus.cleaning.normalization import normalized_characters
@@ -165,20 +164,9 @@ def near_corpus() -> list[str]:
     return texts + [OpenCC("t2s").convert(text) for text in texts] + [edited(text, 0.03) for text in texts]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_prepare_drops_near_duplicates_with_any_workers(
-    jsonl, tmp_path: Path, tokenizer_json: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline, "IN_PROCESS_BYTES", 0)
-    texts = near_corpus()
-    source = jsonl([*texts, texts[0]])
-    for workers in (1, 2):
-        out = tmp_path / str(workers)
-        manifest = prepare([source], out, tokenizer=tokenizer_json, dedup="near", val_fraction=0.2, workers=workers)
-    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+def test_prepare_drops_near_duplicates(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
+    texts, out = near_corpus(), tmp_path / "out"
+    manifest = prepare([jsonl([*texts, texts[0]])], out, tokenizer=tokenizer_json, dedup="near", val_fraction=0.2)
     assert sum(split.documents for split in manifest.splits.values()) == 60
     report = json.loads((out / "report.json").read_text())["duplicates"]
     assert (report["exact"], report["near"]) == (1, 120)

@@ -26,6 +26,7 @@ from corpus.manifest import Manifest
 from corpus.ngram_baselines import measure
 from corpus.report import CorpusReport
 from corpus.shards import Corpus
+from prepare import parse_arguments
 
 ROOT = Path(__file__).parents[3]
 KEYS = {
@@ -273,8 +274,8 @@ def test_report_of_a_folder_made_before(prepared: Path, tmp_path: Path) -> None:
         (("--report", prepared, "--output", "x"), "leave out --input and --output"),
         (("--output", "x"), "the following arguments are required: --input"),
     ):
-        wrong = run_script(*flags)
-        assert wrong.returncode == 2 and said in wrong.stderr
+        with pytest.raises(UserError, match=said):
+            parse_arguments([str(flag) for flag in flags])
 
 
 JUNK = [None, True, -1, 10**400, float("inf"), "many", "\ud800", [], {}, [1], {"a": 1}, {"\x1b[31m": 1}]

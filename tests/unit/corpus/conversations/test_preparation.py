@@ -102,7 +102,7 @@ def test_baselines_are_those_of_the_targets(mixed: Path) -> None:
     )
 
 
-def test_it_is_the_same_with_workers_and_reused(mixed: Path, tmp_path: Path, tokenizer_json: Path) -> None:
+def test_a_folder_with_masks_is_reused(mixed: Path, tmp_path: Path, tokenizer_json: Path) -> None:
     inputs = [tmp_path / f"{name}.jsonl" for name in ("chats", "texts", "both")]
     options = {"tokenizer": tokenizer_json, "val_fraction": 0.2, "shard_tokens": 700, "max_bad_share": 0.1}
     before = {path.name: path.stat().st_mtime_ns for path in mixed.iterdir()}
