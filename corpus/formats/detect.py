@@ -6,7 +6,6 @@ sentence that names the format and says what to do.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,6 +39,7 @@ _FOREIGN = {
     b"\x93NUMPY": "holds numpy arrays, not text",
 }
 VALIDATION = -1
+_JSON_START = re.compile(r'\s*\[?\s*\{\s*"')
 _PLAIN = ("jsonl", "utf-8", False, ",", False)
 _TAR_PLACE, _TAR_MAGIC = 257, b"ustar"
 
@@ -203,19 +203,17 @@ def _format(file: TextFile, data: bytes, is_whole: bool) -> str:
         return "jsonl"
     if suffix in (".csv", ".tsv"):
         return suffix[1:]
-    if start == "[" or (start == "{" and _begins_with_value(text)):
-        return "json"
-    if suffix == ".txt":
+    if suffix == ".txt" and not _JSON_START.match(text):
         return "txt"
-    if start == "{":
-        if not is_whole and len(lines) == 1:
-            return "jsonl"  # one line so long that its end has not been seen
-        raise UserError(f"{file.name}:{_number_of(lines[0], text)}: {_what_is_wrong(lines[0])}")
+    if start == "{" and len(lines) == 1 and not is_whole:
+        return "jsonl"  # one line so long that its end has not been seen
+    if start in ("[", "{"):
+        return "json"
     if suffix in (".jsonl", ".ndjson", ".json") and any(line.lstrip()[:1] == "{" for line in lines):
         return "jsonl"
     raise UserError(
-        f"{file.name}: its first line is {_shown(lines[0])}, which is no JSON object; name a file of plain "
-        'text .txt, a table .csv or .tsv, or write one {"text": ...} on each line'
+        f"{file.name}: its first line is {printable(lines[0].strip(), 60)}, which is no JSON object; name a file of "
+        'plain text .txt, a table .csv or .tsv, or write one {"text": ...} on each line'
     )
 
 
@@ -224,49 +222,6 @@ def _loaded(line: str) -> object:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
-
-
-def _begins_with_value(text: str) -> bool:
-    """Return whether a JSON object that goes over several lines is at the beginning, whole or cut off."""
-    start = text.lstrip()
-    try:
-        json.JSONDecoder().raw_decode(start)
-    except json.JSONDecodeError as error:
-        first = start.partition("\n")[0].strip()
-        return first == "{" or error.pos >= len(start) - 1
-    except RecursionError:
-        return False
-    return True
-
-
-def _what_is_wrong(line: str) -> str:
-    """Return in a sentence why a line that begins like a JSON object is none."""
-    line = line.strip()
-    if isinstance(_loaded(re.sub(r",\s*([}\]])", r"\1", line)), dict):
-        return "a comma before the closing bracket, which JSON does not allow; take it out, or write with json.dumps"
-    try:
-        is_python = isinstance(ast.literal_eval(line), dict)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        is_python = False
-    if is_python:
-        return "Python literals (single quotes, None, True), not JSON; write each record with json.dumps"
-    try:
-        json.loads(line)
-    except json.JSONDecodeError as error:
-        return (
-            f"not JSON ({error.msg} at character {error.pos + 1} of {_shown(line)}); write each record with json.dumps"
-        )
-    except RecursionError:
-        pass
-    return f"no JSON object: {_shown(line)}"
-
-
-def _shown(line: str) -> str:
-    return printable(line.strip(), 60)
-
-
-def _number_of(line: str, text: str) -> int:
-    return text[: text.index(line)].count("\n") + 1
 
 
 def _delimiter(form: str, data: bytes) -> str:

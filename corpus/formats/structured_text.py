@@ -16,7 +16,7 @@ from corpus.formats.compression import Block
 from corpus.formats.fields import DEFAULT_KEY
 
 MAX_RECORD_BYTES = 256 * 1024 * 1024
-_BETWEEN = re.compile(r"[\s,\x1e\ufeff]*")
+_BETWEEN = re.compile(r"[\s,\[\]\x1e\ufeff]*")  # with the brackets of an array around all: no record is an array
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _BLANK_ENDS = re.compile(r"\A(?:[^\S\n]*\n)+|(?:\n[^\S\n]*)+\Z")
 _CHARACTERS_AT_ONCE = 2**16
@@ -81,7 +81,6 @@ class _ValueScan:
         self.name = name
         self._decode = json.JSONDecoder().raw_decode
         self._rest, self._wanted = "", 0
-        self._in_array = False
         self._records, self._line = 0, 1
 
     def add(self, text: str, final: bool = False) -> list[str]:
@@ -92,7 +91,7 @@ class _ValueScan:
         found, place = [], 0
         while True:
             start = place
-            place = self._skip(place)
+            place = _BETWEEN.match(self._rest, place).end()  # type: ignore[union-attr]
             self._line += self._rest.count("\n", start, place)
             if place == len(self._rest):
                 break
@@ -108,15 +107,6 @@ class _ValueScan:
         # A value that goes on is looked at again only when its text has doubled, so that reading stays linear.
         self._wanted = 2 * len(self._rest)
         return found
-
-    def _skip(self, place: int) -> int:
-        """Return where the next value begins, past commas, spaces and the brackets of an array around all."""
-        while True:
-            place = _BETWEEN.match(self._rest, place).end()  # type: ignore[union-attr]
-            if self._rest[place : place + 1] != ("]" if self._in_array else "["):
-                return place
-            self._in_array = not self._in_array
-            place += 1
 
     def _end_of_value(self, place: int, final: bool) -> int | None:
         """Return the end of the value at `place`, None if it is not all there yet."""
@@ -136,11 +126,11 @@ class _ValueScan:
         return end if final or end < len(self._rest) else None
 
     def _hint(self, place: int, error: json.JSONDecodeError) -> str:
-        before = self._rest[place : error.pos].rstrip()
-        if before.endswith(",") and self._rest[error.pos : error.pos + 1] in "}]":
+        before, rest = self._rest[place : error.pos].rstrip(), self._rest[error.pos :]
+        if before.endswith(",") and rest[:1] in ("}", "]"):
             return ": take out the comma before the closing bracket"
-        if self._rest[error.pos : error.pos + 1] == "'":
-            return ": it is written with single quotes, as Python prints it; write it with json.dumps"
+        if rest.startswith(("'", "None", "True", "False")):
+            return ": it is written as Python prints it (single quotes, None, True); write it with json.dumps"
         return ": write the file again with json.dump"
 
 
