@@ -55,7 +55,7 @@ def prepare(
 
     The result depends on the content of the files and on the settings, never on `workers` (default: all cores) or
     chance. What a process that was killed has done is not done again, and parts that were prepared are joined. Memory
-    stays constant but for 110 bytes a distinct document, with `dedup` "near" up to 1,200 (see `Scan`). `progress` None
+    stays constant but for 130 bytes a distinct document, with `dedup` "near" up to 1,200 (see `Scan`). `progress` None
     is silent. All text is read for its `fingerprint` unless that is given. UserError for bad input; then `output` is as
     it was.
     """

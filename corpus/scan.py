@@ -108,8 +108,8 @@ class Scan:
     """What the first pass has found so far, and where each document goes.
 
     What grows with the input: a set of 16-byte digests, about 110 bytes a distinct document (150 MB for 1.4 million),
-    and what `NearIndex` states where near duplicates are looked for; both are freed by `finish`. `assignment` keeps
-    one byte a document: TRAIN, VAL or why it is left out.
+    and what `NearIndex` states where near duplicates are looked for, both freed by `finish`; the scores of `repetition`
+    and `assignment`, which keeps one byte a document: TRAIN, VAL or why it is left out.
     """
 
     def __init__(self, settings: PreparationSettings) -> None:
