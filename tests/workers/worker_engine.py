@@ -284,11 +284,14 @@ def curve(here: Here) -> dict[str, Any]:
 
 
 def shipped(here: Here, *, name: str) -> dict[str, Any]:
-    """A file of ds_configs/ as it is but for the size of the batch, on the same rows again and again."""
+    """A file of ds_configs/ as it is but for the size of the batch, on the same rows again and again.
+
+    Those of fine-tuning see questions and answers.
+    """
     defaults = file_flags(load(CONFIGS / f"{name}.json"), name)
     config = replace(MOE, ep_size=int(defaults.get("ep_size", 1)))
     plan = resolved(here, name, "train_batch_size=auto", "train_micro_batch_size_per_gpu=2", config=config, steps=6)
-    training = Training(here, config, plan, one_batch=True)
+    training = Training(here, config, plan, answers() if name.endswith("_sft") else None, one_batch=True)
     before = training.weights()
     lines = training.run(6)
     optimizer = training.engine.optimizer
