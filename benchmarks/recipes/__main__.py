@@ -3,6 +3,7 @@
     python -m benchmarks.recipes run law --data DIR --work DIR   train a study's runs, or go on after a kill
     python -m benchmarks.recipes table                          what is known, from results.jsonl
     python -m benchmarks.recipes predict --parameters 1.3e6 --tokens 26e6
+    python -m benchmarks.recipes draws                          how often two halves of equal runs are called different
 
 Every run is one process, so that two studies can share a machine's two cores. Runs that end are added to
 `benchmarks/recipes/results.jsonl`, on which the law is fitted; so the study can grow over many sessions and machines.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import sys
 from collections import defaultdict
@@ -24,7 +26,8 @@ from benchmarks.recipes.law import Run, fit, predict
 from benchmarks.recipes.studies import MICRO_BATCH, SEQ_LEN, STUDIES, TOKENS_A_STEP, Size, Study
 from common.files import read_json_lines
 from corpus.shards import Corpus
-from experiments.sweep import Sweep, SweepSettings
+from experiments.statistics import ALPHA, welch
+from experiments.sweep import ENDED, Sweep, SweepSettings
 from experiments.sweep_plan import plan_runs
 
 RESULTS = Path(__file__).with_name("results.jsonl")
@@ -44,6 +47,8 @@ def run(study: Study, name: str, data: Path, work: Path, hidden: Sequence[int]) 
             sweep.finish()
             for planned in sweep.runs:
                 found = sweep.figures(planned)
+                if sweep.state(planned) not in ENDED or found is None:
+                    continue  # the next call goes on with it
                 result = {
                     "study": name,
                     "text": data.name,
@@ -54,8 +59,8 @@ def run(study: Study, name: str, data: Path, work: Path, hidden: Sequence[int]) 
                     "tokens": steps * TOKENS_A_STEP,
                     "set": list(planned.overrides),
                     "seed": planned.seed,
-                    "state": found.state if found else "failed",
-                    "bits_per_byte": found.bits(found.final) if found else None,
+                    "state": found.state,
+                    "bits_per_byte": found.bits(found.final) if found.state == "finished" else None,
                 }
                 if _key(result) not in known:
                     with RESULTS.open("a", encoding="utf-8") as file:
@@ -74,7 +79,7 @@ def _arguments(size: Size, steps: int, data: Path) -> Iterator[str]:
         "--log_interval",
         "100",
         "--eval_tokens",
-        "1e9",
+        "1000000000",
     )
     yield from ("--set", f"train_micro_batch_size_per_gpu={MICRO_BATCH}")
 
@@ -122,6 +127,16 @@ def table() -> Iterator[str]:
     )
 
 
+def called_different(losses: Sequence[float], seeds: int, draws: int = 1000) -> float:
+    """Return the share of draws in which two groups of `seeds` runs of one recipe differ by compare.py's test."""
+    rng, found = random.Random(0), 0
+    for _ in range(draws):
+        drawn = rng.sample(list(losses), 2 * seeds)
+        test = welch(drawn[:seeds], drawn[seeds:])
+        found += test is not None and test.p < ALPHA
+    return found / draws
+
+
 def main(argv: Sequence[str]) -> int:
     """Return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,6 +147,7 @@ def main(argv: Sequence[str]) -> int:
     train.add_argument("--work", type=Path, required=True, metavar="DIR")
     train.add_argument("--sizes", type=int, nargs="+", metavar="HIDDEN", help="only these of the study's sizes")
     kinds.add_parser("table")
+    kinds.add_parser("draws")
     expected = kinds.add_parser("predict")
     expected.add_argument("--parameters", type=float, required=True)
     expected.add_argument("--tokens", type=float, required=True)
@@ -141,6 +157,13 @@ def main(argv: Sequence[str]) -> int:
         run(study, args.study, args.data, args.work, args.sizes or [size.hidden for size in study.sizes])
     elif args.what == "table":
         print("\n".join(table()))
+    elif args.what == "draws":
+        losses = [result["bits_per_byte"] for result in results() if result["study"] == "equal"]
+        for seeds in (2, 3, 5):
+            share = called_different(losses, seeds)
+            print(
+                f"{seeds} seeds against {seeds}: called different in {share:.1%} of 1,000 draws of {len(losses)} runs"
+            )
     else:
         found = predict(law_runs(), args.parameters, args.tokens)
         print(f"{found.loss:.3f} bits a byte, +- {found.margin:.3f}")

@@ -73,5 +73,6 @@ STUDIES: Mapping[str, Study] = {
     "adam_rates": Study(_dense(32, 64), (10,), ("optimizer.params.adam_lr=0.0125,0.025,0.05,0.1",)),
     "law": Study(_dense(32, 48, 64, 96), (5, 10, 20, 40)),
     "validation": Study(_dense(128), (20,)),
+    "equal": Study(_dense(32), (3,), seeds=range(1, 25)),
     "experts": Study(tuple(Size(width, experts=True) for width in (32, 64, 96)), (10, 40)),
 }

@@ -68,5 +68,12 @@ def test_the_table_and_the_law_are_of_what_was_recorded(tmp_path, monkeypatch) -
     assert [run.loss for run in recipes.law_runs()] == pytest.approx([run.loss for run in runs()])
 
 
+def test_equal_runs_are_seldom_called_different_and_unequal_ones_often() -> None:
+    rng = random.Random(1)
+    equal = [rng.gauss(2.0, 0.01) for _ in range(24)]
+    assert recipes.called_different(equal, 3) < 0.1
+    assert recipes.called_different([1.0, 1.001, 2.0, 2.001], 2) > 0.2
+
+
 def test_every_study_has_a_size_and_a_length() -> None:
     assert all(study.sizes and study.tokens_a_parameter and study.seeds for study in STUDIES.values())
