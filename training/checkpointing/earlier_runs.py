@@ -67,9 +67,9 @@ def find(output: Path, resume: str) -> list[Path]:
 
 
 def check_earlier_run(output: Path, resume: str) -> None:
-    """Raise UserError where a new run would replace the results of one that had checkpoints, which are gone."""
-    left = _results(output)
-    if resume != "auto" or not left or find(output, resume):
+    """Raise UserError as `find` does, and where a new run would replace results whose checkpoints are gone."""
+    found, left = find(output, resume), _results(output)
+    if resume != "auto" or not left or found:
         return
     if _unsaved_steps(output) is None:
         raise UserError(
