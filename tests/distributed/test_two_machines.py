@@ -57,8 +57,8 @@ class Start:
 
 
 @pytest.fixture(scope="module")
-def starts(two, workplace, flags):
-    """The first start, interrupted in the middle of a run, and the second, which brings it to its end."""
+def interrupted(two, workplace, flags):
+    """A start that is interrupted in the middle of a run."""
     first = Start(two, workplace, flags("runs/machines"))
     deadline = time.monotonic() + 400
     while first.last_step() < 2:
@@ -72,24 +72,22 @@ def starts(two, workplace, flags):
     two.restore()
     first.status, first.said = first.process.wait(100), first.output
     first.free = two.seconds_until_free(GONE_WITHIN)
-    second = Start(two, workplace, flags("runs/machines"))
-    second.status = second.process.wait(400)
-    yield first, second
+    yield first
     two.sweep()
 
 
-def test_ctrl_c_frees_both_machines(starts):
-    first, _ = starts
-    assert first.steps < 12
-    assert first.status == 1, first.said
-    assert first.free is not None
-    assert "mA: met: mA and mB" in first.said
+def test_ctrl_c_frees_both_machines(interrupted):
+    assert interrupted.steps < 12
+    assert interrupted.status == 1, interrupted.said
+    assert interrupted.free is not None
+    assert "mA: met: mA and mB" in interrupted.said
 
 
-def test_two_machines_end_with_the_weights_of_one(starts, finished_run, workplace):
-    _, second = starts
-    assert second.status == 0, second.output
-    assert "continuing from runs/machines/checkpoints/step-" in second.output
+def test_two_machines_train_the_weights_of_one(interrupted, finished_run, workplace, processes, flags, train_py):
+    """One machine brings the run to its end."""
+    done = processes.ranks(2, [train_py, *flags("runs/machines")])
+    assert done.status == 0, done.output
+    assert "continuing from runs/machines/checkpoints/step-" in done.output
     ours, expected = (load_file(run / "model/model.safetensors") for run in (workplace / "runs/machines", finished_run))
     assert ours.keys() == expected.keys()
     assert all(ours[name].equal(expected[name]) for name in ours)

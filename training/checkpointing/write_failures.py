@@ -6,7 +6,8 @@ A full disk never ends a run: a model or a checkpoint that does not fit leaves t
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,17 @@ def on_all_ranks(work: Callable[[], Any], path: Path) -> list[Any]:
     return results
 
 
-def write_text(path: Path, text: str, say: Callable[[str], None]) -> bool:
-    """Replace a file that a run can do without; if that fails, `say` why and return False."""
+@contextmanager
+def dispensable(what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Write something that a run can do without: if that fails, `say` what follows and why, and go on."""
     try:
+        yield
+    except OSError as error:
+        say(f"  {what}: {reason_of(error)}")
+
+
+def write_text(path: Path, text: str, say: Callable[[str], None]) -> None:
+    """Replace a file that a run can do without."""
+    with dispensable(f"{path} could not be written", say):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_bytes(path, [text.encode()])
-    except OSError as error:
-        say(f"  {path} could not be written: {reason_of(error)}")
-        return False
-    return True

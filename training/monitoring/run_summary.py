@@ -15,7 +15,7 @@ from evaluation.run_settings import TextFacts, settings_of, text_facts
 from exporting.hugging_face import write_card
 from model import count_parameters
 from training.checkpointing.run_state import RunState
-from training.checkpointing.write_failures import reason_of, write_text
+from training.checkpointing.write_failures import dispensable, write_text
 from training.context import RunContext
 from training.evaluation.validation import Evaluation
 from training.monitoring.tensorboard_pages import write_hparams
@@ -119,18 +119,13 @@ def _write_hparams(context: RunContext) -> None:
         return
     record = read_run(context.output)
     figures = {name: value for name in FIGURES if finite(value := record.summary.get(name))}
-    try:
+    with dispensable(f"{context.output} has no figures for HParams", context.console.say):
         write_hparams(context.output, settings_of(record, text_facts(record)), figures, record.steps)
-    except OSError as error:
-        context.console.say(f"  {context.output} has no figures for HParams: {reason_of(error)}")
 
 
 def _write_card(context: RunContext) -> None:
     """Write model/README.md from the records of the run, so that whoever gets the folder knows what it is."""
     folder = context.output / "model"
-    if not (folder / "config.json").is_file():
-        return
-    try:
-        write_card(folder, context.output, context.config.for_inference())
-    except OSError as error:
-        context.console.say(f"  {folder} has no new model card: {reason_of(error)}")
+    if (folder / "config.json").is_file():
+        with dispensable(f"{folder} has no new model card", context.console.say):
+            write_card(folder, context.output, context.config.for_inference())
