@@ -41,7 +41,6 @@ class FailureDetector:
         state_of: Callable[[Heartbeat], ProcessState | None] = process_state,
     ) -> None:
         self.rank, self.size, self.timeouts, self.state_of = rank, size, timeouts, state_of
-        self.collective_failed = False  # then a rank that is silent is the likely cause
         self._peers: dict[int, _Peer] = {}
         self._collectives = 0
         self._ticks: dict[int, int] = {}
@@ -57,13 +56,14 @@ class FailureDetector:
         finished: a sign of life of every rank, also where heartbeats do not get through.
         """
         all_alive, self._collectives = collectives != self._collectives, collectives
+        suspicious = any(beat.collective_failed for beat in heartbeats)
         for heartbeat in heartbeats:
             if heartbeat.rank != self.rank:
                 self._update_peer(heartbeat, passed, all_alive)
         return (
             next((peer.heartbeat.failure for peer in self._peers.values() if peer.heartbeat.failure), None)
             or self._find_dead(answered, refused)
-            or self._find_hung(refused)
+            or self._find_hung(refused, suspicious)
             or self._find_stuck(heartbeats, passed)
         )
 
@@ -102,14 +102,14 @@ class FailureDetector:
         what = f"{have} died while {dead[0].activity}, perhaps killed for lack of memory (dmesg tells)"
         return _blame("died", dead, f"{_names(dead)} {what}")
 
-    def _find_hung(self, refused: bool) -> Failure | None:
-        """Find ranks that are silent for too long."""
+    def _find_hung(self, refused: bool, suspicious: bool) -> Failure | None:
+        """Find ranks that are silent for too long, which is less if they are suspicious."""
         rank0 = self._running_rank0()
         if rank0 and refused and rank0.silence >= FRESH_BEATS * self.timeouts.beat + self.timeouts.linger:
             why = "it has died, or its machine is gone, or the network between"
             return _blame("died", [rank0.heartbeat], f"the connection to {rank0.heartbeat.name} is lost: {why}")
         judged = self._running() if self.rank == 0 else [rank0] if rank0 else []
-        silent = [peer for peer in judged if peer.silence >= self._allowed_silence(peer)]
+        silent = [peer for peer in judged if peer.silence >= self._allowed_silence(peer, suspicious)]
         if not silent:
             return None
         states = [self.state_of(peer.heartbeat) for peer in silent]
@@ -122,10 +122,10 @@ class FailureDetector:
         what = f"gave no sign of life for {silent[0].silence:.0f} s while {beats[0].activity} ({how})"
         return _blame("hung", beats, f"{_names(beats)} {what}")
 
-    def _allowed_silence(self, peer: _Peer) -> float:
+    def _allowed_silence(self, peer: _Peer, suspicious: bool) -> float:
         state = self.state_of(peer.heartbeat)
         if state is None:
-            return self.timeouts.hung / 6 if self.collective_failed else self.timeouts.hung
+            return self.timeouts.hung / 6 if suspicious else self.timeouts.hung
         at_work = not state.stopped and state.cpu - peer.cpu > BUSY_SHARE * peer.silence
         return self.timeouts.hung * (BUSY_FACTOR if at_work else 1)
 

@@ -107,6 +107,8 @@ class Heartbeat(RankProcess):
     """Seconds that the main thread may go without a tick."""
     location: str = ""
     in_collective: bool = False
+    collective_failed: bool = False
+    """Whether one has failed here, most likely for a rank that is silent."""
     at_terminal: bool = False
     stop_reason: str = ""
     """Why it was asked to stop."""

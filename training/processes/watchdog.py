@@ -50,7 +50,7 @@ class Watchdog:
         self._answered = self._refused = False  # by rank 0, at the latest exchange
         self._acknowledged = 0  # the latest heartbeat of this rank that rank 0 has answered
         self._detector = FailureDetector(rank, size, self.timeouts)
-        self._collectives = 0
+        self._collectives, self._collective_failed = 0, False  # how many have finished; whether one has failed
         self._failed, self._left, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._exchange_now = threading.Event()
         self._ask: Callable[[dict[str, Any]], dict[str, Any]] | None = None
@@ -98,7 +98,7 @@ class Watchdog:
 
         If a rank is to blame this does not return: the watchdog says so and ends the process.
         """
-        self._detector.collective_failed = True
+        self._collective_failed = True
         if self.connected and self._failed.wait(seconds) and self.failure and self.failure.kind != "stopped":
             threading.Event().wait()
         return self.failure
@@ -165,6 +165,7 @@ class Watchdog:
             stop_reason=self.stop.reason or "",
             ended=self._left.is_set(),
             failure=self.failure,
+            collective_failed=self._collective_failed,
             **self._progress.state(),
         )
         self._answered = False

@@ -98,7 +98,7 @@ def test_silence_on_another_machine_is_believed_sooner_once_a_collective_has_fai
     others.states[1] = None
     others.pass_seconds(5)
     others.silent.add(1)
-    others.detector.collective_failed = True
+    others.change(2, collective_failed=True)
     assert others.pass_seconds(60)[1] < 10
 
 
