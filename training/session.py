@@ -36,7 +36,7 @@ class Session:
 
     def now(self, activity: str, at_least: float = 0.0) -> None:
         """Say what this rank does: to the watchdog, which gives it `at_least` so many seconds, and to the user."""
-        self.watchdog.tick(activity, at_least)
+        self.watchdog.progress.tick(activity, at_least)
         self.activity = activity
         if activity != "training":
             self.show(activity)
@@ -54,7 +54,7 @@ class Session:
 
         The time limit leaves time for what is under way and for a save after it.
         """
-        self.watchdog.tick(self.activity)
+        self.watchdog.progress.tick(self.activity)
         self.stop.reserve(_SAVE_MARGIN * save_seconds + _STEP_MARGIN * self.slowest + _ENDING_SECONDS)
         return self.stop.wanted
 
@@ -66,7 +66,7 @@ class Session:
     def agreed(self, stopping: bool) -> None:
         """Note what a collective has said of all ranks, which are alive then."""
         self.stopping = stopping
-        self.watchdog.heard_from_all()
+        self.watchdog.progress.collectives += 1
 
     def reason(self) -> str:
         """Return why the run is asked to stop."""

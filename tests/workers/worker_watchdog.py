@@ -61,7 +61,7 @@ def run(world: World, console: Console, stop: StopRequest, watchdog: Watchdog) -
     stop.enter_loop()
     step, last = 0, int(os.environ.get("LAST_STEP", "100000"))
     while step < last:
-        watchdog.tick("training")
+        watchdog.progress.tick("training")
         if step == 5:
             fault(world.rank)
         time.sleep(0.01)
@@ -70,7 +70,7 @@ def run(world: World, console: Console, stop: StopRequest, watchdog: Watchdog) -
         (FOLDER / f"step{world.rank}").write_text(str(step))
         if any_rank(stop.wanted, torch.device("cpu")):
             break
-    watchdog.tick("saving")
+    watchdog.progress.tick("saving")
     (FOLDER / f"saving{world.rank}").touch()
     time.sleep(float(os.environ.get("SAVE_SECONDS", "0")))
     dist.barrier()

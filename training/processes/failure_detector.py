@@ -42,19 +42,17 @@ class FailureDetector:
     ) -> None:
         self.rank, self.size, self.timeouts, self.state_of = rank, size, timeouts, state_of
         self._peers: dict[int, _Peer] = {}
-        self._collectives = 0
+        self._collectives: dict[int, int] = {}
         self._ticks: dict[int, int] = {}
         self._still_seconds = 0.0
 
-    def check(
-        self, passed: float, heartbeats: Sequence[Heartbeat], *, answered: bool, refused: bool, collectives: int = 0
-    ) -> Failure | None:
+    def check(self, passed: float, heartbeats: Sequence[Heartbeat], *, answered: bool, refused: bool) -> Failure | None:
         """Return the first failure found, `passed` seconds after the last check.
 
         `heartbeats` are the latest of all ranks, this one's among them; `answered` says whether rank 0 has answered
-        since the last check, `refused` that its process does not listen any more. `collectives` counts those that have
-        finished: a sign of life of every rank, also where heartbeats do not get through.
+        since the last check, `refused` that its process does not listen any more.
         """
+        collectives = {beat.rank: beat.collectives for beat in heartbeats}
         all_alive, self._collectives = collectives != self._collectives, collectives
         suspicious = any(beat.collective_failed for beat in heartbeats)
         for heartbeat in heartbeats:

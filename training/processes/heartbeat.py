@@ -106,6 +106,8 @@ class Heartbeat(RankProcess):
     timeout: float = 0.0
     """Seconds that the main thread may go without a tick."""
     location: str = ""
+    collectives: int = 0
+    """Those that have finished: a sign of life of every rank, also where heartbeats do not get through."""
     in_collective: bool = False
     collective_failed: bool = False
     """Whether one has failed here, most likely for a rank that is silent."""
@@ -183,17 +185,23 @@ def find_process(sender: RankProcess) -> psutil.Process | None:
 
 
 class ProgressClock:
-    """Counts the pieces of work that the main thread begins, and derives the timeout of each from earlier ones."""
+    """Counts the pieces of work that the main thread begins, and derives the timeout of each from earlier ones.
+
+    The main thread also counts the `collectives` that have finished.
+    """
 
     def __init__(self, timeouts: Timeouts) -> None:
         self.timeouts = timeouts
-        self.ticks, self.activity, self.timeout = 0, "starting", timeouts.first
+        self.ticks, self.collectives, self.activity, self.timeout = 0, 0, "starting", timeouts.first
         self._since = time.monotonic()
         self._first: dict[str, float] = {}  # kept apart: it compiles, allocates, or reads from a cold disk
         self._longest: dict[str, float] = {}
 
-    def tick(self, activity: str, at_least: float) -> None:
-        """Begin another piece of work, whose timeout is `at_least` so many seconds."""
+    def tick(self, activity: str, at_least: float = 0.0) -> None:
+        """Begin another piece of work: "training", "evaluating", "saving", ...
+
+        `at_least` are the seconds that it may take where they are more than usual (a first step that compiles).
+        """
         now = time.monotonic()
         seconds = now - self._since
         if self.activity in self._first:
@@ -216,6 +224,7 @@ class ProgressClock:
             "ticks": self.ticks,
             "activity": self.activity,
             "timeout": self.timeout,
+            "collectives": self.collectives,
             "location": _innermost_own_line(frames),
             "in_collective": any("torch/distributed/distributed_c10d" in file for file in files)
             or _waits_for_gpu(frames),

@@ -36,21 +36,21 @@ POLL = 0.05
 class Watchdog:
     """The watchdog of this process.
 
-    Call `watch_launcher` when the program starts, `watch_ranks` once all have met, `tick` at each piece of work, and
-    `leave` at the end.
+    Call `watch_launcher` when the program starts, `watch_ranks` once all have met, `progress.tick` at each piece of
+    work, and `leave` at the end.
     """
 
     def __init__(self, rank: int, size: int, console: Console, stop: StopRequest) -> None:
         self.rank, self.size, self.console, self.stop = rank, size, console, stop
         self.timeouts = Timeouts.from_environment()
         self.failure: Failure | None = None
-        self._progress = ProgressClock(self.timeouts)
+        self.progress = ProgressClock(self.timeouts)
         self._heartbeat = Heartbeat.of_this_process(rank)
         self._others: dict[int, Heartbeat] = {}  # what rank 0 said last of them; replaced as a whole
         self._answered = self._refused = False  # by rank 0, at the latest exchange
         self._acknowledged = 0  # the latest heartbeat of this rank that rank 0 has answered
         self._detector = FailureDetector(rank, size, self.timeouts)
-        self._collectives, self._collective_failed = 0, False  # how many have finished; whether one has failed
+        self._collective_failed = False
         self._failed, self._left, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._exchange_now = threading.Event()
         self._ask: Callable[[dict[str, Any]], dict[str, Any]] | None = None
@@ -81,17 +81,6 @@ class Watchdog:
         """
         self._others = {0: rank0} if rank0 else {}
         self._wait_until_read, self._ask = wait_until_read, ask
-
-    def heard_from_all(self) -> None:
-        """Note that a collective has finished, so that all ranks were alive; called by the main thread."""
-        self._collectives += 1
-
-    def tick(self, activity: str, at_least: float = 0.0) -> None:
-        """Begin another piece of work: "training", "evaluating", "saving", ... Called by the main thread.
-
-        `at_least` are the seconds that it may take where they are more than usual (a first step that compiles).
-        """
-        self._progress.tick(activity, at_least)
 
     def wait_for_failure(self, seconds: float) -> Failure | None:
         """Return what made a collective fail: a stop in order, or None if nothing is known after `seconds`.
@@ -166,7 +155,7 @@ class Watchdog:
             ended=self._left.is_set(),
             failure=self.failure,
             collective_failed=self._collective_failed,
-            **self._progress.state(),
+            **self.progress.state(),
         )
         self._answered = False
         try:
@@ -182,13 +171,8 @@ class Watchdog:
             self._answered, self._refused, self._acknowledged = True, False, self._heartbeat.beat
 
     def _check_ranks(self, passed: float) -> None:
-        failure = self._detector.check(
-            passed,
-            [*self._others.values(), self._heartbeat],
-            answered=self._answered,
-            refused=self._refused,
-            collectives=self._collectives,
-        )
+        heartbeats = [*self._others.values(), self._heartbeat]
+        failure = self._detector.check(passed, heartbeats, answered=self._answered, refused=self._refused)
         if failure:
             self._end_by(failure)
 
