@@ -281,10 +281,7 @@ class Scan:
 
 def _near_examples(near: NearPairs) -> list[tuple[int, int, float]]:
     """Choose pairs evenly among those that were found, and sort them, the least similar first."""
-    chosen = np.unique(np.linspace(0, len(near.dropped), NEAR_EXAMPLES, endpoint=False).astype(int))[
-        : len(near.dropped)
-    ]
-    pairs = zip(
-        near.kept[chosen].tolist(), near.dropped[chosen].tolist(), near.similarity[chosen].tolist(), strict=True
-    )
-    return sorted(pairs, key=lambda pair: pair[2])
+    found = len(near.dropped)
+    chosen = np.unique(np.linspace(0, found, NEAR_EXAMPLES, endpoint=False).astype(int))[:found]
+    columns = (column[chosen].tolist() for column in (near.kept, near.dropped, near.similarity))
+    return sorted(zip(*columns, strict=True), key=lambda pair: pair[2])

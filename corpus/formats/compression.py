@@ -103,13 +103,10 @@ def _unpack(path: Path, file: BinaryIO, new_decoder: Callable[[], Any], read_byt
 def _unzip(path: Path, file: BinaryIO, member: str) -> Iterator[Block]:
     try:
         with zipfile.ZipFile(file) as archive, archive.open(member) as inner:
-            info = archive.getinfo(member)
-            packed, unpacked, size = 0, 0, max(1, info.file_size)
+            before = archive.getinfo(member).header_offset
             while block := inner.read(READ_BYTES):
-                unpacked += len(block)
-                upto = info.compress_size * min(unpacked, size) // size
-                yield block, upto - packed
-                packed = upto
+                yield block, (place := file.tell()) - before
+                before = place
     except RuntimeError:  # so says the library of a password, and NotImplementedError of a method it does not know
         raise UserError(f"{path}: {member} is encrypted or packed by an unknown method; unpack it first") from None
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError) as error:
