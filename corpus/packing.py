@@ -43,7 +43,7 @@ class Packed:
 class TextFigures(Figures):
     """What the report says of texts: tokens of each document (of LENGTH_TYPE), characters by script, languages.
 
-    Of those that are left out, documents and bytes by reason; of those that are packed, how many the tokenizer does not
+    Of those that are left out, bytes by their assignment; of those that are packed, how many the tokenizer does not
     give back as they were, with the beginning of one, and the special tokens that stand in the texts themselves.
     `characters` are those of the training texts, `examples` the beginnings of documents that are asked for, by place.
     """
@@ -51,8 +51,7 @@ class TextFigures(Figures):
     lengths: bytearray = field(default_factory=bytearray)
     scripts: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
-    left_out_documents: Counter[str] = field(default_factory=Counter)
-    left_out_bytes: Counter[str] = field(default_factory=Counter)
+    left_out_bytes: Counter[int] = field(default_factory=Counter)
     changed: int = 0
     changed_example: str = ""
     special_tokens: int = 0
@@ -96,9 +95,8 @@ def pack_chunk(
         if side == TRAIN:
             figures.characters.update(*texts)
     for encoded, assigned in zip(parsed.encoded, assignment, strict=True):
-        if why := LEFT_OUT.get(assigned):
-            figures.left_out_documents[why] += 1
-            figures.left_out_bytes[why] += len(encoded)
+        if assigned in LEFT_OUT:
+            figures.left_out_bytes[assigned] += len(encoded)
     return PackedChunk(packed, figures)
 
 

@@ -32,7 +32,7 @@ from corpus.scan import Key
 from corpus.workers import WorkerLost
 
 _OWN_FILE = re.compile(r"(train|val)-\d{5,}\.(bin|mask)|(tokenizer|manifest|report|training_text)\.json")
-_VERSION = 2  # raised when what is recorded changes, so that nobody continues from what another version recorded
+_VERSION = 3  # raised when what is recorded changes, so that nobody continues from what another version recorded
 _HEADER = struct.Struct("<QI")  # of a record: its bytes, their CRC-32
 _END = _HEADER.pack(0, 0)
 _NUMPY_NAMES = ("_reconstruct", "_frombuffer", "ndarray", "dtype", "scalar")

@@ -34,6 +34,7 @@ from corpus.report import CorpusReport, build_report
 from corpus.scan import ChunkDocuments, Key, Scan, scan_chunk
 from corpus.settings import FORMAT, PreparationSettings
 from corpus.shards import Corpus, MaskedStream, SplitWriter, open_stream
+from corpus.split import IN_VAL
 from corpus.tokenizer import entry_ids, load_tokenizer, special_ids, train_tokenizer_json, vocab_size
 from corpus.workers import WorkerPool
 
@@ -223,7 +224,7 @@ class _Preparation:
             entropy_nats=round(train.entropy_nats(), 6),
             ngram_baselines=self._measure_baselines(splits, special, entries),
             exact_duplicates=scan.exact_duplicates,
-            dropped_in_val=scan.dropped_in_val,
+            dropped_in_val=scan.count(IN_VAL),
             skipped={reason: count for reason, count in sorted(scan.skipped.items()) if count},
             bad_lines=scan.bad_lines,
             splits=splits,

@@ -56,7 +56,6 @@ class Parsed:
     encoded: list[bytes]
     problems: list[tuple[int, str]]
     lines: int = 0
-    empty: int = 0
     conversations: dict[int, records.Conversation] = field(default_factory=dict)
     """The turns of those documents that are conversations, by their number in `texts`."""
 
@@ -187,8 +186,7 @@ def _add_line(parsed: Parsed, line: bytes, fields: TextFields) -> str | None:
     except TypeError:
         return "text_not_a_string"
     if not text or text.isspace():
-        parsed.empty += 1
-        return None
+        return EMPTY_TEXT
     try:
         encoded = (text if turns is None else records.as_text(turns)).encode("utf-8")
     except UnicodeEncodeError:

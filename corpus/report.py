@@ -18,7 +18,7 @@ from corpus.encoding import LENGTH_TYPE
 from corpus.manifest import REPORT_NAME, Manifest, read_record
 from corpus.packing import TextFigures
 from corpus.scan import Scan
-from corpus.split import LEFT_OUT
+from corpus.split import LEFT_OUT, REPETITIVE
 
 EXAMPLES_SHOWN = 3
 EXAMPLE_CHARACTERS = 40
@@ -188,10 +188,10 @@ def build_report(
             **{key: sum(getattr(s, key) for s in splits) for key in ("documents", "tokens", "bytes", "characters")},
             "lengths": _lengths(np.frombuffer(figures.lengths, LENGTH_TYPE)),
             "duplicates": scan.duplicates(figures.examples),
-            "repetition": scan.repetition.report(),
+            "repetition": scan.repetition.report(scan.count(REPETITIVE)),
             "left_out": {
-                why: {"documents": figures.left_out_documents[why], "bytes": figures.left_out_bytes[why]}
-                for why in LEFT_OUT.values()
+                why: {"documents": scan.count(side), "bytes": figures.left_out_bytes[side]}
+                for side, why in LEFT_OUT.items()
             },
             **{key: getattr(figures, key) for key in ("changed", "changed_example", "special_tokens")},
             "unused_entries": unused,

@@ -51,7 +51,6 @@ class ScannedChunk:
 
     file_bytes: int
     lines: int
-    empty: int
     problems: list[tuple[int, str]]
     digests: list[bytes]
     text_bytes: int
@@ -79,7 +78,6 @@ def scan_chunk(chunk: Chunk, settings: PreparationSettings, ceiling: bytes) -> S
     return ScannedChunk(
         file_bytes=chunk.file_bytes,
         lines=parsed.lines,
-        empty=parsed.empty,
         problems=parsed.problems,
         digests=digests,
         text_bytes=sum(map(len, parsed.encoded)),
@@ -120,8 +118,8 @@ class Scan:
         self.lines = self.conversations = 0
         self.skipped: Counter[str] = Counter()
         self.bad_lines: list[str] = []
-        self.exact_duplicates = self.near_duplicates = self.near_in_val = self.dropped_in_val = 0
-        self.repetition = Repetition(settings.repetition == "drop")
+        self.exact_duplicates = self.near_in_val = 0
+        self.repetition = Repetition()
         self.examples: list[tuple[int, int, float]] = []
         """Some dropped documents, each as (kept in its stead, dropped, similarity): near ones, then exact."""
         self._seen: set[bytes] = set()
@@ -137,10 +135,9 @@ class Scan:
         from_val_file = file.side == "val"
         self.lines += found.lines
         self.conversations += found.conversations
-        self.skipped[EMPTY_TEXT] += found.empty
         for line, reason in found.problems:
             self.skipped[reason] += 1
-            if len(self.bad_lines) < BAD_LINES_KEPT:
+            if reason != EMPTY_TEXT and len(self.bad_lines) < BAD_LINES_KEPT:
                 self.bad_lines.append(f"{file.place(line)}: {describe(reason, file.fields)}")
         start = len(self.assignment)
         self._assign(found, from_val_file)
@@ -157,12 +154,11 @@ class Scan:
 
     def _assign(self, found: ScannedChunk, from_val_file: bool) -> None:
         """Assign the documents of a chunk; those of validation files stay, however repetitive."""
-        scored = []
+        scored, drops = [], self.settings.repetition == "drop"
         for i, digest in enumerate(found.digests):
             if from_val_file:
                 self._val_file_digests.add(digest)
             if not from_val_file and digest in self._val_file_digests:
-                self.dropped_in_val += 1
                 side = IN_VAL
             elif self._is_exact_duplicate(digest):
                 side = DUPLICATE
@@ -172,7 +168,7 @@ class Scan:
                 scored.append(i)
                 if i in found.repetitive:
                     self.repetition.add_example(digest, found.scores[i], found.repetitive[i])
-                side = REPETITIVE if i in found.repetitive and self.repetition.drops else self._side(digest)
+                side = REPETITIVE if i in found.repetitive and drops else self._side(digest)
             self.assignment.append(side)
         self.repetition.add(found.scores[scored])
 
@@ -233,7 +229,6 @@ class Scan:
         """Drop near duplicates; a validation document is preferred to a training one, so none is near to it after."""
         pairs = self._near.resolve()
         sides = np.frombuffer(self.assignment, dtype=np.uint8)
-        self.near_duplicates = len(pairs.dropped)
         self.near_in_val = int(((sides[pairs.dropped] == TRAIN) & (sides[pairs.kept] == VAL)).sum())
         sides[pairs.dropped] = NEAR_DUPLICATE
         self.sample.discard(pairs.digests)
@@ -241,13 +236,16 @@ class Scan:
 
     def _why_nothing_is_left(self) -> str:
         hint = "add documents, or give fewer to validation (prepare.py --val_fraction, --val_input)"
-        if self.repetition.dropped:
-            hint += f"; {self.repetition.dropped:,} repeat themselves and would stay with --repetition keep"
-        if self.near_in_val:
-            hint += f"; {self.near_in_val:,} are near to validation documents and would stay with --dedup exact"
-        if self.dropped_in_val:
-            hint += f"; {self.dropped_in_val:,} are in --val_input too"
-        return hint
+        left_out = {
+            "repeat themselves and would stay with --repetition keep": self.count(REPETITIVE),
+            "are near to validation documents and would stay with --dedup exact": self.near_in_val,
+            "are in --val_input too": self.count(IN_VAL),
+        }
+        return "".join([hint, *(f"; {count:,} {why}" for why, count in left_out.items() if count)])
+
+    def count(self, side: int) -> int:
+        """Return how many documents are assigned so."""
+        return self.assignment.count(side)
 
     @property
     def bad(self) -> int:
@@ -261,7 +259,7 @@ class Scan:
         """Return the key "duplicates" of the corpus report; `texts` are the beginnings of the examples, by place."""
         return {
             "exact": self.exact_duplicates,
-            "near": self.near_duplicates,
+            "near": self.count(NEAR_DUPLICATE),
             "near_in_val": self.near_in_val,
             "examples": [
                 {"kept": texts[kept], "dropped": texts[dropped], "similarity": round(similarity, 4)}

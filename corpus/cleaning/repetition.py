@@ -128,9 +128,6 @@ def _over(values: np.ndarray) -> np.ndarray:
 class Repetition:
     """The scores of a corpus, 16 bytes a document, and examples of those over a limit."""
 
-    drops: bool
-    """Whether documents over a limit are dropped."""
-    dropped: int = 0
     _values: list[np.ndarray] = field(default_factory=list)
     # the documents with the smallest digests, largest first: a choice that no order of files changes
     _examples: list[tuple[int, str, float, str]] = field(default_factory=list)
@@ -140,8 +137,7 @@ class Repetition:
         self._values.append(values)
 
     def add_example(self, digest: bytes, values: np.ndarray, text: str) -> None:
-        """Count a document that breaks a rule, and offer it as an example."""
-        self.dropped += self.drops
+        """Offer a document that breaks a rule as an example."""
         rule = RULES[int(np.argmax(values / [LIMITS[rule] for rule in RULES]))]
         entry = (-int.from_bytes(digest, "big"), rule, float(values[RULES.index(rule)]), text[:EXAMPLE_CHARACTERS])
         if entry in self._examples:
@@ -150,15 +146,18 @@ class Repetition:
         if len(self._examples) > EXAMPLES:
             heapq.heappop(self._examples)
 
-    def report(self) -> dict[str, Any]:
-        """Return the key "repetition" of the corpus report; `shares` are percentiles of each measure."""
+    def report(self, dropped: int) -> dict[str, Any]:
+        """Return the key "repetition" of the corpus report; `dropped` documents were left out for it.
+
+        Its `shares` are percentiles of each measure.
+        """
         values = np.concatenate([np.zeros((0, len(RULES)), np.float32), *self._values])
         some = values if len(values) else np.zeros((1, len(RULES)))
         found = np.percentile(some, list(_PERCENTILES.values()), axis=0, method="inverted_cdf").T.astype(float).round(3)
         shares = [dict(zip(_PERCENTILES, of_rule, strict=True)) for of_rule in found.tolist()]
         return {
             "scored": len(values),
-            "dropped": self.dropped,
+            "dropped": dropped,
             "thresholds": LIMITS | {"run_share": RUN_SHARE},
             "by_rule": dict(zip(RULES, _over(values).sum(axis=0).tolist(), strict=True)),
             "shares": dict(zip(RULES, shares, strict=True)),

@@ -190,8 +190,8 @@ def test_a_template_takes_null_as_nothing_and_counts_what_is_missing(tmp_path: P
     path.write_text('{"a": "1", "b": null}\n{"a": null, "b": ""}\n{"a": "1"}\n{"a": "1", "b": [2]}\n', encoding="utf-8")
     (file,) = PreparationSettings(text_template="{a}-{b}-{a}").files([path])
     parsed = parse_chunk(next(read_chunks(file)))
-    assert (parsed.texts, parsed.empty) == (["1--1"], 1)
-    assert parsed.problems == [(3, "missing_text"), (4, "text_not_a_string")]
+    assert parsed.texts == ["1--1"]
+    assert parsed.problems == [(2, "empty_text"), (3, "missing_text"), (4, "text_not_a_string")]
     assert reader.describe("missing_text", file.fields) == 'no key "a" or "b"'
 
 

@@ -124,7 +124,7 @@ def test_odd_lines_that_do_not_pass(line: bytes) -> None:
 
 def test_empty_and_blank_texts_are_counted_and_not_a_fault() -> None:
     parsed = parse_chunk(Chunk(A, 1, b'{"text": ""}\n\n{"text": " "}\n', 0))
-    assert (parsed.empty, parsed.texts, parsed.problems, parsed.lines) == (2, [], [], 2)
+    assert (parsed.texts, parsed.problems, parsed.lines) == ([], [(1, "empty_text"), (3, "empty_text")], 2)
 
 
 def test_endless_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

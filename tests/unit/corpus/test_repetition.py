@@ -154,13 +154,13 @@ def longest_run(text: str) -> int:
 
 
 def test_report_counts_and_percentiles() -> None:
-    repetition = Repetition(drops=True)
+    repetition = Repetition()
     values = np.zeros((200, len(RULES)), dtype=np.float32)
     values[:, 1] = np.arange(200) / 200
     values[:, 3] = np.arange(200)
     repetition.add(values[:50])
     repetition.add(values[50:])
-    report = repetition.report()
+    report = repetition.report(0)
     assert report["scored"] == 200 and report["thresholds"] == LIMITS | {"run_share": RUN_SHARE}
     assert report["by_rule"] == {"lines": 0, "ngrams": 39, "redundancy": 0, "runs": 167}
     assert report["shares"]["ngrams"] == pytest.approx({"p50": 0.495, "p90": 0.895, "p99": 0.985}, abs=0.006)
@@ -172,10 +172,10 @@ def test_report_counts_and_percentiles() -> None:
 def test_examples_do_not_depend_on_the_order(rng: random.Random) -> None:
     digests = [bytes([i]) * 16 for i in range(30)] * 2
     rng.shuffle(digests)
-    repetition = Repetition(drops=True)
+    repetition = Repetition()
     for digest in digests:
         repetition.add_example(digest, np.array([0, 0.9, 0.86, 1], dtype=np.float32), f"text {digest[0]}")
-    examples = repetition.report()["examples"]
+    examples = repetition.report(0)["examples"]
     assert [example["text"] for example in examples] == [f"text {i}" for i in range(EXAMPLES)]
     assert examples[0]["rule"] == "ngrams" and examples[0]["value"] == pytest.approx(0.9)
 
