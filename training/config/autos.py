@@ -38,8 +38,6 @@ class Filler:
     def fill(self, *, constant_rate: bool) -> list[str]:
         """Change the configuration; return a note for each value. `constant_rate`: no schedule is wanted."""
         self._fill_batch()
-        self._fill_precision()
-        self._fill_monitors()
         like = f"as in ds_configs/{self.reference_path.name}"
         if "optimizer" not in self.work:
             self.work["optimizer"] = copy.deepcopy(self.reference.block("optimizer"))
@@ -48,21 +46,67 @@ class Filler:
             self.work["scheduler"] = copy.deepcopy(self.reference.block("scheduler"))
             constant = "--set scheduler=null is a constant rate"
             self.notes.append(f"scheduler: not written -> WarmupCosineLR, {like}; {constant}")
-        self._fill_from_recipes()
+        for block, key, path in list(_autos(self.work, "")):
+            value, why = self._rule(path)
+            if value is not None:
+                self._put(block, path, value, why)
+                continue
+            del block[key]
+            if path in _NO_RULE:
+                name = show(self.case.optimizer_name or None)
+                self.problems.add(path, f"no recipe has a value of it for {name}.", "Write it.")
+            else:
+                self.notes.append(f"{path}: auto -> not written (DeepSpeed's default)")
         return self.notes
 
-    def _note(self, path: str, value: object, why: str) -> None:
+    def _put(self, block: dict, path: str, value: object, why: str) -> None:
+        """Put a value into the block in which the last key of a dotted path stands."""
+        block[path.rpartition(".")[2]] = copy.deepcopy(value)
         shown = f"{value:,}" if type(value) is int else value if isinstance(value, str) and value else show(value)
         self.notes.append(f"{path}: auto -> {shown} ({why})")
 
-    def _put(self, path: str, value: object, why: str) -> None:
-        """Put a value at a dotted path, whose block is there."""
-        *parents, last = path.split(".")
-        block = self.work
-        for part in parents:
-            block = block[part]
-        block[last] = copy.deepcopy(value)
-        self._note(path, value, why)
+    def _rule(self, path: str) -> tuple[object, str]:
+        """Return what stands at a dotted path in place of "auto", None for DeepSpeed's default, and why."""
+        device, params = self.case.device, self.case.params("optimizer")
+        bf16 = f"{device.name} {'computes in bf16' if device.bf16_fast else 'has no bf16 instructions'}"
+        if path == "bf16.enabled":
+            return self._bf16, "fp16 is on" if self.case.at("fp16.enabled") is True else bf16
+        if path == "fp16.enabled":
+            gpu = device.kind == "cuda" and device.fp16_supported
+            return gpu and not self._bf16, "bf16 is on" if self._bf16 else f"on {device.name}"
+        if path == "optimizer.params.ns_method":
+            if device.kind == "cpu":
+                return "polar", "the cheapest on a CPU"
+            # DeepSpeed's own two end at the same place: "standard" works in bf16, "gram" in fp16
+            return "standard" if device.bf16_fast else "gram", bf16
+        if path.endswith((".output_path", ".job_name")):
+            return self._place(path)
+        if path == "scheduler.params.warmup_max_lr":  # DeepSpeed's default is 0.001, whatever the optimizer's rate
+            return params.get("lr", params.get("muon_lr")), "the optimizer's"
+        if path.endswith(".device"):
+            return "none", "nothing is offloaded"
+        if path.startswith("optimizer.params.") and self.case.optimizer not in ("muon", "adam", "adamw"):
+            return None, ""
+        return self._recipe(path)
+
+    @property
+    def _bf16(self) -> bool:
+        """Whether bf16 is on, or is to be: where the device computes in it, and never beside fp16."""
+        written = self.case.at("bf16.enabled")
+        return (
+            self.case.device.bf16_fast and self.case.at("fp16.enabled") is not True
+            if written == AUTO
+            else bool(written)
+        )
+
+    def _place(self, path: str) -> tuple[object, str]:
+        """Return where a monitor writes: to output_path/job_name; an empty job_name lets it write to output_path."""
+        monitor, _, key = path.partition(".")
+        own = self.case.run.output / monitor
+        if key == "output_path":
+            return str(own), "the run's folder"
+        in_run = self.case.at(f"{monitor}.output_path") in (AUTO, str(own))
+        return ("", "the folder itself") if in_run else (self.case.run.output.name, "the run's name")
 
     def _recipe(self, path: str) -> tuple[object, str]:
         """Return the recipe's value at a dotted path, or None, and why it is taken."""
@@ -76,17 +120,17 @@ class Filler:
         micro, batch, accumulation = (work.get(key, AUTO) for key in (MICRO, BATCH, ACCUMULATION))
         if micro == AUTO:
             micro, why = self._micro_batch(batch, accumulation)
-            self._put(MICRO, micro, why)
+            self._put(work, MICRO, micro, why)
         at_once = micro * processes
         if accumulation == AUTO and batch == AUTO:
             accumulation = self._accumulation(at_once) if ACCUMULATION in work else 1
-            self._put(ACCUMULATION, accumulation, self._recipe(BATCH)[1])
+            self._put(work, ACCUMULATION, accumulation, self._recipe(BATCH)[1])
         elif accumulation == AUTO:
             accumulation = max(1, batch // at_once)
-            self._put(ACCUMULATION, accumulation, f"{batch:,} / {_product(micro, None, processes)}")
+            self._put(work, ACCUMULATION, accumulation, f"{batch:,} / {_product(micro, None, processes)}")
         product, whole = _product(micro, accumulation, processes), at_once * accumulation
         if batch == AUTO:
-            self._put(BATCH, whole, product)
+            self._put(work, BATCH, whole, product)
         elif batch != whole:
             below = batch // at_once * at_once
             multiples = " or ".join(f"{multiple:,}" for multiple in (below, below + at_once) if multiple)
@@ -111,54 +155,6 @@ class Filler:
         """Return what comes nearest to the recipe's batch."""
         batch = self.machine.at(BATCH)
         return max(1, round(batch / at_once)) if isinstance(batch, int) else self.machine.accumulation
-
-    def _fill_precision(self) -> None:
-        """Turn bf16 on where the device computes in it, else fp16 on a GPU, never both; choose Muon's iteration."""
-        device, at = self.case.device, self.case.at
-        bf16 = f"{device.name} {'computes in bf16' if device.bf16_fast else 'has no bf16 instructions'}"
-        if at("bf16.enabled") == AUTO:
-            other = at("fp16.enabled") is True
-            self._put("bf16.enabled", device.bf16_fast and not other, "fp16 is on" if other else bf16)
-        if at("fp16.enabled") == AUTO:
-            other = bool(at("bf16.enabled"))
-            wanted = device.kind == "cuda" and device.fp16_supported and not other
-            self._put("fp16.enabled", wanted, "bf16 is on" if other else f"on {device.name}")
-        method = "optimizer.params.ns_method"
-        if at(method) == AUTO and device.kind == "cpu":
-            self._put(method, "polar", "the cheapest on a CPU")
-        elif at(method) == AUTO:  # DeepSpeed's own two end at the same place: "standard" works in bf16, "gram" in fp16
-            self._put(method, "standard" if device.bf16_fast else "gram", bf16)
-
-    def _fill_monitors(self) -> None:
-        """DeepSpeed writes to output_path/job_name; an empty job_name lets it write to output_path itself."""
-        output = self.case.run.output
-        for name in ("tensorboard", "csv_monitor"):
-            in_run = self.case.at(f"{name}.output_path") == AUTO
-            if in_run:
-                self._put(f"{name}.output_path", str(output / name), "the run's folder")
-            if self.case.at(f"{name}.job_name") == AUTO:
-                why = "the folder itself" if in_run else "the run's name"
-                self._put(f"{name}.job_name", "" if in_run else output.name, why)
-
-    def _fill_from_recipes(self) -> None:
-        params = self.case.params("optimizer")
-        for block, key, path in list(_autos(self.work, "")):
-            value, why = self._recipe(path)
-            if path == "scheduler.params.warmup_max_lr":  # DeepSpeed's default is 0.001, whatever the optimizer's rate
-                value, why = params.get("lr", params.get("muon_lr")), "the optimizer's"
-            elif path.endswith(".device"):
-                value, why = "none", "nothing is offloaded"
-            elif path.startswith("optimizer.params.") and self.case.optimizer not in ("muon", "adam", "adamw"):
-                value = None
-            if value is not None:
-                self._put(path, value, why)
-                continue
-            del block[key]
-            if path in _NO_RULE:
-                name = show(self.case.optimizer_name or None)
-                self.problems.add(path, f"no recipe has a value of it for {name}.", "Write it.")
-            else:
-                self._note(path, "not written", "DeepSpeed's default")
 
 
 def _product(micro: int | None, accumulation: int | None, processes: int) -> str:

@@ -14,8 +14,8 @@ import torch
 
 from common.console import human_time
 from common.hardware import Device
-from training import data_sampler
 from training.config.resolve import Resolved
+from training.evaluation.validation import evaluate
 from training.preflight.report import Result, failed, passed, warned
 from training.preflight.trial_engine import TrialEngine
 from training.processes.process_group import gather_from_ranks
@@ -110,12 +110,10 @@ def _try_forward(trial: TrialEngine, rows: list[int]) -> None:
         raise OutOfMemory(failure or "on another process", together=True)
 
 
-@torch.no_grad()
 def _evaluation_seconds(trial: TrialEngine, rows: list[int]) -> float:
-    trial.engine.eval()
-    started = trial.clock()
-    trial.engine.module.loss_sum(*data_sampler.tensors(trial.stream, rows, trial.seq_len, trial.device)).item()
-    trial.engine.train()
+    everywhere, size, started = rows * trial.world.size, len(rows), trial.clock()
+    own = {"world": trial.world, "bytes_per_token": 1.0}
+    evaluate(trial.engine, trial.stream, everywhere, seq_len=trial.seq_len, micro_batch=size, **own)
     return trial.clock() - started
 
 

@@ -122,21 +122,18 @@ def _check_learning(
     report: Report, trial: TrialEngine, rows: list[int], start: float, without_gradient: set[str]
 ) -> float:
     """Check steps at the learning rates of the run; return the last loss, `start` if nothing can move."""
-    if not any(trial.peak_learning_rates):
-        report.add("warm_up", step_checks.check_learning_rate_is_zero(trial.total_steps))
-        return start
-    updates = step_checks.measure_updates(trial, rows)
-    report.add("updates", step_checks.check_updates(updates, without_gradient))
-    seconds = max(5.0, SECONDS - report.seconds) * _OVERFIT_SHARE
-    losses = step_checks.overfit(trial, rows, seconds)
-    if trial.trained:
-        report.add("overfit", step_checks.check_fine_tuning(start, losses, updates.ratio))
-    else:
-        vocab_size = trial.config.vocab_size
-        report.add("overfit", step_checks.check_overfit(start, losses, updates.ratio, vocab_size))
+    losses, ratio = [start], 0.0
+    if any(trial.peak_learning_rates):
+        updates = step_checks.measure_updates(trial, rows)
+        report.add("updates", step_checks.check_updates(updates, without_gradient))
+        ratio = updates.ratio
+        losses = step_checks.overfit(trial, rows, max(5.0, SECONDS - report.seconds) * _OVERFIT_SHARE)
+        if trial.trained:
+            report.add("overfit", step_checks.check_fine_tuning(start, losses, ratio))
+        else:
+            report.add("overfit", step_checks.check_overfit(start, losses, ratio, trial.config.vocab_size))
     rise = max(losses) - start
-    result = step_checks.check_warm_up(trial.learning_rates, trial.total_steps, updates.ratio, rise)
-    report.add("warm_up", result)
+    report.add("warm_up", step_checks.check_warm_up(trial.learning_rates, trial.total_steps, ratio, rise))
     return losses[-1]
 
 

@@ -278,22 +278,18 @@ def check_fine_tuning(start: float, losses: list[float], ratio: float) -> Result
     return passed(text)
 
 
-def check_learning_rate_is_zero(total_steps: int) -> Result:
-    """Report a schedule that is 0 throughout: DeepSpeed's warm-up is in its first two steps, so a run of two learns
-    nothing.
-    """
-    return failed(
-        f"the schedule's learning rate is 0 in all {total_steps:,} steps: nothing would be learned",
-        "train for more steps (--epochs or --max_steps, or more text), or check the scheduler's learning rates",
-    )
-
-
 def check_warm_up(learning_rates: list[list[float]], total_steps: int, ratio: float, rise: float) -> Result:
-    """Check that large updates wait for a warm-up.
+    """Check that large updates wait for a warm-up, and that the learning rate is not 0 throughout.
 
-    `rise` is how far one batch's loss went above its start (nats) in the steps at the peak learning rate.
+    (DeepSpeed's is in the first two steps.) `ratio` is the size of the first update at the peak learning rate, `rise`
+    how far one batch's loss went above its start (nats) in the steps there.
     """
     sizes = [sum(step) for step in learning_rates]
+    if not any(sizes):
+        return failed(
+            f"the schedule's learning rate is 0 in all {total_steps:,} steps: nothing would be learned",
+            "train for more steps (--epochs or --max_steps, or more text), or check the scheduler's learning rates",
+        )
     steps = next(step for step, size in enumerate(sizes) if size >= 0.95 * max(sizes))
     text = f"95 % of the peak learning rate is reached after {steps:,} of {total_steps:,} steps"
     if steps > 3 or (ratio < 0.05 and rise < 0.1):
