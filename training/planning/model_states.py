@@ -6,7 +6,8 @@ The rules are those of 0.19.8, read in zero/stage_1_and_2.py.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -70,17 +71,15 @@ class ModelStates:
     resolved: Settings
     world_size: int
     device_kind: str
-    stage: int | None = None
-    """Another ZeRO stage than the configuration's, to compare."""
-    groups: list[ParameterGroup] = field(init=False)
 
-    def __post_init__(self) -> None:
-        groups = parameter_split(self.config, self.world_size, self.resolved)
-        object.__setattr__(self, "groups", groups)
+    @cached_property
+    def groups(self) -> list[ParameterGroup]:
+        """The optimizer's parameter groups on this rank."""
+        return parameter_split(self.config, self.world_size, self.resolved)
 
     @property
     def zero_stage(self) -> int:
-        return self.resolved.zero_stage if self.stage is None else self.stage
+        return self.resolved.zero_stage
 
     @property
     def _zero(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.hardware import Device, peak_flops
 from exporting.quantization import plan_line
@@ -79,10 +79,13 @@ class Plan:
         if device.kind == "cuda":
             unit, what = "GPU", "CUDA context, libraries, allocator"
         plain = _bytes(_fullest(memory.phases(resolved)).total)
+        zero = resolved.block("zero_optimization")
         stages = [
-            ModelStates(memory.model, resolved, memory.processes, device.kind, stage=stage) for stage in (0, 1, 2)
+            replace(resolved, config=resolved.config | {"zero_optimization": zero | {"stage": stage}})
+            for stage in (0, 1, 2)
         ]
-        sizes = " / ".join(_bytes(states.optimizer + states.accumulated) for states in stages)
+        states = [ModelStates(memory.model, other, memory.processes, device.kind) for other in stages]
+        sizes = " / ".join(_bytes(each.optimizer + each.accumulated) for each in states)
         return [
             f"memory    peak of one {unit}, in the {peak.phase} ({others})",
             *self._component_lines(peak, phases[1]),

@@ -216,7 +216,8 @@ def test_a_document_mask_is_kept_once_for_all_layers() -> None:
 
 
 def test_zero_stages_share_more_and_more() -> None:
-    states = [ModelStates(TINY, resolved(TINY, world=2), 2, "cuda", stage=stage) for stage in (0, 1, 2)]
+    stages = [resolved(TINY, f"zero_optimization.stage={stage}", world=2) for stage in (0, 1, 2)]
+    states = [ModelStates(TINY, each, 2, "cuda") for each in stages]
     numel = states[0].numel
     assert [state.accumulated / numel for state in states] == pytest.approx([2, 2, 1], rel=1e-3)
     assert [state.optimizer / numel for state in states] == pytest.approx([12, 6, 6], rel=1e-3)
