@@ -654,8 +654,6 @@ EARLY = [
     (["--deepspeed_config", "t4x2.json"], ["t4x2.json: there is no such file"]),
     (["--deepspeed_config", "stories.jsonl"], ["stories.jsonl, line 2", "not valid JSON"]),
     (["--deepspeed_config", "broken.json"], ["broken.json, line 1, column "]),
-    (["--deepspeed_config", "block.json"], ["bufudu.hiden_size", "Did you mean hidden_size?"]),
-    (["--deepspeed_config", "value.json"], ["bufudu.hidden_size", "'wide' is not a whole number"]),
     (["--preflight"], ["--preflight checks the run and --skip_preflight leaves that out"]),
     (["--set", "nonsense"], ["--set nonsense", "optimizer.params.lr=3e-4"]),
 ]
@@ -664,8 +662,6 @@ EARLY = [
 @pytest.mark.parametrize(("more", "words"), EARLY, ids=lambda value: " ".join(value) if value[0][:2] == "--" else "")
 def test_a_wrong_start_is_one_sentence(complaint, workplace, flags, more, words):
     (workplace / "broken.json").write_text('{"a": 1 "b": 2}')
-    (workplace / "block.json").write_text('{"bufudu": {"hiden_size": 64}}')
-    (workplace / "value.json").write_text('{"bufudu": {"hidden_size": "wide"}}')
     (workplace / "made").mkdir(exist_ok=True)
     (workplace / "made" / "manifest.json").touch()
     message = one_line(complaint(flags("runs/none", *more)))
@@ -690,6 +686,14 @@ def test_what_is_wrong_with_the_file_is_listed(complaint, flags, settings, proce
     message = complaint(flags("runs/none", "--set", *settings), processes)
     assert "nothing was started" in message
     assert all(word in message for word in words), message
+
+
+def test_what_is_wrong_with_the_block_of_flags_is_listed(complaint, flags, workplace):
+    (workplace / "block.json").write_text('{"bufudu": {"hiden_size": 64, "hidden_size": "wide"}}')
+    message = complaint(flags("runs/none", "--deepspeed_config", "block.json"))
+    assert message.startswith("block.json: 2 problems, nothing was started.")
+    assert "bufudu.hiden_size: train.py has no such flag.\n     Did you mean hidden_size?" in message
+    assert "bufudu.hidden_size: 'wide' is not a whole number" in message
 
 
 def test_experts_that_the_processes_cannot_share(complaint, flags):
