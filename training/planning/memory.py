@@ -71,10 +71,14 @@ def memory_by_phase(
     states = ModelStates(config, resolved, world_size, device_kind)
     trace = _MetaTrace(config, resolved, seq_len, kernels)
     always = {"weights": states.weights, "optimizer": states.optimizer}
-    kept, copies = states.step()
+    begins, ends, steps = states.backward_begins(), states.backward_ends(), states.step()
     return [
-        MemoryEstimate(_PASS, **always, **trace.training(states)),
-        MemoryEstimate(_STEP, **always, gradients=kept, buffers=copies),
+        max(
+            MemoryEstimate(_PASS, **always, **begins, **trace.training()),
+            MemoryEstimate(_PASS, **always, **ends),
+            key=lambda moment: moment.total,
+        ),
+        MemoryEstimate(_STEP, **always, **steps),
         MemoryEstimate(_EVALUATION, **always, **trace.evaluation()),
     ]
 
@@ -127,48 +131,6 @@ class _LiveBytes(TorchDispatchMode):
         return call
 
 
-class _Gradients:
-    """Counts what DeepSpeed does with each gradient of a backward pass: collect, reduce, keep this rank's part."""
-
-    def __init__(self, states: ModelStates, live: _LiveBytes) -> None:
-        self.states, self.live = states, live
-        self.collected, self.part = 0, 0
-        self.accumulating = states.resolved.accumulation > 1
-        if self.accumulating:
-            live.hold("gradients", states.accumulated)
-
-    def ready(self, parameter: nn.Parameter) -> None:
-        """Take a parameter's gradient away; the post-accumulate hook of every parameter."""
-        parameter.grad = None
-        if not self.collected:
-            self.live.hold("buffers", self.states.bucket_bytes - self.live.live["buffers"])
-        if self.states.zero_stage < 2 and not self.accumulating:
-            self.live.hold("gradients", parameter.numel() * self.states.gradient_width)
-        elif self.states.zero_stage >= 2 and self.collected + parameter.numel() > self.states.bucket:
-            self.reduce()
-        self.collected += parameter.numel()
-
-    def reduce(self) -> None:
-        """Send the bucket, which is flattened once more, and keep this rank's part of it."""
-        if self.states.zero_stage:
-            self._keep_part()
-            sent = self.collected * self.states.width
-            self.live.hold("buffers", sent)
-            self.live.hold("buffers", -sent)
-        self.collected = 0
-
-    def _keep_part(self) -> None:
-        """Keep a micro-batch's own partition beside the accumulated one; fp32 accumulation adds straight to that."""
-        states = self.states
-        if self.accumulating and states.gradient_width > states.width:
-            return
-        whole = states.gradient_width * states.partition
-        touched = whole * self.collected // states.numel  # on a GPU the first bucket takes all of it
-        grown = min(touched, whole - self.part) if states.device_kind == "cpu" else whole - self.part
-        self.part += grown
-        self.live.hold("gradients", grown)
-
-
 class _MetaTrace:
     """The network on the meta device.
 
@@ -190,14 +152,15 @@ class _MetaTrace:
             self.model = CausalLM(alone, _expert_layer).to(DTYPES[resolved.precision])
         self.model.use_kernels(Kernels.fused(kernels))
 
-    def training(self, states: ModelStates) -> Counter[str]:
-        """Return the bytes by label at the peak of a micro-batch, the last one of an accumulation."""
+    def training(self) -> Counter[str]:
+        """Return the bytes by label at the peak of a micro-batch; DeepSpeed takes each gradient away at once."""
+
+        def take(parameter: nn.Parameter) -> None:
+            parameter.grad = None
+
         with self._counted("linear_cross_entropy", self.copied + self.moving) as (live, ids):
-            gradients = _Gradients(states, live)
-            parameters = list(self.model.parameters())
-            hooks = [parameter.register_post_accumulate_grad_hook(gradients.ready) for parameter in parameters]
+            hooks = [parameter.register_post_accumulate_grad_hook(take) for parameter in self.model.parameters()]
             self.model(ids, ids).total.backward()
-            gradients.reduce()
             for hook in hooks:
                 hook.remove()
         return live.peak

@@ -152,25 +152,46 @@ class ModelStates:
             return 0
         return self.width * self.bucket * (2 if self._zero.get("overlap_comm", False) else 1)
 
-    def step(self) -> tuple[int, int]:
-        """Return (gradients, copies) at the peak of the optimizer step, which takes one group after the other."""
+    def backward_begins(self) -> dict[str, int]:
+        """Return gradients and buffers as the last backward pass of a step begins, when activations are at their most.
+
+        A bucket is there from the first gradient on; a CPU gives it memory only as it is filled.
+        """
+        kept = self.accumulated if self.resolved.accumulation > 1 else 0
+        return {"gradients": kept, "buffers": 0 if self.device_kind == "cpu" else self.bucket_bytes}
+
+    def backward_ends(self) -> dict[str, int]:
+        """Return gradients and buffers as the last backward pass of a step ends; a bucket is flattened to be sent."""
+        accumulating, zero = self.resolved.accumulation > 1, self.zero_stage
+        kept = self.accumulated if accumulating or zero < 2 else 0
+        # a micro-batch's own part is beside what is accumulated, unless that is fp32, which it is added to at once
+        own = self.gradient_width * self.partition if zero and not (accumulating and self._wide) else 0
+        sent = self.width * min(self.bucket, self.numel) if zero else 0
+        return {"gradients": kept + own, "buffers": self.bucket_bytes + sent}
+
+    def step(self) -> dict[str, int]:
+        """Return gradients and buffers at the peak of the optimizer step, which takes one group after the other."""
         if not self.zero_stage:
             # a copy in fp32, or one flattened to be averaged over the processes
-            return self.gradients, 4 * self.numel if self.width == 2 or self.world_size > 1 else 0
+            copies = 4 * self.numel if self.width == 2 or self.world_size > 1 else 0
+            return {"gradients": self.gradients, "buffers": copies}
         moments = []
         for index, group in enumerate(self.groups):
             ahead = self.groups[index:]
             # the groups' gradients are views of one tensor; those of Muon's groups have been replaced by its updates
             part = 0 if all(other.muon for other in ahead) else self.gradient_width * self.partition
-            moments.append((part + sum(map(self._update, ahead)), group.part * self._copy_width(group)))
-        return max(moments, key=sum)
+            copies = group.part * self._copy_width(group)
+            moments.append({"gradients": part + sum(map(self._update, ahead)), "buffers": copies})
+        return max(moments, key=lambda moment: sum(moment.values()))
+
+    @property
+    def _wide(self) -> bool:
+        """Whether gradients are accumulated in fp32, and not in the 16 bits of the weights."""
+        return self.gradient_width > self.width
 
     def _copy_width(self, group: ParameterGroup) -> int:
         """Return bytes a parameter: gradients flattened, then in fp32, then what an unfused Adam computes with."""
-        flattened = 0 if self.gradient_width > self.width else self.gradient_width
-        return flattened + (4 if flattened == 2 else 0) + self._adam_scratch(group)
-
-    def _adam_scratch(self, group: ParameterGroup) -> int:
         params = self.resolved.params("optimizer")
         unfused = params.get("torch_adam", False) and not params.get("fused", False)
-        return 8 if unfused and not group.muon else 0
+        flattened = 0 if self._wide else self.gradient_width
+        return flattened + (4 if flattened == 2 else 0) + (8 if unfused and not group.muon else 0)
