@@ -6,6 +6,7 @@ The seconds are planned for a T4 with a slow host.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def _compared(bench: Bench, losses: list[tuple[int, float, float]]) -> Line:
     name = "fp16 beside the CPU's"
     if not losses:
         return Line(name, FAILED, "no step that both have trained")
-    apart = {step: abs(gpu - cpu) for step, gpu, cpu in losses}
+    apart = {step: abs(gpu - cpu) if math.isfinite(gpu - cpu) else math.inf for step, gpu, cpu in losses}
     worst = max(apart, key=lambda step: apart[step])
     first, (last, gpu, cpu) = apart[losses[0][0]], losses[-1]
     text = f"{first:.6f} nats apart at the first step, at most {apart[worst]:.4f} (step {worst}), "
@@ -149,8 +150,8 @@ def resumed(bench: Bench) -> Lines:
         raise Failed(f"it ended before it could be killed: {first.problem}")
     yield Line("killed inside a step", OK, f"step {STEPS_RESUMED}, after a checkpoint at step 3")
     second = bench.train("resumed", *flags)
-    if "continuing from" not in second.said:
-        raise Failed(f"the same command did not continue the run ({second.folder}/rank0.txt)")
+    if "(step 3)" not in second.said:
+        raise Failed(f"the same command did not continue it from step 3 ({second.folder}/rank0.txt)")
     from stress.chaos.compare import MODEL, differences
 
     size = (second.run / MODEL).stat().st_size / 2**20
@@ -251,7 +252,7 @@ def muon(bench: Bench) -> Lines:
     first, last, skipped = rows[0]["loss"], rows[-1]["loss"], rows[-1]["skipped_steps"]
     changed = statistics.median(row["unchanged"] for row in rows[-5:])
     text = f"loss {first:.3f} -> {last:.3f}, {skipped} steps skipped, {1 - changed:.0%} of the weights move in a step"
-    good = last < first - 1 and skipped < 10 and changed < 0.5
+    good = last < first - 1 and skipped < 10
     text = f"{len(rows)} steps; the loss {bench.figure('')}" if bench.null_driver else text
     yield Line("Muon, 30 steps", bench.judged(good), text, {"losses": [row["loss"] for row in rows]})
     yield _memory("Muon, memory", session, planned)

@@ -97,7 +97,7 @@ class Kernels:
             yield
             torch.cuda.synchronize()
         for event in profiler.key_averages():
-            if event.device_type == torch.profiler.DeviceType.CUDA:
+            if event.device_type.name == "CUDA" and not getattr(event, "is_user_annotation", False):
                 ms = event.self_device_time_total / 1000
                 self.found.append({"name": event.key, "ms": round(ms, 3), "calls": event.count})
         self.found.sort(key=lambda kernel: -kernel["ms"])

@@ -67,7 +67,7 @@ def test_losses_are_judged_where_the_driver_computes(bench, null_bench):
     assert steps._compared(bench, near).verdict == OK
     assert steps._compared(bench, [(1, 8.78, 8.80)]).verdict == FAILED
     assert steps._compared(bench, [*near, (3, 8.0, 8.2)]).verdict == FAILED
-    assert steps._compared(bench, [(1, float("nan"), 8.78)]).verdict == FAILED
+    assert steps._compared(bench, [*near, (3, float("nan"), 8.0), (4, 8.0, 8.0)]).verdict == FAILED
     assert steps._compared(bench, []).verdict == FAILED
     line = steps._compared(null_bench, [(1, 1.0, 8.78)])
     assert line.verdict == RAN
