@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -38,7 +37,7 @@ def _machine() -> list[Replacement]:
         (hardware, "_has_gpu_device", lambda: True),  # there is no /dev/nvidia0
         (dist, "init_process_group", lambda _backend, **more: init("gloo", **more)),
         (torch.special, "entr", torch.neg),  # compiled at run time by NVRTC
-        (tune_trial, "PROGRAM", ("-m", "benchmarks.gpu.null_driver")),
+        (tune_trial, "_rank", trial_rank),
     ]
 
 
@@ -116,9 +115,11 @@ def _ranks() -> list[Replacement]:
     return found
 
 
-if __name__ == "__main__":  # a trial of --tune
+def trial_rank(*arguments: Any) -> None:
+    """Be a rank of a trial of `--tune`, in a process of its own."""
     from training.planning import tune_trial
 
+    rank = tune_trial._rank
     with numbers_not_real():
-        tune_trial.main(Path(sys.argv[1]), int(sys.argv[2]))
+        rank(*arguments)
     os._exit(0)  # what CUDA's libraries do at the end of a process fails without a driver
