@@ -44,20 +44,6 @@ class SourceRows:
     weight: float
 
 
-def source_rows(sources: Sequence[tuple[str, float]], counts: Sequence[int], seq_len: int) -> list[SourceRows]:
-    """Return the rows of sources given by name and weight, in the order of the shards; UserError if one has none.
-
-    `counts` are the rows that begin in each.
-    """
-    found, first = [], 0
-    for (name, weight), count in zip(sources, counts, strict=True):
-        if count < 1:
-            raise UserError(f"{name}: less than a row of {seq_len} tokens to train on; give more of it, or none")
-        found.append(SourceRows(name, first, count, weight))
-        first += count
-    return found
-
-
 def rows_of_epoch(sources: Sequence[SourceRows], epoch: int, seed: int) -> np.ndarray:
     """Return the rows of an epoch, source by source, int64 (rows,): as many as there are, divided by the weights.
 

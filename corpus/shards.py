@@ -24,7 +24,7 @@ from corpus.manifest import (
     mask_name,
     shard_name,
 )
-from corpus.mixture import SourceRows, source_rows
+from corpus.mixture import SourceRows
 from corpus.packing import Packed
 from corpus.tokenizer import MOST_TOKENIZER_BYTES
 
@@ -205,10 +205,20 @@ class Corpus:
         return open_stream(self.folder, made.splits[name], (made.bos_id, made.eos_id, made.pad_id), parts)
 
     def source_rows(self, seq_len: int) -> list[SourceRows]:
-        """Return the training rows of each source of a mixture; none if the corpus is no mixture."""
+        """Return the training rows of each source of a mixture, in the order of the shards; none if it is no mixture.
+
+        UserError if a source has no row.
+        """
+        found, first = [], 0
         sources = self.manifest.sources or []
         counts = self.split("train").rows_of_parts([source.tokens for source in sources], seq_len) if sources else []
-        return source_rows([(source.name, source.weight) for source in sources], counts, seq_len)
+        for source, count in zip(sources, counts, strict=True):
+            if count < 1:
+                few = f"{source.name}: less than a row of {seq_len} tokens to train on"
+                raise UserError(f"{few}; give more of it, or none")
+            found.append(SourceRows(source.name, first, count, source.weight))
+            first += count
+        return found
 
 
 def open_stream(

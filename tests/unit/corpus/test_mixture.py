@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from corpus.mixture import SourceRows, counts_of_epoch, rows_of_epoch, source_rows, split_weights
+from corpus.mixture import SourceRows, counts_of_epoch, rows_of_epoch, split_weights
 from corpus.report import CorpusReport, lines
 from corpus.shards import Corpus, MaskedStream, TokenStream
 from training.data_sampler import SampleStream
@@ -58,12 +58,8 @@ def test_an_epoch_has_the_shares_that_were_asked_for(sources: list[tuple[int, fl
 
 
 def test_rows_belong_to_the_source_of_their_first_token() -> None:
-    counts = TokenStream([np.zeros(101, np.uint16)]).rows_of_parts([25, 10, 66], 10)
-    found = source_rows([("a", 0.5), ("b", 0.25), ("c", 0.25)], counts, 10)
-    assert [(s.first, s.count) for s in found] == [(0, 3), (3, 1), (4, 6)]
-    counts = TokenStream([np.zeros(29, np.uint16)]).rows_of_parts([21, 8], 10)
-    with pytest.raises(UserError, match=r"^b: less than a row of 10 tokens"):
-        source_rows([("a", 0.5), ("b", 0.5)], counts, 10)
+    assert TokenStream([np.zeros(101, np.uint16)]).rows_of_parts([25, 10, 66], 10) == [3, 1, 6]
+    assert TokenStream([np.zeros(29, np.uint16)]).rows_of_parts([21, 8], 10) == [2, 0]
 
 
 def test_rows_of_conversations_hold_no_two_sources() -> None:
@@ -97,6 +93,9 @@ def test_prepared_sources_are_read_by_their_weights(tmp_path: Path, jsonl, token
     assert corpus.manifest == manifest and Corpus.open(tmp_path / "plain").source_rows(16) == []
     rows = corpus.split("train").num_rows(16)
     sources = corpus.source_rows(16)
+    assert (sources[0].first, sources[1].first) == (0, sources[0].count) and sources[1].first + sources[1].count == rows
+    with pytest.raises(UserError, match=r"^b\.jsonl: less than a row of 3000 tokens"):
+        corpus.source_rows(3000)
     order = [SampleStream(rows, 7, sources)[i] for i in range(3 * rows)]
     again = SampleStream(rows, 7, sources)
     assert [again[i] for i in reversed(range(3 * rows))] == order[::-1]  # wherever a run continues

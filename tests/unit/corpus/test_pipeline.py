@@ -140,15 +140,6 @@ def test_val_files_take_their_documents_from_train(jsonl, tmp_path: Path, tokeni
         assert (manifest.dropped_in_val, manifest.exact_duplicates) == (10, 1)
 
 
-def test_bos_and_eos_in_the_text_are_not_doubled(jsonl, tmp_path: Path, tokenizer_json: Path) -> None:
-    texts = ["<|im_start|>甲<|im_end|> <|im_start|>乙<|im_end|>", "丙<|im_end|>", "<|im_start|>丁", "<|im_end|>"]
-    out = tmp_path / "out"
-    prepare([jsonl(texts)], out, tokenizer=tokenizer_json, val_fraction=0)
-    text = Tokenizer.from_file(str(tokenizer_json)).decode(ids_of(out, "train").tolist(), skip_special_tokens=False)
-    bos, eos = "<|im_start|>", "<|im_end|>"
-    assert text == texts[0] + f"{bos}丙{eos}" + f"{bos}丁{eos}" + f"{bos}{eos}"
-
-
 def test_manifest_numbers_are_true(jsonl, tmp_path: Path) -> None:
     texts = make_texts(200)
     source = jsonl([*texts, texts[3], texts[5], texts[3], ""])
