@@ -17,7 +17,7 @@ from corpus.shards import TokenStream
 from model.kernels import Kernels
 from training import data_sampler
 from training.checkpointing.run_state import RunState
-from training.engine.internals import loss_scale, lowest_loss_scale, master_weights
+from training.engine.internals import loss_scale, lowest_loss_scale, non_finite_weights
 from training.engine.protocol import Engine
 from training.processes.process_group import gather_from_ranks
 
@@ -126,16 +126,12 @@ def without_batch(saved: RunState, before: RunState, batch: int) -> tuple[RunSta
 
 def locate(engine: Engine, stream: TokenStream, micro_batches: list[list[int]], seq_len: int) -> str:
     """Return where in the network it begins; collective. `micro_batches` are this rank's rows of the step."""
-    if bad := list(dict.fromkeys(name for part in gather_from_ranks(_bad_weights(engine)) for name in part)):
+    if bad := list(dict.fromkeys(name for part in gather_from_ranks(non_finite_weights(engine)) for name in part)):
         return f"{len(bad)} weight tensor{'s' if len(bad) > 1 else ''} not finite, {bad[0]} among them"
     outputs = gather_from_ranks(_first_bad_output(engine, stream, micro_batches, seq_len))
     if found := next(filter(None, outputs), None):
         return f"all weights are finite, the output of {found} is not"
     return "all weights and the outputs of all layers are finite, so it arises in the loss or going backward"
-
-
-def _bad_weights(engine: Engine) -> list[str]:
-    return [name for name, values in master_weights(engine).items() if not values.isfinite().all()]
 
 
 def _first_bad_output(engine: Engine, stream: TokenStream, micro_batches: list[list[int]], seq_len: int) -> str | None:

@@ -63,7 +63,7 @@ def _experts() -> list[Replacement]:
 def _verdicts() -> list[Replacement]:
     from model.kernels import check
     from training import rollback
-    from training.checkpointing import engine_state
+    from training.checkpointing import checkpoint
     from training.monitoring import accumulator
     from training.preflight import step_checks
 
@@ -74,7 +74,7 @@ def _verdicts() -> list[Replacement]:
         (rollback.NonFiniteMonitor, "check_step", lambda *_: None),
         (step_checks, "overfit", lambda trial, rows, _seconds: [trial.step(rows, 1.0).loss] * 2),
         (accumulator.MetricAccumulator, "steps_per_second", lambda _accumulator: 1.0),
-        (engine_state, "master_weights_finite", lambda _engine: True),
+        (checkpoint, "non_finite_weights", lambda _engine: []),
     ]
 
 

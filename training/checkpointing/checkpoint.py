@@ -34,6 +34,7 @@ from training.checkpointing.earlier_runs import STATE_FILE, checkpoints_in, find
 from training.checkpointing.engine_state import EngineNumbers
 from training.checkpointing.run_state import RunState
 from training.checkpointing.write_failures import DiskFull, NotFinite, on_all_ranks
+from training.engine.internals import non_finite_weights
 from training.engine.protocol import Engine
 
 FORMAT = 2  # 1 was DeepSpeed's own files
@@ -109,7 +110,7 @@ def _empty(partial: Path, keep_last: int, known_whole: Path | None) -> None:
 
 
 def _write_share(engine: Engine, partial: Path, local: dict[str, Tensor]) -> tuple[str, ShareInfo]:
-    if not engine_state.master_weights_finite(engine):
+    if non_finite_weights(engine):
         raise NotFinite("the weights are not finite")
     data = to_bytes(engine_state.tensors(engine, local))
     path = partial / f"rank-{dist.get_rank():05d}.safetensors"

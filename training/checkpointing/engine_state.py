@@ -19,16 +19,8 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.records import Count, Record
-from training.engine.internals import (
-    STEP,
-    Shard,
-    create_states,
-    loss_scaler,
-    master_weights,
-    publish_master_weights,
-    shards,
-    step_counters,
-)
+from training.engine import internals
+from training.engine.internals import STEP, Shard
 from training.engine.protocol import Engine
 from training.processes.process_group import gather_from_ranks
 
@@ -50,20 +42,14 @@ class EngineNumbers(Record):
 
 def tensors(engine: Engine, local: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return what this rank has to write, by key, as copies on the CPU; `local` is of use to this rank alone."""
-    owned = {_key(shard.kind, shard.name, shard.start): shard.values for shard in shards(engine) if shard.owned}
-    owned |= {_key(_LOCAL, name, 0): values for name, values in local.items()}
+    owned = {f"{part.kind}|{part.name}|{part.start}": part.values for part in internals.shards(engine) if part.owned}
+    owned |= {f"{_LOCAL}|{name}|0": values for name, values in local.items()}
     return {key: values.detach().to("cpu", copy=True).contiguous() for key, values in owned.items()}
-
-
-def master_weights_finite(engine: Engine) -> bool:
-    """Return whether every weight that this rank steps is a finite number."""
-    checks = [values.isfinite().all() for values in master_weights(engine).values()]
-    return bool(torch.stack(checks).all()) if checks else True
 
 
 def numbers(engine: Engine) -> EngineNumbers:
     """Return the engine's counts, its schedule and its loss scale."""
-    scheduler, scaler = engine.lr_scheduler, loss_scaler(engine)
+    scheduler, scaler = engine.lr_scheduler, internals.loss_scaler(engine)
     return EngineNumbers(
         split=split(engine),
         global_steps=engine.global_steps,
@@ -77,8 +63,8 @@ def numbers(engine: Engine) -> EngineNumbers:
 
 def _optimizer_steps(engine: Engine) -> int | None:
     """Return how often the optimizer has stepped, by its own count: PyTorch keeps a tensor, DeepSpeed a number."""
-    counted = [int(shard.values.max()) for shard in shards(engine) if shard.kind == STEP]
-    return max(counted + [int(place[STEP]) for place in step_counters(engine)], default=None)
+    counted = [int(shard.values.max()) for shard in internals.shards(engine) if shard.kind == STEP]
+    return max(counted + [int(place[STEP]) for place in internals.step_counters(engine)], default=None)
 
 
 def split(engine: Engine) -> dict[str, Any]:
@@ -104,25 +90,25 @@ def restore(
         for part in chain.from_iterable(stored.values()):
             index[part.kind, part.name].append(part)
         kinds = {kind for kind, _ in index} - {_LOCAL}
-        create_states(engine, kinds)
-        own = shards(engine)
+        internals.create_states(engine, kinds)
+        own = internals.shards(engine)
         with torch.no_grad():
             for shard in own:
                 _fill(shard, index[shard.kind, shard.name], saved.optimizer_steps or 0)
         _check_all_read(kinds, {shard.kind for shard in own})
         local = [{part.name: part.whole() for part in stored[path] if part.kind == _LOCAL} for path in local_files]
     _restore_numbers(engine, saved, step)
-    publish_master_weights(engine)
+    internals.publish_master_weights(engine)
     return local
 
 
 def _restore_numbers(engine: Engine, saved: EngineNumbers, step: int) -> None:
-    for place in step_counters(engine):
+    for place in internals.step_counters(engine):
         place[STEP] = saved.optimizer_steps or 0
     engine.global_steps, engine.global_samples = saved.global_steps, saved.global_samples
     engine.skipped_steps = saved.skipped_steps
     engine.micro_steps = step * engine.gradient_accumulation_steps()
-    scheduler, scaler = engine.lr_scheduler, loss_scaler(engine)
+    scheduler, scaler = engine.lr_scheduler, internals.loss_scaler(engine)
     if scheduler is not None and saved.scheduler is not None:
         scheduler.load_state_dict(saved.scheduler)
         scheduler.step(scheduler.last_batch_iteration)  # the same place again, which sets the learning rate
@@ -148,10 +134,6 @@ class _Stored:
     def part(self, first: int, last: int) -> Tensor:
         """Return elements `first` to `last` of the parameter."""
         return self.file.get_slice(self.key)[first - self.start : last - self.start]
-
-
-def _key(kind: str, name: str, start: int) -> str:
-    return f"{kind}|{name}|{start}"
 
 
 def _open(path: Path) -> Any:

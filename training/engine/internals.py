@@ -135,6 +135,13 @@ def master_weights(engine: Engine) -> dict[str, Tensor]:
     return {shard.name: shard.values for shard in shards(engine) if shard.kind == MASTER}
 
 
+def non_finite_weights(engine: Engine) -> list[str]:
+    """Return the parameters in whose part here not every weight that the optimizer steps is a finite number."""
+    weights = master_weights(engine)
+    finite = torch.stack([values.isfinite().all() for values in weights.values()]).tolist() if weights else []
+    return [name for name, good in zip(weights, finite, strict=True) if not good]
+
+
 def _partitioned(optimizer: Any, partitions: list[Tensor], groups: list[list[Any]], names: Names) -> Iterator[Shard]:
     """Yield the shards of ZeRO-1 and 2 and of bf16: one flat partition a group, cut without regard to parameters."""
     for index, (flat, parameters) in enumerate(zip(partitions, groups, strict=True)):
