@@ -114,7 +114,8 @@ def _write_share(engine: Engine, partial: Path, local: dict[str, Tensor]) -> tup
         raise NotFinite("the weights are not finite")
     data = to_bytes(engine_state.tensors(engine, local))
     path = partial / f"rank-{dist.get_rank():05d}.safetensors"
-    _write(path, data)
+    path.write_bytes(data)
+    sync(path)
     digest = hashlib.sha256(data).hexdigest()
     if sha256_file(path) != digest:
         raise OSError(f"{path} does not read back as it was written")
@@ -127,7 +128,8 @@ def _commit(folder: Path, name: str, state: RunState, engine: Engine, files: dic
     record = Content(format=FORMAT, **state.model_dump(), engine=engine_state.numbers(engine), files=files)
     content = record.model_dump()
     text = json.dumps(content | {"sha256": _digest(content)}, indent=2, ensure_ascii=False)
-    _write(partial / STATE_FILE, text.encode() + b"\n")
+    (partial / STATE_FILE).write_text(f"{text}\n", encoding="utf-8")
+    sync(partial / STATE_FILE)
     sync(partial)
     if place.exists():  # a damaged one, or one that a rollback has gone back beyond
         os.replace(place, folder / (name + DISCARDED))
@@ -135,13 +137,6 @@ def _commit(folder: Path, name: str, state: RunState, engine: Engine, files: dic
     sync(folder)
     replace_bytes(folder / LATEST_FILE, [f"{name}\n".encode()])
     sync(folder)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _digest(content: dict[str, Any]) -> str:

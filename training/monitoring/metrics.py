@@ -66,7 +66,9 @@ class Metrics:
 
         What is not finite (a gradient norm after an overflow) becomes null, what is None is left out.
         """
-        row = {"step": step, "split": split} | {k: _finite(v) for k, v in values.items() if v is not None}
+        not_finite = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
+        known = {name: value for name, value in values.items() if value is not None}
+        row = {"step": step, "split": split} | known | dict.fromkeys(not_finite)
         self._append("metrics.jsonl", row)
         scalars = [
             (_tag(split, name), value, step)
@@ -139,12 +141,6 @@ class Metrics:
     def _append(self, name: str, *rows: dict[str, Any]) -> None:
         lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         self._files[name].append(*(line.encode() for line in lines))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _tag(split: str, name: str) -> str:
