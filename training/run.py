@@ -38,7 +38,7 @@ from training.processes.device_settings import (
 from training.processes.exit import guarded
 from training.processes.lock import RunLock
 from training.processes.process_group import World, broadcast_from_rank0
-from training.processes.rendezvous import check_corpus_visible, check_output_shared, form_process_group
+from training.processes.rendezvous import check_output_shared, form_process_group
 from training.processes.stopping import StopRequest
 from training.processes.watchdog import Watchdog
 from training.resume import continue_state, new_state, nothing_left
@@ -161,13 +161,11 @@ def _join_and_prepare(chosen: Chosen, world: World, console: Console, stop: Stop
     folder = Path(name)
     if device.kind == "cpu":
         keep_freed_memory()
-    check_corpus_visible(folder)
     if world.rank > 0:  # rank 0 would lose its lock by reading the file
         check_output_shared(output, token)
-    corpus = Corpus.open(folder, verify="hash" if world.local_rank == 0 else "size")
     digests = {name: file_digest(folder / name) for name in ("manifest.json", "tokenizer.json")}
-    check_agreement(world, digests, f"copy the first machine's {folder} to the others")
-    return corpus
+    check_agreement(world, digests, f"put the first machine's {folder} at the same path on the others")
+    return Corpus.open(folder, verify="hash" if world.local_rank == 0 else "size")
 
 
 def _preflight(context: RunContext, draft: Draft, rows: int) -> int:

@@ -310,12 +310,3 @@ def check_output_shared(output: Path, token: str) -> None:
                 "the run on a file system that all machines share"
             )
         time.sleep(POLL)
-
-
-def check_corpus_visible(folder: Path) -> None:
-    """Raise UserError unless the corpus that rank 0 prepared can be read on this machine too."""
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} is not visible on {socket.gethostname()}: prepare the corpus first and put its folder "
-            "at the same path on every machine (a shared file system does)"
-        )
