@@ -24,7 +24,7 @@ class Session:
         self, stop: StopRequest, watchdog: Watchdog, device: torch.device, show: Callable[[str], None], state: RunState
     ) -> None:
         self.stop, self.watchdog, self.device, self.show = stop, watchdog, device, show
-        self.activity, self.has_stepped = "training", False
+        self.has_stepped = False
         self.stopping: bool | None = None  # whether any rank is asked to stop, as all of them know; None before a step
         self.slowest = 0.0  # seconds of a part that does not end early when it is asked to: a step, a sample
         self._earlier_seconds = state.wall_seconds  # of other sessions
@@ -37,7 +37,6 @@ class Session:
     def now(self, activity: str, at_least: float = 0.0) -> None:
         """Say what this rank does: to the watchdog, which gives it `at_least` so many seconds, and to the user."""
         self.watchdog.progress.tick(activity, at_least)
-        self.activity = activity
         if activity != "training":
             self.show(activity)
 
@@ -54,7 +53,7 @@ class Session:
 
         The time limit leaves time for what is under way and for a save after it.
         """
-        self.watchdog.progress.tick(self.activity)
+        self.watchdog.progress.tick(self.watchdog.progress.activity)
         self.stop.reserve(_SAVE_MARGIN * save_seconds + _STEP_MARGIN * self.slowest + _ENDING_SECONDS)
         return self.stop.wanted
 
