@@ -13,7 +13,7 @@ from torch import Tensor
 from model.hf import hf_name, is_expert
 from training.engine.internals import gradient, loss_scale, master_weights
 from training.engine.protocol import Engine
-from training.monitoring.weight_updates import Change, WeightSample
+from training.monitoring.weight_updates import WeightSample
 from training.preflight.report import Result, failed, passed, warned
 from training.preflight.trial_engine import Step, TrialEngine
 from training.processes.process_group import gather_from_ranks, sum_over_ranks
@@ -147,70 +147,59 @@ def _first_names(names: list[str]) -> str:
 
 @dataclass(frozen=True)
 class UpdateFigures:
-    """Changes of the weights by parameter name, over all ranks; `dtype` is that of the optimizer's own weights."""
+    """What two steps change of the weights over all ranks, one at the peak learning rate, one at a hundredth of it."""
 
-    at_peak: dict[str, Change]
-    """The changes in a step at the peak learning rate."""
-    at_small_lr: dict[str, Change]
-    """The changes in a step at a hundredth of it."""
+    parameters: int
+    stuck: frozenset[str]
+    """The parameters of which no weight moves at the peak learning rate."""
+    ratio: float
+    """Mean over the matrices of rms(change) / rms(weight) there."""
+    lost: float
+    """Share of the weights that stay what they were at a hundredth of it, 0 to 1."""
     dtype: str
-
-    @property
-    def ratio(self) -> float:
-        """Mean over the matrices of rms(change) / rms(weight) at the peak learning rate."""
-        ratios = [change.ratio for name, change in self.at_peak.items() if "norm" not in name]
-        return sum(ratios) / max(1, len(ratios))
-
-    @property
-    def lost(self) -> float:
-        """Share of the weights that stay what they were at a hundredth of the peak learning rate, 0 to 1."""
-        weights = sum(change.weights for change in self.at_small_lr.values())
-        return sum(change.unchanged for change in self.at_small_lr.values()) / max(1, weights)
+    """That of the optimizer's own weights."""
 
 
 def measure_updates(trial: TrialEngine, rows: list[int]) -> UpdateFigures:
     """Take a step at the peak learning rate and one at a hundredth of it; collective."""
-    changes = []
+    steps = []
     for lr_factor in (1.0, SMALL_LR_FACTOR):
         sample = WeightSample(trial.engine)
+        sample.snapshot()
         trial.step(rows, lr_factor)
-        changes.append(_merge(gather_from_ranks(sample.changes())))
+        steps.append([part for rank in gather_from_ranks(sample.changes()) for part in rank.items()])
+    peak, small = steps
+    names, moved = {name for name, _ in peak}, {name for name, part in peak if part.unchanged < part.weights}
+    ratios = [part.ratio for name, part in peak if "norm" not in name]
+    lost = sum(part.unchanged for _, part in small) / max(1, sum(part.weights for _, part in small))
     dtypes = {str(weights.dtype).removeprefix("torch.") for weights in master_weights(trial.engine).values()}
-    return UpdateFigures(*changes, dtype=", ".join(sorted(dtypes)))
-
-
-def _merge(ranks: list[dict[str, Change]]) -> dict[str, Change]:
-    merged: dict[str, Change] = {}
-    for rank in ranks:
-        for name, change in rank.items():
-            if other := merged.get(name):
-                total = change.weights + other.weights
-                mean = (change.ratio * change.weights + other.ratio * other.weights) / total
-                change = Change(change.unchanged + other.unchanged, total, mean)
-            merged[name] = change
-    return merged
+    return UpdateFigures(
+        parameters=len(names),
+        stuck=frozenset(names - moved),
+        ratio=sum(ratios) / max(1, len(ratios)),
+        lost=lost,
+        dtype=", ".join(sorted(dtypes)),
+    )
 
 
 def check_updates(updates: UpdateFigures, without_gradient: set[str]) -> Result:
     """Check that every weight moves; parameters without a gradient are left to the gradients check."""
-    peak = updates.at_peak
-    stuck = [n for n, change in peak.items() if change.unchanged == change.weights and n not in without_gradient]
     hint = "check the learning rate of this group and at what the optimizer was given"
     if "float32" not in updates.dtype:
         hint = (
             f"the optimizer's weights are {updates.dtype}, too coarse for this learning rate: keep fp32 master copies "
             "(bf16.bf16_master_weights_and_grads off, or fp16)"
         )
-    if stuck:
-        names = _first_names(stuck)
-        text = f"a step at the peak learning rate leaves {len(stuck)} of {len(peak)} parameters as they were: {names}"
-        return failed(text, hint)
+    every = updates.parameters
+    if stuck := sorted(updates.stuck - without_gradient):
+        what = f"leaves {len(stuck)} of {every} parameters as they were: {_first_names(stuck)}"
+        return failed(f"a step at the peak learning rate {what}", hint)
     text = f"{updates.lost:.1%} of the weights do not move at a hundredth of the peak learning rate"
     if updates.lost > _LOST_FAILS:
         return failed(f"{text}: their updates round away", hint)
     if updates.lost > _LOST_WARNS:
         return warned(text, hint)
-    moved = f"all {len(peak)} parameters move, by {updates.ratio:.2g} of their size at the peak learning rate"
+    moved = f"all {every} parameters move, by {updates.ratio:.2g} of their size at the peak learning rate"
     return passed(f"{moved}; {text}")
 
 
