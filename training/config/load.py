@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from common.errors import UserError
@@ -74,15 +75,13 @@ def _there_are(path: Path) -> str:
 
 def _parse(text: str, path: Path) -> dict:
     try:
-        config = _json(text)
+        config = _relaxed_json(text)
     except json.JSONDecodeError as error:
         if not text.strip():
             raise UserError(f"{path}: the file is empty; ds_configs/ holds some to copy.") from None
-        config = _relaxed_json(text, path)
-        if config is None:
-            where, after = f"{path}, line {error.lineno}, column {error.colno}", text[error.pos :].lstrip()
-            slip = next((hint for starts, hint in _SLIPS if after.startswith(starts)), "")
-            raise UserError(f"{where}: not valid JSON: {error.msg}.{slip}") from None
+        where, after = f"{path}, line {error.lineno}, column {error.colno}", text[error.pos :].lstrip()
+        slip = next((hint for starts, hint in _SLIPS if after.startswith(starts)), "")
+        raise UserError(f"{where}: not valid JSON: {error.msg}.{slip}") from None
     except RecursionError:
         raise UserError(f"{path}: {_TOO_DEEP}.") from None
     except (_NotSense, ValueError) as error:  # a key twice, NaN, a number of thousands of digits
@@ -92,18 +91,18 @@ def _parse(text: str, path: Path) -> dict:
     return config
 
 
-def _relaxed_json(text: str, path: Path) -> object:
-    """Read comments and commas after the last entry, as DeepSpeed does; None if that does not help."""
-    if len(text) > _MOST_BYTES_RELAXED:
-        return None
-    import json5  # only a file that needs it waits for it
-
+def _relaxed_json(text: str) -> object:
+    """Read JSON, with comments and commas after the last entry, as DeepSpeed does."""
     try:
-        return json5.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except _NotSense as error:
-        raise UserError(f"{path}: {printable(error)}") from None
-    except (ValueError, RecursionError):
-        return None
+        return _json(text)
+    except json.JSONDecodeError as error:
+        if not text.strip() or len(text) > _MOST_BYTES_RELAXED:
+            raise
+        import json5  # only a file that needs it waits for it
+
+        with suppress(ValueError, RecursionError):
+            return json5.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        raise error
 
 
 def _json(text: str) -> object:
