@@ -71,8 +71,8 @@ def _dense(*hidden: int) -> tuple[Size, ...]:
 STUDIES: Mapping[str, Study] = {
     "rates": Study(_dense(32, 64, 128), (10,), ("optimizer.params.muon_lr=0.005,0.01,0.02,0.04",), (1, 2)),
     "adam_rates": Study(_dense(32, 64), (10,), ("optimizer.params.adam_lr=0.0125,0.025,0.05,0.1",)),
-    "law": Study(_dense(32, 48, 64, 96), (5, 10, 20, 40)),
-    "validation": Study(_dense(128), (20,)),
+    "law": Study(_dense(32, 48, 64), (2, 4, 8, 16)),
+    "validation": Study(_dense(96), (16,)),  # three times the compute of the largest run of the law
     "equal": Study(_dense(32), (3,), seeds=range(1, 25)),
     "experts": Study(tuple(Size(width, experts=True) for width in (32, 64, 96)), (10, 40)),
 }
