@@ -29,6 +29,7 @@ from corpus.shards import Corpus
 from experiments.statistics import ALPHA, welch
 from experiments.sweep import ENDED, Sweep, SweepSettings
 from experiments.sweep_plan import plan_runs
+from training.processes.lock import RunLock
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 CONFIG = Path(__file__).resolve().parents[2] / "ds_configs" / "cpu_x2.json"
@@ -44,6 +45,8 @@ def run(study: Study, name: str, data: Path, work: Path, hidden: Sequence[int]) 
             folder = work / f"{name}-{size.hidden}{'-experts' * size.experts}-{length:g}"
             settings = SweepSettings(folder, tuple(_arguments(size, steps, data)), processes=1)
             sweep = Sweep(settings, plan_runs(study.values, list(study.seeds)), lambda line: print(line, flush=True))
+            lock = RunLock(folder)
+            lock.acquire(print)
             sweep.finish()
             for planned in sweep.runs:
                 found = sweep.figures(planned)
