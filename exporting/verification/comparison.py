@@ -39,6 +39,7 @@ class Figures:
     logits: int = 0
     square_sum: float = 0.0
     own_nats: float = 0.0
+    own_eos_nats: float = 0.0
     nats: float = 0.0
     bytes: int = 0
     prompts: int = 0
@@ -62,6 +63,11 @@ class Figures:
         return self.own_nats / math.log(2) / max(1, self.bytes)
 
     @property
+    def own_bits_without_eos(self) -> float:
+        """The same for programs that measure a text alone, and do not ask where it ends."""
+        return (self.own_nats - self.own_eos_nats) / math.log(2) / max(1, self.bytes)
+
+    @property
     def bits_per_byte(self) -> float:
         """Bits a byte of the backend on the ids that it makes itself, as its user would measure it."""
         return self.nats / math.log(2) / max(1, self.bytes)
@@ -81,12 +87,12 @@ class Figures:
 
 @dataclass(frozen=True)
 class Document:
-    """A text with its ids in training, and what the trained model makes of them: logits, and its loss in nats."""
+    """A text with its ids in training, and the trained model's logits and losses in nats (the last is that of EOS)."""
 
     text: str
     ids: list[int]
     logits_TV: np.ndarray
-    nats: float
+    nats_T: np.ndarray
 
     @classmethod
     def of(cls, text: str, own: Reference) -> Document:
@@ -164,7 +170,8 @@ def _compare_document(found: Figures, own: Reference, backend: Backend, document
     theirs = backend.encode(document.text)
     found.documents += 1
     found.bytes += len(document.text.encode("utf-8"))
-    found.own_nats += document.nats
+    found.own_nats += float(document.nats_T.sum())
+    found.own_eos_nats += float(document.nats_T[-1])
     found.same_ids += theirs == ids
     if theirs != ids:
         found.first_difference = found.first_difference or in_words(own, backend, ids, theirs)
@@ -178,19 +185,19 @@ def _compare_document(found: Figures, own: Reference, backend: Backend, document
     found.square_sum += float(np.square(own_logits_TV - own_logits_TV.mean()).sum(dtype=np.float64))
     found.logits += difference.size
     if theirs == ids:
-        found.nats += _nats(logits_TV, ids, eos_id)
+        found.nats += float(_nats(logits_TV, ids, eos_id).sum())
     elif theirs and max(theirs) < backend.vocab_size:
-        found.nats += _nats(backend.logits(theirs[:positions]), theirs, eos_id)
+        found.nats += float(_nats(backend.logits(theirs[:positions]), theirs, eos_id).sum())
     else:  # no ids, or some that the network has no row for
         found.nats = math.nan
 
 
-def _nats(logits_TV: np.ndarray, ids: Sequence[int], eos_id: int) -> float:
-    """Return the loss of a document in nats: all ids after the first, and EOS."""
+def _nats(logits_TV: np.ndarray, ids: Sequence[int], eos_id: int) -> np.ndarray:
+    """Return the losses (T,) of a document in nats: all ids after the first, and EOS."""
     targets = np.array([*ids[1:], eos_id])[: len(logits_TV)]
     shifted = logits_TV - logits_TV.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(shifted).sum(axis=1, dtype=np.float64))
-    return float((log_sum - shifted[np.arange(len(targets)), targets]).sum(dtype=np.float64))
+    return log_sum - shifted[np.arange(len(targets)), targets]
 
 
 def in_words(own: Reference, backend: Backend, ids: list[int], theirs: list[int]) -> str:
@@ -215,11 +222,11 @@ def in_words(own: Reference, backend: Backend, ids: list[int], theirs: list[int]
 
 def _table(own: Reference, backends: Sequence[Backend], figures: Sequence[Figures]) -> list[str]:
     """Return the figures, a line a backend, and below each line why it is not the trained model."""
-    ours = figures[0].own_bits_per_byte
+    ours = figures[0]
     lines = [
         f"{'':20}{'same ids':>10}{'logits off by':>22}{'bits a byte':>13}{'greedy text':>13}",
         f"{'':20}{'':>10}{'mean      largest':>22}{'':>13}{'the same':>13}",
-        f"{own.name:20}{'':>10}{'':>22}{ours:13.4f}",
+        f"{own.name:20}{'':>10}{'':>22}{ours.own_bits_per_byte:13.4f}{ours.own_bits_without_eos:13.4f} without EOS",
     ]
     for backend, found in zip(backends, figures, strict=True):
         lines.append(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,10 +19,12 @@ import exporting.gguf_tensors
 import exporting.verification.structure
 from common.errors import UserError
 from evaluation.opened_model import open_own
+from evaluation.token_losses import token_losses
 from exporting.gguf_file import write_gguf
 from exporting.pre_tokenizer import KNOWN
 from exporting.quantization import TYPES
 from exporting.verification.comparison import verify
+from sample_stories import generate_stories
 
 gguf = pytest.importorskip("gguf")
 Copied, EditJson = Callable[[str], Path], Callable[..., None]
@@ -49,6 +53,18 @@ def test_the_folder_is_the_trained_model_in_transformers(models: dict[str, Path]
     assert same, printed
     assert "transformers            100.0%" in printed
     assert "6 of 6" in printed
+
+
+def test_bits_a_byte_are_counted_with_and_without_eos(models: dict[str, Path], tmp_path: Path) -> None:
+    network, tokenizer = open_own(models["dense"], dtype=torch.float32)
+    documents, texts = [story[:60] for story in generate_stories(3, seed=5)], tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    ids = [[1, *tokenizer.encode(text, add_special_tokens=False).ids, 2] for text in documents]
+    losses = token_losses(torch.inference_mode()(network.logits), [np.array(found) for found in ids], 400)
+    scale = math.log(2) * sum(len(text.encode()) for text in documents)
+    bits, without = (sum(nats[:end].sum() for nats in losses) / scale for end in (None, -1))
+    ours = next(line for line in verified(models["dense"], models["dense"], texts)[1].splitlines() if "ours" in line)
+    assert ours.split() == ["ours", f"{bits:.4f}", f"{without:.4f}", "without", "EOS"]
 
 
 def test_what_transformers_saves_is_still_the_trained_model(
