@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from common.errors import UserError
 from common.files import LFS_HINT, is_lfs_pointer, printable, read_object
-from corpus.tokenizer import load_tokenizer
+from corpus.tokenizer import load_tokenizer, vocab_size
 from model import CausalLM, ModelConfigError, load_model
 
 # A tokenizer without a vocabulary turns this into one unknown token, or nothing.
@@ -20,15 +20,23 @@ TOKENIZER_CHECK = "A parrot, 一只鹦鹉。"
 
 
 def open_own(folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[CausalLM, Tokenizer]:
-    """Return the network and the tokenizer of a folder that this project saved; UserError if one cannot be read."""
+    """Return the network and the tokenizer of a folder that this project saved.
+
+    UserError if one of them cannot be read, or they do not belong together.
+    """
     try:
         network = load_model(folder, device=device, dtype=dtype)
     except ModelConfigError as error:
         raise UserError(str(error)) from None
-    tokenizer = folder / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise UserError(f"{tokenizer} is missing: copy it there from the folder of the corpus")
-    return network, load_tokenizer(tokenizer)
+    path, rows = folder / "tokenizer.json", network.config.vocab_size
+    if not path.is_file():
+        raise UserError(f"{path} is missing: copy it there from the folder of the corpus")
+    tokenizer = load_tokenizer(path)
+    if (entries := vocab_size(tokenizer)) > rows:
+        raise UserError(
+            f"{path} has {entries:,} entries and the model {rows:,}: take the tokenizer that the model was trained with"
+        )
+    return network, tokenizer
 
 
 def open_with_transformers(folder: Path) -> tuple[Any, Any, list[str]]:

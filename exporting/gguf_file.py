@@ -14,7 +14,7 @@ from common.chat_template import chatml, read_chat_template
 from common.command_line import check_output_file
 from common.errors import UserError
 from common.files import printable, replace_files
-from corpus.tokenizer import special_ids, vocab_size
+from corpus.tokenizer import special_ids
 from evaluation.opened_model import open_own
 from exporting.gguf_tensors import GGUFTensor, architecture, gguf_tensors
 from exporting.libraries import library
@@ -44,7 +44,7 @@ def write_gguf(folder: Path, target: Path, kind: str, name: str) -> list[str]:
     check_output_file("--gguf", target)
     network, tokenizer = open_own(folder)
     config = network.config
-    pre = _pre_tokenizer(folder, config, tokenizer)
+    pre = llama_cpp_name(tokenizer.to_str(), str(folder / "tokenizer.json"))
     bos, eos = (str(tokenizer.id_to_token(index)) for index in (config.bos_token_id, config.eos_token_id))
     template = read_chat_template(folder) or chatml(bos, eos)
     tensors = gguf_tensors(config, network.state_dict(), kind)
@@ -84,17 +84,6 @@ def write_gguf(folder: Path, target: Path, kind: str, name: str) -> list[str]:
     if is_blocked(kind) and (odd := not_divisible(config, BLOCK)):
         lines.append(f"  matrices with {odd} stay F16: {kind} needs rows of a multiple of {BLOCK}")
     return lines
-
-
-def _pre_tokenizer(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> str:
-    """Return llama.cpp's name of how a tokenizer cuts text; UserError if it would make other ids with it."""
-    path = folder / "tokenizer.json"
-    if vocab_size(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"{path} has {vocab_size(tokenizer):,} entries and the model {config.vocab_size:,}: take the tokenizer "
-            "that the model was trained with"
-        )
-    return llama_cpp_name(tokenizer.to_str(), str(path))
 
 
 def sizes(gguf: Any, config: ModelConfig) -> dict[str, int | float | bool]:

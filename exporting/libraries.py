@@ -8,8 +8,8 @@ from typing import Any
 from common.errors import UserError
 
 _INSTALL = {
-    "gguf": "pip install -r requirements-export.txt",
-    "llama_cpp": "pip install -r requirements-export.txt (it is compiled, which takes some 15 minutes)",
+    "gguf": 'pip install "gguf>=0.17,<0.20"',  # requirements-export.txt would compile llama-cpp-python as well
+    "llama_cpp": "pip install -r requirements-export.txt (it is compiled, which takes a C++ compiler and 15 minutes)",
 }
 
 

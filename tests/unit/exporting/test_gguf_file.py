@@ -14,6 +14,7 @@ from common.chat_template import read_chat_template
 from common.errors import UserError
 from corpus.tokenizer import load_tokenizer
 from exporting.gguf_file import read_gguf, write_gguf
+from exporting.hugging_face import complete
 from exporting.quantization import TYPES
 
 gguf = pytest.importorskip("gguf")
@@ -214,6 +215,8 @@ def test_a_tokenizer_of_another_size(copied: Any, tmp_path: Path) -> None:
     folder = copied("dense")
     train_tokenizer(generate_stories(300, seed=3), 500).save(str(folder / "tokenizer.json"))
     refused(folder, tmp_path / "m.gguf", "has 500 entries and the model 400")
+    with pytest.raises(UserError, match="has 500 entries and the model 400"):
+        complete(folder)
 
 
 @pytest.mark.parametrize(
