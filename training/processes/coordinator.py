@@ -160,16 +160,15 @@ class Coordinator:
     def wait_until_read(self, seconds: float) -> None:
         """Wait until every other rank has asked once more, has ended or is gone: the server goes with this process."""
         deadline, before = time.monotonic() + seconds, self._questions.copy()
-        while time.monotonic() < deadline and not all(
-            self._needs_nothing(rank, before) for rank in range(1, self.size)
-        ):
+        waiting = set(range(1, self.size))
+        while waiting and time.monotonic() < deadline:
+            waiting = {rank for rank in waiting if self._questions[rank] == before[rank] and not self._has_left(rank)}
             time.sleep(POLL / 4)
 
-    def _needs_nothing(self, rank: int, before: Counter[int]) -> bool:
+    def _has_left(self, rank: int) -> bool:
         member, heartbeat = self.members.get(rank), self._heartbeats.get(rank)
         state = process_state(member) if member else None
-        gone = state is not None and state.gone
-        return gone or (heartbeat is not None and heartbeat.ended) or self._questions[rank] > before[rank]
+        return bool(state and state.gone) or bool(heartbeat and heartbeat.ended)
 
     # --- heartbeats ---------------------------------------------------------------------------------------------------
 
