@@ -97,9 +97,9 @@ def test_two_machines_train_the_weights_of_one(interrupted, finished_run, workpl
 
 
 class Ranks:
-    """Rank 0 on mA and rank 1 on mB, or some of them, of worker_watchdog.py."""
+    """Rank 0 on mA and rank 1 on mB, of worker_watchdog.py."""
 
-    def __init__(self, two, folder, ranks=(0, 1), fault="none", **environment):
+    def __init__(self, two, folder, **environment):
         self.two, self.folder = two, folder
         (folder / "hold").touch()
         variables = {
@@ -113,11 +113,11 @@ class Ranks:
             "BUFUDU_WATCHDOG": QUICK,
             **environment,
         }
-        self.processes = {rank: self._start(rank, fault, variables | {"RANK": rank}) for rank in ranks}
+        self.processes = {rank: self._start(rank, variables | {"RANK": rank}) for rank in (0, 1)}
 
-    def _start(self, rank, fault, variables):
+    def _start(self, rank, variables):
         words = [f"{name}={value}" for name, value in variables.items()]
-        command = self.two.machines[rank].command("env", *words, sys.executable, WORKER, fault, self.folder)
+        command = self.two.machines[rank].command("env", *words, sys.executable, WORKER, "none", self.folder)
         with (self.folder / f"output{rank}").open("wb") as file:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
 
@@ -148,7 +148,7 @@ class Ranks:
 
 @pytest.fixture
 def ranks(two, tmp_path):
-    yield lambda *args, **more: Ranks(two, tmp_path, *args, **more)
+    yield lambda **environment: Ranks(two, tmp_path, **environment)
     two.sweep()
 
 
@@ -178,19 +178,13 @@ def test_sigterm_to_either_rank_stops_both(two, ranks):
 def test_a_rank_that_does_not_come_is_waited_for_and_a_signal_ends_it(two, ranks):
     """The link is cut, so that whatever waits in a socket waits for good."""
     two.cut()
-    run = ranks(BUFUDU_WATCHDOG=QUICK.replace("meet=60", "meet=15"))
+    run = ranks(BUFUDU_WATCHDOG=QUICK.replace("meet=60", "meet=8"))
     run.wait_until(lambda: any("waiting for rank 0 at 10.99.0.1:29500" in line for line in run.said))
     two.b.send(signal.SIGTERM, "rank1")
     assert run.ends(1, within=5) == [0]
     assert run.ends(0) == [2]
     assert "waiting for rank 1, " in run.said[0]
-    assert "train.py: rank 1 did not come within 15 s" in "\n".join(run.said)
-
-
-def test_an_address_that_is_not_rank_0s_is_refused(ranks):
-    run = ranks(ranks=(0,), MASTER_ADDR=ADDRESSES[1])
-    assert run.ends(within=60) == [2]
-    assert "start with deepspeed --master_addr 10.99.0.1" in run.said[-1]
+    assert "train.py: rank 1 did not come within 8 s" in "\n".join(run.said)
 
 
 def test_a_machine_that_is_switched_off_is_named(tmp_path):

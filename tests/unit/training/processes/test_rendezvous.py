@@ -2,6 +2,7 @@
 
 import socket
 from dataclasses import replace
+from functools import partial
 from threading import Timer
 
 import pytest
@@ -10,6 +11,7 @@ from common.errors import UserError
 from training.processes import rendezvous
 from training.processes.coordinator import Coordinator, Participant
 from training.processes.network import Server, free_port
+from training.processes.process_group import World
 from training.processes.rendezvous import NotAdmittedError, _Joining, _listen
 from training.processes.stopping import StoppedEarly
 
@@ -22,8 +24,10 @@ class Watchdog:
     def __init__(self, meet):
         self.said, self.console, self.timeouts, self.meet, self.beat, self.hung = [], self, self, meet, 0.1, 40
 
-    def fail(self, text):
+    def say(self, text):
         self.said.append(text)
+
+    fail = say
 
     def watch_ranks(self, ask, rank0):
         assert rank0.rank == 0
@@ -125,16 +129,25 @@ def test_a_rank_that_is_stopped_tells_rank_0(rank0, monkeypatch):
         rank0.coordinator.wait_for_all(5)
 
 
-@pytest.mark.slow
 def test_another_program_at_the_port_is_named(monkeypatch):
     """It accepts connections and says nothing."""
     monkeypatch.setattr(rendezvous, "ENDING_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
+        rank = joining(port, meet=60)
+        rank.ask = partial(rank.ask, seconds=0.4)
         with pytest.raises(NotAdmittedError, match=f"port {port} at 127.0.0.1 is another program's: .*--master_port"):
-            joining(port, meet=60).join()
+            rank.join()
 
 
 def test_a_port_that_is_taken_is_named_with_a_free_one(rank0):
     with pytest.raises(UserError, match=rf"port {rank0.server.port} is in use.*deepspeed --master_port \d+"):
         _listen(rank0.server.port, rank0.coordinator)
+
+
+def test_an_address_that_is_not_rank_0s_is_refused(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "192.0.2.7")  # of documentation
+    monkeypatch.setattr(rendezvous, "RELEASE_MACHINES_SECONDS", 0.0)
+    me, world = Participant.of_this_process(0), World(0, 2, 0, 1)
+    with pytest.raises(UserError, match=r"^192\.0\.2\.7 .* is not an address of this machine, .*--master_addr \S+$"):
+        rendezvous._coordinate(world, me, free_port(), Watchdog(1), lambda: None, lambda: "")
