@@ -89,20 +89,10 @@ class AppendedFile:
             self.notice.worked(self.path)
         if not self.path.exists():
             return 0
-        kept = [record for record in self.records() if keep(record)]
-        cut_back(self.path, b"".join(kept))
-        return len(kept)
-
-
-def cut_back(path: Path, kept: bytes) -> None:
-    """Leave `kept` of what a file holds.
-
-    The end of a file is cut off in place: that takes no space, and is one change of its length.
-    """
-    data = path.read_bytes()
-    if kept == data:
-        return
-    if data.startswith(kept):
-        os.truncate(path, len(kept))
-    else:
-        replace_bytes(path, [kept])
+        records = [record for record in self.records() if keep(record)]
+        before, kept = self.path.read_bytes(), b"".join(records)
+        if not before.startswith(kept):
+            replace_bytes(self.path, [kept])
+        elif kept != before:
+            os.truncate(self.path, len(kept))  # takes no space, and is one change of its length
+        return len(records)

@@ -18,7 +18,7 @@ from common.errors import UserError
 from training.checkpointing import checkpoint, write_failures
 from training.checkpointing.earlier_runs import find
 from training.checkpointing.run_state import RunState
-from training.monitoring.append_only_files import AppendedFile, DiskNotice, cut_back
+from training.monitoring.append_only_files import AppendedFile, DiskNotice
 from training.monitoring.metrics import Metrics
 from training.planning.disk_space import space_line
 
@@ -194,7 +194,7 @@ def test_the_end_of_a_file_can_be_cut_off_on_a_full_disk(small_disk):
     path = small_disk / "lines"
     path.write_bytes(b"one\ntwo\nthree\n")
     fill(small_disk)
-    cut_back(path, b"one\ntwo\n")
+    AppendedFile(path, DiskNotice(small_disk, Said())).keep_only(lambda line: line != b"three\n")
     assert path.read_bytes() == b"one\ntwo\n"
 
 
