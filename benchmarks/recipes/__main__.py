@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> int:
     kinds = parser.add_subparsers(dest="what", required=True)
     train = kinds.add_parser("run")
     train.add_argument("study", choices=STUDIES)
-    train.add_argument("--data", type=inputs.prepared, required=True, metavar="DIR")
+    train.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder made by prepare.py")
     train.add_argument("--work", type=Path, required=True, metavar="DIR")
     train.add_argument("--sizes", type=int, nargs="+", metavar="HIDDEN", help="only these of the study's sizes")
     kinds.add_parser("table")
@@ -157,6 +157,10 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.what == "run":
         study = STUDIES[args.study]
+        try:
+            inputs.prepared(str(args.data))
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"--data: {error}")
         run(study, args.study, args.data, args.work, args.sizes or [size.hidden for size in study.sizes])
     elif args.what == "table":
         print("\n".join(table()))
