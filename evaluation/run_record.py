@@ -81,6 +81,11 @@ class RunRecord:
         return max(known, default=None)
 
     @property
+    def taught_answers(self) -> bool:
+        """Whether it was trained on conversations: then its evaluations measured answers."""
+        return any("answer_tokens" in row for row in self.val)
+
+    @property
     def seq_len(self) -> int:
         """The tokens of a packed row."""
         length = self.flags.get("max_seq_len")
@@ -90,6 +95,11 @@ class RunRecord:
 def is_run(folder: Path) -> bool:
     """Return whether train.py wrote this folder."""
     return any((folder / name).is_file() for name in ("run.json", "metrics.jsonl"))
+
+
+def run_of(model_folder: Path) -> Path | None:
+    """Return the run that a model's folder is the best model of, None if it lies alone."""
+    return model_folder.parent if model_folder.name == "model" and is_run(model_folder.parent) else None
 
 
 def read_run(folder: Path) -> RunRecord:

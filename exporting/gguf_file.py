@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from common.errors import UserError
 from common.files import printable, replace_files
 from corpus.tokenizer import special_ids
 from evaluation.opened_model import open_own
+from evaluation.run_record import read_run, run_of
 from exporting.gguf_tensors import GGUFTensor, architecture, gguf_tensors
 from exporting.libraries import library
 from exporting.ollama import modelfile
@@ -67,7 +69,7 @@ def write_gguf(folder: Path, target: Path, kind: str, name: str) -> list[str]:
         _check(gguf, path, tensors)
 
     try:
-        ollama = modelfile(target.name, folder, config, (bos, eos))
+        ollama = modelfile(target.name, folder, config, (bos, eos), _was_taught_to_answer(folder))
         replace_files({target: write, beside: lambda path: path.write_text(ollama, encoding="utf-8")})
     except OSError as error:
         why = error.strerror or f"is the disk full? {error}"  # NumPy says how many bytes it got rid of, not why
@@ -84,6 +86,14 @@ def write_gguf(folder: Path, target: Path, kind: str, name: str) -> list[str]:
     if is_blocked(kind) and (odd := not_divisible(config, BLOCK)):
         lines.append(f"  matrices with {odd} stay F16: {kind} needs rows of a multiple of {BLOCK}")
     return lines
+
+
+def _was_taught_to_answer(folder: Path) -> bool:
+    """Return whether the records of the model's run, if they can be read, say so."""
+    with suppress(UserError):
+        run = run_of(folder)
+        return run is not None and read_run(run).taught_answers
+    return False
 
 
 def sizes(gguf: Any, config: ModelConfig) -> dict[str, int | float | bool]:

@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.files import read_object, replace_files
 from corpus.tokenizer import write_hf_tokenizer
 from evaluation.opened_model import open_own
-from evaluation.run_record import Row, is_run
+from evaluation.run_record import Row, run_of
 from exporting import model_card
 from model import ModelConfig
 from model.hf import GENERATION_CONFIG, generation_config
@@ -27,7 +27,7 @@ def complete(folder: Path, diagnosis_file: Path | None = None) -> list[str]:
     if the folder holds no model or cannot be written; then every file is as it was.
     """
     config = open_own(folder)[0].config
-    run = folder.parent if folder.name == "model" and is_run(folder.parent) else None
+    run = run_of(folder)
     diagnosis = _diagnosis(diagnosis_file, run)
     texts = dict(_tokenizer_files(folder))
     texts[CHAT_TEMPLATE] = read_chat_template(folder) or texts[CHAT_TEMPLATE]

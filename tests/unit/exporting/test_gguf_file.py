@@ -119,6 +119,22 @@ def test_a_modelfile_lies_beside(models: dict[str, Path], tmp_path: Path) -> Non
     assert template.endswith("<|im_end|>\n{{ end }}<|im_start|>assistant\n")
 
 
+def test_a_model_that_was_taught_to_answer_is_not_penalised_for_its_questions_words(
+    copied: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    copied("top2").rename(run / "model")
+    (run / "metrics.jsonl").write_text('{"step": 1, "split": "val", "loss": 1.0, "answer_tokens": 3.2}\n')
+    write_gguf(run / "model", tmp_path / "m.gguf", "f16", "m")
+    text = (tmp_path / "m.Modelfile").read_text(encoding="utf-8")
+    assert "PARAMETER repeat_penalty 1\n" in text
+    assert "continues text" not in text
+    (run / "metrics.jsonl").write_text("")
+    write_gguf(run / "model", tmp_path / "n.gguf", "f16", "m")
+    assert "PARAMETER repeat_penalty 1.2\n" in (tmp_path / "n.Modelfile").read_text(encoding="utf-8")
+
+
 def test_the_sampling_of_the_folder_is_taken(copied: Any, edit_json: Any, tmp_path: Path) -> None:
     folder = copied("top2")
     edit_json(folder / "generation_config.json", lambda found: found.update(temperature=0.7, top_p=0.9))
