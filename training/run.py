@@ -22,6 +22,7 @@ from training.config.resolve import Draft
 from training.context import RunContext
 from training.data import corpus_model, packing_line, prepare_data, training_rows, validation_remark
 from training.engine.kernels import with_kernels
+from training.engine.uncompiled import leave_compiler_out
 from training.monitoring.run_summary import announce, sum_up
 from training.planning.budget import outlook, work_out
 from training.planning.disk_space import check_disk_space
@@ -90,6 +91,7 @@ def _plan(chosen: Chosen, world: World, console: Console) -> int:
     """Print what `--plan` says; it needs no launcher, so the processes are those that the file is made for."""
     from training.planning.plan import PLANNED_T4X2, Plan
 
+    leave_compiler_out()  # a third of the time
     options, device, fp16 = chosen.options, chosen.device, chosen.ds_config.get("fp16")
     processes = defaults.planned_processes(chosen.config_path, world.size)
     if device.kind == "cpu" and isinstance(fp16, dict) and fp16.get("enabled") is True:
@@ -140,6 +142,7 @@ def _join_and_prepare(chosen: Chosen, world: World, console: Console, stop: Stop
     if device.kind == "cpu":
         share_cores(world.local_size)
         use_huge_pages()
+        leave_compiler_out()
     else:
         reproducible_kernels(chosen.model)
     console.redirect_libraries(output / "logs" / f"rank{world.rank}.log")

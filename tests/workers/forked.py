@@ -22,7 +22,7 @@ from unittest import mock
 
 from training.processes import stopping
 
-PRELOADED = ["torch", "torch._dynamo", "deepspeed", "training.run", "training.trainer", "training.engine.build"]
+PRELOADED = ["torch", "deepspeed", "training.run", "training.trainer", "training.engine.build"]
 FROM_THE_START = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}  # read when the libraries are imported
 
 

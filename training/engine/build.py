@@ -21,6 +21,7 @@ from training.base_model import load_base_weights
 from training.engine import muon
 from training.engine.protocol import Engine
 from training.engine.trackers import own_axes
+from training.engine.uncompiled import import_uncompiled, leave_compiler_out
 
 _NO_TIMER = {
     "timers": {"throughput": {"enabled": False}}
@@ -82,10 +83,9 @@ def build_engine(
     import deepspeed
 
     if not torch.cuda.is_available():
-        # Muon's iteration is compiled with inductor at its first call: on CPU half a minute, a compiler needed, no gain
-        from torch import _dynamo  # seconds, which --plan and a wrong JSON need not wait for
-
-        _dynamo.config.disable = True
+        # half a minute at the first step of Muon, a compiler needed, no gain
+        leave_compiler_out()
+        import_uncompiled("deepspeed.runtime.zero.muon.original_muon")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # expert-parallel groups are runs of consecutive ranks (deepspeed.utils.groups)
     ep_rank = rank % config.ep_size
