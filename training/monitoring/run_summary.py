@@ -18,7 +18,6 @@ from training.checkpointing.run_state import RunState
 from training.checkpointing.write_failures import dispensable, write_text
 from training.context import RunContext
 from training.evaluation.validation import Evaluation
-from training.monitoring.tensorboard_pages import write_hparams
 
 FIGURES = ("best_val_loss", "val_loss", "val_bits_per_byte", "tokens_per_second", "steps")
 """Of summary.json: what HParams shows, which has room for five."""
@@ -117,6 +116,8 @@ def _write_hparams(context: RunContext) -> None:
     """Write what TensorBoard's page HParams has of the run: its settings, and the figures of summary.json, if any."""
     if not (context.resolved.config.get("tensorboard") or {}).get("enabled"):
         return
+    from training.monitoring.tensorboard_pages import write_hparams  # TensorBoard takes as long as all of this package
+
     record = read_run(context.output)
     figures = {name: value for name in FIGURES if finite(value := record.summary.get(name))}
     with dispensable(f"{context.output} has no figures for HParams", context.console.say):
