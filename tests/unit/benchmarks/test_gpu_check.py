@@ -14,9 +14,11 @@ import pytest
 from benchmarks.gpu import bench as benches
 from benchmarks.gpu import check, sessions, steps
 from benchmarks.gpu.bench import Bench, Failed
+from benchmarks.gpu.null_driver import numbers_not_real
 from benchmarks.gpu.sessions import GIB, Session
 from benchmarks.gpu.table import FAILED, NOT_HERE, OK, RAN, WARNED, Line, by_kind, summed_up, table
 from benchmarks.gpu.watched import _signalled
+from common import hardware
 from common.errors import UserError
 
 
@@ -28,6 +30,13 @@ def bench(tmp_path):
 @pytest.fixture
 def null_bench(tmp_path):
     return Bench(tmp_path, wanted=1, null_driver=True, deadline=time.monotonic() + 60)
+
+
+def test_what_a_null_driver_cannot_answer_is_still_there_to_be_replaced():
+    before = hardware._has_gpu_device
+    with numbers_not_real():
+        assert hardware._has_gpu_device()
+    assert hardware._has_gpu_device is before
 
 
 def test_all_steps_are_planned_for_less_than_nine_minutes():
