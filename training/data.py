@@ -32,7 +32,8 @@ def prepare_data(options: Options, device_kind: str, console: Console) -> Path:
     fingerprint = settings.fingerprint(settings.files(inputs))
     folder = DATA_FOLDER / f"{data_name(options)}-{fingerprint[:12]}"
     if not (folder / "manifest.json").is_file():
-        console.say(f"preparing {', '.join(str(path) for path in inputs)} -> {folder}")
+        instead = "; --plan_rows N plans without it" if options.plan else ""
+        console.say(f"preparing {', '.join(str(path) for path in inputs)} -> {folder}{instead}")
     from corpus.pipeline import prepare  # only rank 0 needs it, and only for text
 
     manifest = prepare(inputs, folder, settings, progress=console.stream, fingerprint=fingerprint)
