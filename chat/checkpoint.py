@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer
 
 from common.errors import UserError
+from common.uncompiled import leave_compiler_out
 from corpus.tokenizer import load_tokenizer, vocab_size
 from model import CausalLM, load_model
 
@@ -26,6 +27,8 @@ def load_checkpoint(folder: Path, device: str) -> tuple[CausalLM, Tokenizer]:
     if not tokenizer_file.is_file():
         raise UserError(f"{tokenizer_file} is missing: copy it there from the folder of the training data")
     tokenizer = load_tokenizer(tokenizer_file)
+    if device == "cpu":
+        leave_compiler_out()
     # half precision is slow on a CPU
     model = load_model(folder, device=device, dtype=torch.float32 if device == "cpu" else None)
     if vocab_size(tokenizer) > model.config.vocab_size:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.inference.kv_cache import KVCache
 from model.kernels import Kernels
-from model.layers import Linear, RMSNorm
+from model.layers import RMSNorm
 from model.packed_attention import PackedRows
 
 
@@ -23,10 +23,10 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         width, head = config.hidden_size, config.head_size
-        self.q_proj = Linear(width, self.num_heads * head, bias=False)
-        self.k_proj = Linear(width, self.num_kv_heads * head, bias=False)
-        self.v_proj = Linear(width, self.num_kv_heads * head, bias=False)
-        self.o_proj = Linear(self.num_heads * head, width, bias=False)
+        self.q_proj = nn.Linear(width, self.num_heads * head, bias=False)
+        self.k_proj = nn.Linear(width, self.num_kv_heads * head, bias=False)
+        self.v_proj = nn.Linear(width, self.num_kv_heads * head, bias=False)
+        self.o_proj = nn.Linear(self.num_heads * head, width, bias=False)
         self.q_norm = RMSNorm(head, config.rms_norm_eps)
         self.k_norm = RMSNorm(head, config.rms_norm_eps)
         self.kernels = Kernels()

@@ -1,4 +1,4 @@
-"""The layers that a block is made of: matrices, RMSNorm, rotary positions (RoPE) and SwiGLU.
+"""The layers that a block is made of: RMSNorm, rotary positions (RoPE) and SwiGLU.
 
 Shapes in names: B batch, T tokens, H hidden, D head width.
 """
@@ -10,24 +10,6 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.kernels import Kernels
-
-
-class Linear(nn.Linear):
-    """A matrix of weights. Without memory none are drawn: that would load PyTorch's compiler, which takes a second."""
-
-    def reset_parameters(self) -> None:
-        """Draw PyTorch's own initial weights, except on the meta device."""
-        if not self.weight.is_meta:
-            super().reset_parameters()
-
-
-class Embedding(nn.Embedding):
-    """A table of vectors, drawn as those of `Linear` are."""
-
-    def reset_parameters(self) -> None:
-        """Draw PyTorch's own initial weights, except on the meta device."""
-        if not self.weight.is_meta:
-            super().reset_parameters()
 
 
 class RMSNorm(nn.Module):
@@ -62,9 +44,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
-        self.gate_proj: nn.Linear = Linear(hidden_size, width, bias=False)
-        self.up_proj: nn.Linear = Linear(hidden_size, width, bias=False)
-        self.down_proj: nn.Linear = Linear(width, hidden_size, bias=False)
+        self.gate_proj = nn.Linear(hidden_size, width, bias=False)
+        self.up_proj = nn.Linear(hidden_size, width, bias=False)
+        self.down_proj = nn.Linear(width, hidden_size, bias=False)
         self.kernels = Kernels()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.kernels import Kernels
-from model.layers import Linear, SwiGLU
+from model.layers import SwiGLU
 
 
 class LocalMoE(nn.Module):
@@ -25,7 +25,7 @@ class LocalMoE(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.top_k = config.num_experts_per_tok
-        self.gate = Linear(config.hidden_size, config.num_experts, bias=False)
+        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         self.experts = nn.ModuleList(
             SwiGLU(config.hidden_size, config.moe_intermediate_size) for _ in range(config.num_experts)
         )

@@ -17,7 +17,7 @@ from model.config import ModelConfig
 from model.inference.generate import generate
 from model.inference.kv_cache import KVCache
 from model.kernels import Kernels
-from model.layers import DenseMLP, Embedding, RMSNorm, rotary
+from model.layers import DenseMLP, RMSNorm, rotary
 from model.loss import cross_entropy_sum, linear_cross_entropy
 from model.moe import DeepSpeedMoE, LocalMoE
 from model.packed_attention import PackedRows
@@ -56,7 +56,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, expert_layer: ExpertLayer) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, expert_layer) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 

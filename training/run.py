@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from common.console import Console
 from common.errors import UserError
+from common.uncompiled import leave_compiler_out
 from corpus.shards import Corpus
 from training.checkpointing import checkpoint
 from training.checkpointing.earlier_runs import set_aside_earlier_run
@@ -22,7 +23,6 @@ from training.config.resolve import Draft
 from training.context import RunContext
 from training.data import corpus_model, packing_line, prepare_data, training_rows, validation_remark
 from training.engine.kernels import with_kernels
-from training.engine.uncompiled import leave_compiler_out
 from training.monitoring.run_summary import announce, sum_up
 from training.planning.budget import outlook, work_out
 from training.planning.disk_space import check_disk_space

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from common.hardware import detect
+from common.uncompiled import import_uncompiled, leave_compiler_out
 from model import CausalLM, ModelConfig
 from model.hf import hf_name
 from model.init import init_weights
@@ -21,7 +22,6 @@ from training.base_model import load_base_weights
 from training.engine import muon
 from training.engine.protocol import Engine
 from training.engine.trackers import own_axes
-from training.engine.uncompiled import import_uncompiled, leave_compiler_out
 
 _NO_TIMER = {
     "timers": {"throughput": {"enabled": False}}

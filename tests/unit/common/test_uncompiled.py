@@ -7,12 +7,12 @@ import sys
 
 import torch
 
-from training.engine.uncompiled import import_uncompiled
+from common.uncompiled import import_uncompiled
 
 PROGRAM = """
 import sys
 import torch
-from training.engine.uncompiled import leave_compiler_out
+from common.uncompiled import leave_compiler_out
 
 leave_compiler_out()
 leave_compiler_out()
