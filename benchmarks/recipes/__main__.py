@@ -18,6 +18,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,12 @@ RESULTS = Path(__file__).with_name("results.jsonl")
 CONFIG = Path(__file__).resolve().parents[2] / "ds_configs" / "cpu_x2.json"
 
 
-def run(study: Study, name: str, data: Path, work: Path, hidden: Sequence[int]) -> None:
+def run(study: Study, name: str, data: Path, work: Path) -> None:
     """Train what is missing of a study, the small sizes first, and record it."""
     vocabulary = Corpus.open(data, verify="size").manifest.vocab_size
     known = {_key(result) for result in results()}
     for size in study.sizes:
-        for length in study.tokens_a_parameter if size.hidden in hidden else ():
+        for length in study.tokens_a_parameter:
             steps = size.steps(vocabulary, length)
             folder = work / f"{name}-{size.hidden}{'-experts' * size.experts}-{length:g}"
             settings = SweepSettings(folder, tuple(_arguments(size, steps, data)), processes=1)
@@ -149,6 +150,7 @@ def main(argv: Sequence[str]) -> int:
     train.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder made by prepare.py")
     train.add_argument("--work", type=Path, required=True, metavar="DIR")
     train.add_argument("--sizes", type=int, nargs="+", metavar="HIDDEN", help="only these of the study's sizes")
+    train.add_argument("--lengths", type=float, nargs="+", metavar="N", help="only these of its tokens a parameter")
     kinds.add_parser("table")
     kinds.add_parser("draws")
     expected = kinds.add_parser("predict")
@@ -161,7 +163,9 @@ def main(argv: Sequence[str]) -> int:
             inputs.prepared(str(args.data))
         except argparse.ArgumentTypeError as error:
             parser.error(f"--data: {error}")
-        run(study, args.study, args.data, args.work, args.sizes or [size.hidden for size in study.sizes])
+        sizes = [size for size in study.sizes if not args.sizes or size.hidden in args.sizes]
+        lengths = [length for length in study.tokens_a_parameter if not args.lengths or length in args.lengths]
+        run(replace(study, sizes=sizes, tokens_a_parameter=lengths), args.study, args.data, args.work)
     elif args.what == "table":
         print("\n".join(table()))
     elif args.what == "draws":

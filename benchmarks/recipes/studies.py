@@ -72,7 +72,8 @@ STUDIES: Mapping[str, Study] = {
     "rates": Study(_dense(32, 64, 128), (10,), ("optimizer.params.muon_lr=0.005,0.01,0.02,0.04",), (1, 2)),
     "adam_rates": Study(_dense(32, 64), (10,), ("optimizer.params.adam_lr=0.0125,0.025,0.05,0.1",)),
     "law": Study(_dense(32, 48, 64), (2, 4, 8, 16)),
-    "validation": Study(_dense(96), (16,)),  # three times the compute of the largest run of the law
+    # three times the compute of the largest run of the law, up to that length
+    "validation": Study(_dense(96), (8, 16)),
     "equal": Study(_dense(32), (3,), seeds=range(1, 25)),
     "experts": Study(tuple(Size(width, experts=True) for width in (32, 64, 96)), (10, 40)),
 }
