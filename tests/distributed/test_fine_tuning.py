@@ -60,7 +60,12 @@ def train(base: Path, processes_in: Any, train_py: Path) -> Callable[..., str]:
     pace = [word for name, value in PACE.items() for word in (f"--{name}", str(value))]
 
     def run(output: str, *more: str, status: int = 0) -> str:
-        arguments = ["--init_from", "base", "--data", "chats.jsonl", "--output", output, *pace, *more]
+        slow = [
+            "--set",
+            "optimizer.params.muon_lr=0.005",
+            "optimizer.params.adam_lr=5e-3",
+        ]  # the base shows for 8 steps
+        arguments = ["--init_from", "base", "--data", "chats.jsonl", "--output", output, *pace, *slow, *more]
         done = processes_in(base.parent).ranks(1, [train_py, *arguments])
         assert done.status == status, done.output
         return done.output
