@@ -133,7 +133,7 @@ def _choose(given: dict[str, Any], processes: int) -> Chosen:
     path, why = defaults.default_config(device, processes, from_base="init_from" in given)
     path = given.get("deepspeed_config") or path
     ds_config = load(path, given.get("set", []))
-    options = command_line.options(given, command_line.file_flags(ds_config, path))
+    options = command_line.options(given, command_line.file_flags(ds_config, os.path.relpath(path)))
     if options.init_from is not None:
         from training.base_model import with_base
 

@@ -245,7 +245,7 @@ def parse(argv: Sequence[str], description: str, say: Callable[[str], None] = la
     return given
 
 
-def file_flags(config: dict[str, Any], source: object) -> dict[str, Any]:
+def file_flags(config: dict[str, Any], source: str) -> dict[str, Any]:
     """Return the flags that the "bufudu" block of a DeepSpeed JSON sets, converted as on the command line.
 
     DeepSpeed has no key for some choices that belong to an experiment, such as {"ep_size": 2}. Raise a UserError that
@@ -257,7 +257,9 @@ def file_flags(config: dict[str, Any], source: object) -> dict[str, Any]:
         block = {}
     for name, value in block.items():
         key = f"{OWN_BLOCK}.{name}"
-        if name not in converters:
+        if name in _COMMAND_LINE_ONLY:
+            problems.add(key, "belongs on the command line alone.", f"Take it out, and give --{name}.")
+        elif name not in converters:
             guess = nearest(name, converters)
             hint = f"Did you mean {guess}?" if guess else f"The flags here are {', '.join(sorted(converters))}."
             problems.add(key, "train.py has no such flag.", hint)
@@ -268,7 +270,7 @@ def file_flags(config: dict[str, Any], source: object) -> dict[str, Any]:
                 values[name] = converters[name](str(value).lower() if isinstance(value, bool) else str(value))
             except (argparse.ArgumentTypeError, ValueError) as error:
                 problems.add(key, f"{printable(error)}.", f"Write it as after --{name}.")
-    problems.raise_if_any(str(source))
+    problems.raise_if_any(source)
     return values
 
 

@@ -16,6 +16,9 @@ from training.config.problems import show
 _KEY = re.compile(r"[^\s.=]+(\.[^\s.=]+)*")
 _MOST_SHOWN = 120  # characters of what is wrong
 _MOST_BYTES = 2**20  # DeepSpeed's own files have a thousandth of it
+_STRING = r'"(?:\\.|[^"\\\n])*"'
+_COMMENT = re.compile(rf"{_STRING}|//[^\n]*|/\*[\s\S]*?\*/")
+_LAST_COMMA = re.compile(rf"{_STRING}|,(?=\s*[}}\]])")
 _DEEPEST = 30  # DeepSpeed's own files are 4 deep; without a limit a hostile file ends in a RecursionError somewhere
 _TOO_DEEP = f"blocks within blocks, more than {_DEEPEST} deep"
 _MOST_BYTES_RELAXED = 2**14  # the reader for comments is in Python: a second for so many
@@ -92,7 +95,10 @@ def _parse(text: str, path: Path) -> dict:
 
 
 def _relaxed_json(text: str) -> object:
-    """Read JSON, with comments and commas after the last entry, as DeepSpeed does."""
+    """Read JSON, with comments and commas after the last entry, as DeepSpeed does.
+
+    A JSONDecodeError is about what is wrong with it beside these.
+    """
     try:
         return _json(text)
     except json.JSONDecodeError as error:
@@ -102,7 +108,13 @@ def _relaxed_json(text: str) -> object:
 
         with suppress(ValueError, RecursionError):
             return json5.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        _json(_blank(_LAST_COMMA, _blank(_COMMENT, text)))
         raise error
+
+
+def _blank(what: re.Pattern[str], text: str) -> str:
+    """Return the text with spaces in place of what is found outside of strings, so that all else stays in its place."""
+    return what.sub(lambda found: found[0] if found[0][0] == '"' else re.sub(r"[^\n]", " ", found[0]), text)
 
 
 def _json(text: str) -> object:

@@ -125,6 +125,10 @@ def check_muon(case: Case, problems: Problems) -> None:
     if 0 < clip < LEAST_MUON_CLIP:
         what = f"DeepSpeed clips what Muon has orthogonalised, a norm of about 30; {clip} ruins every step."
         problems.add("gradient_clipping", what, f"With Muon set it to 0, or to {LEAST_MUON_CLIP} at the very least.")
+    if {"lr", "muon_lr", "adam_lr"} <= case.params("optimizer").keys():
+        what = "without effect, as muon_lr (the matrices) and adam_lr (the rest) are written."
+        alone = "--set optimizer.params.muon_lr=null optimizer.params.adam_lr=null"
+        problems.add("optimizer.params.lr", what, f"Set these two in its place, or take them out for one rate: {alone}.")
     emulated = case.device.kind == "cuda" and not case.device.bf16_fast
     method = case.params("optimizer").get("ns_method")
     if emulated and method in ("standard", "polar"):

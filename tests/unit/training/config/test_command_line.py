@@ -115,6 +115,7 @@ def test_a_flag_wins_over_the_block_which_wins_over_the_default():
         ({"ep_size": 0}, "ep_size: 0 is too small"),
         ({"ep_sise": 2}, "bufudu.ep_sise: train.py has no such flag.\n     Did you mean ep_size?"),
         ({"zzzzzz": 2}, "The flags here are capacity_factor, dedup"),
+        ({"data": "x.jsonl"}, "bufudu.data: belongs on the command line alone.\n     Take it out, and give --data."),
         ({"ep_size": [2]}, "bufudu.ep_size: [2] is not what belongs here.\n     Write a single value"),
         ([2], "bufudu: [2] is no block."),
     ],

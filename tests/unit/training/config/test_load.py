@@ -90,6 +90,8 @@ def test_a_missing_file_lists_the_ones_there_are(tmp_path):
         ("[1, /* 2 */]", "one block"),
         ('{"a": 1, // ' + "long " * 5000 + "\n}", "line 1, column"),
         ("", "the file is empty"),
+        ('{\n  // the batch, of "a"\n  "a": "//",\n  "b": [1,],, "c": 2\n}', "line 4, column 13: not valid JSON"),
+        ('/* a\n */ {"a": True, "b": [1,],}', "line 2, column 11: not valid JSON: Expecting value. JSON writes true"),
         ("{,}", "line 1, column 2"),
         ('{"fp16": {"enabled": true, "enabled": false}}', '"enabled" stands twice'),
         ('{"a": NaN}', "NaN is not valid in JSON"),

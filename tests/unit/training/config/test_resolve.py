@@ -361,6 +361,7 @@ def test_contradiction(overrides, words):
             ["DeepSpeed has no Lion for a CPU", "AdamW or Muon"],
         ),
         ("cpu_x2", ['optimizer={"type":"Lamb","params":{"lr":1e-3}}'], CPU, ["DeepSpeed has no Lamb for a CPU"]),
+        ("cpu_x2", ["optimizer.params.lr=1e-3"], CPU, ["optimizer.params.lr: without effect", "muon_lr=null"]),
         ("t4x2_muon", ["optimizer.params.adam_lr=null"], T4X2, ["optimizer.params.lr: missing"]),
     ],
 )
