@@ -128,7 +128,7 @@ def check_muon(case: Case, problems: Problems) -> None:
     if {"lr", "muon_lr", "adam_lr"} <= case.params("optimizer").keys():
         what = "without effect, as muon_lr (the matrices) and adam_lr (the rest) are written."
         alone = "--set optimizer.params.muon_lr=null optimizer.params.adam_lr=null"
-        problems.add("optimizer.params.lr", what, f"Set these two in its place, or take them out for one rate: {alone}.")
+        problems.add("optimizer.params.lr", what, f"Set these two instead, or take them out for one rate: {alone}.")
     emulated = case.device.kind == "cuda" and not case.device.bf16_fast
     method = case.params("optimizer").get("ns_method")
     if emulated and method in ("standard", "polar"):
