@@ -23,6 +23,7 @@ from evaluation.run_settings import TextFacts, settings_of, text_facts
 AXES = ("step", "tokens", "time", "bytes")
 """What a curve is drawn against: optimizer steps, tokens, seconds of training, bytes of text that were trained on."""
 FINISHED = ("finished", "no better validation loss")
+SWEEP_RECORD = "sweep.json"  # in the folder of a sweep
 Point = tuple[float, float]
 
 
@@ -145,8 +146,12 @@ class ComparedRun:
 
 
 def read_runs(folders: list[Path]) -> list[ComparedRun]:
-    """Read the runs, each once and under the shortest name that no other has; UserError names a folder that is none."""
-    places = list({folder.resolve(): folder for folder in folders}.values())
+    """Read the runs, each once and under the shortest name that no other has; UserError names a folder that is none.
+
+    What else lies in a sweep's folder is passed over, so that runs/SWEEP/* gives its runs.
+    """
+    asked_for = [folder for folder in folders if is_run(folder) or not _in_sweep(folder)] or folders
+    places = list({folder.resolve(): folder for folder in asked_for}.values())
     for folder in places:
         if not folder.exists():
             raise UserError(f"{folder}: there is no such folder: give folders of runs, such as runs/NAME")
@@ -157,6 +162,11 @@ def read_runs(folders: list[Path]) -> list[ComparedRun]:
     names = _short_names(places)
     records = [read_run(folder) for folder in places]
     return [ComparedRun(name, record, text_facts(record)) for name, record in zip(names, records, strict=True)]
+
+
+def _in_sweep(path: Path) -> bool:
+    """Return whether a file or folder that is there lies in the folder of a sweep."""
+    return path.exists() and (path.parent / SWEEP_RECORD).is_file()
 
 
 def _short_names(folders: list[Path]) -> list[str]:

@@ -25,11 +25,10 @@ from common.console import human_time
 from common.errors import UserError
 from common.files import read_object, replace_bytes
 from evaluation.run_record import is_run
-from experiments.run_figures import ComparedRun, Point, is_training, read_runs
+from experiments.run_figures import SWEEP_RECORD, ComparedRun, Point, is_training, read_runs
 from experiments.sweep_plan import PlannedRun
 from training.processes.network import free_port
 
-RECORD = "sweep.json"
 ENDED = ("finished", "diverged")  # by what the run itself says
 DONE = (*ENDED, "failed", "behind")
 EARLY, IN_A_ROW = 0.2, 2  # of the way of the finished runs, and evaluations, before a run is given up
@@ -57,7 +56,7 @@ class Sweep:
 
     def __init__(self, settings: SweepSettings, runs: Sequence[PlannedRun], say: Say) -> None:
         self.settings, self.runs, self.say = settings, list(runs), say
-        self.path = settings.folder / RECORD
+        self.path = settings.folder / SWEEP_RECORD
         before = read_object(self.path)
         arguments = list(settings.arguments)
         if before.get("arguments", arguments) != arguments:

@@ -125,6 +125,18 @@ def test_a_summary_from_before_the_run_went_on_is_out_of_date(tmp_path):
     assert read_runs([folder])[0].state == "interrupted"
 
 
+def test_what_else_lies_in_the_folder_of_a_sweep_is_passed_over(tmp_path):
+    runs = [write_run(tmp_path / name, seed=seed) for seed, name in enumerate(("a", "b"))]
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "comparison.html").touch()
+    with pytest.raises(UserError, match="is not a run"):
+        read_runs(sorted(tmp_path.iterdir()))
+    (tmp_path / "sweep.json").write_text("{}")
+    assert [run.record.folder for run in read_runs(sorted(tmp_path.iterdir()))] == runs
+    with pytest.raises(UserError, match="no such folder"):
+        read_runs([*runs, tmp_path / "c"])
+
+
 def test_the_first_crossing_of_a_loss_is_interpolated():
     assert reached([(0, 8.0), (10, 4.0), (20, 2.0)], 3.0) == 15
     assert reached([(0, 8.0)], 3.0) is None
