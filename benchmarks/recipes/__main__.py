@@ -39,36 +39,44 @@ CONFIG = Path(__file__).resolve().parents[2] / "ds_configs" / "cpu_x2.json"
 def run(study: Study, name: str, data: Path, work: Path) -> None:
     """Train what is missing of a study, the small sizes first, and record it."""
     vocabulary = Corpus.open(data, verify="size").manifest.vocab_size
-    known = {_key(result) for result in results()}
     for size in study.sizes:
         for length in study.tokens_a_parameter:
             steps = size.steps(vocabulary, length)
             folder = work / f"{name}-{size.hidden}{'-experts' * size.experts}-{length:g}"
+            lock = RunLock(folder)  # held until this process ends
+            lock.acquire(print)
             settings = SweepSettings(folder, tuple(_arguments(size, steps, data)), processes=1)
             sweep = Sweep(settings, plan_runs(study.values, list(study.seeds)), lambda line: print(line, flush=True))
-            lock = RunLock(folder)
-            lock.acquire(print)
             sweep.finish()
-            for planned in sweep.runs:
-                found = sweep.figures(planned)
-                if sweep.state(planned) not in ENDED or found is None:
-                    continue  # the next call goes on with it
-                result = {
-                    "study": name,
-                    "text": data.name,
-                    "vocabulary": vocabulary,
-                    "hidden": size.hidden,
-                    "experts": size.experts,
-                    "parameters": size.parameters(vocabulary),
-                    "tokens": steps * TOKENS_A_STEP,
-                    "set": list(planned.overrides),
-                    "seed": planned.seed,
-                    "state": found.state,
-                    "bits_per_byte": found.bits(found.final) if found.state == "finished" else None,
-                }
-                if _key(result) not in known:
-                    with RESULTS.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(result, ensure_ascii=False) + "\n")
+            shared = {
+                "study": name,
+                "text": data.name,
+                "vocabulary": vocabulary,
+                "hidden": size.hidden,
+                "experts": size.experts,
+                "parameters": size.parameters(vocabulary),
+                "tokens": steps * TOKENS_A_STEP,
+            }
+            _record([shared | result for result in _ended(sweep)])
+
+
+def _ended(sweep: Sweep) -> Iterator[dict[str, Any]]:
+    """Yield what became of each run that has ended; the next call goes on with the others."""
+    for planned in sweep.runs:
+        found = sweep.figures(planned)
+        if found is not None and sweep.state(planned) in ENDED:
+            loss = found.bits(found.final) if found.state == "finished" else None
+            what = {"set": list(planned.overrides), "seed": planned.seed}
+            yield what | {"state": found.state, "bits_per_byte": loss}
+
+
+def _record(found: list[dict[str, Any]]) -> None:
+    """Add the runs that are not recorded yet."""
+    known = {_key(result) for result in results()}
+    with RESULTS.open("a", encoding="utf-8") as file:
+        for result in found:
+            if _key(result) not in known:
+                file.write(json.dumps(result, ensure_ascii=False) + "\n")
 
 
 def _arguments(size: Size, steps: int, data: Path) -> Iterator[str]:

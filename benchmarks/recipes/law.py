@@ -1,8 +1,8 @@
 """Loss as a function of parameters and tokens: L = E + A / N^a + B / D^b (Hoffmann et al., 2022, approach 3).
 
-Fitted as there: Huber's loss on differences of logarithms, from many starting points. The uncertainty of a prediction
-is the spread of the laws that are fitted with one run left out each (jackknife), beside what the law misses its own
-runs by. It knows nothing of what changes beyond the runs, such as text that is read more than once.
+Fitted as there: Huber's loss on differences of logarithms, from several starting points. The uncertainty of a
+prediction is the spread of the laws that are fitted with one run left out each (jackknife), beside what the law misses
+its own runs by. It knows nothing of what changes beyond the runs, such as text that is read more than once.
 """
 
 from __future__ import annotations
@@ -52,11 +52,6 @@ class Law:
         factors = (math.log(factor) for factor in (self.floor, self.size_factor, self.token_factor))
         floor, size_factor, token_factor = factors
         return floor, size_factor, self.size_exponent, token_factor, self.token_exponent
-
-    def best_size(self, compute: float) -> float:
-        """Return the parameters that give the lowest loss for `compute` = parameters x tokens."""
-        a, b = self.size_exponent, self.token_exponent
-        return (a * self.size_factor / (b * self.token_factor) * compute**b) ** (1 / (a + b))
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,6 @@ def test_the_margin_grows_with_noise_and_holds_the_truth() -> None:
     assert abs(noisy.loss - TRUE(2e6, 60e6)) < noisy.margin
 
 
-def test_the_best_size_costs_no_more_than_its_neighbours() -> None:
-    compute = 1e13
-    best = TRUE.best_size(compute)
-    assert all(TRUE(best, compute / best) < TRUE(size, compute / size) for size in (best / 1.2, best * 1.2))
-
-
 def test_too_few_runs_are_refused() -> None:
     with pytest.raises(ValueError, match="three sizes"):
         fit(runs()[:4] * 2)
