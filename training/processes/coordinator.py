@@ -157,12 +157,22 @@ class Coordinator:
         with self._lock:
             self.state, self.details = outcome, details
 
-    def wait_until_read(self, seconds: float) -> None:
-        """Wait until every other rank has asked once more, has ended or is gone: the server goes with this process."""
-        deadline, before = time.monotonic() + seconds, self._questions.copy()
-        waiting = set(range(1, self.size))
-        while waiting and time.monotonic() < deadline:
-            waiting = {rank for rank in waiting if self._questions[rank] == before[rank] and not self._has_left(rank)}
+    def wait_until_read(self, seconds: float, absent_seconds: float | None = None) -> None:
+        """Wait until every other rank has asked once more, has ended or is gone: the server goes with this process.
+
+        Ranks that have never asked are waited for `absent_seconds`, if that is given.
+        """
+        started, before = time.monotonic(), self._questions.copy()
+        absent_seconds = seconds if absent_seconds is None else absent_seconds
+        limits = {rank: seconds if rank in self.members else absent_seconds for rank in range(1, self.size)}
+        waiting = set(limits)
+        while waiting:
+            passed = time.monotonic() - started
+            waiting = {
+                rank
+                for rank in waiting
+                if passed < limits[rank] and self._questions[rank] == before[rank] and not self._has_left(rank)
+            }
             time.sleep(POLL / 4)
 
     def _has_left(self, rank: int) -> bool:

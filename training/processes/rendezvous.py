@@ -54,6 +54,7 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 # Seconds
 GROUP_SECONDS = 120.0  # for the ranks, which have met, to open connections to each other
 RELEASE_SECONDS, RELEASE_MACHINES_SECONDS = 3.0, 10.0  # for the other ranks to read that there will be no run
+ABSENT_SECONDS = 1.0  # of these, for one that has not come when the run is stopped: it may never, or is stopped as well
 TELL_SECONDS = 8.0  # for a rank that cannot take part to find rank 0
 ENDING_SECONDS = 60.0  # for what is at the port to leave it: a run that is ending finishes a step and saves
 SHARED_SECONDS = 10.0  # for a network file system to show what another machine has written
@@ -156,11 +157,13 @@ def _coordinate(
         master = next((member.reached for member in members if member.namespace != me.namespace), "")
         coordinator.publish("ready", result=result, store=store.port, master=master)
     except BaseException as error:
-        coordinator.publish("stopped" if isinstance(error, StoppedEarly) else "failed")
+        stopped = isinstance(error, StoppedEarly)
+        coordinator.publish("stopped" if stopped else "failed")
         with suppress(UserError):
             server = server or _listen(port, coordinator)
-            several = world.size > world.local_size and not isinstance(error, StoppedEarly)
-            coordinator.wait_until_read(RELEASE_MACHINES_SECONDS if several else RELEASE_SECONDS)
+            several = world.size > world.local_size and not stopped
+            seconds = RELEASE_MACHINES_SECONDS if several else RELEASE_SECONDS
+            coordinator.wait_until_read(seconds, ABSENT_SECONDS if stopped else None)
         raise
     if master:
         network.choose_interface(master)

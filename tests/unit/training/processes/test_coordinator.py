@@ -161,6 +161,15 @@ def test_rank_0_stays_until_the_others_have_asked_once_more_or_have_ended():
     assert time.monotonic() - started < 10
 
 
+def test_rank_0_waits_less_for_ranks_that_have_never_asked():
+    place = Place(3)
+    place.ask(2, pid=os.getpid())  # a process that lives
+    Timer(0.3, place.ask, args=(2,), kwargs={"pid": os.getpid()}).start()
+    started = time.monotonic()
+    place.coordinator.wait_until_read(20, absent_seconds=0.1)
+    assert 0.2 < time.monotonic() - started < 10
+
+
 def test_a_rank_that_is_stopped_takes_the_others_along():
     place = Place(3)
     place.ask(1)

@@ -1,6 +1,7 @@
 """How another rank finds rank 0's run, waits for it, or is refused: real sockets, rank 0 in a thread."""
 
 import socket
+import time
 from dataclasses import replace
 from functools import partial
 from threading import Timer
@@ -151,3 +152,16 @@ def test_an_address_that_is_not_rank_0s_is_refused(monkeypatch):
     me, world = Participant.of_this_process(0), World(0, 2, 0, 1)
     with pytest.raises(UserError, match=r"^192\.0\.2\.7 .* is not an address of this machine, .*--master_addr \S+$"):
         rendezvous._coordinate(world, me, free_port(), Watchdog(1), lambda: None, lambda: "")
+
+
+def test_rank_0_that_is_stopped_while_another_is_missing_ends_within_two_seconds(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    me, world, started = Participant.of_this_process(0), World(0, 2, 0, 2), time.monotonic()
+
+    def interrupted(self, seconds):
+        raise StoppedEarly("stopped by SIGTERM")
+
+    monkeypatch.setattr(Coordinator, "wait_for_all", interrupted)
+    with pytest.raises(StoppedEarly):
+        rendezvous._coordinate(world, me, free_port(), Watchdog(1), lambda: None, lambda: "")
+    assert time.monotonic() - started < 2
