@@ -14,6 +14,7 @@ from model import ModelConfig
 from training.base_model import check_tokenizer
 from training.config.command_line import Options, model_config
 from training.config.defaults import PREPARATION_FLAGS, data_name, is_prepared, vocab_size
+from training.processes.process_group import World
 
 DATA_FOLDER = Path("data")
 # Stories, and whether of the hamlet (fewer people and plots) rather than the village: minutes on either device
@@ -22,9 +23,9 @@ SAMPLE_STORIES = {"cpu": (44_000, True), "cuda": (200_000, False)}
 
 def prepare_data(options: Options, device_kind: str, console: Console) -> Path:
     """Return the folder of the prepared corpus, made from text or from the sample corpus if need be; rank 0 only."""
+    if folder := given_corpus(options):
+        return folder
     inputs, weights = split_weights(options.data)
-    if len(inputs) == 1 and is_prepared(inputs[0]):
-        return inputs[0]
     if not inputs:
         inputs = [_sample_corpus(device_kind, console)]
     given = {name: getattr(options, name) for name in PREPARATION_FLAGS if getattr(options, name)}
@@ -39,6 +40,21 @@ def prepare_data(options: Options, device_kind: str, console: Console) -> Path:
     manifest = prepare(inputs, folder, settings, progress=console.stream, fingerprint=fingerprint)
     _say_corpus(folder, manifest, console)
     return folder
+
+
+def given_corpus(options: Options) -> Path | None:
+    """Return the prepared folder that --data names; None if it names text, or nothing."""
+    inputs, _ = split_weights(options.data)
+    return inputs[0] if len(inputs) == 1 and is_prepared(inputs[0]) else None
+
+
+def open_corpus(options: Options, folder: Path, world: World) -> Corpus:
+    """Open what `prepare_data` has returned on rank 0; one rank of each machine compares the hashes of its files.
+
+    Rank 0 has done so where it was made from text: as the shards were written, or before they were used again.
+    """
+    hashed = world.rank == 0 and given_corpus(options) is None
+    return Corpus.open(folder, verify="hash" if world.local_rank == 0 and not hashed else "size")
 
 
 def _say_corpus(folder: Path, manifest: Manifest, console: Console) -> None:

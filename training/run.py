@@ -21,7 +21,7 @@ from training.checkpointing.earlier_runs import set_aside_earlier_run
 from training.config import defaults
 from training.config.resolve import Draft
 from training.context import RunContext
-from training.data import corpus_model, packing_line, prepare_data, training_rows, validation_remark
+from training.data import corpus_model, open_corpus, packing_line, prepare_data, training_rows, validation_remark
 from training.engine.kernels import with_kernels
 from training.monitoring.run_summary import announce, sum_up
 from training.planning.budget import outlook, work_out
@@ -168,7 +168,7 @@ def _join_and_prepare(chosen: Chosen, world: World, console: Console, stop: Stop
         check_output_shared(output, token)
     digests = {name: file_digest(folder / name) for name in ("manifest.json", "tokenizer.json")}
     check_agreement(world, digests, f"put the first machine's {folder} at the same path on the others")
-    return Corpus.open(folder, verify="hash" if world.local_rank == 0 else "size")
+    return open_corpus(options, folder, world)
 
 
 def _preflight(context: RunContext, draft: Draft, rows: int) -> int:

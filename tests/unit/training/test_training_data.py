@@ -12,11 +12,13 @@ import pytest
 
 from common.console import Console
 from common.errors import UserError
+from corpus import shards
 from corpus.manifest import Manifest
 from corpus.pipeline import prepare
 from corpus.settings import PreparationSettings
-from training.config.command_line import options, parse
-from training.data import prepare_data
+from training.config.command_line import Options, options, parse
+from training.data import open_corpus, prepare_data
+from training.processes.process_group import World
 
 ROOT = Path(__file__).resolve().parents[3]
 TEXT = "床前明月光，疑是地上霜。举头望明月，低头思故乡。白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"
@@ -24,11 +26,15 @@ COPY = "床前明月光，疑是地上霜；舉頭望明月，低頭思故鄉。
 OTHER = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。"
 
 
-def prepared(tmp_path: Path, *flags: str) -> Manifest:
+def options_of(tmp_path: Path, *flags: str) -> Options:
     source = tmp_path / "texts.jsonl"
     texts = [TEXT, COPY, OTHER, OTHER, "红豆生南国，" * 40]
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    given = options(parse(["--data", str(source), "--vocab_size", "300", *flags], ""), {})
+    return options(parse(["--data", str(source), "--vocab_size", "300", *flags], ""), {})
+
+
+def prepared(tmp_path: Path, *flags: str) -> Manifest:
+    given = options_of(tmp_path, *flags)
     return Manifest.read(prepare_data(given, "cpu", Console(0, io.StringIO())))
 
 
@@ -46,6 +52,26 @@ def test_another_choice_is_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {prepared(tmp_path, *flags).fingerprint for flags in ([], ["--dedup", "exact"], ["--repetition", "keep"])}
     assert len(names) == 2 == len(list((tmp_path / "data").iterdir()))
+
+
+def test_shards_are_hashed_once(tmp_path, monkeypatch):
+    """As they are written, or as they are used again; and those of another rank's machine, or that were given."""
+    monkeypatch.chdir(tmp_path)
+    check, hashed = shards._check_numbers, []
+
+    def counted(folder, name, kind, count, beyond, sha256):
+        hashed.extend([name] if sha256 else [])
+        check(folder, name, kind, count, beyond, sha256)
+
+    monkeypatch.setattr(shards, "_check_numbers", counted)
+    text = options_of(tmp_path)
+    given = options(parse(["--data", str(prepare_data(text, "cpu", Console(0, io.StringIO())))], ""), {})
+    rank0, elsewhere, beside = World(0, 3, 0, 2), World(2, 3, 0, 1), World(1, 3, 1, 2)
+    for which, world, times in [(text, rank0, 1), (given, rank0, 1), (text, elsewhere, 1), (text, beside, 0)]:
+        hashed.clear()
+        folder = prepare_data(which, "cpu", Console(0, io.StringIO())) if world.rank == 0 else given.data[0]
+        open_corpus(which, folder, world)
+        assert hashed.count("train-00000.bin") == times
 
 
 @pytest.mark.parametrize("flag", ["--dedup", "--repetition"])
