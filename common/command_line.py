@@ -78,16 +78,20 @@ def duration(text: str) -> float:
 
 def whole(text: str) -> int:
     """Convert a whole number of at least 0; 1_000 and 1,000 are read too."""
-    if not re.fullmatch(r"\d[\d_,]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text.replace(",", "").replace("_", ""))
+    return _whole(text, 0)
 
 
 def positive(text: str) -> int:
     """Convert a whole number of at least 1."""
-    if (value := whole(text)) < 1:
+    if (value := _whole(text, 1)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is too small: give at least 1")
     return value
+
+
+def _whole(text: str, least: int) -> int:
+    if not re.fullmatch(r"\d[\d_,]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return int(text.replace(",", "").replace("_", ""))
 
 
 def at_least_zero(text: str) -> float:

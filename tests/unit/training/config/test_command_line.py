@@ -45,7 +45,8 @@ def test_times_that_no_run_takes(text, what):
     ("argv", "words"),
     [
         (["--time_limit", "5x"], "'5x' is not a duration: write it like 11h30m, 45m or 90s"),
-        (["--max_steps", "-1"], "'-1' is not a whole number of at least 0"),
+        (["--max_steps", "-1"], "'-1' is not a whole number of at least 1"),
+        (["--max_rollbacks", "-1"], "'-1' is not a whole number of at least 0"),
         (["--max_steps", "0"], "0 is too small: give at least 1"),
         (["--max_steps", "1.5"], "'1.5' is not a whole number"),
         (["--max_steps", "many"], "'many' is not a whole number"),
@@ -110,6 +111,7 @@ def test_a_flag_wins_over_the_block_which_wins_over_the_default():
         ({"epochs": -1}, "epochs: -1 must be above 0"),
         ({"max_steps": 1.5}, "max_steps: '1.5' is not a whole number"),
         ({"use_moe": 1}, "use_moe: '1' is neither true nor false"),
+        ({"hidden_size": "auto"}, "hidden_size: 'auto' is not a whole number of at least 1"),
         ({"hidden_size": True}, "hidden_size: 'true' is not a whole number"),
         ({"time_limit": "long"}, "time_limit: 'long' is not a duration"),
         ({"ep_size": 0}, "ep_size: 0 is too small"),
