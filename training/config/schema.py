@@ -123,7 +123,13 @@ def _nearest_key(path: str, siblings: Iterable[str]) -> str | None:
 
 
 def keep_known(config: dict, problems: Problems) -> dict:
-    """Return a copy with only what DeepSpeed knows and can read, and report the rest. A null counts as not written."""
+    """Return a copy with only what DeepSpeed knows and can read, and report the rest.
+
+    A null counts as not written, and so does an optimizer or a scheduler that is "auto" as a whole.
+    """
+    config = {
+        key: None if value == AUTO and key in ("optimizer", "scheduler") else value for key, value in config.items()
+    }
     known: dict = {**keys().top_level}
     for name, params_of in (("optimizer", keys().params_of), ("scheduler", keys().schedule_params)):
         # of an optimizer or schedule that is not known any parameters pass
@@ -143,9 +149,11 @@ def _keep(block: Mapping, known: Schema, prefix: str, problems: Problems) -> dic
         elif isinstance(kind, Mapping) and isinstance(value, dict):
             kept[key] = _keep(value, kind, f"{path}.", problems)
         elif isinstance(kind, Mapping):  # once DeepSpeed took true for a block that turns something on
-            example = next((f', such as {{"{word}"' for word in ("stage", "enabled") if word in kind), None)
-            example = f"{example}: {2 if 'stage' in kind else 'true'}}}" if example else ""
-            problems.add(path, f"{show(value)} is not what belongs here.", f"Write {BLOCK}{example}.")
+            what = "is not for a whole block, but for a value in one" if value == AUTO else "is not what belongs here"
+            word = next((word for word in ("stage", "enabled") if word in kind), None)
+            usual = '"auto"' if value == AUTO else 2 if word == "stage" else "true"
+            example = f', such as {{"{word}": {usual}}}' if word else ""
+            problems.add(path, f"{show(value)} {what}.", f"Write {BLOCK}{example}.")
         elif fits(kind, value) or (value == AUTO and kind != BLOCK):
             kept[key] = value
         else:

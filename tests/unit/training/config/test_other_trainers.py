@@ -278,6 +278,7 @@ ONE_BIT = """{
     "optimizer": {"type": "OneBitAdam", "params": {"lr": 4e-4, "freeze_step": 23000}}
 }"""
 SMALLEST = '{"zero_optimization": {"stage": 2}}'
+ALL_AUTO = '{"zero_optimization": {"stage": 2}, "optimizer": "auto", "scheduler": "auto"}'
 MUON = """{
     "train_batch_size": 64, "optimizer": {"type": "Muon", "params": {"muon_lr": "auto", "adam_lr": "auto"}},
     "gradient_clipping": "auto", "bf16": {"enabled": true}, "scheduler": null, "zero_optimization": {"stage": 2}
@@ -403,8 +404,9 @@ def test_features_that_this_trainer_lacks_are_named_all_at_once(tmp_path, text, 
     assert [key for key in keys if key not in str(error.value)] == []
 
 
-def test_a_missing_optimizer_and_schedule_are_said(tmp_path):
-    notes = resolved(SMALLEST, tmp_path, T4X2).notes
+@pytest.mark.parametrize("text", [SMALLEST, ALL_AUTO], ids=["missing", "auto"])
+def test_a_missing_optimizer_and_schedule_are_said(tmp_path, text):
+    notes = resolved(text, tmp_path, T4X2).notes
     assert "optimizer: not written -> AdamW with lr 0.0002, as in ds_configs/t4x2.json" in notes
     assert any(
         note.startswith("scheduler: not written -> WarmupCosineLR, as in ds_configs/t4x2.json") for note in notes
