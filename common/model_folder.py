@@ -20,6 +20,8 @@ def find_model(checkpoint: Path, flag: str = "--checkpoint") -> Path:
     for run in checkpoint.parents[:2]:
         if (run / "model" / "config.json").is_file() and (run / "run.json").is_file():
             raise UserError(f"{checkpoint} holds no model: give {flag} {run}, the run that it is in")
+    if (checkpoint / "manifest.json").is_file():
+        raise UserError(f"{checkpoint} is a corpus of prepare.py and no model: give {flag} a run, such as runs/NAME")
     raise UserError(
         f"{checkpoint} has no model/ yet, which training writes when it first evaluates: wait for that, "
         "or give another run"

@@ -161,9 +161,15 @@ class ModelConfig:
             ) from error
         except ValidationError as error:
             wrong = ".".join(["bufudu", *map(str, error.errors()[0]["loc"])])
-            raise ModelConfigError(f"{path} was not written by this project ({wrong} has no usable value)") from error
+            raise ModelConfigError(
+                f"{path} was not written by this project ({wrong} has no usable value): restore it from a copy, "
+                "or give another run"
+            ) from error
         except (KeyError, OSError, TypeError, ValueError) as error:
-            raise ModelConfigError(f"{path} was not written by this project (no usable 'bufudu' block)") from error
+            raise ModelConfigError(
+                f"{path} was not written by this project (no usable 'bufudu' block): give the folder of a run; "
+                "train.py --init_from begins one with a Qwen3(-MoE) model"
+            ) from error
         try:
             config.validate()
             if type(found.get("vocab_size")) is int:

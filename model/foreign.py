@@ -26,6 +26,7 @@ _SIZES = (
 )
 _MOE_SIZES = ("moe_intermediate_size", "num_experts", "num_experts_per_tok", "router_aux_loss_coef")
 _OUTPUT = "lm_head.weight"
+_INSTEAD = "give the folder of a run, or of another model"
 
 
 def read_qwen3(path: Path) -> ModelConfig:
@@ -36,9 +37,10 @@ def read_qwen3(path: Path) -> ModelConfig:
         raise ModelConfigError(f"{path} cannot be read ({printable(error)}); give the folder of a model") from None
     kind = content.get("model_type") if isinstance(content, dict) else None
     if kind not in ("qwen3", "qwen3_moe"):
-        raise ModelConfigError(f"{path}: is a {printable(repr(kind), 40)}, and only Qwen3(-MoE) can be trained here")
+        what = f"is a {printable(repr(kind), 40)}" if kind else "names no model_type"
+        raise ModelConfigError(f"{path}: {what}, and only Qwen3(-MoE) can be trained here; {_INSTEAD}")
     if problems := list(_problems(content)):
-        raise ModelConfigError(f"{path}: {'; '.join(problems)}")
+        raise ModelConfigError(f"{path}: {'; '.join([*problems, _INSTEAD])}")
     use_moe = kind == "qwen3_moe"
     names = (*_SIZES, *(_MOE_SIZES if use_moe else ("intermediate_size",)))
     values = {name: content[name] for name in names if content.get(name) is not None}
@@ -46,7 +48,9 @@ def read_qwen3(path: Path) -> ModelConfig:
         config = ModelConfig(use_moe=use_moe, rope_theta=float(_rope(content)["rope_theta"]), **values)
         config.validate()
     except (ModelConfigError, TypeError, ValueError, KeyError) as error:
-        raise ModelConfigError(f"{path}: describes no network that can be built ({printable(error)})") from None
+        raise ModelConfigError(
+            f"{path}: describes no network that can be built ({printable(error)}); {_INSTEAD}"
+        ) from None
     return config
 
 

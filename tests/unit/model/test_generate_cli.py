@@ -266,6 +266,10 @@ def test_bad_checkpoints_are_named(cli, tmp_path):
     refused(cli("--prompt", "a", checkpoint=tmp_path / "none"), "none does not exist")
     (tmp_path / "young").mkdir()
     refused(cli("--prompt", "a", checkpoint=tmp_path / "young"), "young has no model/ yet")
+    (tmp_path / "young" / "manifest.json").touch()
+    refused(
+        cli("--prompt", "a", checkpoint=tmp_path / "young"), "young is a corpus", "no model: give --checkpoint a run"
+    )
     (tmp_path / "file").touch()
     refused(cli("--prompt", "a", checkpoint=tmp_path / "file"), "file is a file")
     begun = tmp_path / "begun"
@@ -282,7 +286,8 @@ def test_bad_checkpoints_are_named(cli, tmp_path):
     ("name", "content", "words"),
     [
         ("model.safetensors", b"nonsense", ["model.safetensors does not hold"]),
-        ("config.json", b"{}", ["config.json was not written by this project"]),
+        ("config.json", b"{}", ["config.json was not written by this project", "give the folder of a run"]),
+        ("config.json", b'{"bufudu": {"vocab_size": "a"}}', ["was not written by this project", "or give another run"]),
         ("config.json", None, ["config.json is missing"]),
         ("model.safetensors", None, ["model.safetensors is missing"]),
         ("tokenizer.json", None, ["tokenizer.json is missing"]),

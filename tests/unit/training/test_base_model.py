@@ -101,6 +101,7 @@ def test_what_cannot_be_trained_is_named(
     with pytest.raises(UserError, match=named) as caught:
         with_base(Options(init_from=tmp_path / "qwen"))
     assert str(caught.value).startswith("--init_from") and "\n" not in str(caught.value)
+    assert str(caught.value).endswith("give the folder of a run, or of another model")
 
 
 def test_flags_that_contradict_the_base_are_named(run: Path) -> None:
