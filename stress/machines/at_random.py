@@ -43,6 +43,7 @@ def run(work: Workplace, journal: Journal, trials: int) -> None:
             if launch.runner.poll() is not None or compare.last_step(run_folder) >= work.pace.steps:
                 trial = Trial(f"{CATEGORY}: finished runs", f"run {number} against the uninterrupted one")
                 trial.expect(launch.wait_end() == 0, f"exit status {launch.runner.returncode}: {launch.output[-500:]}")
+                pending = _settle(journal, work, launch, pending)  # only now has it said that there is nothing to do
                 trial.problems += compare.differences(run_folder, reference) if not trial.problems else []
                 journal.add(trial)
                 number += 1
