@@ -1,6 +1,7 @@
 """Two machines without root: two addresses of this one, a launcher each, no ssh. (test_two_machines.py needs root.)"""
 
 import json
+import re
 import shutil
 import sys
 
@@ -113,3 +114,43 @@ def test_runs_that_are_not_shared_are_refused_though_an_old_lock_is_there(pair, 
     [line] = said
     assert "runs/apart on " in line
     assert "is not the folder of that name" in line
+
+
+# --- torchrun ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torchrun(processes, train_py, flags, free_port):
+    """`torchrun(output, flags of rank 1 alone)`: a node for each rank; statuses, and what each says."""
+
+    def start(output, *different):
+        place = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", free_port()]
+        command = [sys.executable, "-m", "torch.distributed.run", *map(str, place)]
+        nodes = [
+            processes.start([*command, "--node_rank", str(node), train_py, *flags(output, *own)])
+            for node, own in enumerate([(), different])
+        ]
+        processes.finish(*nodes)
+        return [node.returncode for node in nodes], [node.output for node in nodes]
+
+    return start
+
+
+def test_torchrun_starts_two_nodes(torchrun, workplace):
+    statuses, said = torchrun("runs/torchrun")
+    assert statuses == [0, 0], said
+    assert json.loads((workplace / "runs/torchrun/summary.json").read_text())["reason"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("different", "why"),
+    [
+        (("--seed", "7"), "was not started as rank 0 on .* was: flags.seed is 7 there and 42 here: start all with "),
+        (("--data", "nowhere.jsonl"), "cannot take part: --data nowhere.jsonl: there is no such file or folder"),
+    ],
+)
+def test_rank_0_of_torchrun_does_not_wait_for_one_that_was_refused(torchrun, different, why):
+    statuses, said = torchrun("runs/refused", *different)
+    assert statuses == [1, 1]  # torchrun has no other
+    assert re.search(rf"train\.py: rank 1 \(process \d+ on \S+\) {why}", said[0]), said[0]
+    assert f"train.py: {'rank 1' if different[0] == '--seed' else '--data nowhere'}" in said[1]

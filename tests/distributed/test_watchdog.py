@@ -170,6 +170,34 @@ def test_what_only_one_rank_refuses_is_said_by_another(toy):
     assert re.fullmatch(r"train\.py: rank 1 \(process \d+ on \S+\) has failed: a planted refusal", line)
 
 
+BEFORE_THE_MEETING = [
+    ("early@0", ["a planted refusal"]),
+    ("early@1", [r"rank 1 \(process \d+ on \S+\) cannot take part: a planted refusal"]),
+    ("early@01", ["a planted refusal"]),
+    (
+        "early-raise@1",
+        [
+            r"rank 1 \(process \d+ on \S+\) cannot take part: ValueError: a planted fault",
+            "rank 1 failed: ValueError: a planted fault; the traceback is in .*",
+        ],
+    ),
+    (
+        "differ@1",
+        [r"rank 1 \(process \d+ on \S+\) was not started as rank 0 .*: faulty is True there and False here.*"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("fault", "expected"), BEFORE_THE_MEETING)
+def test_why_a_rank_does_not_come_is_said_once(toy, fault, expected):
+    run = toy(fault)
+    assert run.ends() == ([2, 1] if "raise" in fault else [2, 2])
+    said = sorted(run.said)
+    assert len(said) == len(expected), said
+    for line, pattern in zip(said, expected, strict=True):
+        assert re.fullmatch(f"train\\.py: {pattern}", line)
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_dies_while_the_data_is_prepared(toy, victim):
     run = toy("prepare")
@@ -234,12 +262,12 @@ def test_a_signal_in_set_up_loses_nothing(toy, when, asked):
 class Launched:
     """A toy run of two ranks under launch.py, which its `deepspeed` command would have started."""
 
-    def __init__(self, processes, folder, port):
+    def __init__(self, processes, folder, port, fault="none"):
         slots = base64.urlsafe_b64encode(json.dumps({"localhost": [0, 1]}).encode()).decode()
         words = ["-m", "deepspeed.launcher.launch", f"--world_info={slots}", "--node_rank=0", "--no_local_rank"]
         where = ["--master_addr=127.0.0.1", f"--master_port={port}"]
         self.head = processes.start(
-            [sys.executable, *words, *where, WORKER, "none", folder], PYTHONPATH=ROOT, BUFUDU_WATCHDOG=QUICK
+            [sys.executable, *words, *where, WORKER, fault, folder], PYTHONPATH=ROOT, BUFUDU_WATCHDOG=QUICK
         )
         self.folder, self.ranks = folder, {}
 
@@ -281,3 +309,16 @@ def test_a_rank_that_is_killed_is_named_though_the_launcher_asks_the_others_to_s
     [line] = launched_toy.said()
     assert re.match(rf"train\.py: rank 1 \(process {victim.pid} on \S+\) has died", line)
     assert launched_toy.head.returncode
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"), [case for case in BEFORE_THE_MEETING if case[0] in ("early@1", "differ@1")]
+)
+def test_the_launcher_does_not_end_rank_0_before_it_has_said_why_another_does_not_come(
+    processes, tmp_path, free_port, fault, expected
+):
+    """It asks all to stop within a second of the end of one."""
+    done = processes.finish(Launched(processes, tmp_path, free_port(), fault).head)
+    said = [line for line in done.output.splitlines() if line.startswith(("train.py: ", "stopped "))]
+    assert (done.status, len(said)) == (2, 1), done.output
+    assert re.fullmatch(f"train\\.py: {expected[0]}", said[0])

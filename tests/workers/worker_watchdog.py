@@ -1,7 +1,8 @@
 """A rank of a toy run under the watchdog: `worker_watchdog.py FAULT FOLDER`; started by test_watchdog.py.
 
-FAULT is NAME@RANK, done by that rank in its step 5: `raise`, `refuse` (a UserError), `stuck` (the main thread sleeps),
-or `none`. `prepare` and `set_up` wait before the ranks meet, or after that, for as long as FOLDER/hold is there.
+FAULT is NAME@RANKS, done by these ranks in step 5: `raise`, `refuse` (a UserError), `stuck` (the main thread sleeps),
+or `none`; or before the ranks meet: `early` (a UserError), `early-raise`, `differ` (in its facts). `prepare` and
+`set_up` wait before the ranks meet, or after that, for as long as FOLDER/hold is there.
 """
 
 import os
@@ -41,11 +42,11 @@ def prepare() -> str:
 
 
 def fault(rank: int) -> None:
-    if str(rank) != FAULTY:
+    if str(rank) not in FAULTY:
         return
-    if FAULT == "raise":
+    if FAULT in ("raise", "early-raise"):
         raise ValueError("a planted fault")
-    if FAULT == "refuse":
+    if FAULT in ("refuse", "early"):
         raise UserError("a planted refusal")
     if FAULT == "stuck":
         time.sleep(1000)
@@ -55,7 +56,16 @@ def run(world: World, console: Console, stop: StopRequest, watchdog: Watchdog) -
     lock = RunLock(FOLDER)
     stop.when_ending = lock.mark_ending
     console.redirect_libraries(FOLDER / "logs" / f"rank{world.rank}.log")
-    form_process_group(world, "cpu", prepare, before_listening=lambda: lock.acquire(console.say), watchdog=watchdog)
+    if FAULT.startswith("early"):
+        fault(world.rank)
+    form_process_group(
+        world,
+        "cpu",
+        prepare,
+        facts={"faulty": FAULT == "differ" and str(world.rank) in FAULTY},
+        before_listening=lambda: lock.acquire(console.say),
+        watchdog=watchdog,
+    )
     if FAULT == "set_up":
         hold(world.rank)
     stop.enter_loop()

@@ -69,6 +69,7 @@ class Coordinator:
         self.members = {0: me}
         self.state, self.details = "waiting", {}
         self._questions: Counter[int] = Counter()  # that were answered, by rank
+        self._refused: set[int] = set()  # ranks of this launch, which know that there will be no run
         self._problem: BaseException | None = None
         self._heartbeats: dict[int, Heartbeat] = {}
         self._lock = Lock()
@@ -86,8 +87,11 @@ class Coordinator:
     def _answer_to(self, asker: Participant) -> dict[str, Any]:
         apart = self.me.seconds_apart(asker)
         if asker.problem:
-            if self.state == "waiting" and apart <= SAME_LAUNCH:
+            if self.state in ("met", "ready") or apart > SAME_LAUNCH:
+                return {"state": "busy"}
+            if self.state == "waiting":
                 self._problem = UserError(f"{asker.name} cannot take part: {asker.problem}")
+            self._refused.add(asker.rank)
             return {"state": "refused", "text": asker.problem}
         if self.state == "waiting":
             if text := self._refusal(asker, apart):
@@ -109,6 +113,7 @@ class Coordinator:
             text = f"{asker.name} was not started as rank 0 on {self.me.host} was: {what}"
             if apart <= SAME_LAUNCH:
                 self._problem = UserError(f"{text}: start all with the same command, files and versions")
+                self._refused.add(asker.rank)
             else:
                 self.say(f"{text}: refused; still waiting for rank {asker.rank}")
             return text
@@ -158,9 +163,9 @@ class Coordinator:
             self.state, self.details = outcome, details
 
     def wait_until_read(self, seconds: float, absent_seconds: float | None = None) -> None:
-        """Wait until every other rank has asked once more, has ended or is gone: the server goes with this process.
+        """Wait until every other rank has asked once more, is refused, has ended or is gone.
 
-        Ranks that have never asked are waited for `absent_seconds`, if that is given.
+        The server goes with this process. Ranks that never asked are waited for `absent_seconds`, if that is given.
         """
         started, before = time.monotonic(), self._questions.copy()
         absent_seconds = seconds if absent_seconds is None else absent_seconds
@@ -176,6 +181,8 @@ class Coordinator:
             time.sleep(POLL / 4)
 
     def _has_left(self, rank: int) -> bool:
+        if rank in self._refused:
+            return True
         member, heartbeat = self.members.get(rank), self._heartbeats.get(rank)
         state = process_state(member) if member else None
         return bool(state and state.gone) or bool(heartbeat and heartbeat.ended)

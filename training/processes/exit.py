@@ -15,7 +15,8 @@ from collections.abc import Callable
 import torch.distributed as dist
 
 from common.errors import UserError
-from training.processes.rendezvous import NotAdmittedError, tell_rank0
+from training.processes.process_group import World
+from training.processes.rendezvous import NotAdmittedError, release_from, tell_rank0
 from training.processes.stopping import NOTHING_LOST, StoppedEarly
 from training.processes.watchdog import Watchdog
 
@@ -35,6 +36,7 @@ def guarded(body: Callable[[], int], watchdog: Watchdog) -> int:
 
     Where another rank is to blame, the watchdog says so and ends the process: this does not return then.
     """
+    watchdog.release = release_from(World.from_environment())
     try:
         status = body()
     except StoppedEarly as order:
@@ -72,14 +74,21 @@ def _refused(error: UserError, watchdog: Watchdog) -> int:
         except StoppedEarly as order:
             return _stopped(order, watchdog)
     stop.leave_loop()
-    # before the ranks have met, the first process of another machine has nobody to tell it to
+    # before the ranks have met, each machine has a terminal of its own
     speaks = watchdog.rank == 0 or (not watchdog.connected and os.environ.get("LOCAL_RANK") == "0")
     if speaks:
         watchdog.console.fail(f"train.py: {error}")
-    if not watchdog.connected and not isinstance(error, NotAdmittedError):
-        tell_rank0(watchdog.rank, str(error))
+    if not (isinstance(error, NotAdmittedError) or _is_said_by_rank0(str(error), watchdog) or speaks):
+        watchdog.console.fail(f"train.py: rank {watchdog.rank}: {error}")
     watchdog.leave("failed", status=2, reason=str(error), announced=speaks)
     return 2
+
+
+def _is_said_by_rank0(problem: str, watchdog: Watchdog) -> bool:
+    """Let rank 0 know why another rank ends; return whether it says so: at once, or at the end of this rank."""
+    if watchdog.rank == 0 or watchdog.connected:
+        return True
+    return tell_rank0(watchdog.rank, problem, lambda: watchdog.stop.reason is not None)
 
 
 def _failed(error: Exception, watchdog: Watchdog) -> int:
@@ -92,6 +101,7 @@ def _failed(error: Exception, watchdog: Watchdog) -> int:
     where = f"; the traceback is in {console.log_file}" if console.log_file else ""
     what = f"{type(error).__name__}: {error}"
     console.fail(f"train.py: rank {watchdog.rank} failed: {what}{where}")
+    _is_said_by_rank0(what, watchdog)
     watchdog.leave("failed", status=1, reason=what, announced=True)
     return 1
 

@@ -79,7 +79,7 @@ def _master(environment: Mapping[str, str], launcher: str, *, several_machines: 
 def rendezvous_port() -> int:
     """Return the port at which rank 0 listens: MASTER_PORT, or the next one where torchrun's agent has that itself."""
     agent_listens = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return int(os.environ["MASTER_PORT"]) + agent_listens
+    return int(os.environ.get("MASTER_PORT") or DEFAULT_PORT) + agent_listens
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

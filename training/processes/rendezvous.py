@@ -44,7 +44,7 @@ from common.errors import UserError
 from training.processes import network
 from training.processes.coordinator import POLL, REMARKS, Coordinator, Participant
 from training.processes.heartbeat import Heartbeat
-from training.processes.launchers import DEFAULT_PORT, hosts_of_ranks, idle_hosts, machine_index, rendezvous_port
+from training.processes.launchers import DEFAULT_PORT, hosts_of_ranks, idle_hosts, rendezvous_port
 from training.processes.lock import read_token
 from training.processes.process_group import World
 from training.processes.stopping import StoppedEarly
@@ -55,13 +55,13 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 GROUP_SECONDS = 120.0  # for the ranks, which have met, to open connections to each other
 RELEASE_SECONDS, RELEASE_MACHINES_SECONDS = 3.0, 10.0  # for the other ranks to read that there will be no run
 ABSENT_SECONDS = 1.0  # of these, for one that has not come when the run is stopped: it may never, or is stopped as well
-TELL_SECONDS = 8.0  # for a rank that cannot take part to find rank 0
+TELL_SECONDS = 20.0  # for a rank that cannot take part to find rank 0
 ENDING_SECONDS = 60.0  # for what is at the port to leave it: a run that is ending finishes a step and saves
 SHARED_SECONDS = 10.0  # for a network file system to show what another machine has written
 
 
 class NotAdmittedError(UserError):
-    """Rank 0 was not found, or has refused this rank."""
+    """Rank 0 has refused this rank."""
 
 
 def form_process_group(
@@ -140,6 +140,7 @@ def _coordinate(
     """Wait for the others, prepare, and tell them; return the result and how to open the store."""
     say = watchdog.console.say
     coordinator, server = Coordinator(me, world.size, say), None
+    watchdog.release = lambda outcome: None
     try:
         check_master_address(os.environ["MASTER_ADDR"])
         before_listening()
@@ -157,17 +158,31 @@ def _coordinate(
         master = next((member.reached for member in members if member.namespace != me.namespace), "")
         coordinator.publish("ready", result=result, store=store.port, master=master)
     except BaseException as error:
-        stopped = isinstance(error, StoppedEarly)
-        coordinator.publish("stopped" if stopped else "failed")
-        with suppress(UserError):
-            server = server or _listen(port, coordinator)
-            several = world.size > world.local_size and not stopped
-            seconds = RELEASE_MACHINES_SECONDS if several else RELEASE_SECONDS
-            coordinator.wait_until_read(seconds, ABSENT_SECONDS if stopped else None)
+        if isinstance(error, StoppedEarly):
+            coordinator.publish("stopped")
+        watchdog.release = partial(_release, world, coordinator, server)
         raise
     if master:
         network.choose_interface(master)
     return result, lambda: store
+
+
+def release_from(world: World) -> Callable[[str], None]:
+    """Return how rank 0, before it coordinates the others, tells those that ask that there will be no run."""
+    if world.rank or world.size == 1:
+        return lambda outcome: None
+    coordinator = Coordinator(Participant.of_this_process(0), world.size, lambda text: None)
+    return partial(_release, world, coordinator, None)
+
+
+def _release(world: World, coordinator: Coordinator, server: network.Server | None, outcome: str) -> None:
+    """Let the other ranks read that the run has "failed" or was "stopped"; those that have not come are waited for."""
+    coordinator.publish(outcome)
+    with suppress(UserError):
+        server = server or _listen(rendezvous_port(), coordinator)
+        stopped = outcome == "stopped"
+        seconds = RELEASE_MACHINES_SECONDS if world.size > world.local_size and not stopped else RELEASE_SECONDS
+        coordinator.wait_until_read(seconds, ABSENT_SECONDS if stopped else None)
 
 
 def _listen(port: int, coordinator: Coordinator) -> network.Server:
@@ -214,7 +229,7 @@ class _Joining:
     def join(self) -> tuple[str, Callable[[], Store]]:
         """Return what rank 0 has prepared, and how to open the store.
 
-        Raise NotAdmittedError, StoppedEarly or SystemExit(2) if there is no place in a run.
+        Raise UserError, StoppedEarly or SystemExit(2) if there is no place in a run.
         """
         try:
             answer = self._wait_for_rank0()
@@ -261,10 +276,10 @@ class _Joining:
             obstacle = _obstacle(answer, admitted)
             clear = clear if obstacle else now
             if now - clear > ENDING_SECONDS:
-                raise NotAdmittedError(f"port {self.port} at {self.address} {obstacle}")
+                raise UserError(f"port {self.port} at {self.address} {obstacle}")
             waited = now - started
             if state != "waiting" and waited > seconds:
-                raise NotAdmittedError(
+                raise UserError(
                     f"rank 0 cannot be reached at {self.address}:{self.port} within {waited:.0f} s: check that it was "
                     "started, and --master_addr, --master_port and the firewall between the machines"
                 )
@@ -286,18 +301,22 @@ def _obstacle(answer: dict[str, Any], admitted: bool) -> str:
     return ""
 
 
-def tell_rank0(rank: int, problem: str) -> None:
-    """Let rank 0 know why this rank of another machine does not come, if it is to be found within seconds."""
-    if not rank or not machine_index() or not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        return
-    me = asdict(Participant.of_this_process(rank, problem=problem))
+def tell_rank0(rank: int, problem: str, stopped: Callable[[], bool]) -> bool:
+    """Let rank 0 know why this rank does not come, and wait until it has ended.
+
+    Return whether the user need not be told here: rank 0 says it, or the run was asked to stop meanwhile.
+    """
+    me, heard = asdict(Participant.of_this_process(rank, problem=problem)), False
     deadline = time.monotonic() + TELL_SECONDS
-    with suppress(StoppedEarly, ValueError):
-        while time.monotonic() < deadline:
-            with suppress(OSError):
-                network.ask(os.environ["MASTER_ADDR"], rendezvous_port(), me)
-                return
-            time.sleep(POLL)
+    while not stopped() and time.monotonic() < deadline:
+        try:
+            answer = network.ask(os.environ.get("MASTER_ADDR", "127.0.0.1"), rendezvous_port(), me)
+            heard = answer.get("state") == "refused"
+        except (OSError, ValueError):
+            if heard:
+                return True
+        time.sleep(POLL)
+    return heard or stopped()
 
 
 # --- several machines -------------------------------------------------------------------------------------------------

@@ -57,6 +57,8 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._launchers = find_launchers()
         self._launcher_gone = launcher_died_early(self._launchers)
+        # tells ranks that wait for the data of this rank 0 that the run has "failed" or was "stopped" (rendezvous.py)
+        self.release: Callable[[str], None] = lambda outcome: None
 
     @property
     def connected(self) -> bool:
@@ -111,6 +113,8 @@ class Watchdog:
             message = reason if failure == "stopped" else f"{self._heartbeat.name} has failed: {reason}"
             self.failure = self.failure or Failure(failure, [self.rank], message, status, announced)
         self._left.set()
+        if failure:
+            self.release(failure)
         if self.connected:
             sent = self._heartbeat.beat
             self._exchange_until(lambda: self._acknowledged > sent + 1, LEAVE_TIMEOUT / 2)

@@ -13,7 +13,7 @@ from training.processes import rendezvous
 from training.processes.coordinator import Coordinator, Participant
 from training.processes.network import Server, free_port
 from training.processes.process_group import World
-from training.processes.rendezvous import NotAdmittedError, _Joining, _listen
+from training.processes.rendezvous import NotAdmittedError, _Joining, _listen, release_from, tell_rank0
 from training.processes.stopping import StoppedEarly
 
 FACTS = {"flags": {"seed": 42}}
@@ -84,7 +84,7 @@ def test_other_settings_are_refused(rank0):
 def test_rank_0_that_is_not_there_is_waited_for_aloud_and_not_for_ever():
     port = free_port()
     rank = joining(port, meet=0.5)
-    with pytest.raises(NotAdmittedError, match=f"rank 0 cannot be reached at 127.0.0.1:{port}"):
+    with pytest.raises(UserError, match=f"rank 0 cannot be reached at 127.0.0.1:{port}"):
         rank.join()
     assert rank.watchdog.said[0].startswith(f"waiting for rank 0 at 127.0.0.1:{port}, ")
 
@@ -92,7 +92,7 @@ def test_rank_0_that_is_not_there_is_waited_for_aloud_and_not_for_ever():
 def test_another_run_at_the_port_is_named(rank0):
     rank0.coordinator.answer(question(pid=1))
     rank0.coordinator.wait_for_all(5)
-    with pytest.raises(NotAdmittedError, match=r"belongs to another run \(rank 0 \(process \d+ on .*--master_port"):
+    with pytest.raises(UserError, match=r"belongs to another run \(rank 0 \(process \d+ on .*--master_port"):
         joining(rank0.server.port).join()
 
 
@@ -130,6 +130,43 @@ def test_a_rank_that_is_stopped_tells_rank_0(rank0, monkeypatch):
         rank0.coordinator.wait_for_all(5)
 
 
+@pytest.fixture
+def given_port(monkeypatch):
+    port = free_port()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    return port
+
+
+def test_a_rank_that_cannot_take_part_stays_until_rank_0_has_ended(given_port):
+    rank0 = Rank0(given_port)
+    Timer(1.0, rank0.close).start()
+    assert tell_rank0(1, "no data here", lambda: False)
+    assert rank0.server.socket.fileno() == -1  # it has ended
+    with pytest.raises(UserError, match="cannot take part: no data here"):
+        rank0.coordinator.wait_for_all(5)
+
+
+@pytest.mark.parametrize("met", [False, True])
+def test_a_rank_that_cannot_take_part_is_heard_by_nobody(given_port, monkeypatch, met):
+    monkeypatch.setattr(rendezvous, "TELL_SECONDS", 1.0)
+    rank0 = Rank0(given_port, **({} if met else {"created": 0.0}))  # an earlier start
+    if met:
+        rank0.coordinator.answer(question(pid=1))
+        rank0.coordinator.wait_for_all(5)
+    assert not tell_rank0(1, "no data here", lambda: False)
+    rank0.close()
+    assert not tell_rank0(1, "no data here", lambda: False)
+    assert tell_rank0(1, "no data here", lambda: True)  # the launcher ends all, because another rank has failed
+
+
+def test_ranks_hear_of_a_rank_0_that_fails_before_it_listens(given_port, monkeypatch):
+    monkeypatch.setattr(rendezvous, "RELEASE_SECONDS", 20.0)
+    Timer(0.1, release_from(World(0, 2, 0, 2)), args=("failed",)).start()
+    with pytest.raises(SystemExit):
+        joining(given_port).join()
+
+
 def test_another_program_at_the_port_is_named(monkeypatch):
     """It accepts connections and says nothing."""
     monkeypatch.setattr(rendezvous, "ENDING_SECONDS", 0.5)
@@ -137,7 +174,7 @@ def test_another_program_at_the_port_is_named(monkeypatch):
         port = listener.getsockname()[1]
         rank = joining(port, meet=60)
         rank.ask = partial(rank.ask, seconds=0.4)
-        with pytest.raises(NotAdmittedError, match=f"port {port} at 127.0.0.1 is another program's: .*--master_port"):
+        with pytest.raises(UserError, match=f"port {port} at 127.0.0.1 is another program's: .*--master_port"):
             rank.join()
 
 
