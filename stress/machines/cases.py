@@ -125,7 +125,11 @@ def _settings() -> list[Case]:
             "JSON.gradient_clipping is 0.5 there and 1.0 here",
             before=over(config, '"gradient_clipping": 1.0', '"gradient_clipping": 0.5'),
         ),
-        Case("another version of the code on mB", "the code in", before=over(module, "import", "import  ")),
+        Case(
+            "another version of the code on mB",
+            "check out the same commit on both",
+            before=over(module, "import", "import  "),
+        ),
         Case(
             "a stale rank with another seed",
             "refused; still waiting",

@@ -18,6 +18,12 @@ from training.processes.process_group import World, gather_from_ranks
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("common", "corpus", "evaluation", "model", "training")
 _LISTED, _SHOWN = 3, 60  # differences in a message, characters of a value
+_CODE = "this project's code"
+_HINTS = {
+    _CODE: "check out the same commit on both, without changes of your own",
+    "torch": "install the same version on both",
+    "deepspeed": "install the same version on both",
+}
 
 
 @cache
@@ -27,7 +33,7 @@ def code_facts() -> dict[str, str]:
     for path in sorted(path for package in _PACKAGES for path in (_ROOT / package).rglob("*.py")):
         digest.update(f"{path.relative_to(_ROOT)}\0".encode() + path.read_bytes())
     versions = {name: metadata.version(name) for name in ("torch", "deepspeed")}
-    return {f"the code in {_ROOT}": digest.hexdigest()[:12], **versions}
+    return {_CODE: digest.hexdigest()[:12], **versions}
 
 
 def file_digest(path: Path) -> str:
@@ -40,6 +46,7 @@ def difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
     ours, theirs = ({key: str(value) for key, value in flat(facts)} for facts in (here, there))
     found = [
         f"{key} is {_shown(theirs.get(key))} there and {_shown(ours.get(key))} here"
+        + (f" ({_HINTS[key]})" if key in _HINTS else "")
         for key in ours | theirs
         if ours.get(key) != theirs.get(key)
     ]
