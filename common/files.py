@@ -27,6 +27,17 @@ MOST_OBJECT_BYTES = 64 * 2**20
 LFS_MARK = b"version https://git-lfs.github.com/spec/"
 """What a file begins with that stands for another one in a Git repository whose large files were not fetched."""
 
+_JSON_FAULTS = {  # how Python's parser begins to say them
+    "Unterminated string": "a text without its closing quote",
+    "Expecting value": "no value of JSON",
+    "Expecting property name": "no key in double quotes",
+    "Expecting ',' delimiter": "no comma and no closing bracket",
+    "Expecting ':' delimiter": "no colon after the key",
+    "Invalid control character": "a line end or a control character within a text",
+    "Invalid \\": "a backslash that escapes nothing",
+    "Illegal trailing comma": "a comma before the closing bracket",
+}
+
 LFS_HINT = "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
 
 
@@ -106,6 +117,13 @@ def _loads(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("blocks within blocks without end") from None
+
+
+def json_fault(error: json.JSONDecodeError) -> str:
+    """Return in plain words what is wrong at the place where the parser of JSON stopped."""
+    if error.pos >= len(error.doc.rstrip()):
+        return "the file ends in the middle of it"
+    return next((words for start, words in _JSON_FAULTS.items() if error.msg.startswith(start)), error.msg)
 
 
 def sync(path: Path) -> None:

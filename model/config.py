@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from common.files import read_json
+from common.files import json_fault, read_json
 
 _MOST_BYTES = 2**20  # of a config.json
 _LIMIT = 2**31  # of any size: the products of two still fit what PyTorch counts in
@@ -156,7 +156,7 @@ class ModelConfig:
             config = TypeAdapter(cls).validate_json(json.dumps(found["bufudu"]), strict=True)
         except json.JSONDecodeError as error:
             raise ModelConfigError(
-                f"{path} is damaged: no valid JSON ({error.msg}, line {error.lineno}); restore it "
+                f"{path} is damaged: no valid JSON ({json_fault(error)}, line {error.lineno}); restore it "
                 "from a copy, or give another run"
             ) from error
         except ValidationError as error:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from common.errors import UserError
+from common.files import json_fault
 from corpus.formats.compression import Block
 from corpus.formats.fields import DEFAULT_KEY
 
@@ -82,6 +83,7 @@ class _ValueScan:
         self._decode = json.JSONDecoder().raw_decode
         self._rest, self._wanted = "", 0
         self._records, self._line = 0, 1
+        self._before = 0  # characters that stand before the rest on its line
 
     def add(self, text: str, final: bool = False) -> list[str]:
         """Return the values that are complete now, each on one line."""
@@ -103,6 +105,7 @@ class _ValueScan:
             found.append(self._rest[place:end].replace("\n", " ").replace("\r", " "))
             self._records += 1
             place = end
+        self._before = self._column(place) - 1
         self._rest = self._rest[place:]
         # A value that goes on is looked at again only when its text has doubled, so that reading stays linear.
         self._wanted = 2 * len(self._rest)
@@ -117,21 +120,27 @@ class _ValueScan:
             if not final and may_go_on and len(self._rest) - place < MAX_RECORD_BYTES:
                 return None
             line = self._line + self._rest.count("\n", place, error.pos)
-            raise UserError(
-                f"{self.name}:{line}: record {self._records + 1} is not JSON ({error.msg}){self._hint(place, error)}"
-            ) from None
+            where = f"{self.name}:{line}: record {self._records + 1} is not JSON at column {self._column(error.pos)}"
+            raise UserError(f"{where}: {json_fault(error)}; {self._hint(place, error)}") from None
         except RecursionError:
             raise UserError(f"{self.name}:{self._line}: blocks within blocks without end") from None
         # A number may go on in the next block.
         return end if final or end < len(self._rest) else None
 
+    def _column(self, place: int) -> int:
+        """Return the column of a place, from 1."""
+        start = self._rest.rfind("\n", 0, place)
+        return place - start if start >= 0 else self._before + place + 1
+
     def _hint(self, place: int, error: json.JSONDecodeError) -> str:
-        before, rest = self._rest[place : error.pos].rstrip(), self._rest[error.pos :]
-        if before.endswith(",") and rest[:1] in ("}", "]"):
-            return ": take out the comma before the closing bracket"
+        before, rest = self._rest[place : error.pos].rstrip(), self._rest[error.pos :].rstrip()
+        if (rest[:1] in ("}", "]") and before.endswith(",")) or error.msg.startswith("Illegal trailing comma"):
+            return "take out the comma before the closing bracket"
         if rest.startswith(("'", "None", "True", "False")):
-            return ": it is written as Python prints it (single quotes, None, True); write it with json.dumps"
-        return ": write the file again with json.dump"
+            return "it is written as Python prints it (single quotes, None, True); write it with json.dumps"
+        if not rest or error.msg.startswith(_CUT_OFF):
+            return "copy the file again, it may be cut off"
+        return "write the file again with json.dump"
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

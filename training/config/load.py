@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import printable, read_text
+from common.files import json_fault, printable, read_text
 from training.config.problems import show
 
 _KEY = re.compile(r"[^\s.=]+(\.[^\s.=]+)*")
@@ -84,7 +84,7 @@ def _parse(text: str, path: Path) -> dict:
             raise UserError(f"{path}: the file is empty; ds_configs/ holds some to copy.") from None
         where, after = f"{path}, line {error.lineno}, column {error.colno}", text[error.pos :].lstrip()
         slip = next((hint for starts, hint in _SLIPS if after.startswith(starts)), "")
-        raise UserError(f"{where}: not valid JSON: {error.msg}.{slip}") from None
+        raise UserError(f"{where}: not valid JSON: {json_fault(error)}.{slip}") from None
     except RecursionError:
         raise UserError(f"{path}: {_TOO_DEEP}.") from None
     except (_NotSense, ValueError) as error:  # a key twice, NaN, a number of thousands of digits

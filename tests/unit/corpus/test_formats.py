@@ -141,6 +141,14 @@ def test_json_values_are_found_however_they_are_cut(texts: list[str], size: int)
             assert [json.loads(line) for line in out.splitlines()] == values
 
 
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_the_column_of_a_fault_does_not_depend_on_the_blocks(size: int, monkeypatch) -> None:
+    monkeypatch.setattr(structured_text, "_CHARACTERS_AT_ONCE", size)
+    data = b'[{"a": 1},\n {"a": 2}, {"a": 3}, {a: 4}, 5, 6]'
+    with pytest.raises(UserError, match=r"^x:2: record 4 is not JSON at column 23: no key in double quotes; "):
+        list(structured_text.json_values([(data, len(data))], "x"))
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_plain_text_is_a_document_or_split_by_blank_lines(tmp_path: Path, end: str, monkeypatch) -> None:
     monkeypatch.setattr(structured_text, "_CHARACTERS_AT_ONCE", 5)
@@ -205,6 +213,9 @@ def test_a_template_takes_null_as_nothing_and_counts_what_is_missing(tmp_path: P
         ("a.jsonl", '\n{"text": "a",}\n{"text": "b",}\n', r":2: .*the comma before the closing bracket"),
         ("a.json", '[\n{"text": "a"},\n{"text": "b",}\n]', r"a\.json:3: record 2 is not JSON.*comma before"),
         ("a.json", '[{"text": None}]', "record 1 is not JSON.*as Python prints it"),
+        ("a.json", '[\n{"t": 1}, {"t": "a', r"json:2: record 2 is not JSON at column 17: a text without.*; copy"),
+        ("a.json", '[{"t": 1}, {"t": ', r"record 2 is not JSON at column 18: the file ends in the middle.*; copy"),
+        ("a.json", '[{"t": "a"},\n {t: 1}]', r"json:2: record 2 is not JSON at column 3: no key in double quotes; wr"),
         ("a.jsonl", "春眠不觉晓\n处处闻啼鸟\n", r"first line is 春眠不觉晓.*\.txt"),
         ("a.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "Git LFS pointer.*git lfs pull"),
         ("a.txt", "<!DOCTYPE html>\n<html>", "web page"),

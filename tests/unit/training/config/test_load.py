@@ -83,6 +83,8 @@ def test_a_missing_file_lists_the_ones_there_are(tmp_path):
     ("text", "words"),
     [
         ('{\n  "a": 1\n  "b": 2\n}', "line 3, column 3: not valid JSON"),
+        ('{\n"a": "b', "line 2, column 6: not valid JSON: a text without its closing quote."),
+        ('{\n"a": ', "line 2, column 6: not valid JSON: the file ends in the middle of it."),
         ('{"a": True}', "true, false, null"),
         ('{"a": 1} # the first', "Comments begin with //"),
         ('{"a": 1, /* twice */ "a": 2}', '"a" stands twice'),
@@ -91,7 +93,7 @@ def test_a_missing_file_lists_the_ones_there_are(tmp_path):
         ('{"a": 1, // ' + "long " * 5000 + "\n}", "line 1, column"),
         ("", "the file is empty"),
         ('{\n  // the batch, of "a"\n  "a": "//",\n  "b": [1,],, "c": 2\n}', "line 4, column 13: not valid JSON"),
-        ('/* a\n */ {"a": True, "b": [1,],}', "line 2, column 11: not valid JSON: Expecting value. JSON writes true"),
+        ('/* a\n */ {"a": True, "b": [1,],}', "line 2, column 11: not valid JSON: no value of JSON. JSON writes true"),
         ("{,}", "line 1, column 2"),
         ('{"fp16": {"enabled": true, "enabled": false}}', '"enabled" stands twice'),
         ('{"a": NaN}', "NaN is not valid in JSON"),
