@@ -13,8 +13,9 @@ from diagnosis.report.messages import Messages
 from evaluation.repetition import METRICS
 
 WIDTH, BAR = 96, 30
-CLOSING = "，。；：、！？）》」』%.,;:!?)"  # may not begin a line
-WORD = re.compile(r"[!-~]{1,40}|.", re.DOTALL)  # a Latin word or flag stays whole, unless it is longer than a line
+CLOSING = "，。；：、！？）》」』%.,;:!?) "  # may not begin a line
+# a Latin word or flag stays whole, unless it is longer than a line, and so does a number with its margin
+WORD = re.compile(r"[!-~]{1,40}(?: ± [!-~]{1,40})?|.", re.DOTALL)
 
 
 def screen(diagnosis: dict[str, Any]) -> str:

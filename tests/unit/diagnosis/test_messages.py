@@ -64,3 +64,11 @@ def test_a_line_in_chinese_keeps_latin_words_whole():
         assert any("--use_moe" in line for line in lines) and any("false" in line for line in lines)
         assert all(columns(line) <= WIDTH + 2 for line in lines)
     assert max(map(columns, wrap("长" + "a" * 500))) <= WIDTH
+
+
+def test_a_line_in_chinese_begins_with_no_space_and_keeps_a_margin_whole():
+    text = "个学习率比另一个高 0.1000 ± 0.0303（95 %），p = 0.004：是"
+    for length in range(96):
+        lines = wrap("长" * (length // 2) + "a" * (length % 2) + text, "  ")
+        assert all(line[2] not in " %±" for line in lines)
+        assert any("0.1000 ± 0.0303（" in line or line.endswith("0.1000 ± 0.0303") for line in lines)
