@@ -163,7 +163,9 @@ def _detect_text(file: TextFile, given: TextFields | None, split_txt: bool) -> T
     form = _format(file, data, is_whole)
     file = replace(file, format=form, encoding=encoding, cr_only=cr_only, remarks=tuple(remarks))
     if form == "txt":
-        return replace(file, split_txt=split_txt)
+        if _JSON_START.match(data[:1000].decode("utf-8", "replace").lstrip("\ufeff")):
+            remarks.append("begins with JSON and is read as plain text, since most of its lines are none")
+        return replace(file, split_txt=split_txt, remarks=tuple(remarks))
     file = replace(file, delimiter=_delimiter(form, data))
     return _with_fields(file, _first_records(file, data, is_whole), given)
 
@@ -199,11 +201,11 @@ def _format(file: TextFile, data: bytes, is_whole: bool) -> str:
         return "jsonl"
     objects = sum(isinstance(_loaded(line), dict) for line in lines)
     start, suffix = text.lstrip()[:1], suffix_of(file.member or file.path.name)
-    if 2 * objects >= len(lines) or (objects and start != "["):
+    if 2 * objects >= len(lines) or (objects and start != "[" and suffix != ".txt"):
         return "jsonl"
     if suffix in (".csv", ".tsv"):
         return suffix[1:]
-    if suffix == ".txt" and not _JSON_START.match(text):
+    if suffix == ".txt" and (not _JSON_START.match(text) or (objects and start != "[")):
         return "txt"
     if start == "{" and len(lines) == 1 and not is_whole:
         return "jsonl"  # one line so long that its end has not been seen

@@ -166,6 +166,17 @@ def test_plain_text_may_begin_with_a_bracket(tmp_path: Path, text: str) -> None:
     assert documents(tmp_path / "a.txt") == [text]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_plain_text_may_begin_with_lines_of_json(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(end.join(['{"a": 1}', '{"b": 2}', *TEXTS[:1] * 3]), encoding="utf-8")
+    assert documents(path) == [path.read_text(encoding="utf-8")]
+    assert any("begins with JSON and is read as plain text" in remark for remark in remarks(text_files([path])))
+    path.write_text(lines(TEXTS) + "{\n", encoding="utf-8")
+    (file,) = text_files([path])
+    assert (file.format, remarks([file])) == ("jsonl", [])
+
+
 def test_big5_is_told_from_gb18030(tmp_path: Path) -> None:
     text = "從前有一座山，山裡有一座廟，廟裡有一個老和尚在講故事。"
     for codec in ("big5", "gb18030", "utf-16", "utf-8"):
