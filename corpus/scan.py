@@ -206,8 +206,8 @@ class Scan:
         if self.bad > self.settings.max_bad_share * self.lines:
             raise UserError(
                 f"{self.bad:,} of {self.lines:,} lines are bad ({self.bad / self.lines:.2%}), more than "
-                f"--max_bad_share {self.settings.max_bad_share:g} allows; fix them, or prepare with prepare.py and a "
-                f"higher --max_bad_share. The first:{self._first_bad_lines()}"
+                f"--max_bad_share {self.settings.max_bad_share:g} allows; fix them, or give prepare.py a higher "
+                f"--max_bad_share. The first:{self._first_bad_lines()}"
             )
         val_files = [file.path for file in files if file.side == "val"]
         if not self.assignment or (val_files and VAL not in self.assignment):
