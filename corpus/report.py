@@ -273,7 +273,7 @@ def mixture_lines(manifest: Manifest) -> list[str]:
 def _text_facts(manifest: Manifest, report: CorpusReport) -> Facts:
     for name, split in manifest.splits.items():
         size = f"{split.documents:,} documents, {split.bytes / 1e6:,.1f} MB, {split.tokens:,} tokens"
-        yield name, f"{size}, {split.characters_per_token:.2f} characters a token"
+        yield name, f"{size}, {split.characters_per_token:.2f} characters a token" if split.tokens else size
     unused = f" ({report.unused_entries:,} of them never occur in train)" if report.unused_entries else ""
     yield "tokenizer", f"{manifest.vocab_size:,} entries{unused}, {manifest.tokenizer_source}"
     at = report.lengths.tokens

@@ -170,7 +170,9 @@ def test_without_validation_text_there_are_no_baselines(jsonl, tmp_path: Path, t
     manifest = prepare([jsonl(make_texts(3))], out, tokenizer=tokenizer_json, val_fraction=0)
     found = CorpusReport.read(out)
     assert manifest.ngram_baselines is None and found.ngram_baselines is None
-    assert "baselines    none: there is no validation text" in "\n".join(report.lines(manifest, found))
+    text = "\n".join(report.lines(manifest, found))
+    assert "baselines    none: there is no validation text" in text
+    assert "val          0 documents, 0.0 MB, 0 tokens\n" in text
     assert f"{manifest.entropy_nats:.3f}" in report.loss_to_beat(manifest)
 
 

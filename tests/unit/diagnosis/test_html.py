@@ -470,6 +470,8 @@ def test_the_report_page_holds_the_corpus_in_the_language_asked_for():
     ):
         assert said in text
     assert "Han" in text_of(report_page(corpus_report(), "en"))
+    without_validation = corpus_report() | {"characters_per_token": {"train": 0.786, "val": 0.0}}
+    assert "0.00" not in text_of(report_page(without_validation, "en"))
 
 
 def test_prepare_writes_the_page_of_its_report(tmp_path):

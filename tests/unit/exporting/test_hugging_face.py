@@ -12,6 +12,8 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 from common.errors import UserError
+from corpus.pipeline import prepare
+from corpus.settings import PreparationSettings
 from exporting import hugging_face
 from exporting.hugging_face import complete
 from exporting.model_card import MARK
@@ -159,6 +161,16 @@ def test_the_card_says_what_the_run_recorded(run: Path) -> None:
     ):
         assert line in card.splitlines(), line
     assert str(run.parent) not in card  # it is published: no paths of a machine
+
+
+def test_the_card_of_a_run_without_validation_text_claims_no_ratio(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "春眠不觉晓，处处闻啼鸟。"}))
+    settings = PreparationSettings(vocab_size=300, val_fraction=0)
+    prepare([tmp_path / "a.jsonl"], tmp_path / "corpus", settings, progress=None)
+    (run / "run.json").write_text(json.dumps({"flags": {"max_seq_len": 64}, "corpus": str(tmp_path / "corpus")}))
+    complete(run / "model")
+    card = (run / "model" / "README.md").read_text(encoding="utf-8")
+    assert "| validation (held out) | 0 | 0.0 MB | 0 |  |" in card.splitlines()
 
 
 def test_training_leaves_a_card_but_never_replaces_one_of_another_hand(run: Path) -> None:
