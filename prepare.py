@@ -69,7 +69,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def part(text: str) -> Part:
-    """Convert "3/16"."""
+    """Return the part that text such as "3/16" names."""
     match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no part: write 1/16 for the first of 16")

@@ -162,7 +162,7 @@ class CorpusReport(Record):
     conversations: ConversationFigures | None = Field(default=None, exclude_if=lambda value: value is None)
 
     def write(self, folder: Path) -> None:
-        """Write `folder`/report.json."""
+        """Write the report to `folder`/report.json."""
         text = json.dumps(self.model_dump(), ensure_ascii=False, indent=2)
         (folder / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
 

@@ -177,7 +177,7 @@ def judge(samples: list[Sample], speeds: list[float], warm_up: float) -> list[Ve
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
-    """Markdown."""
+    """Return the verdicts as a table in Markdown."""
     return "\n".join(
         ["| what | found | limit | |", "|---|---|---|---|"]
         + [f"| {v.what} | {v.found} | {v.limit} | {'good' if v.good else '**too much**'} |" for v in verdicts]

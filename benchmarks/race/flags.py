@@ -78,7 +78,7 @@ def _add_ours(add: Add) -> None:
 
 
 def peer_settings(text: str) -> Settings:
-    """Parse "lr=2e-3,batch=8"."""
+    """Return the settings of a peer from text such as "lr=2e-3,batch=8"."""
     try:
         parts = dict(part.split("=") for part in text.split(","))
         return Settings(float(parts.pop("lr")), int(parts.pop("batch")))

@@ -30,11 +30,11 @@ class Case:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """The case in words."""
         return f"top-{self.top_k} of {EXPERTS}" if self.top_k else "dense"
 
     def flags(self, config: Path, data: Path, run: Path, budget: str) -> list[object]:
-        """Of train.py; the schedule ends where the time does."""
+        """Return the flags of train.py; the schedule ends where the time does."""
         width = self.hidden_size * 13 // 4
         named = {
             "hidden_size": self.hidden_size,
@@ -115,7 +115,7 @@ def outcome(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Markdown."""
+    """Return the results as lines of Markdown."""
     lines = result["lines"]
     best = {
         size: min(line["bits_per_byte"] for line in lines if line["hidden_size"] == size)

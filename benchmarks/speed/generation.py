@@ -175,7 +175,7 @@ def _named(row: dict[str, Any]) -> str:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Markdown."""
+    """Return the results as lines of Markdown."""
     lines = [
         f"{result['new_tokens']} new tokens after {result['prompt_tokens']}, {result['threads']} threads, best of "
         f"{result['rounds']} rounds, transformers {result['transformers']}",

@@ -183,7 +183,7 @@ def _bare(tokenizer: Path, text: Path, cores: int) -> dict[str, float]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Markdown."""
+    """Return the results as lines of Markdown."""
     lines = [
         f"{result['bytes'] / MEGABYTE:.1f} MB of text in {result['documents']:,} documents "
         f"({', '.join(result['text'])}), median of {result['rounds']} rounds",

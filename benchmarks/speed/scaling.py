@@ -75,7 +75,7 @@ class Case:
         }[self.group]
 
     def flags(self, config: Path, data: Path, run: Path, steps: int) -> list[object]:
-        """Of train.py."""
+        """Return the flags of train.py."""
         micro = self.batch // self.processes // self.accumulation
         sizes = [word for name, value in (SIZES | {"ep_size": self.ep_size}).items() for word in (f"--{name}", value)]
         # as many rows for every rank: with one expert a token and ep_size 2, other numbers end in a crash
@@ -321,7 +321,7 @@ def efficiency(lines: Sequence[dict[str, Any]]) -> dict[str, float] | None:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Markdown."""
+    """Return the results as lines of Markdown."""
     return [
         f"{result['cores']} cores, {result['config']}, one thread a process where nothing else is said; medians of a "
         f"run's steps after the first {result['skipped_steps']}. Sent: by one rank in a step, if every collective is a "

@@ -69,12 +69,12 @@ class Case:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """The case in words."""
         kind = f"top-{self.top_k} of {SHAPE['num_experts']}" if self.top_k else "dense"
         return f"{kind}, {self.precision}, {self.processes} process{'es' if self.processes > 1 else ''}"
 
     def shape(self) -> dict[str, Any]:
-        """As ModelConfig has it: the same active width with one expert, two and none."""
+        """Return the shape as ModelConfig has it: the same active width with one expert, two and none."""
         return SHAPE | {
             "use_moe": self.top_k > 0,
             "num_experts_per_tok": self.top_k or 1,
@@ -83,7 +83,7 @@ class Case:
         }
 
     def flags(self, config: Path, data: Path, run: Path, steps: int) -> list[object]:
-        """Of train.py."""
+        """Return the flags of train.py."""
         named = self.shape() | {
             "max_seq_len": SEQ_LEN,
             "eval_interval": 10**6,

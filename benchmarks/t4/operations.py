@@ -118,7 +118,7 @@ class OperationCounter(TorchDispatchMode):
         return result
 
     def add(self, name: str, kind: str, inputs: list[Tensor], outputs: list[Tensor], flops: float, size: float) -> None:
-        """One call."""
+        """Record one call."""
         shapes = " ".join("x".join(map(str, tensor.shape)) or "1" for tensor in inputs[:3])
         self.operations.append(
             Operation(name, kind, shapes, flops, size, self.backward, self._places(inputs), self._places(outputs))
@@ -143,7 +143,7 @@ class Total:
 
 
 def totals(operations: Iterable[Operation]) -> dict[str, Total]:
-    """By kind."""
+    """Return calls, operations and bytes of each kind."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
     for operation in operations:
         for place, value in enumerate((1, operation.flops, operation.bytes)):

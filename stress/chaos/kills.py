@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def whom(self) -> str:
-        """In words."""
+        """The processes that are killed, in words."""
         first, *others = self.target
         return "everything at once" if others else WORDS[first]
 

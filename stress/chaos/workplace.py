@@ -38,7 +38,7 @@ class Pace:
     sample: int = 30
 
     def flags(self) -> list[str]:
-        """Of train.py."""
+        """Return the flags of train.py."""
         values = {
             "max_steps": self.steps,
             "save_interval": self.save,

@@ -92,7 +92,7 @@ def good(verdicts: list[Verdict]) -> bool:
 
 
 def table(verdicts: list[Verdict]) -> str:
-    """Markdown."""
+    """Return the verdicts as a table in Markdown."""
     lines = [
         "| planted | steps | best val loss | place | named first | then | preflight | |",
         "|---|---|---|---|---|---|---|---|",

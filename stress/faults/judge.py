@@ -37,7 +37,7 @@ class Verdict:
         return not self.causes and not any(level == "fail" for _, level in self.preflight or [])
 
     def record(self) -> dict[str, Any]:
-        """For results.json."""
+        """Return what results.json holds of it."""
         return asdict(self) | {"right": self.right}
 
 

@@ -67,7 +67,7 @@ def run(work: Workplace, journal: Journal, trials: int) -> None:
 
 
 def _do(two: TwoMachines, launch: Launch, deed: str) -> None:
-    """Do it."""
+    """Do a deed to the run."""
     if deed.startswith("kill"):
         machine = two.a if deed == "kill rank 0" else two.b
         machine.send(SIGKILL, "launch" if "launch" in deed else deed.removeprefix("kill ").replace(" ", ""))

@@ -76,6 +76,7 @@ def run(work: Workplace, journal: Journal, trials: int) -> None:
 
 @contextmanager
 def machines() -> Iterator[TwoMachines]:
+    """Yield two machines, and end them with all their processes."""
     two = TwoMachines()
     try:
         yield two
@@ -85,6 +86,7 @@ def machines() -> Iterator[TwoMachines]:
 
 
 def attempt(work: Workplace, case: Case) -> Trial:
+    """Start a run for the case, do to it what the case asks for, and return what became of it."""
     trial, run_folder = Trial(CATEGORY, case.name), work.fresh("machines")
     flags = work.flags(run_folder, pace=case.pace)
     with machines() as two:

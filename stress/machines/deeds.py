@@ -35,6 +35,7 @@ exit $status
 
 
 def other_corpus(two: TwoMachines, work: Workplace) -> None:
+    """Let mB see a corpus of the same text with another manifest."""
     other = work.folder / "other-corpus"
     if not other.is_dir():
         shutil.copytree(work.corpus, other)
@@ -57,6 +58,8 @@ def over(file: Path, old: str, new: str) -> Callable[[TwoMachines, Workplace], N
 
 
 def empty_over(path_of: Callable[[Workplace], Path]) -> Callable[[TwoMachines, Workplace], None]:
+    """Return what lets mB see an empty folder at a path of the workplace."""
+
     def mount(two: TwoMachines, work: Workplace) -> None:
         empty = work.folder / "empty"
         empty.mkdir(exist_ok=True)
@@ -66,7 +69,7 @@ def empty_over(path_of: Callable[[Workplace], Path]) -> Callable[[TwoMachines, W
 
 
 def own_runs(two: TwoMachines, work: Workplace) -> None:
-    """A folder of runs on each machine, with the lock of an earlier run in it."""
+    """Give mB a folder of runs of its own, with the lock of an earlier run in it."""
     own = work.folder / "runs-of-mB"
     (own / "machines").mkdir(parents=True, exist_ok=True)
     (own / "machines" / "lock").write_text('{"host": "mB", "pid": 1}\n', encoding="utf-8")
@@ -75,6 +78,7 @@ def own_runs(two: TwoMachines, work: Workplace) -> None:
 
 
 def docker(two: TwoMachines, work: Workplace) -> None:
+    """Give both machines the bridge that docker makes, with the same address."""
     for machine in two.machines:
         machine.run("ip", "link", "add", "name", "docker0", "type", "bridge")
         machine.run("ip", "addr", "add", "172.17.0.1/16", "dev", "docker0")
@@ -82,11 +86,13 @@ def docker(two: TwoMachines, work: Workplace) -> None:
 
 
 def no_host_key(two: TwoMachines, work: Workplace) -> None:
+    """Let mA not know the host key of mB."""
     known = two.folder / "ssh" / "known_hosts"
     known.write_text(known.read_text().replace("mA,mB,10.99.0.*", "mA,10.99.0.1"))
 
 
 def listener(two: TwoMachines, work: Workplace) -> None:
+    """Start another program on mA that listens at the port of the run."""
     subprocess.Popen(
         two.a.command(sys.executable, "-m", "http.server", str(work.port)),
         stdout=subprocess.DEVNULL,
@@ -114,10 +120,13 @@ def stale(seed: str) -> Callable[[TwoMachines, Workplace], None]:
 
 
 def in_steps(launch: Launch, run_folder: Path) -> bool:
+    """Wait until the run trains; return whether it does."""
     return launch.wait_until(lambda: launch.announced is not None and compare.last_step(run_folder) >= 3)
 
 
 def kill(rank: int, number: int = SIGKILL) -> Callable[[TwoMachines, Launch, Path], None]:
+    """Return what sends a signal to a rank that trains."""
+
     def kill(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
         in_steps(launch, run_folder)
         two.machines[rank].send(number, f"rank{rank}")
@@ -126,11 +135,14 @@ def kill(rank: int, number: int = SIGKILL) -> Callable[[TwoMachines, Launch, Pat
 
 
 def kill_in_set_up(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
+    """Kill rank 1 as soon as its process is there."""
     launch.wait_until(lambda: two.b.processes("rank1"))
     two.b.send(SIGKILL, "rank1")
 
 
 def interrupt(number: int = SIGINT) -> Callable[[TwoMachines, Launch, Path], None]:
+    """Return what signals the process group of the command while the run trains, as Ctrl-C does."""
+
     def interrupt(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
         in_steps(launch, run_folder)
         launch.interrupt(number)
@@ -139,12 +151,13 @@ def interrupt(number: int = SIGINT) -> Callable[[TwoMachines, Launch, Path], Non
 
 
 def stop_deepspeed(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
+    """Send SIGTERM to the `deepspeed` command alone while the run trains."""
     in_steps(launch, run_folder)
     launch.signal_runner(SIGTERM)
 
 
 def restart_at_once(two: TwoMachines, launch: Launch, run_folder: Path) -> Launch:
-    """Ctrl-C while rank 1 is waited for, and the same command as soon as the prompt is there."""
+    """Press Ctrl-C while rank 1 is waited for, and return the same command, started at the prompt."""
     interrupt_the_rendezvous(two, launch, run_folder)
     launch.wait_end()
     two.restore()
@@ -161,12 +174,13 @@ def interrupt_beside_another(two: TwoMachines, launch: Launch, run_folder: Path)
 
 
 def interrupt_the_rendezvous(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
+    """Press Ctrl-C while rank 1 is waited for."""
     launch.wait_until(lambda: "waiting for rank 1" in launch.output)
     launch.interrupt()
 
 
 def kill_head_then_stop(two: TwoMachines, launch: Launch, run_folder: Path, *, pdsh: bool = False) -> None:
-    """Without the command or pdsh the run goes on; a SIGTERM to one rank ends all."""
+    """Kill the command (or pdsh), without which the run goes on, and end all by SIGTERM to one rank."""
     in_steps(launch, run_folder)
     launch.signal_runner(pdsh=pdsh)
     time.sleep(5)
@@ -174,16 +188,20 @@ def kill_head_then_stop(two: TwoMachines, launch: Launch, run_folder: Path, *, p
 
 
 def kill_pdsh_then_stop(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
+    """Kill pdsh, and end the run by SIGTERM to rank 1."""
     kill_head_then_stop(two, launch, run_folder, pdsh=True)
 
 
 def hang_up_then_stop(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
+    """Close the terminal, and end the run by SIGTERM to rank 1."""
     interrupt(SIGHUP)(two, launch, run_folder)
     time.sleep(5)
     two.b.send(SIGTERM, "rank1")
 
 
 def cut(seconds: float) -> Callable[[TwoMachines, Launch, Path], None]:
+    """Return what cuts the link for so many seconds while the run trains; 0 is for good."""
+
     def cut(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
         in_steps(launch, run_folder)
         two.cut()
@@ -195,6 +213,7 @@ def cut(seconds: float) -> Callable[[TwoMachines, Launch, Path], None]:
 
 
 def power_off(two: TwoMachines, launch: Launch, run_folder: Path) -> None:
+    """Cut the link while the run trains, and switch mB off."""
     in_steps(launch, run_folder)
     two.cut()
     two.b.power_off()

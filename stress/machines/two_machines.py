@@ -185,7 +185,7 @@ class TwoMachines:
         _ip("-n", self._switch, "link", "set", self._ports["mB"], "nomaster")
 
     def restore(self) -> None:
-        """Undo `cut`."""
+        """Connect what `cut` has cut."""
         _ip("-n", self._switch, "link", "set", self._ports["mB"], "master", "sw0")
 
     def popen(self, words: Sequence[object], folder: Path, output: Path, **environment: str) -> subprocess.Popen[bytes]:

@@ -48,14 +48,17 @@ class Settings:
 
     @property
     def micro_batch(self) -> int:
+        """The rows of one forward pass on one process."""
         return self.config[MICRO]
 
     @property
     def accumulation(self) -> int:
+        """The micro-batches of one optimizer step."""
         return self.config[ACCUMULATION]
 
     @property
     def train_batch(self) -> int:
+        """The rows of one optimizer step on all processes."""
         return self.config[BATCH]
 
     @property
@@ -65,6 +68,7 @@ class Settings:
 
     @property
     def zero_stage(self) -> int:
+        """The stage of ZeRO; 0 without it."""
         return self.block("zero_optimization").get("stage", 0)
 
     @property

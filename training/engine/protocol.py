@@ -26,11 +26,15 @@ class Scheduler(Protocol):
 
     last_batch_iteration: int
 
-    def step(self, last_batch_iteration: int | None = None) -> None: ...
+    def step(self, last_batch_iteration: int | None = None) -> None:
+        """Set the learning rate of the next optimizer step."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` takes."""
+        ...
 
-    def load_state_dict(self, sd: dict[str, Any]) -> None: ...
+    def load_state_dict(self, sd: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
 
 
 class Monitor(Protocol):
@@ -38,7 +42,8 @@ class Monitor(Protocol):
 
     enabled: bool
 
-    def write_events(self, event_list: Sequence[tuple[str, float, int]]) -> None: ...
+    def write_events(self, event_list: Sequence[tuple[str, float, int]]) -> None:
+        """Write figures, each as (name, value, number of samples)."""
 
 
 class Engine(Protocol):
@@ -60,25 +65,40 @@ class Engine(Protocol):
         self, ids: Tensor, targets: Tensor, divisor: float | None = None, counted: int | None = None
     ) -> Losses: ...
 
-    def backward(self, loss: Tensor) -> Any: ...
+    def backward(self, loss: Tensor) -> Any:
+        """Add the gradients of a micro-batch to those of the step."""
+        ...
 
     def step(self) -> None:
         """Count a micro-batch; after the last of an accumulation, step the weights."""
 
-    def train(self) -> Any: ...
+    def train(self) -> Any:
+        """Switch the module to training."""
+        ...
 
-    def eval(self) -> Any: ...
+    def eval(self) -> Any:
+        """Switch the module to evaluation."""
+        ...
 
     def was_step_applied(self) -> bool:
         """Return whether the latest step changed the weights: fp16 skips a step whose gradients overflow."""
         ...
 
-    def get_global_grad_norm(self) -> float | None: ...
+    def get_global_grad_norm(self) -> float | None:
+        """Return the norm of all gradients in the latest step, before clipping; None if there is none."""
+        ...
 
-    def fp16_enabled(self) -> bool: ...
+    def fp16_enabled(self) -> bool:
+        """Return whether the weights are fp16, with loss scaling."""
+        ...
 
-    def zero_optimization_stage(self) -> int: ...
+    def zero_optimization_stage(self) -> int:
+        """Return the stage of ZeRO."""
+        ...
 
-    def gradient_accumulation_steps(self) -> int: ...
+    def gradient_accumulation_steps(self) -> int:
+        """Return the micro-batches of one optimizer step."""
+        ...
 
-    def destroy(self) -> None: ...
+    def destroy(self) -> None:
+        """Release hooks and buffers of the engine."""

@@ -79,6 +79,7 @@ class ModelStates:
 
     @property
     def zero_stage(self) -> int:
+        """The stage of ZeRO; 0 without it."""
         return self.resolved.zero_stage
 
     @property
@@ -111,6 +112,7 @@ class ModelStates:
 
     @property
     def weights(self) -> int:
+        """Bytes of the weights in the forward pass."""
         return self.width * self.numel
 
     @property

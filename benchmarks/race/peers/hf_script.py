@@ -44,7 +44,7 @@ class Keep(TrainerCallback):
 
 
 def main(folder: Path) -> None:
-    """One epoch."""
+    """Train for one epoch, as the folder's task.json says."""
     task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     torch.manual_seed(42)
     model = Qwen3MoeForCausalLM(

@@ -86,7 +86,7 @@ def nats(logits: Logits, ids: np.ndarray, lengths: np.ndarray) -> float:
 
 
 def main(kind: str, rows: str, result: str, threads: str, *weights: str) -> None:
-    """As above."""
+    """Score each file of weights, as the module's docstring says."""
     torch.set_num_threads(int(threads))
     held_out = np.load(rows)
     ids, lengths = held_out["ids"], held_out["lengths"]
