@@ -31,6 +31,8 @@ STEP_TOO_LARGE = 0.5
 SIGNS = 2
 # A gradient that is added up over n steps grows like n; one that is not stays within a factor of a few.
 GRADIENT_GROWTH, GRADIENT_ORDER = 3.0, 0.85
+# Of its peak: no schedule that still trains goes so low. A cosine that ends at 0 is below it for 6 % of the steps.
+AT_REST, RESTED = 0.01, 0.2
 JUMPED = 0.5  # nats above the best: noise between evaluations is hundredths
 COLLAPSED = 0.25  # share of all experts that are dead
 
@@ -116,6 +118,19 @@ def rate_too_high(m: Measurements) -> Cause | None:
     if warmup is not None and warmup <= 2:
         return Cause("no_warmup", 0.9, reasons | {"no_warmup_steps": {}})
     return Cause("rate_too_high", 0.85, reasons)
+
+
+def schedule_over(m: Measurements) -> Cause | None:
+    """Find steps at a learning rate near 0, as in a run that goes on after its schedule has ended."""
+    curve = m.curve("train", "lr")
+    peak = max((rate for _, rate in curve), default=0.0)
+    if m.run is None or not peak or curve[-1][1] > AT_REST * peak:
+        return None
+    last = max(step for step, rate in curve if rate > AT_REST * peak)
+    share = 1 - last / m.run.steps
+    if share < RESTED:
+        return None
+    return Cause("schedule_over", 0.8, {"no_rate_left": {"step": last, "steps": m.run.steps, "share": share}})
 
 
 def _step_sizes(m: Measurements) -> list[float]:

@@ -16,6 +16,7 @@ from diagnosis.rules.optimization import (
     rate_too_high,
     rate_too_low,
     router_collapsed,
+    schedule_over,
 )
 from diagnosis.rules.targets import evaluation_differs, future_leak, other_text, padding_in_loss, targets_shifted
 from evaluation.repetition import RepetitionMetrics
@@ -69,6 +70,7 @@ FAULTS: tuple[Rule, ...] = (
     gradients_kept,
     rate_too_low,
     rate_too_high,
+    schedule_over,
     diverged,
     evaluation_differs,
     other_text,

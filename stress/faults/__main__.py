@@ -2,7 +2,8 @@
 
     python -m stress.faults --output runs/faults                     the faults and the healthy runs on stories
     python -m stress.faults --output runs/faults --docs docs.jsonl.gz --poems poems.jsonl.gz   ... on real text too
-    python -m stress.faults --output runs/faults-b --setting b --docs docs.jsonl.gz            the other setting
+    python -m stress.faults --output runs/faults-b --setting b --docs docs.jsonl.gz            another text and size
+    python -m stress.faults --output runs/faults-muon --setting muon --docs prose.jsonl.gz     the recipe of cpu_x2.json
 
 Finished runs are used again. Status 0 if at least MOST_WRONG faults less than all are named and no healthy run is
 accused; results.json and table.md lie in the output.
@@ -17,22 +18,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from stress.faults.cases import FAULTS, HEALTHY, SETTINGS, Case, Setting
+from stress.faults.cases import CASES, SETTINGS, Case, Setting
 from stress.faults.corpora import Texts, prepared
 from stress.faults.judge import Bench, Verdict
 
-MOST_WRONG = 4  # of the 14
+MOST_WRONG = 4  # of 14 or 20
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status as above; 2 for a case that does not exist."""
     options = _arguments(argv)
-    cases = [case for case in (*FAULTS, *HEALTHY) if not options.only or case.name in options.only]
+    known = CASES[options.setting]
+    cases = [case for case in known if not options.only or case.name in options.only]
     if unknown := set(options.only) - {case.name for case in cases}:
-        print(
-            f"--only {', '.join(sorted(unknown))}: the cases are {', '.join(c.name for c in (*FAULTS, *HEALTHY))}",
-            file=sys.stderr,
-        )
+        print(f"--only {', '.join(sorted(unknown))}: the cases are {', '.join(c.name for c in known)}", file=sys.stderr)
         return 2
     texts = Texts(options.docs, options.poems)
     setting, cases = _without_missing_text(SETTINGS[options.setting], cases, texts)
@@ -58,7 +57,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--output", type=Path, required=True, metavar="DIR")
     add("--setting", choices=sorted(SETTINGS), default="a", help="text, size, seed and batch (%(default)s)")
     add("--only", nargs="+", default=[], metavar="NAME", help="these cases alone")
-    add("--docs", type=Path, metavar="FILE", help="technical documents, .jsonl[.gz]; stories stand in without it")
+    add("--docs", type=Path, metavar="FILE", help="documents, .jsonl[.gz]; stories stand in without it")
     add("--poems", type=Path, metavar="FILE", help="poems, .jsonl[.gz]; stories stand in without it")
     add("--jobs", type=int, default=2, metavar="N", help="cases at a time (%(default)s)")
     add("--no_preflight", action="store_true", help="diagnosis alone")

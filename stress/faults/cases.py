@@ -1,7 +1,7 @@
-"""What is trained: a fault each, in two settings, and healthy runs; with the cause that must be named first.
+"""What is trained: a fault each, in three settings, and healthy runs; with the cause that must be named first.
 
 Setting "a" is the one that the thresholds of diagnosis/rules/ were looked at with; "b" has other text, another seed,
-size, batch and precision, and was judged afterwards.
+size, batch and precision, and was judged afterwards. "muon" has the recipe of cpu_x2.json, with two learning rates.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 RECIPE = Path(__file__).resolve().parent / "adamw.json"
 MUON = Path(__file__).resolve().parents[2] / "ds_configs" / "cpu_x2.json"
+MUON_RATES = {"muon_lr": 0.02, "adam_lr": 5e-2}  # those of cpu_x2.json
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,13 @@ class Setting:
     corpus: str
     seed: int
     steps: int
-    rate: float
+    rates: Mapping[str, float]
+    """Learning rates by their names in the optimizer's parameters."""
     flags: Mapping[str, Any]
     overrides: Mapping[str, Any] = field(default_factory=dict)
     instead: dict[str, str] = field(default_factory=dict)
     """Corpora that healthy runs take in this setting in the place of others."""
+    recipe: Path = RECIPE
 
 
 SETTINGS = {
@@ -34,7 +37,7 @@ SETTINGS = {
         "stories",
         1,
         300,
-        3e-3,
+        {"lr": 3e-3},
         {
             "max_seq_len": 128,
             "hidden_size": 64,
@@ -49,7 +52,7 @@ SETTINGS = {
         "docs",
         5,
         360,
-        2e-3,
+        {"lr": 2e-3},
         {
             "max_seq_len": 96,
             "hidden_size": 96,
@@ -63,6 +66,23 @@ SETTINGS = {
         {"train_micro_batch_size_per_gpu": 12, "optimizer.params.betas": [0.9, 0.95]},
         {"stories": "village", "village": "stories"},
     ),
+    "muon": Setting(
+        "docs",
+        21,
+        300,
+        MUON_RATES,
+        {
+            "max_seq_len": 128,
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "moe_intermediate_size": 88,
+            "intermediate_size": 176,
+        },
+        {"train_micro_batch_size_per_gpu": 8},
+        recipe=MUON,
+    ),
 }
 
 
@@ -70,20 +90,23 @@ SETTINGS = {
 class Case:
     """One training. `expected`: ids of causes of which the first one named must be; none for a healthy run.
 
-    `rate` is a factor on the setting's; `form` is what is done to its corpus.
+    `rate` is a factor on the setting's learning rates, all or the one that `half` names; `form` is what is done to its
+    corpus.
     """
 
     name: str
     expected: tuple[str, ...]
     plant: str = "none"
     rate: float = 1.0
+    half: str = ""
     steps: int | None = None
     form: str = ""
     flags: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     corpus: str = ""
     seed: int = 0  # added to the setting's
-    recipe: Path = RECIPE
+    recipe: Path | None = None
+    """Another one than the setting's, with its own learning rates."""
 
     def corpus_name(self, setting: Setting) -> str:
         """The name that stress/faults/corpora.py knows it by."""
@@ -93,7 +116,7 @@ class Case:
         """The command line of train.py."""
         steps = self.steps or setting.steps
         flags = {
-            "deepspeed_config": self.recipe,
+            "deepspeed_config": self.recipe or setting.recipe,
             "data": corpus,
             "output": output,
             "resume": "never",
@@ -108,9 +131,11 @@ class Case:
             **setting.flags,
             **self.flags,
         }
-        overrides = {**setting.overrides, **self.overrides} if self.recipe == RECIPE else dict(self.overrides)
-        if self.recipe == RECIPE:
-            overrides["optimizer.params.lr"] = setting.rate * self.rate
+        overrides = dict(self.overrides)
+        if self.recipe in (None, setting.recipe):
+            overrides = {**setting.overrides, **overrides}
+            for name, rate in setting.rates.items():
+                overrides[f"optimizer.params.{name}"] = rate * (self.rate if self.half in ("", name) else 1)
         return [
             part
             for name, value in flags.items()
@@ -125,6 +150,7 @@ def _written(value: object) -> str:
 ALL_BF16 = {"bf16.enabled": True, "bf16.bf16_master_weights_and_grads": True, "bf16.bf16_optimizer_states": True}
 NO_CLIP = {"gradient_clipping": 0}
 NO_WARMUP = {"scheduler.params.warmup_num_steps": 1}
+DECAY = "optimizer.params.weight_decay"
 DENSE, EXPERTS = {"use_moe": False}, {"use_moe": True}
 
 FAULTS = (
@@ -142,6 +168,16 @@ FAULTS = (
     Case("few_steps", ("undertrained",), steps=16, flags=DENSE),
     Case("embedding", ("embedding_scale",), "embedding_scaled", flags=DENSE),
     Case("dropout", ("evaluation_differs",), "dropout_in_evaluation", flags=DENSE),
+)
+
+# With two optimizers each half can have a fault of its own.
+MUON_FAULTS = (
+    Case("muon_half_too_low", ("rate_too_low",), rate=0.01, half="muon_lr", flags=DENSE),
+    Case("muon_half_too_high", ("rate_too_high", "diverged"), rate=100, half="muon_lr", flags=DENSE),
+    Case("adam_half_too_low", ("rate_too_low",), rate=0.001, half="adam_lr", flags=DENSE),
+    Case("adam_half_too_high", ("rate_too_high", "diverged"), rate=100, half="adam_lr", flags=DENSE),
+    Case("decay_on_norms", ("decayed",), "decay_on_norms", flags=DENSE, overrides={DECAY: 0.5}),
+    Case("schedule_over", ("schedule_over",), flags=DENSE, overrides={"scheduler.params.total_num_steps": 60}),
 )
 
 SMALL = {
@@ -189,3 +225,23 @@ HEALTHY = (
         overrides={"train_micro_batch_size_per_gpu": 8, "bf16.enabled": False},
     ),
 )
+
+# The recipe of cpu_x2.json over sizes, seeds, precisions and batches; and AdamW's beside it.
+MUON_HEALTHY = (
+    Case("healthy", (), flags=EXPERTS, steps=500),
+    Case("healthy_seed", (), flags=EXPERTS, seed=1),
+    Case("healthy_dense", (), flags=DENSE, seed=2, steps=500),
+    Case("healthy_long", (), flags=DENSE, seed=3, steps=1500),
+    Case("healthy_fp32", (), flags=EXPERTS, seed=4, overrides={"bf16.enabled": False}),
+    Case("healthy_wide", (), flags=WIDE | EXPERTS, seed=5),
+    Case("healthy_8_experts", (), flags=EXPERTS | {"num_experts": 8, "num_experts_per_tok": 1}, seed=6, steps=400),
+    Case("healthy_large_batch", (), flags=EXPERTS, seed=7, overrides={"train_micro_batch_size_per_gpu": 24}),
+    Case("healthy_half_rate", (), flags=DENSE, seed=8, rate=0.5),
+    Case("healthy_decay", (), flags=DENSE, seed=9, overrides={DECAY: 0.05}),
+    Case("healthy_poems", (), flags=EXPERTS, seed=10, corpus="poems"),
+    Case("healthy_stories", (), flags=DENSE, seed=11, corpus="stories"),
+    Case("healthy_adamw", (), flags=EXPERTS, seed=12, recipe=RECIPE, overrides={"optimizer.params.lr": 3e-3}),
+)
+
+CASES = {"a": (*FAULTS, *HEALTHY), "b": (*FAULTS, *HEALTHY), "muon": (*FAULTS, *MUON_FAULTS, *MUON_HEALTHY)}
+"""By setting: what is trained in it."""

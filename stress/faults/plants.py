@@ -132,6 +132,21 @@ def dropout_in_evaluation() -> None:
     mock.patch.object(DeepSpeedEngine, "eval", lambda self: self.train()).start()
 
 
+def decay_on_norms() -> None:
+    """Weight decay pulls at every parameter, those of RMSNorm included."""
+    from training.engine import build
+
+    right = build.parameter_groups
+
+    def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
+        groups = right(model)
+        for group in groups:
+            group.pop("weight_decay", None)
+        return groups
+
+    build.parameter_groups = parameter_groups
+
+
 PLANTS: dict[str, Callable[[], None]] = {
     plant.__name__: plant
     for plant in (
@@ -142,5 +157,6 @@ PLANTS: dict[str, Callable[[], None]] = {
         embedding_scaled,
         router_collapsed,
         dropout_in_evaluation,
+        decay_on_norms,
     )
 }

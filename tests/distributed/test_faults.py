@@ -23,7 +23,7 @@ TINY = Setting(
     "stories",
     2,
     40,
-    4e-3,
+    {"lr": 4e-3},
     {
         "max_seq_len": 64,
         "hidden_size": 32,

@@ -1,6 +1,7 @@
 """The rules on measurements made by hand: each fault's signs name it first, and a healthy run's signs name nothing."""
 
 from dataclasses import replace
+from math import cos, pi
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,7 @@ CASES = {
         weights=WeightChange(60.0, 60.0),
         recorded_val_loss=7.2,
     ),
+    "schedule_over": healthy(run=run(lr=lambda t: max(0.0, 1e-3 * (1 - 2 * t)))),
     "diverged": healthy(finite=False, held_out=None, train=None, run=run(lambda t: 8 - 4 * t if t < 0.5 else None)),
     "evaluation_differs": healthy(recorded_val_loss=3.9),
     "router_collapsed": healthy(expert_load=[[0.5, 0.5, 0.0, 0.0]] * 4),
@@ -178,6 +180,11 @@ def test_high_rate_without_warm_up_is_distinguished_from_one_with():
     measured = CASES["rate_too_high"]
     assert first(replace(measured, run=replace(measured.run, ds_config=flat))) == "no_warmup"
     assert first(replace(measured, run=replace(measured.run, ds_config={}))) == "rate_too_high"
+
+
+def test_a_schedule_that_ends_with_the_run_is_none_that_is_over():
+    assert find_causes(healthy(run=run(lr=lambda t: 5e-4 * (1 + cos(pi * t))))) == []
+    assert find_causes(healthy(run=run(lr=lambda t: max(1e-4, 1e-3 * (1 - 2 * t))))) == []
 
 
 def test_dead_experts_do_not_pass_for_updates_that_round_away():
