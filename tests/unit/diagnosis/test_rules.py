@@ -205,6 +205,11 @@ def test_a_recorded_loss_shows_the_targets_before_they_are_learned():
         held_out=losses(6.6, o2=6.0), train=losses(6.6), run=run(lambda t: 6.3 - 0.3 * t), recorded_val_loss=6.0
     )
     assert [cause.id for cause in find_causes(shifted)] == ["targets_shifted"]
+    hard = healthy(
+        held_out=losses(6.502, o2=6.394), train=losses(6.5), run=run(lambda t: 7.6 - 1.2 * t), recorded_val_loss=6.394
+    )  # little was learned, but the recorded loss is to the last digit that of the other token
+    assert [cause.id for cause in find_causes(hard)] == ["targets_shifted"]
+    assert first(replace(hard, recorded_val_loss=6.40)) == "evaluation_differs"
     tied = healthy(
         held_out=losses(6.6, o0=6.1), train=losses(6.6), run=run(lambda t: 8 - 1.4 * t), recorded_val_loss=6.6
     )  # untrained, tied embeddings: the last token fits best
