@@ -226,21 +226,39 @@ HEALTHY = (
     ),
 )
 
-# The recipe of cpu_x2.json over sizes, seeds, precisions and batches; and AdamW's beside it.
+# The recipe of cpu_x2.json over sizes, seeds, precisions and batches; and AdamW's beside it. On prose a model of this
+# size is below the bigrams after a million tokens, and undertrained before.
+MICRO = "train_micro_batch_size_per_gpu"
+LONG = {MICRO: 16}
 MUON_HEALTHY = (
-    Case("healthy", (), flags=EXPERTS, steps=500),
-    Case("healthy_seed", (), flags=EXPERTS, seed=1),
-    Case("healthy_dense", (), flags=DENSE, seed=2, steps=500),
-    Case("healthy_long", (), flags=DENSE, seed=3, steps=1500),
-    Case("healthy_fp32", (), flags=EXPERTS, seed=4, overrides={"bf16.enabled": False}),
-    Case("healthy_wide", (), flags=WIDE | EXPERTS, seed=5),
-    Case("healthy_8_experts", (), flags=EXPERTS | {"num_experts": 8, "num_experts_per_tok": 1}, seed=6, steps=400),
-    Case("healthy_large_batch", (), flags=EXPERTS, seed=7, overrides={"train_micro_batch_size_per_gpu": 24}),
-    Case("healthy_half_rate", (), flags=DENSE, seed=8, rate=0.5),
-    Case("healthy_decay", (), flags=DENSE, seed=9, overrides={DECAY: 0.05}),
-    Case("healthy_poems", (), flags=EXPERTS, seed=10, corpus="poems"),
+    Case("healthy", (), flags=EXPERTS, steps=1000, overrides=LONG),
+    Case("healthy_seed", (), flags=EXPERTS, seed=1, steps=800, overrides=LONG),
+    Case("healthy_dense", (), flags=DENSE, seed=2, steps=1000, overrides=LONG),
+    Case("healthy_long", (), flags=DENSE, seed=3, steps=2000, overrides=LONG),
+    Case("healthy_fp32", (), flags=EXPERTS, seed=4, steps=800, overrides=LONG | {"bf16.enabled": False}),
+    Case("healthy_wide", (), flags=WIDE | EXPERTS, seed=5, steps=700, overrides=LONG),
+    Case(
+        "healthy_top1",
+        (),
+        flags=EXPERTS | {"num_experts": 8, "num_experts_per_tok": 1},
+        seed=6,
+        steps=1000,
+        overrides=LONG,
+    ),
+    Case("healthy_small_batch", (), flags=EXPERTS, seed=7, steps=1500),
+    Case("healthy_half_rate", (), flags=DENSE, seed=8, rate=0.5, steps=1000, overrides=LONG),
+    Case("healthy_decay", (), flags=DENSE, seed=9, steps=1000, overrides=LONG | {DECAY: 0.05}),
+    Case("healthy_poems", (), flags=EXPERTS, seed=10, steps=800, corpus="poems"),
     Case("healthy_stories", (), flags=DENSE, seed=11, corpus="stories"),
-    Case("healthy_adamw", (), flags=EXPERTS, seed=12, recipe=RECIPE, overrides={"optimizer.params.lr": 3e-3}),
+    Case(
+        "healthy_adamw",
+        (),
+        flags=EXPERTS,
+        seed=12,
+        steps=1000,
+        recipe=RECIPE,
+        overrides=LONG | {"optimizer.params.lr": 5e-3},
+    ),
 )
 
 CASES = {"a": (*FAULTS, *HEALTHY), "b": (*FAULTS, *HEALTHY), "muon": (*FAULTS, *MUON_FAULTS, *MUON_HEALTHY)}
