@@ -1,4 +1,4 @@
-"""train.py with a fault planted first: python -m stress.faults.child PLANT|none FLAGS-OF-TRAIN..."""
+"""train.py with faults planted first: python -m stress.faults.child PLANT[,PLANT...]|none FLAGS-OF-TRAIN..."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import sys
 from stress.faults.plants import PLANTS
 
 if __name__ == "__main__":
-    if sys.argv[1] != "none":
-        PLANTS[sys.argv[1]]()
+    for plant in sys.argv[1].split(","):
+        if plant != "none":
+            PLANTS[plant]()
     from training.run import main
 
     sys.exit(main(sys.argv[2:], __doc__ or ""))

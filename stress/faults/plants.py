@@ -114,21 +114,22 @@ def router_collapsed() -> None:
 
 
 def dropout_in_evaluation() -> None:
-    """Dropout of DROPOUT behind the embedding and every block, and an evaluation that leaves the network training."""
+    """Dropout of DROPOUT on the embedding and what blocks add to it, and an evaluation that goes on training."""
     from deepspeed.runtime.engine import DeepSpeedEngine
 
     from model import transformer
 
     embed, block = torch.nn.Embedding.forward, transformer.Block.forward
 
-    def dropped(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def forward(self: Any, *args: Any) -> Tensor:
-            return F.dropout(right(self, *args), DROPOUT, training=self.training)
+    def embed_dropped(self: Any, ids: Tensor) -> Tensor:
+        return F.dropout(embed(self, ids), DROPOUT, training=self.training)
 
-        return forward
+    def block_dropped(self: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        stream, update = block(self, *args)
+        return stream, F.dropout(update, DROPOUT, training=self.training)
 
-    mock.patch.object(torch.nn.Embedding, "forward", dropped(embed)).start()
-    mock.patch.object(transformer.Block, "forward", dropped(block)).start()
+    mock.patch.object(torch.nn.Embedding, "forward", embed_dropped).start()
+    mock.patch.object(transformer.Block, "forward", block_dropped).start()
     mock.patch.object(DeepSpeedEngine, "eval", lambda self: self.train()).start()
 
 

@@ -14,7 +14,7 @@ from diagnosis.report.messages import Messages
 from evaluation.repetition import repetition_rate
 from stress.faults import judge
 from stress.faults.__main__ import good, main, table
-from stress.faults.cases import FAULTS, HEALTHY, SETTINGS, Setting
+from stress.faults.cases import CASES, FAULTS, HEALTHY, MUON_FAULTS, MUON_RATES, SETTINGS, Setting
 from stress.faults.corpora import COPIES, Texts, copied, prepared, repeating
 from stress.faults.judge import Bench, Verdict
 from stress.faults.plants import PLANTS
@@ -54,6 +54,15 @@ def test_the_right_cause_is_named_first(bench):
     assert not (bench.folder / "preflight").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", ["padding_counted", "targets_shifted_by_two"])
+def test_every_plant_fits_the_code_it_spoils(bench, targets):
+    """All in one process: of those that change the targets the last one counts."""
+    plants = [plant for plant in PLANTS if not plant.startswith(("targets", "padding"))]
+    case = replace(FAULTS[0], name=targets, plant=",".join([*plants, targets]), steps=2, flags={"use_moe": True})
+    bench.train(replace(case, overrides={}))
+
+
 def test_a_finished_run_is_used_again_and_another_command_is_not(tmp_path, monkeypatch):
     calls = []
 
@@ -72,14 +81,17 @@ def test_a_finished_run_is_used_again_and_another_command_is_not(tmp_path, monke
     assert all(call[-1] == "--skip_preflight" for call in calls)
 
 
-def test_every_case_is_complete():
-    assert len(FAULTS) >= 12
-    assert len(HEALTHY) >= 5
-    names = [case.name for case in (*FAULTS, *HEALTHY)]
+@pytest.mark.parametrize(("setting", "faults", "healthy"), [("a", 14, 5), ("b", 14, 5), ("muon", 20, 13)])
+def test_every_case_is_complete(setting, faults, healthy):
+    cases = CASES[setting]
+    assert [sum(bool(case.expected) is fault for case in cases) for fault in (True, False)] == [faults, healthy]
+    names = [case.name for case in cases]
     assert len(set(names)) == len(names)
-    assert {case.plant for case in FAULTS} <= {"none", *PLANTS}
-    assert set(PLANTS) == {case.plant for case in FAULTS} - {"none"}
-    assert all(case.plant == "none" and not case.expected for case in HEALTHY)
+    assert all(case.plant == "none" for case in cases if not case.expected)
+
+
+def test_every_plant_is_planted():
+    assert {case.plant for case in (*FAULTS, *MUON_FAULTS)} == {"none", *PLANTS}
 
 
 def test_the_settings_share_neither_text_nor_seed_nor_size():
@@ -92,10 +104,16 @@ def test_the_settings_share_neither_text_nor_seed_nor_size():
 
 
 def test_a_case_changes_the_rate_by_its_factor():
-    case = next(case for case in FAULTS if case.name == "rate_too_high")
-    arguments = case.arguments(TINY, Path("corpus"), Path("run"))
-    rate = next(part for part in arguments if part.startswith("optimizer.params.lr="))
-    assert float(rate.partition("=")[2]) == pytest.approx(100 * TINY.rate)
+    def rates(name: str, setting: Setting) -> dict[str, float]:
+        case = next(case for case in (*FAULTS, *MUON_FAULTS) if case.name == name)
+        parts = case.arguments(setting, Path("corpus"), Path("run"))
+        pairs = (part.removeprefix("optimizer.params.").split("=") for part in parts if "params." in part)
+        return {key: float(value) for key, value in pairs if key.endswith("lr")}
+
+    assert rates("rate_too_high", TINY) == pytest.approx({"lr": 100 * TINY.rates["lr"]})
+    both = {key: 100 * rate for key, rate in MUON_RATES.items()}
+    assert rates("rate_too_high", SETTINGS["muon"]) == pytest.approx(both)
+    assert rates("muon_half_too_high", SETTINGS["muon"]) == pytest.approx(MUON_RATES | {"muon_lr": both["muon_lr"]})
 
 
 def test_every_second_document_is_copied():
@@ -161,7 +179,7 @@ def test_a_case_that_does_not_exist_is_named(tmp_path, capsys):
 
 def test_the_expected_causes_are_ones_that_the_rules_can_find():
     texts = Messages("en").texts
-    assert all(f"causes.{cause}.title" in texts for case in FAULTS for cause in case.expected)
+    assert all(f"causes.{cause}.title" in texts for case in CASES["muon"] for cause in case.expected)
 
 
 def _documents(corpus: Corpus) -> list[bytes]:
