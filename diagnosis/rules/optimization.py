@@ -31,6 +31,8 @@ STEP_TOO_LARGE = 0.5
 SIGNS = 2
 # A gradient that is added up over n steps grows like n; one that is not stays within a factor of a few.
 GRADIENT_GROWTH, GRADIENT_ORDER = 3.0, 0.85
+# Of Muon's, whose norm is the same at every step, the growth is over before the first quarter.
+GROWN_SINCE_START, STEADY = 10.0, 0.97
 # Of its peak: no schedule that still trains goes so low. A cosine that ends at 0 is below it for 6 % of the steps.
 AT_REST, RESTED = 0.01, 0.2
 JUMPED = 0.5  # nats above the best: noise between evaluations is hundredths
@@ -66,9 +68,11 @@ def gradients_kept(m: Measurements) -> Cause | None:
     curve = m.curve("train", "grad_norm")
     if len(curve) < 6:
         return None
-    quarter = len(curve) // 4
+    quarter, order = len(curve) // 4, _rank_correlation(curve)
     first, last = median(v for _, v in curve[:quarter]), median(v for _, v in curve[-quarter:])
-    if first <= 0 or last < GRADIENT_GROWTH * first or _rank_correlation(curve) < GRADIENT_ORDER:
+    if order > STEADY and last > GROWN_SINCE_START * curve[0][1] > 0:
+        first = curve[0][1]
+    if first <= 0 or last < GRADIENT_GROWTH * first or order < GRADIENT_ORDER:
         return None
     return Cause("gradients_kept", 0.9, {"grad_growth": {"first": first, "last": last, "times": last / first}})
 

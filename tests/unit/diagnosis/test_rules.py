@@ -192,6 +192,14 @@ def test_dead_experts_do_not_pass_for_updates_that_round_away():
     assert [cause.id for cause in find_causes(measured)] == ["router_collapsed"]
 
 
+def test_gradients_that_grew_most_at_the_start_were_kept_if_they_never_shrank():
+    def grown(least: float) -> Measurements:
+        return healthy(run=run(grad_norm=lambda t: least + 1600 * max(0.0, t - 0.05) ** 0.5))
+
+    assert first(grown(40)) == "gradients_kept"
+    assert find_causes(grown(900)) == []
+
+
 def test_wrong_targets_are_not_blamed_on_the_evaluation_too():
     assert [cause.id for cause in find_causes(CASES["targets_shifted"])] == ["targets_shifted"]
 
