@@ -47,10 +47,12 @@ class TrainingText:
 
 @dataclass(frozen=True)
 class WeightChange:
-    """Medians over all matrices but the embedding of rms(W - W0) / rms(W0) and of rms(W) / rms(W0), W0 the initial."""
+    """Medians over all matrices but the embedding of rms(W - W0) / rms(W0) and of rms(W) / rms(W0), W0 the initial; and
+    the first of the embedding, which is AdamW's where Muon has the matrices."""
 
     moved: float
     grown: float
+    embedding_moved: float
 
 
 @dataclass
@@ -181,13 +183,19 @@ def measure_weight_change(model: ModelUnderTest, run: RunRecord | None) -> Weigh
     initial = CausalLM(network.config)
     init_weights(initial, network.config, seed)
     before = dict(initial.named_parameters())
-    moved, grown = [], []
+    moved, grown, embedding = [], [], 0.0
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if parameter.ndim < 2 or "embed" in name:
+            if parameter.ndim < 2:
                 continue
             now, start = parameter.float().cpu(), before[name]
             size = start.square().mean().sqrt()
-            moved.append(float((now - start).square().mean().sqrt() / size))
-            grown.append(float(now.square().mean().sqrt() / size))
-    return WeightChange(float(np.median(moved)), float(np.median(grown))) if np.isfinite(moved).all() else None
+            change = float((now - start).square().mean().sqrt() / size)
+            if "embed" in name:
+                embedding = change
+            else:
+                moved.append(change)
+                grown.append(float(now.square().mean().sqrt() / size))
+    if not np.isfinite([*moved, embedding]).all():
+        return None
+    return WeightChange(float(np.median(moved)), float(np.median(grown)), embedding)

@@ -64,7 +64,7 @@ def healthy(**changes):
         sampled=RepetitionMetrics(0.02, 0.02, 0.82, 0.0, 32),
         greedy=LOOPING,
         training_text=TrainingText(duplicates=0.01, copies=3, repetitive=0.01),
-        weights=WeightChange(moved=1.5, grown=1.8),
+        weights=WeightChange(moved=1.5, grown=1.8, embedding_moved=9.0),
         expert_load=[[0.3, 0.2, 0.2, 0.3]] * 4,
         recorded_val_loss=3.6,
     )
@@ -140,14 +140,14 @@ CASES = {
         run=run(slow, update_ratio=lambda t: 0.004),
         held_out=losses(7.85),
         train=losses(7.85),
-        weights=WeightChange(0.03, 1.0),
+        weights=WeightChange(0.03, 1.0, 0.05),
         recorded_val_loss=7.85,
     ),
     "rate_too_high": healthy(
         run=run(lambda t: 8 + 20 * t * (1 - t)),
         held_out=losses(7.2),
         train=losses(7.2),
-        weights=WeightChange(60.0, 60.0),
+        weights=WeightChange(60.0, 60.0, 80.0),
         recorded_val_loss=7.2,
     ),
     "schedule_over": healthy(run=run(lr=lambda t: max(0.0, 1e-3 * (1 - 2 * t)))),
@@ -226,10 +226,20 @@ def test_a_recorded_loss_shows_the_targets_before_they_are_learned():
 
 def test_a_rate_too_high_is_found_though_the_model_learned_in_the_end():
     assert (
-        first(healthy(run=run(update_ratio=lambda t: 30 * (1 - t)), weights=WeightChange(50.0, 50.0)))
+        first(healthy(run=run(update_ratio=lambda t: 30 * (1 - t)), weights=WeightChange(50.0, 50.0, 60.0)))
         == "rate_too_high"
     )
-    assert find_causes(healthy(weights=WeightChange(50.0, 50.0))) == []
+    assert find_causes(healthy(weights=WeightChange(50.0, 50.0, 60.0))) == []
+
+
+def test_each_half_of_muon_and_adamw_is_judged_by_its_own_weights():
+    slept = replace(CASES["rate_too_low"], run=run(slow), weights=WeightChange(4.0, 4.5, 0.2))
+    assert first(slept) == "rate_too_low"
+    assert "embedding_barely_moved" in find_causes(slept)[0].reasons
+    burst = replace(CASES["rate_too_high"], weights=WeightChange(3.0, 3.5, 2000.0))
+    assert first(burst) == "rate_too_high"
+    assert "embedding_overgrown" in find_causes(burst)[0].reasons
+    assert find_causes(healthy(weights=WeightChange(4.0, 4.5, 100.0))) == []
 
 
 def test_weights_that_barely_moved_because_updates_are_lost_are_not_blamed_on_the_rate():
@@ -254,7 +264,7 @@ def test_finding_causes_never_fails_and_confidence_is_a_share(held_out, train, s
         held_out=losses(held_out, **{f"o{offset}": train}),
         train=losses(train),
         training_text=TrainingText(share, 5, other),
-        weights=WeightChange(share, 100 * other),
+        weights=WeightChange(share, 100 * other, 400 * share),
         run=run(unchanged=lambda t: other, grad_norm=lambda t: 20 * share * t),
         sampled=RepetitionMetrics(share, None, other, None, 3),
     )
