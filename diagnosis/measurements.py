@@ -47,12 +47,13 @@ class TrainingText:
 
 @dataclass(frozen=True)
 class WeightChange:
-    """Medians over all matrices but the embedding of rms(W - W0) / rms(W0) and of rms(W) / rms(W0), W0 the initial; and
-    the first of the embedding, which is AdamW's where Muon has the matrices."""
+    """From the initial weights W0 to W: medians over all matrices but the embedding of rms(W - W0) / rms(W0) and of
+    rms(W) / rms(W0), the first of the embedding, and the smallest median of a norm's weights, which begin at 1."""
 
     moved: float
     grown: float
     embedding_moved: float
+    smallest_norm: float
 
 
 @dataclass
@@ -183,10 +184,11 @@ def measure_weight_change(model: ModelUnderTest, run: RunRecord | None) -> Weigh
     initial = CausalLM(network.config)
     init_weights(initial, network.config, seed)
     before = dict(initial.named_parameters())
-    moved, grown, embedding = [], [], 0.0
+    moved, grown, norms, embedding = [], [], [], 0.0
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if parameter.ndim < 2:
+                norms.append(float(parameter.float().abs().median()))
                 continue
             now, start = parameter.float().cpu(), before[name]
             size = start.square().mean().sqrt()
@@ -198,4 +200,4 @@ def measure_weight_change(model: ModelUnderTest, run: RunRecord | None) -> Weigh
                 grown.append(float(now.square().mean().sqrt() / size))
     if not np.isfinite([*moved, embedding]).all():
         return None
-    return WeightChange(float(np.median(moved)), float(np.median(grown)), embedding)
+    return WeightChange(float(np.median(moved)), float(np.median(grown)), embedding, min(norms))

@@ -75,6 +75,11 @@ class RunRecord:
         return _dict(_dict(self.ds_config.get("scheduler")).get("params"))
 
     @property
+    def optimizer(self) -> Row:
+        """The parameters of the optimizer, empty without one."""
+        return _dict(_dict(self.ds_config.get("optimizer")).get("params"))
+
+    @property
     def tokens(self) -> int | None:
         """The training tokens seen by the last recorded step."""
         known = [row["tokens"] for row in (*self.train, *self.val) if isinstance(row.get("tokens"), int)]

@@ -35,6 +35,8 @@ SIGNS = 2
 GRADIENT_GROWTH, GRADIENT_ORDER = 3.0, 0.85
 # Of Muon's, whose norm is the same at every step, the growth is over before the first quarter.
 GROWN_SINCE_START, STEADY = 10.0, 0.97
+# What a norm's weights, which begin at 1, have at least: 0.4 to 0.8 in healthy runs, 0.2 in one that copies its input.
+SHRUNK = 0.1
 # Of its peak: no schedule that still trains goes so low. A cosine that ends at 0 is below it for 6 % of the steps.
 AT_REST, RESTED = 0.01, 0.2
 JUMPED = 0.5  # nats above the best: noise between evaluations is hundredths
@@ -128,6 +130,14 @@ def rate_too_high(m: Measurements) -> Cause | None:
     if warmup is not None and warmup <= 2:
         return Cause("no_warmup", 0.9, reasons | {"no_warmup_steps": {}})
     return Cause("rate_too_high", 0.85, reasons)
+
+
+def norms_decayed(m: Measurements) -> Cause | None:
+    """Find a norm whose weights are near 0, as weight decay makes them where it is not kept off the norms."""
+    decay = m.run.optimizer.get("weight_decay") if m.run else None
+    if m.weights is None or not decay or m.weights.smallest_norm >= SHRUNK:
+        return None
+    return Cause("norms_decayed", 0.8, {"norm_shrunk": {"size": m.weights.smallest_norm, "decay": decay}})
 
 
 def schedule_over(m: Measurements) -> Cause | None:

@@ -13,6 +13,7 @@ from diagnosis.rules.optimization import (
     embedding_scale,
     gradients_kept,
     low_precision_weights,
+    norms_decayed,
     rate_too_high,
     rate_too_low,
     router_collapsed,
@@ -46,6 +47,8 @@ def find_causes(m: Measurements) -> list[Cause]:
         hidden |= set(MEASURED_ON_TEXT)
     if "low_precision_weights" in ids:  # weights whose updates are lost barely move at any learning rate
         hidden.add("rate_too_low")
+    if "schedule_over" in ids:  # without a learning rate no weight changes
+        hidden.add("low_precision_weights")
     found = [cause for cause in found if cause.id not in hidden]
     if ids & set(BROKEN):
         found = [
@@ -70,6 +73,7 @@ FAULTS: tuple[Rule, ...] = (
     gradients_kept,
     rate_too_low,
     rate_too_high,
+    norms_decayed,
     schedule_over,
     diverged,
     evaluation_differs,

@@ -176,7 +176,7 @@ MUON_FAULTS = (
     Case("muon_half_too_high", ("rate_too_high", "diverged"), rate=100, half="muon_lr", flags=DENSE),
     Case("adam_half_too_low", ("rate_too_low",), rate=0.001, half="adam_lr", flags=DENSE),
     Case("adam_half_too_high", ("rate_too_high", "diverged"), rate=100, half="adam_lr", flags=DENSE),
-    Case("decay_on_norms", ("decayed",), "decay_on_norms", flags=DENSE, overrides={DECAY: 0.5}),
+    Case("decay_on_norms", ("norms_decayed",), "decay_on_norms", flags=DENSE, overrides={DECAY: 0.5}),
     Case("schedule_over", ("schedule_over",), flags=DENSE, overrides={"scheduler.params.total_num_steps": 60}),
 )
 

@@ -34,7 +34,7 @@ def test_both_languages_take_the_same_values(key):
 
 
 def test_the_causes_are_those_of_the_rules():
-    assert len(CAUSES) == 20
+    assert len(CAUSES) == 21
     assert {key.split(".")[1] for key in ENGLISH if key.startswith("causes.")} == CAUSES
     for cause in CAUSES:
         assert f"causes.{cause}.title" in ENGLISH and f"causes.{cause}.next" in ENGLISH

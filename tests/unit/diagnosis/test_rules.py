@@ -64,7 +64,7 @@ def healthy(**changes):
         sampled=RepetitionMetrics(0.02, 0.02, 0.82, 0.0, 32),
         greedy=LOOPING,
         training_text=TrainingText(duplicates=0.01, copies=3, repetitive=0.01),
-        weights=WeightChange(moved=1.5, grown=1.8, embedding_moved=9.0),
+        weights=WeightChange(moved=1.5, grown=1.8, embedding_moved=9.0, smallest_norm=0.6),
         expert_load=[[0.3, 0.2, 0.2, 0.3]] * 4,
         recorded_val_loss=3.6,
     )
@@ -140,15 +140,19 @@ CASES = {
         run=run(slow, update_ratio=lambda t: 0.004),
         held_out=losses(7.85),
         train=losses(7.85),
-        weights=WeightChange(0.03, 1.0, 0.05),
+        weights=WeightChange(0.03, 1.0, 0.05, 0.6),
         recorded_val_loss=7.85,
     ),
     "rate_too_high": healthy(
         run=run(lambda t: 8 + 20 * t * (1 - t)),
         held_out=losses(7.2),
         train=losses(7.2),
-        weights=WeightChange(60.0, 60.0, 80.0),
+        weights=WeightChange(60.0, 60.0, 80.0, 0.6),
         recorded_val_loss=7.2,
+    ),
+    "norms_decayed": healthy(
+        run=replace(run(), ds_config=SCHEDULE | {"optimizer": {"params": {"weight_decay": 0.5}}}),
+        weights=WeightChange(2.3, 2.3, 10.0, 0.01),
     ),
     "schedule_over": healthy(run=run(lr=lambda t: max(0.0, 1e-3 * (1 - 2 * t)))),
     "diverged": healthy(finite=False, held_out=None, train=None, run=run(lambda t: 8 - 4 * t if t < 0.5 else None)),
@@ -185,6 +189,15 @@ def test_high_rate_without_warm_up_is_distinguished_from_one_with():
 def test_a_schedule_that_ends_with_the_run_is_none_that_is_over():
     assert find_causes(healthy(run=run(lr=lambda t: 5e-4 * (1 + cos(pi * t))))) == []
     assert find_causes(healthy(run=run(lr=lambda t: max(1e-4, 1e-3 * (1 - 2 * t))))) == []
+
+
+def test_weights_that_rest_with_the_rate_are_not_lost_to_rounding():
+    over = run(lr=lambda t: max(0.0, 1e-3 * (1 - 3 * t)), unchanged=lambda t: float(t > 1 / 3))
+    assert [cause.id for cause in find_causes(healthy(run=over))] == ["schedule_over"]
+
+
+def test_small_norms_without_weight_decay_are_the_runs_own():
+    assert find_causes(healthy(weights=WeightChange(2.3, 2.3, 10.0, 0.01))) == []
 
 
 def test_dead_experts_do_not_pass_for_updates_that_round_away():
@@ -226,20 +239,20 @@ def test_a_recorded_loss_shows_the_targets_before_they_are_learned():
 
 def test_a_rate_too_high_is_found_though_the_model_learned_in_the_end():
     assert (
-        first(healthy(run=run(update_ratio=lambda t: 30 * (1 - t)), weights=WeightChange(50.0, 50.0, 60.0)))
+        first(healthy(run=run(update_ratio=lambda t: 30 * (1 - t)), weights=WeightChange(50.0, 50.0, 60.0, 0.6)))
         == "rate_too_high"
     )
-    assert find_causes(healthy(weights=WeightChange(50.0, 50.0, 60.0))) == []
+    assert find_causes(healthy(weights=WeightChange(50.0, 50.0, 60.0, 0.6))) == []
 
 
 def test_each_half_of_muon_and_adamw_is_judged_by_its_own_weights():
-    slept = replace(CASES["rate_too_low"], run=run(slow), weights=WeightChange(4.0, 4.5, 0.2))
+    slept = replace(CASES["rate_too_low"], run=run(slow), weights=WeightChange(4.0, 4.5, 0.2, 0.6))
     assert first(slept) == "rate_too_low"
     assert "embedding_barely_moved" in find_causes(slept)[0].reasons
-    burst = replace(CASES["rate_too_high"], weights=WeightChange(3.0, 3.5, 2000.0))
+    burst = replace(CASES["rate_too_high"], weights=WeightChange(3.0, 3.5, 2000.0, 0.6))
     assert first(burst) == "rate_too_high"
     assert "embedding_overgrown" in find_causes(burst)[0].reasons
-    assert find_causes(healthy(weights=WeightChange(4.0, 4.5, 100.0))) == []
+    assert find_causes(healthy(weights=WeightChange(4.0, 4.5, 100.0, 0.6))) == []
 
 
 def test_weights_that_barely_moved_because_updates_are_lost_are_not_blamed_on_the_rate():
@@ -264,7 +277,7 @@ def test_finding_causes_never_fails_and_confidence_is_a_share(held_out, train, s
         held_out=losses(held_out, **{f"o{offset}": train}),
         train=losses(train),
         training_text=TrainingText(share, 5, other),
-        weights=WeightChange(share, 100 * other, 400 * share),
+        weights=WeightChange(share, 100 * other, 400 * share, other),
         run=run(unchanged=lambda t: other, grad_norm=lambda t: 20 * share * t),
         sampled=RepetitionMetrics(share, None, other, None, 3),
     )
