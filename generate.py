@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> None:
     """Continue the prompts of the flags, of a file or of the terminal."""
     folder = find_model(args.checkpoint)
 
-    from model import GenerationError, ModelConfigError
+    from model import GenerationError
     from model.inference.prompts import Prompt, read_prompts
 
     typed = sys.stdin is not None and sys.stdin.isatty()
@@ -159,14 +159,14 @@ def run(args: argparse.Namespace) -> None:
                 answer(generator, [Prompt(text, TYPED)], args)
             except UserError as error:
                 print(error, file=sys.stderr)
-    except (GenerationError, ModelConfigError) as error:
+    except GenerationError as error:
         raise UserError(str(error)) from error
 
 
 def _chat(folder: Path, args: argparse.Namespace, typed: bool) -> None:
     """Answer what is typed, or the conversations that standard input holds."""
     from chat.terminal import Chat
-    from model import GenerationError, ModelConfigError
+    from model import GenerationError
 
     if sys.stdin is None:
         raise UserError("--chat has nothing to read from: start it in a terminal, or give it JSON Lines")
@@ -178,7 +178,7 @@ def _chat(folder: Path, args: argparse.Namespace, typed: bool) -> None:
             chat.answer_lines(sys.stdin)
     except UnicodeDecodeError:
         raise UserError("standard input is not UTF-8: convert the text, with iconv for instance") from None
-    except (GenerationError, ModelConfigError) as error:
+    except GenerationError as error:
         raise UserError(str(error)) from error
 
 

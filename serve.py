@@ -64,16 +64,12 @@ def run(args: argparse.Namespace) -> None:
     except ImportError:
         raise UserError(MISSING) from None
     from chat.checkpoint import load_checkpoint
-    from model import ModelConfigError
     from model.inference.prompts import PromptEncoder
     from serving.app import Settings, create_app
     from serving.writer import Writer
 
     listening = _listen(args.host, args.port)
-    try:
-        model, tokenizer = load_checkpoint(folder, args.device)
-    except ModelConfigError as error:
-        raise UserError(str(error)) from None
+    model, tokenizer = load_checkpoint(folder, args.device)
     run_folder = folder.resolve().parent if folder.name == "model" else folder.resolve()
     settings = Settings(
         run_folder.name,

@@ -24,15 +24,15 @@ def open_own(folder: Path, device: str = "cpu", dtype: torch.dtype | None = None
 
     UserError if one of them cannot be read, or they do not belong together.
     """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: copy it there from the folder of the corpus")
+    tokenizer = load_tokenizer(path)
     try:
         network = load_model(folder, device=device, dtype=dtype)
     except ModelConfigError as error:
         raise UserError(str(error)) from None
-    path, rows = folder / "tokenizer.json", network.config.vocab_size
-    if not path.is_file():
-        raise UserError(f"{path} is missing: copy it there from the folder of the corpus")
-    tokenizer = load_tokenizer(path)
-    if (entries := vocab_size(tokenizer)) > rows:
+    if (entries := vocab_size(tokenizer)) > (rows := network.config.vocab_size):
         raise UserError(
             f"{path} has {entries:,} entries and the model {rows:,}: take the tokenizer that the model was trained with"
         )

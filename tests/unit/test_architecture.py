@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "corpus": {"common"},
     "sample_stories": {"common"},
     "evaluation": {"model", "corpus", "common"},
-    "chat": {"model", "corpus", "common"},
+    "chat": {"evaluation", "model", "corpus", "common"},
     "serving": {"chat", "model", "corpus", "common"},
     "exporting": {"evaluation", "model", "corpus", "common"},
     "diagnosis": {"evaluation", "model", "corpus", "common"},
