@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from common.errors import UserError
+from common.files import printable
 
 DEFAULT_PORT = "29500"  # DeepSpeed's and PyTorch's
 _LAUNCHED = "CROSS_RANK"  # set by deepspeed.launcher.launch for its processes, and by nothing else
@@ -76,10 +77,21 @@ def _master(environment: Mapping[str, str], launcher: str, *, several_machines: 
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": DEFAULT_PORT} | given
 
 
+def count_from_environment(name: str, default: int, least: int = 0, most: int = 2**20) -> int:
+    """Return a count that a launcher has set; UserError for one that cannot be, such as one left by an earlier job."""
+    text = os.environ.get(name) or str(default)
+    if re.fullmatch(r"[0-9]{1,7}", text) is None or not least <= int(text) <= most:
+        raise UserError(
+            f"{name} in the environment is {printable(text, 40)!r} and must be a whole number from {least} to {most}: "
+            "start with deepspeed or torchrun, which set it, or unset it with RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_SIZE"
+        )
+    return int(text)
+
+
 def rendezvous_port() -> int:
     """Return the port at which rank 0 listens: MASTER_PORT, or the next one where torchrun's agent has that itself."""
     agent_listens = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return int(os.environ.get("MASTER_PORT") or DEFAULT_PORT) + agent_listens
+    return count_from_environment("MASTER_PORT", int(DEFAULT_PORT), least=1, most=65535) + agent_listens
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

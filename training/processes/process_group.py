@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import UserError
-from common.files import printable
-from training.processes.launchers import rank_variables
+from training.processes.launchers import count_from_environment, rank_variables
 
 if TYPE_CHECKING:
     import torch
@@ -35,27 +33,16 @@ class World:
         Those of mpirun and srun are taken where RANK is not set.
         """
         os.environ.update(rank_variables(os.environ))
-        size = _from_environment("WORLD_SIZE", 1, least=1)
+        size = count_from_environment("WORLD_SIZE", 1, least=1)
         local = "LOCAL_SIZE" if os.environ.get("LOCAL_SIZE") else "LOCAL_WORLD_SIZE"
-        local_size = _from_environment(local, size, least=1, most=size)
+        local_size = count_from_environment(local, size, least=1, most=size)
         if size > 1 and not os.environ.get("RANK"):
             raise UserError(
                 f"WORLD_SIZE={size} is set in the environment and RANK is not: start with deepspeed or torchrun, which "
                 "set both, or unset WORLD_SIZE for one process"
             )
-        rank = _from_environment("RANK", 0, most=size - 1)
-        return cls(rank, size, _from_environment("LOCAL_RANK", 0, most=local_size - 1), local_size)
-
-
-def _from_environment(name: str, default: int, least: int = 0, most: int = 2**20) -> int:
-    """Return a count that a launcher has set; UserError for one that cannot be, such as one left by an earlier job."""
-    text = os.environ.get(name) or str(default)
-    if re.fullmatch(r"[0-9]{1,7}", text) is None or not least <= int(text) <= most:
-        raise UserError(
-            f"{name} in the environment is {printable(text, 40)!r} and must be a whole number from {least} to {most}: "
-            "start with deepspeed or torchrun, which set it, or unset RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_SIZE"
-        )
-    return int(text)
+        rank = count_from_environment("RANK", 0, most=size - 1)
+        return cls(rank, size, count_from_environment("LOCAL_RANK", 0, most=local_size - 1), local_size)
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import UserError
 from training.processes import launchers
-from training.processes.launchers import rank_variables
+from training.processes.launchers import rank_variables, rendezvous_port
 
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "3",
@@ -131,3 +131,10 @@ def test_a_launcher_that_died_while_the_libraries_were_imported(monkeypatch, var
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert launchers.launcher_died_early(found) == died
+
+
+@pytest.mark.parametrize("port", ["29500;", "0", "70000"])
+def test_a_port_that_is_none_is_named(port, monkeypatch):
+    monkeypatch.setenv("MASTER_PORT", port)
+    with pytest.raises(UserError, match=f"MASTER_PORT in the environment is '{port}'"):
+        rendezvous_port()
