@@ -19,7 +19,7 @@ from training.processes.stopping import StoppedEarly, StopRequest
 def stop():
     """Listening; the handlers of before come back, though a request that was made keeps its signals quiet."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}  # nohup ignores SIGHUP
     request = StopRequest(Console(0))
     with request.listening():
         yield request
@@ -119,6 +119,7 @@ def test_a_signal_while_the_program_is_imported(processes, train_py, tmp_path, r
     assert train.output == "stopped by SIGINT: nothing was trained yet, so nothing is lost\n" * (rank == 0)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # Python 3.12; the child ends at once
 def test_a_forked_child_dies_of_its_signal(stop):
     child = os.fork()
     if child == 0:
