@@ -255,7 +255,7 @@ MUON_HEALTHY = (
         (),
         flags=EXPERTS,
         seed=12,
-        steps=1000,
+        steps=2500,
         recipe=RECIPE,
         overrides=LONG | {"optimizer.params.lr": 5e-3},
     ),
