@@ -43,7 +43,8 @@ def _which(command: str) -> str | None:
 
 @dataclass(frozen=True)
 class Process:
-    """A living process of a machine; `role` is "launch", "rankN", "ssh" (the connection to it) or "other"."""
+    """A living process of a machine; `role` is "launch", "rankN", "ssh" (the connection to it), "port" (a program that
+    has the run's port) or "other"."""
 
     pid: int
     role: str
@@ -114,7 +115,7 @@ class Machine:
     @property
     def training(self) -> list[Process]:
         """The processes of a run: its ranks, their launcher and the workers of these."""
-        return [process for process in self.processes() if process.role != "ssh"]
+        return [process for process in self.processes() if process.role not in ("ssh", "port")]
 
     def power_off(self) -> None:
         """End every process of the machine at once; nothing of it is sent over a link that was cut before."""
@@ -124,6 +125,8 @@ class Machine:
 
 def _role(command_line: bytes, environment: bytes) -> str:
     words = command_line.split(b"\0")
+    if b"http.server" in words:
+        return "port"
     ranks = [entry.removeprefix(b"RANK=") for entry in environment.split(b"\0") if entry.startswith(b"RANK=")]
     if ranks and any(word.endswith((b"train.py", b"worker_watchdog.py")) for word in words[:4]):
         return f"rank{ranks[0].decode()}"
