@@ -57,6 +57,7 @@ RELEASE_SECONDS, RELEASE_MACHINES_SECONDS = 3.0, 10.0  # for the other ranks to 
 ABSENT_SECONDS = 1.0  # of these, for one that has not come when the run is stopped: it may never, or is stopped as well
 TELL_SECONDS = 20.0  # for a rank that cannot take part to find rank 0
 ENDING_SECONDS = 60.0  # for what is at the port to leave it: a run that is ending finishes a step and saves
+STRANGE_SECONDS = 10.0  # for what is no rank 0, and will not become one
 SHARED_SECONDS = 10.0  # for a network file system to show what another machine has written
 
 
@@ -275,7 +276,7 @@ class _Joining:
             admitted = admitted or state == "waiting"
             obstacle = _obstacle(answer, admitted)
             clear = clear if obstacle else now
-            if now - clear > ENDING_SECONDS:
+            if now - clear > (STRANGE_SECONDS if state == "strange" else ENDING_SECONDS):
                 raise UserError(f"port {self.port} at {self.address} {obstacle}")
             waited = now - started
             if state != "waiting" and waited > seconds:

@@ -169,7 +169,7 @@ def test_ranks_hear_of_a_rank_0_that_fails_before_it_listens(given_port, monkeyp
 
 def test_another_program_at_the_port_is_named(monkeypatch):
     """It accepts connections and says nothing."""
-    monkeypatch.setattr(rendezvous, "ENDING_SECONDS", 0.5)
+    monkeypatch.setattr(rendezvous, "STRANGE_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         rank = joining(port, meet=60)
