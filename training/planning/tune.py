@@ -28,7 +28,8 @@ _FIRST_TIMEOUT = 300.0  # seconds of a trial at most, before it is known how lon
 _SLOWER = 3.0  # a trial may take so many times as long as the longest so far
 _BETTER = 1.02  # times the tokens a second: less may be noise
 _WORSE = 0.97  # a direction in which it gets slower than this is not followed
-_WITH_CONFIRMATION = 3  # a trial, and the first and the best once more
+_CONFIRMATIONS = 2  # times that the first and the best are measured once more
+_WITH_CONFIRMATION = 1 + 2 * _CONFIRMATIONS  # trials: another one, and these
 # Of the memory: up to where the plan's estimate lets a trial start. A GPU's failing is harmless; a host's is not.
 _MOST_PLANNED = {"cuda": 1.3, "cpu": CLOSE}
 
@@ -127,14 +128,15 @@ class Tuner:
         return other if other.speed > best.speed * (_BETTER if best.speed else 1) else best
 
     def _confirmed(self, best: Trial) -> Trial:
-        """Measure the best and the first again, in turn; the first stays unless it is beaten in the mean."""
+        """Measure the best and the first again, in turn; the first stays unless each of its tries is beaten by all."""
         first = self.trials[0]
         if best is first:
             return first
-        for trial in (first, best):
+        for trial in (first, best) * _CONFIRMATIONS:
             if not self._late(1):
                 self._measure(trial)
-        return self._better(first, best)
+        surely = not first.speed or min(best.tokens_per_second) > max(first.tokens_per_second)
+        return self._better(first, best) if surely else first
 
     # --- one trial ----------------------------------------------------------------------------------------------------
 
@@ -246,7 +248,7 @@ def tune(tuner: Tuner, began_with: Path, output: Path, configs: Path) -> int:
     for line in tuner.table(best):
         tuner.say(line)
     if not best.changes:
-        tuner.say(f"tune: {os.path.relpath(began_with)} is the fastest as it is; every trial is in {shown}")
+        tuner.say(f"tune: {os.path.relpath(began_with)} stays: nothing was faster every time; every trial is in {shown}")
         return 0
     path = configs / f"tuned-{began_with.stem.removeprefix('tuned-')}.json"
     wrote, first = "replaced" if path.exists() else "wrote", tuner.trials[0].speed

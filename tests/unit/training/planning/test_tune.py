@@ -103,6 +103,19 @@ def test_a_lead_that_does_not_last_is_no_lead():
     assert found.run() is found.trials[0]
 
 
+def test_a_lead_that_noise_could_give_is_no_lead():
+    """The other is faster in the mean, but not every time."""
+    tries = {32: iter([100, 105, 100]), 64: iter([130, 104, 130])}
+
+    def speed(candidate):
+        return next(tries.get(candidate.micro_batch, iter([50])), 50)
+
+    found = tuner(Machine(speed))
+    found._other_settings = lambda settings: []
+    assert found.run() is found.trials[0]
+    assert [len(trial.tokens_per_second) for trial in found.trials[:2]] == [3, 3]
+
+
 def test_without_time_the_first_trial_is_the_only_one():
     machine = Machine(lambda candidate: candidate.micro_batch)
     found = tuner(machine, minutes=0.0)
@@ -132,7 +145,7 @@ def test_the_winner_is_a_complete_file_and_every_trial_is_written(tmp_path):
 def test_nothing_is_written_where_the_first_is_the_fastest_or_nothing_runs(tmp_path):
     said = []
     assert tune(tuner(Machine(lambda _: 100), said=said), CONFIG, tmp_path / "run", tmp_path) == 0
-    assert "fastest as it is" in said[-1]
+    assert "stays: nothing was faster every time" in said[-1]
     assert tune(tuner(Machine(lambda _: OUT_OF_MEMORY), said=said), CONFIG, tmp_path / "run", tmp_path) == 1
     assert "out of memory" in said[-1]
     assert not list(tmp_path.glob("tuned-*"))
