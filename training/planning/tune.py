@@ -248,7 +248,8 @@ def tune(tuner: Tuner, began_with: Path, output: Path, configs: Path) -> int:
     for line in tuner.table(best):
         tuner.say(line)
     if not best.changes:
-        tuner.say(f"tune: {os.path.relpath(began_with)} stays: nothing was faster every time; every trial is in {shown}")
+        kept = os.path.relpath(began_with)
+        tuner.say(f"tune: {kept} stays: nothing was faster every time; every trial is in {shown}")
         return 0
     path = configs / f"tuned-{began_with.stem.removeprefix('tuned-')}.json"
     wrote, first = "replaced" if path.exists() else "wrote", tuner.trials[0].speed
