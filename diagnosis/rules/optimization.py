@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from statistics import median
 
 from diagnosis.measurements import Measurements
 from diagnosis.rules import Cause, Reasons
-from evaluation.run_record import Curve, RunRecord
+from evaluation.run_record import Curve, RunRecord, finite
 
 # Our loss at step 0 is ln V within 0.15 (model/init.py); a nat above it, the network is confident in wrong tokens
 # before it has seen any.
@@ -36,7 +37,9 @@ GRADIENT_GROWTH, GRADIENT_ORDER = 3.0, 0.85
 # Of Muon's, whose norm is the same at every step, the growth is over before the first quarter.
 GROWN_SINCE_START, STEADY = 10.0, 0.97
 # What a norm's weights, which begin at 1, have at least: 0.4 to 0.8 in healthy runs, 0.2 in one that copies its input.
-SHRUNK = 0.1
+# Long runs of large models have norms below that too, so the decay must be strong enough to explain it: e to the minus
+# first is what it leaves of a weight without a gradient.
+SHRUNK, STRONG_DECAY = 0.1, 1.0
 # Of its peak: no schedule that still trains goes so low. A cosine that ends at 0 is below it for 6 % of the steps.
 AT_REST, RESTED = 0.01, 0.2
 JUMPED = 0.5  # nats above the best: noise between evaluations is hundredths
@@ -135,7 +138,10 @@ def rate_too_high(m: Measurements) -> Cause | None:
 def norms_decayed(m: Measurements) -> Cause | None:
     """Find a norm whose weights are near 0, as weight decay makes them where it is not kept off the norms."""
     decay = m.run.optimizer.get("weight_decay") if m.run else None
-    if m.weights is None or not decay or m.weights.smallest_norm >= SHRUNK:
+    if m.weights is None or m.weights.smallest_norm >= SHRUNK or not finite(decay):
+        return None
+    curve = [(0, 0.0), *m.curve("train", "lr")]
+    if decay * sum((step - before) * rate for (before, _), (step, rate) in pairwise(curve)) < STRONG_DECAY:
         return None
     return Cause("norms_decayed", 0.8, {"norm_shrunk": {"size": m.weights.smallest_norm, "decay": decay}})
 

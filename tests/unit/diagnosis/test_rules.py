@@ -111,6 +111,7 @@ def slow(t):
     return 8 - 0.15 * t
 
 
+DECAYED = SCHEDULE | {"optimizer": {"params": {"weight_decay": 0.5}}}
 CASES = {
     "targets_shifted": healthy(
         held_out=losses(6.2, o2=3.9), train=losses(6.2), run=run(lambda t: 8 - 4 * t**0.5), recorded_val_loss=4.0
@@ -151,7 +152,7 @@ CASES = {
         recorded_val_loss=7.2,
     ),
     "norms_decayed": healthy(
-        run=replace(run(), ds_config=SCHEDULE | {"optimizer": {"params": {"weight_decay": 0.5}}}),
+        run=replace(run(lr=lambda t: 0.02), ds_config=DECAYED),
         weights=WeightChange(2.3, 2.3, 10.0, 0.01),
     ),
     "schedule_over": healthy(run=run(lr=lambda t: max(0.0, 1e-3 * (1 - 2 * t)))),
@@ -196,8 +197,10 @@ def test_weights_that_rest_with_the_rate_are_not_lost_to_rounding():
     assert [cause.id for cause in find_causes(healthy(run=over))] == ["schedule_over"]
 
 
-def test_small_norms_without_weight_decay_are_the_runs_own():
-    assert find_causes(healthy(weights=WeightChange(2.3, 2.3, 10.0, 0.01))) == []
+def test_small_norms_without_strong_weight_decay_are_the_runs_own():
+    small = WeightChange(2.3, 2.3, 10.0, 0.01)
+    assert find_causes(healthy(weights=small)) == []
+    assert find_causes(healthy(weights=small, run=replace(run(), ds_config=DECAYED))) == []  # 1e-3 x 0.5 x 200 steps
 
 
 def test_dead_experts_do_not_pass_for_updates_that_round_away():
