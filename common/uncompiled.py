@@ -51,7 +51,13 @@ class _NoCompiler(ModuleType):
         """Do nothing: there is no graph."""
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the compiler, imported here; it reads the environment, and compiles nothing."""
+        """Return an attribute of the compiler, imported here; it reads the environment, and compiles nothing.
+
+        `inspect` asks every module for its `__file__`, perhaps in the middle of an import that the compiler needs
+        itself; only `__path__` is asked by who wants a part of it.
+        """
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(name)
         if sys.modules.get(_NAME) is self:
             del sys.modules[_NAME]
         return getattr(importlib.import_module(_NAME), name)

@@ -22,6 +22,7 @@ weight.sum().backward()
 optimizer.step()
 optimizer.zero_grad()
 torch.empty(2, device="meta").normal_()
+import torch.distributed.tensor  # transformers does; it asks every module for its file
 print(weight.tolist()[0] < 1, "torch._dynamo.config" in sys.modules)
 print(torch._dynamo.config.disable, sys.modules["torch._dynamo"] is torch._dynamo)
 import torch._dynamo.utils
