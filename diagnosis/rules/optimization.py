@@ -27,8 +27,6 @@ BARELY_MOVED, MOVED_STEPS = 0.25, 30
 # Matrices that grew so far hold the optimizer's updates and nothing of their initialisation; a healthy run of some
 # hundred steps ends at 2 to 3, with Muon at 6, and goes on growing: no proof by itself.
 OVERGROWN = 8.0
-# The embedding starts small: with Muon's recipe and its high rate it grows 5 to 30 times in some hundred steps.
-EMBEDDING_OVERGROWN = 300.0
 # A step of half the weights forgets the one before; healthy ones are a tenth at most, and that during the warm-up.
 STEP_TOO_LARGE = 0.5
 SIGNS = 2
@@ -111,14 +109,12 @@ def rate_too_low(m: Measurements) -> Cause | None:
 def rate_too_high(m: Measurements) -> Cause | None:
     """Find steps that destroy what is learned; without a warm-up in the schedule the cause is no_warmup.
 
-    It takes two signs of four. A falling schedule saves much of such a run, so what it has learned in the end is no
+    It takes two signs of three. A falling schedule saves much of such a run, so what it has learned in the end is no
     sign.
     """
     reasons: Reasons = {}
     if m.weights is not None and m.weights.grown > OVERGROWN:
         reasons["overgrown"] = {"times": m.weights.grown}
-    if m.weights is not None and m.weights.embedding_moved > EMBEDDING_OVERGROWN:
-        reasons["embedding_overgrown"] = {"times": m.weights.embedding_moved}
     step = max(_step_sizes(m), default=0.0)
     if step > STEP_TOO_LARGE:
         reasons["large_steps"] = {"ratio": step}

@@ -28,7 +28,7 @@ _FIRST_TIMEOUT = 300.0  # seconds of a trial at most, before it is known how lon
 _SLOWER = 3.0  # a trial may take so many times as long as the longest so far
 _BETTER = 1.02  # times the tokens a second: less may be noise
 _WORSE = 0.97  # a direction in which it gets slower than this is not followed
-_CONFIRMATIONS = 2  # times that the first and the best are measured once more
+_CONFIRMATIONS = 2  # times that the first and the best are measured again
 _WITH_CONFIRMATION = 1 + 2 * _CONFIRMATIONS  # trials: another one, and these
 # Of the memory: up to where the plan's estimate lets a trial start. A GPU's failing is harmless; a host's is not.
 _MOST_PLANNED = {"cuda": 1.3, "cpu": CLOSE}
@@ -128,7 +128,7 @@ class Tuner:
         return other if other.speed > best.speed * (_BETTER if best.speed else 1) else best
 
     def _confirmed(self, best: Trial) -> Trial:
-        """Measure the best and the first again, in turn; the first stays unless each of its tries is beaten by all."""
+        """Measure the best and the first again, in turn; the first stays unless every try of the best beats it."""
         first = self.trials[0]
         if best is first:
             return first

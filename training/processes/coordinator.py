@@ -163,7 +163,7 @@ class Coordinator:
             self.state, self.details = outcome, details
 
     def wait_until_read(self, seconds: float, absent_seconds: float | None = None) -> None:
-        """Wait until every other rank has asked once more, is refused, has ended or is gone.
+        """Wait until every other rank has asked again, is refused, has ended or is gone.
 
         The server goes with this process. Ranks that never asked are waited for `absent_seconds`, if that is given.
         """

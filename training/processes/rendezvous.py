@@ -305,7 +305,7 @@ def _obstacle(answer: dict[str, Any], admitted: bool) -> str:
 def tell_rank0(rank: int, problem: str, stopped: Callable[[], bool]) -> bool:
     """Let rank 0 know why this rank does not come, and wait until it has ended.
 
-    Return whether the user need not be told here: rank 0 says it, or the run was asked to stop meanwhile.
+    Return whether nothing needs to be printed here: rank 0 says it, or the run was asked to stop meanwhile.
     """
     me, heard = asdict(Participant.of_this_process(rank, problem=problem)), False
     deadline = time.monotonic() + TELL_SECONDS

@@ -252,10 +252,8 @@ def test_each_half_of_muon_and_adamw_is_judged_by_its_own_weights():
     slept = replace(CASES["rate_too_low"], run=run(slow), weights=WeightChange(4.0, 4.5, 0.2, 0.6))
     assert first(slept) == "rate_too_low"
     assert "embedding_barely_moved" in find_causes(slept)[0].reasons
-    burst = replace(CASES["rate_too_high"], weights=WeightChange(3.0, 3.5, 2000.0, 0.6))
-    assert first(burst) == "rate_too_high"
-    assert "embedding_overgrown" in find_causes(burst)[0].reasons
-    assert find_causes(healthy(weights=WeightChange(4.0, 4.5, 100.0, 0.6))) == []
+    long = healthy(weights=WeightChange(12.0, 12.5, 2000.0, 0.6))
+    assert find_causes(long) == []  # both go on growing in a healthy run
 
 
 def test_weights_that_barely_moved_because_updates_are_lost_are_not_blamed_on_the_rate():
