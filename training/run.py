@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -103,6 +104,7 @@ def _plan(chosen: Chosen, world: World, console: Console) -> int:
         corpus = Corpus.open(prepare_data(options, chosen.device.kind, console), verify="size")
         model, rows = corpus_model(options, corpus), training_rows(corpus, options.max_seq_len)
     memory = Memory(model, device, processes, options.max_seq_len)
+    console.say(f"config    {os.path.relpath(chosen.config_path)}{chosen.why}")
     for line in Plan(draft.resolve(rows), rows, memory, options.kernels).lines(options.plan_utilisation):
         console.say(line)
     return 0

@@ -61,6 +61,7 @@ class Plan:
             f"export    {plan_line(model)}",
             f"training  {resolved.precision}, ZeRO-{resolved.zero_stage}, {resolved.optimizer_name}, "
             f"peak learning rate {resolved.peak_lr:g}, {processes}",
+            *(f"          {note}" for note in resolved.notes),
             f"epoch     {rows:,} rows of {seq_len} tokens = {_tokens(rows * seq_len)}",
             f"batch     {micro} rows x {resolved.accumulation} accumulated x {processes} = {batch} rows, "
             f"{batch * seq_len:,} tokens a step",

@@ -66,6 +66,7 @@ def test_the_reference_run_has_its_documents_figures(reference: str) -> None:
     assert "5,520 an epoch (22,080 micro-batches a process), 27,600 in all (5 epochs" in reference
     assert "500 steps, 1.8% of the run" in reference
     assert "export    q8_0 and q4_0 fit; K-quants" in reference
+    assert "\n          scheduler.params.total_num_steps: auto -> 27,600 (5 epochs x" in reference
 
 
 def test_the_reference_run_fits_two_t4s(reference: str) -> None:
