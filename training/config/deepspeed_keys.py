@@ -201,9 +201,11 @@ def _former_keys() -> dict[str, str]:
     removed = getattr(config, "_REMOVED_TOP_LEVEL_CONFIG_KEYS", {}) | getattr(config, "_REMOVED_ZERO_CONFIG_KEYS", {})
     fields: dict[str, Any] = DeepSpeedZeroConfig.model_fields
     renamed = {name: field.json_schema_extra["new_param"] for name, field in fields.items() if _deprecated(field)}
+    lacking = ", which train.py does not have"
     return {
         **dict.fromkeys(removed, "DeepSpeed has removed it"),
-        **{name: f"now it is {new}" for name, new in renamed.items()},
+        **{name: f"now it is {new}{lacking if 'offload' in new else ''}" for name, new in renamed.items()},
+        "moe": 'experts are flags of train.py, here "bufudu": {"num_experts": 4, "num_experts_per_tok": 2}',
         constants.BFLOAT16_OLD: 'it is DeepSpeed\'s older name of "bf16"',
         constants.MAX_GRAD_NORM: 'DeepSpeed takes it at the top level, as "gradient_clipping"',
         "allgather_size": 'now it is "zero_optimization.allgather_bucket_size"',

@@ -20,7 +20,8 @@ _FLAGS = {
     "init_from": "model_name_or_path",
     "resume": "resume_from_checkpoint",
     "tokenizer": "tokenizer_name tokenizer_name_or_path tokenizer_path",
-    "epochs": "num_train_epochs num_epochs",
+    "seed": "random_seed",
+    "epochs": "num_train_epochs num_epochs max_epochs",
     "max_steps": "max_iters max_train_steps train_iters num_steps",
     "log_interval": "logging_steps log_steps",
     "eval_interval": "eval_steps",
@@ -33,10 +34,11 @@ _FLAGS = {
     "num_attention_heads": "n_head n_heads",
     "num_key_value_heads": "n_kv_heads",
     "num_experts": "n_routed_experts",
+    "ep_size": "expert_parallel_size moe_expert_parallel_size",
 }
 _KEYS = {
     "optimizer.params.lr": "learning_rate lr",
-    "optimizer.params.weight_decay": "weight_decay",
+    "optimizer.params.weight_decay": "weight_decay wd",
     "optimizer.params.eps": "adam_epsilon",
     "gradient_clipping": "max_grad_norm grad_clip clip_grad",
     "scheduler.params.warmup_num_steps": "warmup_steps",
@@ -44,6 +46,7 @@ _KEYS = {
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size micro_batch_size batch_size",
     _ACCUMULATION: "accumulation_steps grad_accum_steps",
     _BATCH: "global_batch_size",
+    "wandb.project": "wandb_project",
 }
 _SCHEDULES = {
     "constant": None,
@@ -52,29 +55,52 @@ _SCHEDULES = {
     "cosine": {"type": "WarmupCosineLR", "params": {"total_num_steps": "auto", "cos_min_ratio": 0.0}},
 }
 _MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet", "comet": "comet"}
-_PRECISIONS = {"fp16": "fp16", "float16": "fp16", "bf16": "bf16", "bfloat16": "bf16"}
+_PRECISIONS = {
+    **dict.fromkeys(("fp16", "float16", "16-mixed"), "fp16"),
+    **dict.fromkeys(("bf16", "bfloat16", "bf16-mixed"), "bf16"),
+    **dict.fromkeys(("fp32", "float32", "no", "32"), "fp32"),
+}
+_DTYPES = ("dtype", "torch_dtype", "precision", "mixed_precision")
 _IGNORED = ("do_train", "do_eval", "do_predict", "deepspeed_mpi", "ddp")  # it does so anyway, or the launcher knows
+_OPTIMIZER = 'write it as the JSON\'s block, e.g. --set optimizer=\'{"type":"AdamW","params":{"lr":2e-4}}\''
+_LAUNCHER = ("num_nodes", "node_rank", "hostfile", "include", "exclude", "master_addr", "master_port")
 _HINTS = {
     "per_device_eval_batch_size": "evaluations take the micro-batch of the JSON",
     "warmup_ratio": 'scheduler.params.warmup_num_steps counts steps; "auto" is 500, or a tenth of a shorter run',
     "adam_beta1": "write --set optimizer.params.betas=[0.9,0.95]",
     "adam_beta2": "write --set optimizer.params.betas=[0.9,0.95]",
-    "optim": 'write it as the JSON\'s block, e.g. --set optimizer=\'{"type":"AdamW","params":{"lr":2e-4}}\'',
+    **dict.fromkeys(("optim", "optimizer"), _OPTIMIZER),
     "overwrite_output_dir": "--resume never starts anew, and keeps what an earlier run without checkpoints left",
     "gradient_checkpointing": "activations are not recomputed; a smaller train_micro_batch_size_per_gpu saves memory",
-    "report_to": f"it can be none or some of {', '.join(_MONITORS)}",
+    "report_to": f"it can be none or some of {', '.join(_MONITORS)}; docs/experiments.md has SwanLab and trackio",
     "lr_scheduler_type": f"it can be {', '.join(_SCHEDULES)}; --set scheduler.type has DeepSpeed's others",
+    "lr_decay_style": f"--lr_scheduler_type can be {', '.join(_SCHEDULES)}",
+    "total_batch_size": "--global_batch_size counts rows, of --max_seq_len tokens each",
+    "from_weight": "--init_from begins with the weights of a run",
+    "from_resume": "a run that is in --output continues by itself; --resume says otherwise",
     "mode": "what the data holds decides: text pretrains, conversations fine-tune (docs/chat.md); leave it out",
     "stage": "what the data holds decides; ZeRO's is --set zero_optimization.stage=2",
-    "device": "the GPU is used if there is one; CUDA_VISIBLE_DEVICES= hides it",
-    "no_cuda": "the GPU is used if there is one; CUDA_VISIBLE_DEVICES= hides it",
-    "use_cpu": "the GPU is used if there is one; CUDA_VISIBLE_DEVICES= hides it",
-    "compile": "nothing is compiled; leave it out",
-    "torch_compile": "nothing is compiled; leave it out",
-    "tf32": "leave it out: the precision is fp16 or bf16 of the JSON",
-    "num_workers": "batches are read from memory-mapped shards, without worker processes; leave it out",
-    "dataloader_num_workers": "batches are read from memory-mapped shards, without worker processes; leave it out",
+    **dict.fromkeys(("device", "no_cuda", "use_cpu"), "a GPU is used if there is one; CUDA_VISIBLE_DEVICES= hides it"),
+    **dict.fromkeys(("compile", "torch_compile"), "nothing is compiled; leave it out"),
+    **dict.fromkeys(_DTYPES, f"it can be {', '.join(_PRECISIONS)}"),
+    **dict.fromkeys(("tf32", "amp", "fp16_opt_level"), "leave it out: the precision is fp16 or bf16 of the JSON"),
+    **dict.fromkeys(
+        ("num_workers", "dataloader_num_workers"),
+        "batches are read from memory-mapped shards, without worker processes; leave it out",
+    ),
+    **dict.fromkeys(
+        ("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy"),
+        "intervals count steps: --eval_interval, --save_interval, --log_interval",
+    ),
+    **dict.fromkeys(
+        ("run_name", "logging_dir"), "a run is called after its folder, --output, and TensorBoard's files lie in it"
+    ),
+    **dict.fromkeys(
+        ("offload", "cpu_offload", "offload_optimizer", "offload_optimizer_device", "offload_param_device"),
+        "nothing is offloaded; a smaller train_micro_batch_size_per_gpu, or more processes under ZeRO-2, saves memory",
+    ),
     "num_gpus": "it belongs to the launcher: deepspeed --num_gpus 2 train.py ...",
+    **{name: f"it belongs to the launcher: deepspeed --{name} ... train.py ..." for name in _LAUNCHER},
     "nproc_per_node": "it belongs to the launcher: torchrun --nproc_per_node 2 train.py ...",
     "min_lr": "the floor is a share of the peak: --set scheduler.params.cos_min_ratio=0.1",
 }
@@ -82,7 +108,7 @@ _HINTS = {
 
 _OURS = {name: ours for ours, names in _FLAGS.items() for name in names.split()}
 _JSON = {name: key for key, names in _KEYS.items() for name in (key, *names.split())}
-_OTHERS = ("fp16", "bf16", "dtype", "use_wandb", "report_to", "lr_scheduler_type", "warmup_iters")
+_OTHERS = ("fp16", "bf16", *_DTYPES, "use_wandb", "report_to", "lr_scheduler_type", "warmup_iters")
 
 
 def translate(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -98,11 +124,13 @@ def translate(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     sets: list[str] = []  # before every --set of the user, which wins
     lines, problems = [], []
     for name, values in given.items():
-        if name not in _OURS:  # one value at most; what follows is left to the parser
+        if name == "report_to":
+            values = [",".join(values)] if values else []
+        elif name not in _OURS:  # one value at most; what follows is left to the parser
             values, words = values[:1], words + values[1:]
         settings, flag = _settings(name, values[0] if values else None, given), _flag(name, values)
         if settings is None and flag is None:
-            problems.append(f"there is no --{name}: {_HINTS[name]}" if name in _HINTS else f"--{name} needs a value")
+            problems.append(_answer(name, values))
             continue
         new = [f"{key}={_written(value)}" for key, value in (settings or {}).items()]
         sets = new + sets if name == "lr_scheduler_type" else sets + new  # a whole block comes before its keys
@@ -113,6 +141,20 @@ def translate(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     if problems:
         raise UserError("\n".join(problems))
     return [word for each in sets for word in ("--set", each)] + words, lines
+
+
+def json_key(name: str) -> str | None:
+    """Return where the value of a flag, ours or another trainer's, stands in the JSON, if anywhere."""
+    ours = _OURS.get(name, name)
+    return _JSON.get(name) or (f"bufudu.{ours}" if ours in _FLAGS and ours != "deepspeed_config" else None)
+
+
+def _answer(name: str, values: list[str]) -> str:
+    """Return what to do about a flag that means something which train.py does not have, or lacks its value."""
+    if name in _OTHERS and values:  # with another value it would be taken
+        return f"--{name} {printable(values[0])}: {_HINTS.get(name, 'not a value that it can have')}"
+    refused = name in _HINTS and name not in _OTHERS
+    return f"there is no --{name}: {_HINTS[name]}" if refused else f"--{name} needs a value"
 
 
 def _underscored(word: str) -> str:
@@ -138,11 +180,11 @@ def _settings(name: str, value: str | None, given: Mapping[str, list[str]]) -> M
     """Return the --set for a flag that says what stands in the JSON, beside the others that were `given`."""
     if name in ("fp16", "bf16") and value and value.lower() in ("false", "0"):
         return {f"{name}.enabled": False}
-    if name in ("fp16", "bf16", "dtype"):
-        on = _PRECISIONS.get(value or "") if name == "dtype" else name
-        return {f"{kind}.enabled": kind == on for kind in ("fp16", "bf16")}
-    if name == "use_wandb" and value is None:
-        return {"wandb.enabled": True}
+    if name in ("fp16", "bf16", *_DTYPES):
+        on = _PRECISIONS.get(value or "") if name in _DTYPES else name
+        return on and {f"{kind}.enabled": kind == on for kind in ("fp16", "bf16")}
+    if name == "use_wandb":
+        return {"wandb.enabled": (value or "true").lower() not in ("false", "0")}
     if value is None:
         return None
     if name == "lr_scheduler_type" and value in _SCHEDULES:

@@ -30,10 +30,13 @@ class Problems:
             return
         count = len(self._found)
         lines = [f"{source}: {count} problem{'s' if count > 1 else ''}, nothing was started."]
-        said = set()
+        said: dict[str, int] = {}
         for number, (key, (what, hint)) in enumerate(list(self._found.items())[:_MOST_LISTED], 1):
-            lines += [f"  {number}. {printable(key)}: {what}", f"     {'As above.' if hint in said else hint}"]
-            said.add(hint)
+            lines += [
+                f"  {number}. {printable(key)}: {what}",
+                f"     {f'As in {said[hint]}.' if hint in said else hint}",
+            ]
+            said.setdefault(hint, number)
         if count > _MOST_LISTED:
             lines.append(f"  and {count - _MOST_LISTED} more.")
         raise UserError("\n".join(lines))

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from common.files import read_json, replace_bytes
+from training.config.foreign_flags import json_key
 from training.config.problems import Problems, show
 from training.config.value_kinds import BLOCK, Schema, fits, in_words
 
@@ -125,7 +126,8 @@ def _nearest_key(path: str, siblings: Iterable[str]) -> str | None:
 def keep_known(config: dict, problems: Problems) -> dict:
     """Return a copy with only what DeepSpeed knows and can read, and report the rest.
 
-    A null counts as not written, and so does an optimizer or a scheduler that is "auto" as a whole.
+    A null counts as not written, and so does an optimizer or a scheduler that is "auto" as a whole, and a former key
+    that is switched off.
     """
     config = {
         key: None if value == AUTO and key in ("optimizer", "scheduler") else value for key, value in config.items()
@@ -144,6 +146,8 @@ def _keep(block: Mapping, known: Schema, prefix: str, problems: Problems) -> dic
         path, kind = prefix + key, known.get(key)
         if value is None:  # as if it were not written, whatever the key
             continue
+        if kind is None and key in keys().former and _is_off(value):  # nothing is asked for
+            continue
         if kind is None:
             _report_unknown(path, known, problems)
         elif isinstance(kind, Mapping) and isinstance(value, dict):
@@ -161,10 +165,17 @@ def _keep(block: Mapping, known: Schema, prefix: str, problems: Problems) -> dic
     return kept
 
 
+def _is_off(value: object) -> bool:
+    return value is False or (isinstance(value, dict) and value.get("enabled") is False)
+
+
 def _report_unknown(path: str, known: Schema, problems: Problems) -> None:
     if former := keys().former.get(path.rpartition(".")[2]):
-        problems.add(path, f"not a key here: {former}.", "Take it out, or write it the new way.")
+        gone = former.endswith(("removed it", "not have"))
+        problems.add(
+            path, f"not a key here: {former}.", "Take it out." if gone else "Take it out, or write it the new way."
+        )
         return
-    guess = _nearest_key(path, known if "." in path else [*known, OWN_BLOCK])
+    guess = json_key(path) or _nearest_key(path, known if "." in path else [*known, OWN_BLOCK])
     hint = f"Did you mean {guess}?" if guess else f"The keys here are {', '.join(known)}."
     problems.add(path, "DeepSpeed has no such key here, and would ignore it or stop.", hint)

@@ -74,6 +74,11 @@ TAKEN = [
     ("--model_name_or_path runs/base", {"init_from": Path("runs/base")}, []),
     ("--report_to tensorboard", {}, ["tensorboard.enabled=true"]),
     ("--report_to none", {}, ["tensorboard.enabled=false"]),
+    (
+        "--report_to wandb tensorboard --use_wandb False",
+        {},
+        ["tensorboard.enabled=true", "wandb.enabled=true", "wandb.enabled=false"],
+    ),
     ("--report_to wandb,tensorboard", {}, ["tensorboard.enabled=true", "wandb.enabled=true"]),
     ("--lr_scheduler_type constant", {}, ["scheduler=null"]),
     (
@@ -98,6 +103,18 @@ TAKEN = [
         {"max_steps": 100},
         ["optimizer.params.weight_decay=0.1", "optimizer.params.eps=1e-6"],
     ),
+    (
+        "--wd=0.1 --precision bf16-mixed --max_epochs 3 --moe-expert-parallel-size 2 --wandb_project mine --use_wandb",
+        {"epochs": 3.0, "ep_size": 2},
+        [
+            "optimizer.params.weight_decay=0.1",
+            "fp16.enabled=false",
+            "bf16.enabled=true",
+            "wandb.project=mine",
+            "wandb.enabled=true",
+        ],
+    ),
+    ("--mixed_precision no", {}, ["fp16.enabled=false", "bf16.enabled=false"]),
     # the reference run's own, whose warm-up counts micro-batches
     (
         "--batch_size 32 --accumulation_steps 4 --warmup_iters 2000 --use_moe True --grad_clip 1.0 --mode pretrain",
@@ -143,8 +160,13 @@ TAKEN = [
 ]
 ANSWERED = [
     ("--warmup_ratio 0.03", ["there is no --warmup_ratio", "warmup_num_steps"]),
-    ("--report_to all", ["there is no --report_to", "tensorboard, wandb, comet_ml"]),
-    ("--lr_scheduler_type polynomial", ["there is no --lr_scheduler_type", "constant_with_warmup, linear, cosine"]),
+    ("--report_to all", ["--report_to all: it can be none", "tensorboard, wandb, comet_ml"]),
+    ("--report_to swanlab", ["--report_to swanlab: it can be", "docs/experiments.md has SwanLab and trackio"]),
+    ("--lr_scheduler_type polynomial", ["--lr_scheduler_type polynomial: ", "constant_with_warmup, linear, cosine"]),
+    ("--optimizer adamw --dtype fp8", ["there is no --optimizer: write it as", "--dtype fp8: it can be fp16"]),
+    ("--eval_strategy steps --run_name x", ["--eval_interval", "a run is called after its folder"]),
+    ("--offload cpu --total_batch_size 524288", ["nothing is offloaded", "--global_batch_size counts rows"]),
+    ("--include localhost:0,1 --master_port 29501", ["no --include: it belongs to the launcher", "no --master_port"]),
     ("--optim adamw_torch --overwrite_output_dir", ["--set optimizer=", "--resume never"]),
     ("--per_device_eval_batch_size 8", ["evaluations take the micro-batch of the JSON"]),
     ("--mode sft --compile=False", ["there is no --mode: what the data holds decides", "nothing is compiled"]),
@@ -247,7 +269,7 @@ GETTING_STARTED = """{
 }"""
 OLD_FEATURES = """{
     "train_micro_batch_size_per_gpu": 4,
-    "sparse_attention": {"mode": "fixed", "block": 16},
+    "sparse_attention": {"mode": "fixed", "block": 16}, "moe": {"enabled": true},
     "curriculum_learning": {"enabled": true, "curriculum_type": "seqlen"},
     "progressive_layer_drop": {"enabled": true, "theta": 0.5},
     "elasticity": {"enabled": true, "max_train_batch_size": 2000},
@@ -270,7 +292,9 @@ SWITCHED_OFF = """{
     "autotuning": {"enabled": false, "fast": true}, "data_efficiency": {"enabled": false, "seed": 1},
     "flops_profiler": {"enabled": false, "profile_step": 1, "module_depth": -1, "top_modules": 1, "detailed": true},
     "comms_logger": {"enabled": false}, "wandb": {"enabled": false, "project": "x"},
-    "zero_optimization": {"stage": 1, "offload_optimizer": {"device": "none"}, "stage3_max_live_parameters": 1e9},
+    "zero_optimization": {"stage": 1, "offload_optimizer": {"device": "none"}, "cpu_offload": false,
+        "stage3_max_live_parameters": 1e9},
+    "curriculum_learning": {"enabled": false, "curriculum_type": "seqlen"}, "amp": {"enabled": false},
     "aio": {"block_size": 1048576, "queue_depth": 8}, "checkpoint": {"use_node_local_storage": false}
 }"""
 ONE_BIT = """{
@@ -379,8 +403,9 @@ def autos(block, prefix=""):
                 "curriculum_learning",
                 "progressive_layer_drop",
                 "elasticity",
-                "amp",
-                "cpu_offload: not a key here: now it is offload_optimizer",
+                "amp: not a key here: DeepSpeed has removed it.\n     As in 1.",
+                "cpu_offload: not a key here: now it is offload_optimizer, which train.py",
+                "moe: not a key here: experts are flags",
             ],
         ),
         (
@@ -396,6 +421,10 @@ def autos(block, prefix=""):
             ],
         ),
         (ONE_BIT, ["optimizer.type", '"OneBitAdam"']),
+        (
+            '{"learning_rate": 1e-4, "seed": 1, "num_experts": 4, "zero_stage": 2}',
+            ["optimizer.params.lr?", "bufudu.seed?", "bufudu.num_experts?", "zero_optimization.stage?"],
+        ),
     ],
 )
 def test_features_that_this_trainer_lacks_are_named_all_at_once(tmp_path, text, keys):
