@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from experiments.statistics import ALPHA
 
 VERSION = 1
 LOCALES = Path(__file__).with_name("locales")
+FAR = 0.25  # of the way to where the losses are taken
 NATS, BITS = "nats_per_token", "bits_per_byte"
 
 
@@ -47,6 +49,14 @@ class Yardstick:
             return None
         xs, losses = zip(*curve, strict=True)
         return float(np.interp(self.common, xs, losses))
+
+    def is_rough(self, run: ComparedRun) -> bool:
+        """Return whether `value` is read off a straight line between two evaluations that are far apart."""
+        if self.by is None or self.value(run) is None or self.common is None:
+            return False
+        xs = [x for x, _ in self.curve(run, self.by)]
+        after = bisect_left(xs, self.common)
+        return after > 0 and xs[after] > self.common and xs[after] - xs[after - 1] > FAR * self.common
 
 
 def compare(
@@ -86,9 +96,9 @@ def compare(
 
 
 def _furthest(runs: Sequence[ComparedRun], by: str, unit: str) -> float | None:
-    """Return the largest value of an axis that all runs have reached with a validation loss."""
+    """Return the largest value of an axis that all runs have reached with a validation loss, but those just begun."""
     curves = [run.curve(by, as_bits=unit == BITS) for run in runs if run.state != "diverged"]
-    return min((curve[-1][0] for curve in curves if curve), default=None)
+    return min((curve[-1][0] for curve in curves if curve and curve[-1][0] > 0), default=None)
 
 
 def _unit(runs: Sequence[ComparedRun]) -> str:
@@ -249,6 +259,11 @@ def _notes(messages: Messages, experiments: Sequence[Experiment], yardstick: Yar
     ]
     if yardstick.by is None and by_state["training"] + by_state["interrupted"]:
         notes.append(messages("notes.by"))
+    runs = [run for experiment in experiments for run in experiment.runs if run.state != "diverged"]
+    if yardstick.common and (early := [run.name for run in runs if yardstick.value(run) is None]):
+        notes.append(messages("notes.early", runs=_listed(early, messages)))
+    if rough := [run.name for run in runs if yardstick.is_rough(run)]:
+        notes.append(messages("notes.rough", runs=_listed(rough, messages)))
     varied = differences([experiment.settings for experiment in experiments]).keys() & {
         "--eval_tokens",
         "--max_seq_len",

@@ -96,8 +96,10 @@ def _chart(found: Comparison, axis: str, messages: Messages) -> Chart | None:
     if axis == "time":
         unit, scale = next(pair for pair in reversed(UNITS) if longest >= 2 * pair[1] or pair[1] == 1.0)
         title += f" ({messages('page.' + unit)})"
-    late = [y for _, points, _ in lines for x, y in points if x >= EARLY * longest] or [lines[0][1][-1][1]]
-    low, high = min(late), max(late)
+    # two evaluations of one run at least: the last ones alone would have every line at the upper edge until its end
+    late = [[y for x, y in points if x >= EARLY * longest] for _, points, _ in lines]
+    scaled = late if max(map(len, late)) > 1 else [[y for _, y in points] for _, points, _ in lines]
+    low, high = min(map(min, filter(None, scaled))), max(map(max, filter(None, scaled)))
     baselines = (found["baselines"] or {}).items()
     levels = [(messages(f"page.{name}"), value) for name, value in baselines if low <= value <= high]
     # the best on top of the others

@@ -182,7 +182,7 @@ def _settings(name: str, value: str | None, given: Mapping[str, list[str]]) -> M
         return {f"{name}.enabled": False}
     if name in ("fp16", "bf16", *_DTYPES):
         on = _PRECISIONS.get(value or "") if name in _DTYPES else name
-        return on and {f"{kind}.enabled": kind == on for kind in ("fp16", "bf16")}
+        return {f"{kind}.enabled": kind == on for kind in ("fp16", "bf16")} if on else None
     if name == "use_wandb":
         return {"wandb.enabled": (value or "true").lower() not in ("false", "0")}
     if value is None:

@@ -67,6 +67,29 @@ def test_losses_are_taken_at_the_same_tokens_where_a_run_still_goes_on(tmp_path)
     assert rows["lr=0.002"]["runs"][0]["state"] == "interrupted"
 
 
+def test_a_run_that_was_evaluated_at_its_start_alone_is_left_out(tmp_path):
+    runs = [write_run(tmp_path / "a", lr=1e-3), write_run(tmp_path / "b", lr=2e-3, steps=50, reason=None)]
+    first = {"step": 0, "split": "val", "tokens": 0, "seconds": 0.0, "loss": 7.6, "bits_per_byte": 3.9}
+    for run in runs:
+        rows = (run / "metrics.jsonl").read_text().splitlines()
+        kept = rows if run.name == "a" else [row for row in rows if '"val"' not in row]
+        (run / "metrics.jsonl").write_text("\n".join([json.dumps(first), *kept]) + "\n")
+    found = compare(runs, by="time")
+    assert found["at"] == found["experiments"][0]["runs"][0]["seconds"]
+    assert [row["label"] for row in found["experiments"] if row["mean"]] == ["lr=0.001"]
+    assert "Not evaluated since the start yet, and so not compared: b." in found["notes"]
+
+
+def test_a_loss_between_evaluations_far_apart_is_said_to_be_rough(tmp_path):
+    runs = [write_run(tmp_path / "a", lr=1e-3), write_run(tmp_path / "b", lr=2e-3, steps=100, reason=None)]
+    assert not any("straight line" in note for note in compare(runs, by="tokens")["notes"])
+    rows = (runs[0] / "metrics.jsonl").read_text().splitlines()
+    vals = [row for row in rows if '"val"' in row]
+    (runs[0] / "metrics.jsonl").write_text("\n".join([vals[0], vals[-1]]) + "\n")
+    notes = compare(runs, by="tokens")["notes"]
+    assert any("straight line" in note and note.endswith("the loss of a.") for note in notes)
+
+
 def test_another_tokenizer_is_compared_in_bits_a_byte(tmp_path):
     other = TEXT | {"fingerprint": "e" * 64, "tokenizer": "u" * 64}
     a = write_run(tmp_path / "a", floor=3.0, noise=0)

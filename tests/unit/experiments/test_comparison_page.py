@@ -51,6 +51,13 @@ def test_the_page_holds_all_there_is_and_needs_nothing_else(experiments, seeds, 
     assert colours == {f"c{k}" for k in range(min(8, experiments))} | ({"rest"} if experiments > 8 else set())
 
 
+def test_runs_evaluated_at_both_ends_alone_are_drawn_from_the_first_to_the_last(tmp_path):
+    run = write_run(tmp_path / "a")
+    vals = [row for row in (run / "metrics.jsonl").read_text().splitlines() if '"val"' in row]
+    (run / "metrics.jsonl").write_text(f"{vals[0]}\n{vals[-1]}\n")
+    assert "run along the upper edge" not in page(compare([run]))
+
+
 def test_names_are_escaped(tmp_path):
     write_run(tmp_path / "<b>")
     html = page(compare([tmp_path / "<b>"]))
