@@ -51,11 +51,18 @@ def page(found: Comparison) -> str:
         keys=_keys(experiments, t),
         curves_lead=t["curves_lead"].format(unit=messages(found["unit"])),
         pairs_lead=t["pairs_lead"].format(alpha=ALPHA),
+        more_pairs=_more(len(found["pairs"]) - MOST_PAIRS, messages),
+        more_texts=_more(max((len(each["texts"]) for each in found["samples"]), default=0) - MOST_TEXTS, messages),
         contents=[
             (anchor, t[anchor]) for anchor in ("experiments", *parts) if anchor == "experiments" or parts[anchor]
         ],
         **parts,
     )
+
+
+def _more(count: int, messages: Messages) -> str:
+    """Return the line that says how many are not shown, nothing if all are."""
+    return messages("table.more", count=count) if count > 0 else ""
 
 
 def _style(place: int) -> str:
