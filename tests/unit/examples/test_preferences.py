@@ -1,4 +1,4 @@
-"""The example with trl and peft runs, and what it saves is a model of ours."""
+"""The example with trl and peft runs, and what it saves is a model of ours, for diagnose.py and export.py too."""
 
 from __future__ import annotations
 
@@ -50,3 +50,13 @@ def test_a_few_steps_of_preferences_change_attention_alone(tmp_path: Path) -> No
     changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
     assert changed and all("self_attn" in name and "norm" not in name for name in changed)
     assert (tmp_path / "out" / "model" / "tokenizer.json").is_file()
+    texts = [json.dumps({"text": f"山里有一座庙，庙里有{i}个和尚。" * 3}, ensure_ascii=False) for i in range(60)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(texts), "utf-8")
+    for flags in (
+        ["diagnose.py", "--data", tmp_path / "texts.jsonl", "--figures", "--json", tmp_path / "diagnosis.json"],
+        ["export.py", "--gguf", tmp_path / "dpo.gguf"],
+    ):
+        command = [sys.executable, *flags, "--checkpoint", tmp_path / "out"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "diagnosis.json").is_file() and (tmp_path / "dpo.gguf").is_file()
