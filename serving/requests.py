@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 MOST_BYTES = 256 * 1024  # of the body of a request
 MOST_MESSAGES, MOST_STOPS, MOST_TOP_LOGPROBS = 1000, 4, 20
 _NOT_SUPPORTED = "tools functions logit_bias frequency_penalty presence_penalty echo suffix response_format n best_of"
-_CHANGES_NOTHING = ({"type": "text"}, 1)
+_CHANGES_NOTHING = {"response_format": {"type": "text"}, "n": 1, "best_of": 1}
 
 
 class ApiError(Exception):
@@ -34,7 +34,8 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if errors[0]["type"] == "json_invalid":
         return ApiError(400, f"the body is no JSON: {errors[0]['ctx']['error']}")
     places = [".".join(str(part) for part in error["loc"][1:])[:100] for error in errors[:5]]
-    problems = [f"{place}: {error['msg']}".removeprefix(": ") for place, error in zip(places, errors, strict=False)]
+    said = [error["msg"].removeprefix("Value error, ") for error in errors]  # pydantic's own words before ours
+    problems = [f"{place}: {text}".removeprefix(": ") for place, text in zip(places, said, strict=False)]
     return ApiError(400, "; ".join(problems), param=places[0])
 
 
@@ -69,9 +70,12 @@ class Request(BaseModel):
     @model_validator(mode="after")
     def _only_what_is_supported(self) -> Request:
         extra = self.model_extra or {}
-        found = [name for name in _NOT_SUPPORTED.split() if extra.get(name) and extra[name] not in _CHANGES_NOTHING]
+        found = [
+            name for name in _NOT_SUPPORTED.split() if extra.get(name) and extra[name] != _CHANGES_NOTHING.get(name)
+        ]
         if found:
-            raise ValueError(f"{', '.join(found)} not supported here: leave it out, or see repetition_penalty")
+            instead = " (repetition_penalty is)" if any(name.endswith("_penalty") for name in found) else ""
+            raise ValueError(f"not supported here{instead}, leave it out: {', '.join(found)}")
         if len(self.stops) > MOST_STOPS or not all(self.stops):
             raise ValueError(f"stop: give at most {MOST_STOPS} texts, none of them empty")
         return self

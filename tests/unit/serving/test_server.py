@@ -162,9 +162,28 @@ def one_client(run: Path):
         yield client
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"n": 2}, "not supported here, leave it out: n"),
+        (
+            {"tools": [1], "presence_penalty": 1},
+            "not supported here (repetition_penalty is), leave it out: tools, pres",
+        ),
+        ({"echo": True}, "not supported here, leave it out: echo"),
+        ({"stop": [""]}, "stop: give at most 4 texts, none of them empty"),
+    ],
+)
+def test_what_is_not_supported_is_named_in_plain_words(one_client, asked: dict, words: str) -> None:
+    answer = one_client.post("/v1/chat/completions", json=GREEDY | asked)
+    assert answer.json()["error"]["message"].startswith(words)
+
+
 def test_what_changes_nothing_is_ignored(start) -> None:
     harmless = {
         "n": 1,
+        "best_of": 1,
+        "frequency_penalty": 0,
         "tools": [],
         "user": "me",
         "response_format": {"type": "text"},
