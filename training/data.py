@@ -109,13 +109,21 @@ def validation_remark(corpus: Corpus, seq_len: int) -> str | None:
 
 
 def packing_line(corpus: Corpus, seq_len: int) -> str:
-    """Return how the conversations of a corpus lie in rows; empty for a corpus of texts alone."""
+    """Return how the conversations of a corpus lie in rows; empty for a corpus of texts alone.
+
+    Of a mixture it says what share of the loss each source has: of a text every token counts, of a conversation few.
+    """
     stream = corpus.split("train")
     if not isinstance(stream, MaskedStream):
         return ""
     packed = stream.packed(seq_len)
     tokens, targets, rows = int(packed.lengths.sum()), int(packed.targets.sum()), len(packed)
     line = f"conversations: {rows:,} rows, {tokens / max(1, rows * (seq_len + 1)):.1%} full; {targets:,} tokens count"
+    if sources := corpus.source_rows(seq_len):
+        means = [packed.targets[source.first : source.first + source.count].mean() for source in sources]
+        counted = [source.weight * float(mean) for source, mean in zip(sources, means, strict=True)]
+        shares = (f"{part / sum(counted):.1%} from {s.name}" for part, s in zip(counted, sources, strict=True))
+        line += f"; of the loss {', '.join(shares)}"
     cut = ((packed.split, "longer than a row and cut"), (packed.shortened, "answers without their end"))
     kinds = (*cut, (packed.left_out, "parts without room for an answer left out"))
     return "; ".join([line, *(f"{count:,} {what}" for count, what in kinds if count)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from common.errors import UserError
 from corpus.mixture import SourceRows, counts_of_epoch, rows_of_epoch, split_weights
 from corpus.report import CorpusReport, lines
 from corpus.shards import Corpus, MaskedStream, TokenStream
+from training.data import packing_line
 from training.data_sampler import SampleStream
 
 
@@ -103,3 +106,24 @@ def test_prepared_sources_are_read_by_their_weights(tmp_path: Path, jsonl, token
     assert share == pytest.approx(0.5, abs=1 / rows)
     said = " ".join(" ".join(lines(manifest, CorpusReport.read(out))).split())
     assert "50.0 % of the rows from b.jsonl (" in said and "times an epoch" in said
+
+
+def test_a_run_says_what_share_of_the_loss_each_source_has(tmp_path: Path, jsonl, tokenizer_json: Path) -> None:
+    texts = make_texts(60)
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("".join(json.dumps({"instruction": t, "output": "好"}) + "\n" for t in make_texts(60, seed=1)))
+    out, weights = tmp_path / "out", (0.8, 0.2)
+    prepare([chats, jsonl(texts, "b.jsonl")], out, tokenizer=tokenizer_json, val_fraction=0.1, weights=weights)
+    corpus = Corpus.open(out)
+    stream, sources = corpus.split("train"), corpus.source_rows(64)
+    order = SampleStream(stream.num_rows(64), 7, sources)
+    read = [order[i] for i in range(5 * stream.num_rows(64))]
+    targets = [
+        stream.targets([row for row in read if source.first <= row < source.first + source.count], 64)
+        for source in sources
+    ]
+    said = re.search(
+        r"tokens count; of the loss ([\d.]+)% from chats\.jsonl, ([\d.]+)% from b\.jsonl", packing_line(corpus, 64)
+    )
+    assert said and float(said[1]) < 40  # although 80 % of the rows
+    assert [float(share) for share in said.groups()] == pytest.approx([100 * t / sum(targets) for t in targets], abs=2)
