@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from common.errors import UserError
 from corpus.manifest import Manifest
@@ -46,6 +46,7 @@ def model_card(name: str, config: ModelConfig, run_folder: Path | None, diagnosi
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        undefined=StrictUndefined,  # else a wrong name counts as false, and a sentence says the opposite
     )
     environment.filters |= {"comma": "{:,}".format, "amount": _amount, "fixed": _fixed, "cell": _cell}
     return environment.get_template("model_card.md.j2").render(

@@ -202,3 +202,19 @@ def test_the_data_and_its_baselines_are_in_the_card(run: Path, tmp_path: Path) -
     assert "- Documents that repeat themselves: 1 left out." in card
     assert "| trigram | " in card
     assert str(tmp_path) not in card
+
+
+def test_the_card_says_that_a_model_was_taught_to_answer(run: Path, tmp_path: Path) -> None:
+    turns = ({"role": "user", "content": f"{n} 加一是多少？"} for n in range(40))
+    answers = ({"role": "assistant", "content": f"是 {n + 1}。"} for n in range(40))
+    chats = (json.dumps({"messages": pair}) + "\n" for pair in zip(turns, answers, strict=True))
+    (tmp_path / "chats.jsonl").write_text("".join(chats))
+    settings = PreparationSettings(vocab_size=300, val_fraction=0.1)
+    prepare([tmp_path / "chats.jsonl"], tmp_path / "corpus", settings, workers=1, progress=None)
+    flags = {"max_seq_len": 64, "init_from": "base"}
+    (run / "run.json").write_text(json.dumps({"flags": flags, "corpus": str(tmp_path / "corpus")}))
+    complete(run / "model")
+    card = (run / "model" / "README.md").read_text(encoding="utf-8")
+    assert "It was taught to answer questions, by the conversations in its training text." in card.splitlines()
+    assert "not taught" not in card and "The questions of conversations do not count." in card.splitlines()
+    assert "prompt = tokenizer.apply_chat_template(" in card and "从前" not in card
