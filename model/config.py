@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from common.files import json_fault, read_json
+from common.files import json_fault, printable, read_json
 
 _MOST_BYTES = 2**20  # of a config.json
 _LIMIT = 2**31  # of any size: the products of two still fit what PyTorch counts in
@@ -175,6 +175,10 @@ class ModelConfig:
             if type(found.get("vocab_size")) is int:
                 config = replace(config, vocab_size=found["vocab_size"])
                 config.validate()
+            kind, ours = found.get("model_type"), "qwen3_moe" if config.use_moe else "qwen3"
+            if kind != ours:
+                other = "it names another network than its 'bufudu' block: model_type is"
+                raise ModelConfigError(f"{other} {printable(repr(kind), 40)} instead of {ours}; restore it from a copy")
         except ModelConfigError as error:
             raise ModelConfigError(f"{path}: {error}") from None
         return config

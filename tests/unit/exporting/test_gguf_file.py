@@ -196,6 +196,14 @@ def test_an_unknown_architecture(copied: Any, tmp_path: Path) -> None:
     refused(folder, tmp_path / "m.gguf", "config.json was not written by this project")
 
 
+def test_an_architecture_that_is_not_the_trained_one(copied: Any, edit_json: Any, tmp_path: Path) -> None:
+    folder = copied("dense")
+    edit_json(folder / "config.json", lambda content: content.update(model_type="llama"))
+    refused(folder, tmp_path / "m.gguf", "model_type is 'llama' instead of qwen3; restore it from a copy")
+    with pytest.raises(UserError, match="model_type is 'llama' instead of qwen3"):
+        complete(folder)
+
+
 def test_weights_in_fp16_are_taken(copied: Any, tmp_path: Path) -> None:
     folder = copied("dense")
     weights = load_file(folder / "model.safetensors")
