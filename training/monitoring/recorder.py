@@ -131,8 +131,8 @@ class Recorder:
         if self.metrics and figures:
             self.metrics.language(state.step, figures)
             if found := figures.minimal_pairs.get("all"):
-                interval = f"95 % interval {found.low:.1%} to {found.high:.1%}; chance is 50 %"
-                self.console.say(f"  minimal pairs: {found.share:.1%} of {found.pairs:,} ({interval})")
+                answers = self.context.corpus.manifest.splits["val"].answers
+                self.progress.minimal_pairs(found, conversations=answers is not None)
 
     def sampled(self, state: RunState, rows: list[dict[str, str]]) -> None:
         """Write the continuations of the fixed prompts, and show the first."""

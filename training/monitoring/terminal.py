@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from common.console import Console, human_time
 from corpus.ngram_baselines import NGramBaselines
+from evaluation.minimal_pairs import PairResult
 
 REFRESH_SECONDS = 2.0  # reading the loss makes the host wait for the device, so not at every step
 
@@ -94,6 +95,12 @@ class Progress:
                 f"empty {_share(figures['empty_answers'])}  without an end {_share(figures['endless_answers'])} "
                 f"({_share(figures['true_endless_answers'])})"
             )
+
+    def minimal_pairs(self, found: PairResult, *, conversations: bool) -> None:
+        """Print the share of minimal pairs, and what they are made of if it is not all learned."""
+        made_of = ", made of questions too, which are not learned" if conversations else ""
+        interval = f"95 % interval {found.low:.1%} to {found.high:.1%}; chance is 50 %"
+        self.console.say(f"  minimal pairs: {found.share:.1%} of {found.pairs:,}{made_of} ({interval})")
 
     def close(self) -> None:
         """Take the bar down."""

@@ -9,6 +9,7 @@ from evaluation.language_figures import Bucket, LanguageFigures
 from evaluation.minimal_pairs import PairResult
 from training.checkpointing.run_state import RunState
 from training.monitoring.metrics import Metrics
+from training.monitoring.terminal import Progress
 
 
 class Monitor:
@@ -188,3 +189,14 @@ def test_the_figures_of_the_end_are_in_a_file_and_on_tensorboard(tmp_path):
     found = json.loads((tmp_path / "figures.json").read_text())
     assert found["step"] == 120 and found["minimal_pairs"]["all"]["share"] == 0.75
     assert monitor.events == [("minimal_pairs/all", 0.75, 120), ("bits_per_byte_by_position/from_8", 1.5, 120)]
+
+
+@pytest.mark.parametrize(
+    ("conversations", "made_of"), [(False, ""), (True, ", made of questions too, which are not learned")]
+)
+def test_minimal_pairs_of_conversations_are_said_to_be_of_questions_too(conversations, made_of):
+    lines = []
+    console = SimpleNamespace(stream=None, interactive=False, say=lines.append)
+    found = PairResult(pairs=95, share=0.484, low=0.386, high=0.583)
+    Progress(console, 0, 10).minimal_pairs(found, conversations=conversations)
+    assert lines == [f"  minimal pairs: 48.4% of 95{made_of} (95 % interval 38.6% to 58.3%; chance is 50 %)"]
