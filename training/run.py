@@ -90,12 +90,13 @@ def _run(begun: Start, stop: StopRequest, watchdog: Watchdog) -> int:
 
 def _plan(chosen: Chosen, world: World, console: Console) -> int:
     """Print what `--plan` says; it needs no launcher, so the processes are those that the file is made for."""
-    from training.planning.plan import PLANNED_T4X2, Plan
+    from training.planning.plan import PLANNED_T4X2, Plan, tokens_a_second
 
     leave_compiler_out()  # a third of the time
     options, device, fp16 = chosen.options, chosen.device, chosen.ds_config.get("fp16")
     processes = defaults.planned_processes(chosen.config_path, world.size)
-    if device.kind == "cpu" and isinstance(fp16, dict) and fp16.get("enabled") is True:
+    for_t4 = chosen.config_path.stem.startswith("t4") or (isinstance(fp16, dict) and fp16.get("enabled") is True)
+    if device.kind == "cpu" and for_t4:
         device = PLANNED_T4X2
     draft = chosen.checked(processes, device)
     if options.plan_rows is not None:
@@ -104,8 +105,17 @@ def _plan(chosen: Chosen, world: World, console: Console) -> int:
         corpus = Corpus.open(prepare_data(options, chosen.device.kind, console), verify="size")
         model, rows = corpus_model(options, corpus), training_rows(corpus, options.max_seq_len)
     memory = Memory(model, device, processes, options.max_seq_len)
+    steps = None
+    if options.budget is not None:
+        speed = tokens_a_second(memory, draft.precision, options.plan_utilisation)
+        if speed is None:
+            raise UserError(
+                f"--plan --budget: how fast {device.name} is can only be measured; give --max_steps instead"
+            )
+        steps = max(1, int(options.budget * speed / (draft.train_batch * options.max_seq_len)))
     console.say(f"config    {os.path.relpath(chosen.config_path)}{chosen.why}")
-    for line in Plan(draft.resolve(rows), rows, memory, options.kernels).lines(options.plan_utilisation):
+    plan = Plan(draft.resolve(rows, steps), rows, memory, options.kernels, options.budget)
+    for line in plan.lines(options.plan_utilisation):
         console.say(line)
     return 0
 

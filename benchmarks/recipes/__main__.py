@@ -2,6 +2,7 @@
 
     python -m benchmarks.recipes run law --data DIR --work DIR   train a study's runs, or go on after a kill
     python -m benchmarks.recipes table                          what is known, from results.jsonl
+    python -m benchmarks.recipes fit                            the law, into training/planning/expected_loss.json
     python -m benchmarks.recipes predict --parameters 1.3e6 --tokens 26e6
     python -m benchmarks.recipes draws                          how often two halves of equal runs are called different
 
@@ -13,27 +14,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import inputs
-from benchmarks.recipes.law import Run, fit, predict
-from benchmarks.recipes.studies import MICRO_BATCH, SEQ_LEN, STUDIES, TOKENS_A_STEP, Size, Study
+from benchmarks.recipes.law import Run, fit, size_for, tokens_for
+from benchmarks.recipes.studies import SEQ_LEN, STUDIES, Size, Study
 from common.files import read_json_lines
 from corpus.shards import Corpus
 from experiments.statistics import ALPHA, welch
 from experiments.sweep import ENDED, Sweep, SweepSettings
 from experiments.sweep_plan import plan_runs
+from training.planning.expected_loss import FITTED, FittedLaw
 from training.processes.lock import RunLock
 
 RESULTS = Path(__file__).with_name("results.jsonl")
-CONFIG = Path(__file__).resolve().parents[2] / "ds_configs" / "cpu_x2.json"
+REPEATS = ("repetition", "greedy_repetition", "loops", "copying")  # of the text that the model writes at the end
+CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
 
 def run(study: Study, name: str, data: Path, work: Path) -> None:
@@ -41,11 +45,11 @@ def run(study: Study, name: str, data: Path, work: Path) -> None:
     vocabulary = Corpus.open(data, verify="size").manifest.vocab_size
     for size in study.sizes:
         for length in study.tokens_a_parameter:
-            steps = size.steps(vocabulary, length)
+            steps = study.steps(size, vocabulary, length)
             folder = work / f"{name}-{size.hidden}{'-experts' * size.experts}-{length:g}"
             lock = RunLock(folder)  # held until this process ends
             lock.acquire(print)
-            settings = SweepSettings(folder, tuple(_arguments(size, steps, data)), processes=1)
+            settings = SweepSettings(folder, tuple(_arguments(study, size, steps, data)), processes=1)
             sweep = Sweep(settings, plan_runs(study.values, list(study.seeds)), lambda line: print(line, flush=True))
             sweep.finish()
             shared = {
@@ -54,10 +58,10 @@ def run(study: Study, name: str, data: Path, work: Path) -> None:
                 "vocabulary": vocabulary,
                 "hidden": size.hidden,
                 "experts": size.experts,
-                "parameters": size.parameters(vocabulary),
-                "tokens": steps * TOKENS_A_STEP,
+                "tokens": steps * study.rows * SEQ_LEN,
             }
-            _record([shared | result for result in _ended(sweep)])
+            ended = _ended(sweep)
+            _record([shared | {"parameters": size.parameters(vocabulary, result["set"])} | result for result in ended])
 
 
 def _ended(sweep: Sweep) -> Iterator[dict[str, Any]]:
@@ -67,7 +71,8 @@ def _ended(sweep: Sweep) -> Iterator[dict[str, Any]]:
         if found is not None and sweep.state(planned) in ENDED:
             loss = found.bits(found.final) if found.state == "finished" else None
             what = {"set": list(planned.overrides), "seed": planned.seed}
-            yield what | {"state": found.state, "bits_per_byte": loss}
+            repeats = {name: (found.record.curve("val", name) or [(0, None)])[-1][1] for name in REPEATS}
+            yield what | {"state": found.state, "bits_per_byte": loss} | repeats
 
 
 def _record(found: list[dict[str, Any]]) -> None:
@@ -79,9 +84,10 @@ def _record(found: list[dict[str, Any]]) -> None:
                 file.write(json.dumps(result, ensure_ascii=False) + "\n")
 
 
-def _arguments(size: Size, steps: int, data: Path) -> Iterator[str]:
+def _arguments(study: Study, size: Size, steps: int, data: Path) -> Iterator[str]:
     """Yield train.py's flags: one evaluation of the whole held-out text, at the end."""
-    yield from ("--deepspeed_config", str(CONFIG), "--data", str(data), "--skip_preflight", *size.flags())
+    yield from ("--deepspeed_config", str(CONFIGS / study.config), "--data", str(data), "--skip_preflight")
+    yield from size.flags(study)
     yield from ("--max_seq_len", str(SEQ_LEN), "--max_steps", str(steps), "--eval_interval", str(steps))
     yield from (
         "--sample_interval",
@@ -93,7 +99,7 @@ def _arguments(size: Size, steps: int, data: Path) -> Iterator[str]:
         "--eval_tokens",
         "1000000000",
     )
-    yield from ("--set", f"train_micro_batch_size_per_gpu={MICRO_BATCH}")
+    yield from ("--set", f"train_micro_batch_size_per_gpu={study.rows}", *study.fixed)
 
 
 def _key(result: dict[str, Any]) -> tuple[object, ...]:
@@ -106,13 +112,42 @@ def results() -> list[dict[str, Any]]:
     return list(read_json_lines(RESULTS)) if RESULTS.is_file() else []
 
 
-def law_runs() -> list[Run]:
-    """Return the runs that the law is fitted on, the mean of their seeds."""
-    seeds: defaultdict[tuple[float, float], list[float]] = defaultdict(list)
+def means(studies: Sequence[str]) -> dict[tuple[object, ...], list[float]]:
+    """Return the losses of all seeds of each experiment, by study, sizes, tokens and what it changed."""
+    seeds: defaultdict[tuple[object, ...], list[float]] = defaultdict(list)
     for result in results():
-        if result["study"] == "law" and result["bits_per_byte"]:
-            seeds[result["parameters"], result["tokens"]].append(result["bits_per_byte"])
-    return [Run(*place, statistics.mean(losses)) for place, losses in seeds.items()]
+        if result["study"] in studies and result["bits_per_byte"]:
+            key = (result["study"], result["hidden"], result["experts"], result["parameters"], result["tokens"])
+            seeds[(*key, " ".join(result["set"]))].append(result["bits_per_byte"])
+    return seeds
+
+
+def law_runs() -> list[Run]:
+    """Return the runs that the law is fitted on, the mean of their seeds: dense, with the shipped recipe."""
+    return [
+        Run(float(str(parameters)), float(str(tokens)), statistics.mean(losses))
+        for (_, _, _, parameters, tokens, _), losses in means(("law", "validation")).items()
+    ]
+
+
+def fitted() -> FittedLaw:
+    """Return the law of all runs, with what AdamW and idle experts count by it."""
+    law = fit(law_runs())
+    best: dict[object, tuple[float, float]] = {}
+    for (_, _, _, parameters, tokens, _), losses in means(("adamw",)).items():
+        length = float(str(tokens)) / tokens_for(law.law, float(str(parameters)), statistics.mean(losses))
+        best[parameters] = min(best.get(parameters, (math.inf, 0.0)), (statistics.mean(losses), length))
+    lengths = [length for _, length in best.values()]
+    shares = []
+    for (_, hidden, _, parameters, tokens, _), losses in means(("experts",)).items():
+        active = float(str(parameters))
+        idle = Size(int(str(hidden)), experts=True).idle(4000)
+        shares.append((size_for(law.law, float(str(tokens)), statistics.mean(losses)) - active) / idle)
+    return replace(
+        law,
+        adamw_tokens=round(statistics.geometric_mean(lengths), 2) if lengths else 1.0,
+        idle_share=round(statistics.mean(shares), 2) if shares else 0.0,
+    )
 
 
 def table() -> Iterator[str]:
@@ -129,13 +164,13 @@ def table() -> Iterator[str]:
         size = f"{float(str(parameters)) / 1e6:.2f} | {float(str(tokens)) / 1e6:.1f}"
         yield f"| {study} | {shape} | {size} | {changed} | {statistics.mean(losses):.4f} | {spread} |"
     try:
-        law = fit(law_runs())
+        law = fit(law_runs()).law
     except ValueError as why:
         yield f"no law yet: {why}"
         return
     yield (
-        f"L = {law.floor:.3f} + {law.size_factor:.3g} / N^{law.size_exponent:.3f} + "
-        f"{law.token_factor:.3g} / D^{law.token_exponent:.3f}"
+        f"L = {law.floor:.3f} + {law.size_factor:.3f} / N^{law.size_exponent:.3f} + "
+        f"{law.token_factor:.3f} / D^{law.token_exponent:.3f}, N and D in millions"
     )
 
 
@@ -161,6 +196,7 @@ def main(argv: Sequence[str]) -> int:
     train.add_argument("--lengths", type=float, nargs="+", metavar="N", help="only these of its tokens a parameter")
     kinds.add_parser("table")
     kinds.add_parser("draws")
+    kinds.add_parser("fit")
     expected = kinds.add_parser("predict")
     expected.add_argument("--parameters", type=float, required=True)
     expected.add_argument("--tokens", type=float, required=True)
@@ -183,9 +219,11 @@ def main(argv: Sequence[str]) -> int:
             print(
                 f"{seeds} seeds against {seeds}: called different in {share:.1%} of 1,000 draws of {len(losses)} runs"
             )
+    elif args.what == "fit":
+        FITTED.write_text(json.dumps(asdict(fitted()), indent=1) + "\n", encoding="utf-8")
     else:
-        found = predict(law_runs(), args.parameters, args.tokens)
-        print(f"{found.loss:.3f} bits a byte, +- {found.margin:.3f}")
+        found = fit(law_runs()).expect(args.parameters, args.tokens)
+        print(f"{found.loss:.4f} bits a byte, ± {found.margin:.4f}")
     return 0
 
 

@@ -6,13 +6,14 @@ parameter, embedding included, since that is what a fixed budget of compute fixe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from model import ModelConfig, count_parameters
 
-MICRO_BATCH, SEQ_LEN = 16, 256
-TOKENS_A_STEP = MICRO_BATCH * SEQ_LEN
+SEQ_LEN = 256
+SHAPE = "bufudu."  # the block of the JSON that holds the model's shape
 LAYERS: Mapping[int, int] = {32: 2, 48: 2, 64: 3, 96: 3, 128: 4, 192: 5, 256: 6}
 
 
@@ -37,43 +38,89 @@ class Size:
             "num_experts_per_tok": 2,
         }
 
-    def parameters(self, vocabulary: int) -> int:
-        """Return how many parameters a token meets, the tied embedding included."""
-        return count_parameters(ModelConfig(vocab_size=vocabulary, **self.fields()))[1]
+    def parameters(self, vocabulary: int, changed: Sequence[str] = ()) -> int:
+        """Return how many parameters a token meets, the tied embedding included.
 
-    def steps(self, vocabulary: int, tokens_a_parameter: float) -> int:
-        """Return the optimizer steps that give each parameter so many tokens."""
-        return max(1, round(tokens_a_parameter * self.parameters(vocabulary) / TOKENS_A_STEP))
+        `changed` are values of `--set`, some of which may change the shape.
+        """
+        pairs = (change.split("=", 1) for change in changed if change.startswith(SHAPE))
+        shape = self.fields() | {name.removeprefix(SHAPE): json.loads(value) for name, value in pairs}
+        return count_parameters(ModelConfig(vocab_size=vocabulary, **shape))[1]
 
-    def flags(self) -> list[str]:
-        """Return train.py's flags for the shape."""
-        return [word for name, value in self.fields().items() for word in (f"--{name}", str(value).lower())]
+    def idle(self, vocabulary: int) -> int:
+        """Return how many parameters lie in the experts that a token does not take."""
+        total, active = count_parameters(ModelConfig(vocab_size=vocabulary, **self.fields()))
+        return total - active
+
+    def flags(self, study: Study) -> list[str]:
+        """Return train.py's flags for the shape, without what the study sets itself."""
+        tried = {value.split("=", 1)[0].removeprefix(SHAPE) for value in study.values}
+        shape = {name: value for name, value in self.fields().items() if name not in tried}
+        return [word for name, value in shape.items() for word in (f"--{name}", str(value).lower())]
 
 
 @dataclass(frozen=True)
 class Study:
     """Values to try, each combined with each, at some sizes and lengths.
 
-    `values` are `sweep.py --set`'s: key=value,value. `tokens_a_parameter` are the lengths.
+    `values` are `sweep.py --set`'s: key=value,value. `tokens_a_parameter` are the lengths. `fixed` is what all runs of
+    the study change in `config`, and `rows` is the batch.
     """
 
     sizes: Sequence[Size]
     tokens_a_parameter: Sequence[float]
     values: Sequence[str] = ()
     seeds: Sequence[int] = (1,)
+    config: str = "cpu_x2.json"
+    fixed: Sequence[str] = ()
+    rows: int = 16
+
+    def steps(self, size: Size, vocabulary: int, tokens_a_parameter: float) -> int:
+        """Return the optimizer steps that give each parameter of a size so many tokens."""
+        return max(1, round(tokens_a_parameter * size.parameters(vocabulary) / (self.rows * SEQ_LEN)))
 
 
 def _dense(*hidden: int) -> tuple[Size, ...]:
     return tuple(Size(width) for width in hidden)
 
 
-# Muon's AdamW half keeps its ratio to Muon's learning rate, that of cpu_x2.json
+def _experts(*hidden: int) -> tuple[Size, ...]:
+    return tuple(Size(width, experts=True) for width in hidden)
+
+
+# the reference run's AdamW, schedule and clipping with the batch of the other studies, in bf16
+REFERENCE = (
+    "fp16.enabled=false",
+    "bf16.enabled=true",
+    "train_batch_size=16",
+    "gradient_accumulation_steps=1",
+)
+LINEAR = '{"type":"WarmupDecayLR","params":{"total_num_steps":"auto","warmup_num_steps":"auto","warmup_type":"linear"}}'
+CONSTANT = '{"type":"WarmupLR","params":{"warmup_num_steps":"auto","warmup_type":"linear"}}'
+
 STUDIES: Mapping[str, Study] = {
-    "rates": Study(_dense(32, 64, 128), (10,), ("optimizer.params.muon_lr=0.005,0.01,0.02,0.04",), (1, 2)),
-    "adam_rates": Study(_dense(32, 64), (10,), ("optimizer.params.adam_lr=0.0125,0.025,0.05,0.1",)),
-    "law": Study(_dense(32, 48, 64), (2, 4, 8, 16)),
+    # AdamW's half keeps its 5e-2
+    "rates": Study(_dense(32, 64, 128), (10,), ("optimizer.params.muon_lr=0.005,0.01,0.02,0.04",)),
+    "adam_rates": Study(_dense(32, 64), (10,), ("optimizer.params.adam_lr=0.0125,0.025,0.1",)),
+    "long_rates": Study(_dense(32), (80,), ("optimizer.params.adam_lr=0.0125,0.05", "optimizer.params.muon_lr=0.02")),
+    "adamw": Study(
+        _dense(32, 64), (10,), ("optimizer.params.lr=2e-4,1e-3,2e-3,4e-3,8e-3",), config="t4x2.json", fixed=REFERENCE
+    ),
+    "batch_4": Study(_dense(64), (10,), ("optimizer.params.muon_lr=0.01",), rows=4),
+    "batch_64": Study(_dense(64), (10,), ("optimizer.params.muon_lr=0.02,0.04",), rows=64),
+    "floors": Study(_dense(64), (10,), ("scheduler.params.cos_min_ratio=0.1",)),
+    "schedules": Study(_dense(64), (10,), (f"scheduler={LINEAR},{CONSTANT}",)),
+    "decay": Study(_dense(64), (10,), ("optimizer.params.weight_decay=0.1",)),
+    "betas": Study(_dense(64), (10,), ("optimizer.params.momentum=0.95",)),
+    "law": Study(_dense(32, 48, 64, 96, 128), (2, 4, 8, 16)),
     # three times the compute of the largest run of the law, up to that length
     "validation": Study(_dense(96), (8, 16)),
     "equal": Study(_dense(32), (3,), seeds=range(1, 25)),
-    "experts": Study(tuple(Size(width, experts=True) for width in (32, 64, 96)), (10, 40)),
+    "experts": Study(_experts(32, 64, 96), (10, 40)),
+    "dense": Study(_dense(32, 64, 96), (10, 40)),
+    "balance": Study(_experts(64), (10,), ("bufudu.router_aux_loss_coef=0.01",)),
+    "many": Study(_experts(64), (10,), ("bufudu.num_experts=16",)),
+    "depth": Study(_dense(64), (10,), ("bufudu.num_hidden_layers=1,6",)),
+    "heads": Study(_dense(64), (10,), ("bufudu.num_attention_heads=4",), fixed=("bufudu.num_key_value_heads=1",)),
+    "rope": Study(_dense(64), (10,), ("bufudu.rope_theta=10000",)),
 }

@@ -299,7 +299,7 @@ def floor(tokens: float) -> dict[str, float]:
 
 def resolved(scenario: Scenario) -> Resolved:
     """The scenario's DeepSpeed configuration on two T4s."""
-    source = "t4x2_muon.json" if scenario.muon else "t4x2.json"
+    source = "t4x2_fast.json" if scenario.muon else "t4x2.json"
     config = scenario.config()
     facts = RunFacts(
         world_size=GPUS,

@@ -20,7 +20,7 @@ SMALL = {
     "moe_intermediate_size": 8,
 }
 OVERFLOWS = ["overflow dense", "overflow experts", "overflow split"]
-CONTINUED = ["continued t4x2", "continued t4x2_ep2", "continued t4x2_muon", "continued ampere_x2"]
+CONTINUED = ["continued t4x2", "continued t4x2_ep2", "continued t4x2_fast", "continued ampere_x2"]
 
 
 # --- parameter groups -------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_the_schedule_waits_for_an_overflow(engine_results, scenario):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["t4x2_muon", "cpu_x2"])
+@pytest.mark.parametrize("name", ["t4x2_fast", "cpu_x2"])
 def test_muon_gets_the_matrices_and_adam_the_rest_with_the_routers(engine_results, name):
     result = engine_results(2, name)
     assert result["optimizer"] == "Muon"
@@ -138,7 +138,7 @@ def test_muon_gets_the_matrices_and_adam_the_rest_with_the_routers(engine_result
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["t4x2_muon", "cpu_x2"])
+@pytest.mark.parametrize("name", ["t4x2_fast", "cpu_x2"])
 def test_the_routers_train_under_muon(engine_results, name):
     moved = engine_results(2, name)["moved"]
     assert all(moved[f"model.layers.{layer}.mlp.gate.weight"] > 1e-3 for layer in (0, 1))

@@ -47,13 +47,13 @@ CASES: dict[str, tuple[str, ModelConfig, tuple[str, ...]]] = {
     **{f"fp16 stage {number}": ("t4x2", MOE, FP16 + stage(number)) for number in (1, 2)},
     "fp16 stage 2 split": ("t4x2", SPLIT, FP16),
     **{f"bf16 stage {number}": ("t4x2", MOE, BF16 + stage(number)) for number in (1, 2)},
-    "muon fp32 stage 2": ("t4x2_muon", MOE, FP32),
-    "muon fp32 stage 2 split": ("t4x2_muon", SPLIT, FP32),
-    "muon bf16 stage 1": ("t4x2_muon", MOE, BF16 + stage(1)),
-    "muon bf16 stage 1 wide gradients": ("t4x2_muon", DENSE, (*BF16, *stage(1), "data_types.grad_accum_dtype=fp32")),
+    "muon fp32 stage 2": ("t4x2_fast", MOE, FP32),
+    "muon fp32 stage 2 split": ("t4x2_fast", SPLIT, FP32),
+    "muon bf16 stage 1": ("t4x2_fast", MOE, BF16 + stage(1)),
+    "muon bf16 stage 1 wide gradients": ("t4x2_fast", DENSE, (*BF16, *stage(1), "data_types.grad_accum_dtype=fp32")),
     "bf16 stage 1 wide gradients": ("t4x2", MOE, (*BF16, *stage(1), "data_types.grad_accum_dtype=fp32")),
-    "muon bf16 stage 2": ("t4x2_muon", MOE, BF16),
-    "muon fp16 stage 2": ("t4x2_muon", MOE, FP16),
+    "muon bf16 stage 2": ("t4x2_fast", MOE, BF16),
+    "muon fp16 stage 2": ("t4x2_fast", MOE, FP16),
 }
 
 

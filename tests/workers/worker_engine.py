@@ -458,7 +458,7 @@ TWO = {
     **{f"keys: {name}": partial(keys, name=name) for name in CONFIGURATIONS},
     "continued t4x2": partial(continued, name="t4x2", config=MOE),
     "continued t4x2_ep2": partial(continued, name="t4x2_ep2", config=SPLIT),
-    "continued t4x2_muon": partial(continued, name="t4x2_muon", config=MOE),
+    "continued t4x2_fast": partial(continued, name="t4x2_fast", config=MOE),
     "continued ampere_x2": partial(continued, name="ampere_x2", config=MOE),
 }
 

@@ -1,6 +1,6 @@
 """The rules for "auto": what the run, the machine or a recipe of ds_configs/ gives, each with a note that says so.
 
-Of the optimisation (optimizer, schedule, clipping) the recipe is the reference run's, t4x2.json, or t4x2_muon.json for
+Of the optimisation (optimizer, schedule, clipping) the recipe is the reference run's, t4x2.json, or t4x2_fast.json for
 Muon; of everything else it is the file for this machine. What a recipe does not say is left to DeepSpeed's default. The
 length of the schedule is filled in later, when the rows are counted.
 """
@@ -31,7 +31,7 @@ class Filler:
     def __init__(self, case: Case, problems: Problems) -> None:
         self.case, self.work, self.problems = case, case.config, problems
         self.notes: list[str] = []
-        self.reference_path = CONFIGS / ("t4x2_muon.json" if case.optimizer == "muon" else "t4x2.json")
+        self.reference_path = CONFIGS / ("t4x2_fast.json" if case.optimizer == "muon" else "t4x2.json")
         self.machine_path = default_config(case.device, case.run.world_size)[0]
         self.reference, self.machine = Settings(load(self.reference_path)), Settings(load(self.machine_path))
 

@@ -237,8 +237,6 @@ def parse(argv: Sequence[str], description: str, say: Callable[[str], None] = la
     if "budget" in given and others:
         both = "say" if len(others) > 1 else "says"
         raise UserError(f"--budget: {' and '.join(others)} {both} how long the run is, too: leave one out")
-    if "budget" in given and given.get("plan"):
-        raise UserError("--budget: --plan trains nothing that could be measured: leave one out")
     others = [f"--{name}" for name in ("plan", "preflight", "budget") if given.get(name)]
     if "tune" in given and others:
         raise UserError(f"--tune: {others[0]} is another thing to do: leave one out")

@@ -11,6 +11,7 @@ from model import count_parameters
 from model.kernels import NAMES
 from training.config.resolve import Resolved
 from training.config.settings import ACCUMULATION, MICRO
+from training.planning.expected_loss import FittedLaw, worth
 from training.planning.flops import training_flops_per_token
 from training.planning.memory import ROUTING_IMBALANCE, MemoryEstimate
 from training.planning.micro_batch import CLOSE, Memory, with_micro_batch
@@ -39,10 +40,12 @@ class Plan:
     memory: Memory
     kernels: str = "plain"
     """`--kernels`; auto is planned as if the GPU took all of them."""
+    budget: float | None = None
+    """Seconds that the length of the run was worked out from."""
 
     def lines(self, utilisation: float) -> list[str]:
         """Return what is printed; hours are counted at `utilisation` (0 to 1) of the device's datasheet peak."""
-        return [*self._size_lines(), *self._memory_lines(), *self._time_lines(utilisation)]
+        return [*self._size_lines(), *self._memory_lines(), *self._time_lines(utilisation), *self._loss_lines()]
 
     def _size_lines(self) -> list[str]:
         model, resolved, rows, seq_len = self.memory.model, self.resolved, self.rows, self.memory.seq_len
@@ -145,13 +148,13 @@ class Plan:
             "FLOP in all (matrix products of the model, no padding)"
         )
         peak = (device.peak_flops or {}).get(self.resolved.precision)
-        if peak is None:
+        speed = tokens_a_second(self.memory, self.resolved.precision, utilisation)
+        if peak is None or speed is None:
             return [
                 compute,
                 f"time      no datasheet peak known for {device.name}: divide {_tokens(tokens)} by the tokens/s "
                 "of a short run (--max_steps 20)",
             ]
-        speed = peak * world * utilisation / per_token
         hours = tokens / speed / 3600
         slower = ", ".join(f"{hours * factor:.1f} h at {utilisation / factor:.2g}" for factor in (2, 4, 8))
         return [
@@ -160,6 +163,36 @@ class Plan:
             f"TFLOP/s ({device.name}, {self.resolved.precision}, datasheet): {speed:,.0f} tokens/s",
             f"          {slower}; small models stay far below the peak, and a run's log tells",
         ]
+
+    def _loss_lines(self) -> list[str]:
+        """Return what loss to expect by a law fitted on natural prose, where it knows the optimizer."""
+        if self.resolved.optimizer_name.lower() not in ("muon", "adam", "adamw"):
+            return []
+        law, model, seq_len = FittedLaw.load(), self.memory.model, self.memory.seq_len
+        text, tokens = self.rows * seq_len, self.resolved.total_steps * self.resolved.train_batch * seq_len
+        size, length = law.size(model), worth(tokens, text)
+        fast, adamw = law.expect(size, length), law.expect(size, length / law.adamw_tokens)
+        lines = [
+            f"loss      {fast} bits a byte expected of prose with Muon as in t4x2_fast.json, {adamw} with AdamW at its "
+            f"best rate (extended from runs of at most {law.largest_parameters / 1e6:.1f} M parameters: "
+            "docs/dev/recipes.md)"
+        ]
+        if self.budget is not None:
+            best, best_tokens = law.best_size(training_flops_per_token(model, seq_len) * tokens, text)
+            expected = law.expect(best, worth(best_tokens, text))
+            lines.append(
+                f"          the lowest in this budget: {expected} with about {best / 1e6:.0f} M parameters and "
+                f"{_tokens(round(best_tokens))} of this text"
+            )
+        return lines
+
+
+def tokens_a_second(memory: Memory, precision: str, utilisation: float) -> float | None:
+    """Return the speed of all processes at a share of the device's datasheet peak, None where none is known."""
+    peak = (memory.device.peak_flops or {}).get(precision)
+    if peak is None:
+        return None
+    return peak * memory.processes * utilisation / training_flops_per_token(memory.model, memory.seq_len)
 
 
 def _fullest(phases: list[MemoryEstimate]) -> MemoryEstimate:

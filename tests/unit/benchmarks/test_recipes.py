@@ -8,11 +8,12 @@ import random
 import pytest
 
 from benchmarks.recipes import __main__ as recipes
-from benchmarks.recipes.law import Law, Run, fit, predict
-from benchmarks.recipes.studies import LAYERS, STUDIES, TOKENS_A_STEP, Size
+from benchmarks.recipes.law import Run, fit, size_for, tokens_for
+from benchmarks.recipes.studies import LAYERS, SEQ_LEN, STUDIES, Size
 from model import ModelConfig
+from training.planning.expected_loss import Law
 
-TRUE = Law(0.9, 30.0, 0.4, 60.0, 0.35)
+TRUE = Law(0.6, 0.5, 0.35, 1.2, 0.3)
 
 
 def runs(noise: float = 0.0) -> list[Run]:
@@ -23,13 +24,20 @@ def runs(noise: float = 0.0) -> list[Run]:
 
 
 def test_a_law_is_found_again_beyond_its_runs() -> None:
-    assert fit(runs())(2e6, 60e6) == pytest.approx(TRUE(2e6, 60e6), rel=1e-3)
+    assert fit(runs()).expect(2e6, 60e6).loss == pytest.approx(TRUE(2e6, 60e6), rel=0.01)
 
 
 def test_the_margin_grows_with_noise_and_holds_the_truth() -> None:
-    quiet, noisy = (predict(runs(noise), 2e6, 60e6) for noise in (0.001, 0.01))
+    quiet, noisy = (fit(runs(noise)).expect(2e6, 60e6) for noise in (0.001, 0.01))
     assert quiet.margin < noisy.margin
     assert abs(noisy.loss - TRUE(2e6, 60e6)) < noisy.margin
+
+
+def test_tokens_and_sizes_are_found_by_their_loss() -> None:
+    assert tokens_for(TRUE, 2e6, TRUE(2e6, 60e6)) == pytest.approx(60e6)
+    assert size_for(TRUE, 60e6, TRUE(2e6, 60e6)) == pytest.approx(2e6)
+    with pytest.raises(ValueError):
+        tokens_for(TRUE, 2e6, 0.5)
 
 
 def test_too_few_runs_are_refused() -> None:
@@ -42,7 +50,8 @@ def test_too_few_runs_are_refused() -> None:
 def test_sizes_are_models_and_lengths_count_their_parameters(hidden: int, experts: bool) -> None:
     size = Size(hidden, experts)
     ModelConfig(vocab_size=4000, **size.fields()).validate()
-    assert size.steps(4000, 10) * TOKENS_A_STEP == pytest.approx(10 * size.parameters(4000), rel=0.01)
+    study = STUDIES["law"]
+    assert study.steps(size, 4000, 10) * study.rows * SEQ_LEN == pytest.approx(10 * size.parameters(4000), rel=0.01)
 
 
 def test_the_table_and_the_law_are_of_what_was_recorded(tmp_path, monkeypatch) -> None:
@@ -58,7 +67,7 @@ def test_the_table_and_the_law_are_of_what_was_recorded(tmp_path, monkeypatch) -
     monkeypatch.setattr(recipes, "RESULTS", path)
     lines = list(recipes.table())
     assert len(lines) == 2 + len(runs()) + 1
-    assert "0.0141" in lines[2] and lines[-1].startswith("L = 0.9")
+    assert "0.0141" in lines[2] and lines[-1].startswith("L = 0.")
     assert [run.loss for run in recipes.law_runs()] == pytest.approx([run.loss for run in runs()])
 
 
@@ -71,3 +80,10 @@ def test_equal_runs_are_seldom_called_different_and_unequal_ones_often() -> None
 
 def test_every_study_has_a_size_and_a_length() -> None:
     assert all(study.sizes and study.tokens_a_parameter and study.seeds for study in STUDIES.values())
+
+
+def test_a_study_of_shapes_counts_the_parameters_of_what_it_tries() -> None:
+    study, size = STUDIES["depth"], Size(64)
+    assert "--num_hidden_layers" not in size.flags(study) and "--hidden_size" in size.flags(study)
+    shallow, deep = (size.parameters(4000, [f"bufudu.num_hidden_layers={layers}"]) for layers in (1, 6))
+    assert shallow < size.parameters(4000) < deep

@@ -39,7 +39,7 @@ RUN = RunFacts(
 MACHINES = {
     "t4x2": (T4X2, RUN),
     "t4x2_ep2": (T4X2, replace(RUN, ep_size=2)),
-    "t4x2_muon": (T4X2, RUN),
+    "t4x2_fast": (T4X2, RUN),
     "t4x1": (replace(T4X2, count=1), replace(RUN, world_size=1)),
     "ampere_x2": (A100X2, RUN),
     "cpu_x2": (CPU, RUN),
@@ -141,13 +141,13 @@ def test_ampere_computes_in_bf16():
     ("device", "method"), [(CPU, "polar"), (OLD_CPU, "polar"), (T4X2, "gram"), (A100X2, "standard")]
 )
 def test_muons_iteration_is_chosen_for_the_device(device, method):
-    result = resolved("optimizer.params.ns_method=auto", "fp16.enabled=false", name="t4x2_muon", device=device)
+    result = resolved("optimizer.params.ns_method=auto", "fp16.enabled=false", name="t4x2_fast", device=device)
     assert result.config["optimizer"]["params"]["ns_method"] == method
     assert any(f"ns_method: auto -> {method}" in note for note in result.notes)
 
 
 def test_muon_is_not_clipped():
-    result = resolved(name="t4x2_muon")
+    result = resolved(name="t4x2_fast")
     assert (result.config["gradient_clipping"], result.peak_lr, result.optimizer_name) == (0, 0.02, "Muon")
 
 
@@ -351,10 +351,10 @@ def test_contradiction(overrides, words):
             replace(CPU, has_compiler=False),
             ["torch_adam", "g++"],
         ),
-        ("t4x2_muon", ["gradient_clipping=1.0"], T4X2, ["gradient_clipping", "orthogonalised", "0"]),
-        ("t4x2_muon", ["optimizer.params.fused=true"], T4X2, ["optimizer.params.fused"]),
-        ("t4x2_muon", ["optimizer.params.ns_method=standard"], T4X2, ["ns_method", "bf16", "gram"]),
-        ("t4x2_muon", ["optimizer.params.ns_method=polar"], T4X2, ["ns_method", "polar", "bf16", "gram"]),
+        ("t4x2_fast", ["gradient_clipping=1.0"], T4X2, ["gradient_clipping", "orthogonalised", "0"]),
+        ("t4x2_fast", ["optimizer.params.fused=true"], T4X2, ["optimizer.params.fused"]),
+        ("t4x2_fast", ["optimizer.params.ns_method=standard"], T4X2, ["ns_method", "bf16", "gram"]),
+        ("t4x2_fast", ["optimizer.params.ns_method=polar"], T4X2, ["ns_method", "polar", "bf16", "gram"]),
         (
             "cpu_x2",
             ['optimizer={"type":"Lion","params":{"lr":1e-3}}'],
@@ -363,7 +363,7 @@ def test_contradiction(overrides, words):
         ),
         ("cpu_x2", ['optimizer={"type":"Lamb","params":{"lr":1e-3}}'], CPU, ["DeepSpeed has no Lamb for a CPU"]),
         ("cpu_x2", ["optimizer.params.lr=1e-3"], CPU, ["optimizer.params.lr: without effect", "muon_lr=null"]),
-        ("t4x2_muon", ["optimizer.params.adam_lr=null"], T4X2, ["optimizer.params.lr: missing"]),
+        ("t4x2_fast", ["optimizer.params.adam_lr=null"], T4X2, ["optimizer.params.lr: missing"]),
     ],
 )
 def test_contradiction_with_the_machine(name, overrides, device, words):
@@ -387,7 +387,7 @@ def test_contradiction_with_the_run(facts, words):
 
 
 def test_muon_may_be_clipped_widely():
-    assert resolved("gradient_clipping=50", name="t4x2_muon").config["gradient_clipping"] == 50
+    assert resolved("gradient_clipping=50", name="t4x2_fast").config["gradient_clipping"] == 50
 
 
 def test_zero3_is_refused_for_dense_models_too():

@@ -113,7 +113,6 @@ def test_the_outlook_of_a_run_that_continues():
     [
         (["--epochs", "3"], "--epochs says how long the run is, too"),
         (["--max_steps", "9", "--epochs", "3"], "--epochs and --max_steps say how long the run is, too"),
-        (["--plan"], "--plan trains nothing that could be measured"),
     ],
 )
 def test_one_length_is_enough(flags, words):

@@ -41,6 +41,7 @@ def plan(
     rows: int = REFERENCE_ROWS,
     seq_len: int = 512,
     world: int = 2,
+    budget: float | None = None,
 ) -> str:
     facts = RunFacts(
         world_size=world,
@@ -52,7 +53,8 @@ def plan(
         use_moe=config.use_moe,
     )
     resolved = check(load(CONFIGS / file, list(sets)), facts, device, source=file).resolve(rows)
-    return "\n".join(Plan(resolved, rows, Memory(config, device, world, seq_len)).lines(0.35))
+    memory = Memory(config, device, world, seq_len)
+    return "\n".join(Plan(resolved, rows, memory, budget=budget).lines(0.35))
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +114,23 @@ def test_zero_stages_stand_side_by_side(reference: str) -> None:
     stages = re.search(r"stage 0 / 1 / 2: (\d+) MiB / (\d+) MiB / (\d+) MiB a GPU", reference)
     zero, one, two = map(int, stages.groups())
     assert zero > one > two
+
+
+def test_the_expected_loss_falls_with_the_tokens_and_is_said_for_both_optimizers() -> None:
+    def expected(rows: int) -> list[float]:
+        line = next(line for line in plan("t4x2.json", config=ModelConfig(), rows=rows).split("\n") if "loss  " in line)
+        return [float(found) for found in re.findall(r"([\d.]+) ±", line)]
+
+    few, many = expected(20_000), expected(REFERENCE_ROWS)
+    assert few[0] > many[0] and many[0] < many[1]
+
+
+def test_a_budget_names_the_best_size() -> None:
+    text = plan("t4x2.json", config=ModelConfig(), budget=36_000)
+    found = re.search(r"the lowest in this budget: ([\d.]+) ± [\d.]+ with about (\d+) M parameters", text)
+    assert found and 1 <= int(found[2]) < 10_000
+    assert "the lowest" not in plan("t4x2.json", config=ModelConfig())
+
+
+def test_an_optimizer_that_the_law_does_not_know_gets_no_expected_loss() -> None:
+    assert "expected of prose" not in plan("t4x2.json", "zero_allow_untested_optimizer=true", "optimizer.type=RMSprop", 'optimizer.params={"lr":1e-3}')
