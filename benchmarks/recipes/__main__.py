@@ -3,6 +3,7 @@
     python -m benchmarks.recipes run law --data DIR --work DIR   train a study's runs, or go on after a kill
     python -m benchmarks.recipes table                          what is known, from results.jsonl
     python -m benchmarks.recipes fit                            the law, into training/planning/expected_loss.json
+    python -m benchmarks.recipes draw docs/recipes.svg          the runs and the law as a picture
     python -m benchmarks.recipes predict --parameters 1.3e6 --tokens 26e6
     python -m benchmarks.recipes draws                          how often two halves of equal runs are called different
 
@@ -26,6 +27,7 @@ from typing import Any
 
 from benchmarks import inputs
 from benchmarks.recipes.law import Run, fit, size_for, tokens_for
+from benchmarks.recipes.picture import svg
 from benchmarks.recipes.studies import SEQ_LEN, STUDIES, Size, Study
 from common.files import read_json_lines
 from corpus.shards import Corpus
@@ -36,6 +38,7 @@ from training.planning.expected_loss import FITTED, FittedLaw
 from training.processes.lock import RunLock
 
 RESULTS = Path(__file__).with_name("results.jsonl")
+FITTED_ON, PREDICTED = ("law", "dense", "validation"), ("hour",)
 REPEATS = ("repetition", "greedy_repetition", "loops", "copying")  # of the text that the model writes at the end
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
@@ -122,11 +125,11 @@ def means(studies: Sequence[str]) -> dict[tuple[object, ...], list[float]]:
     return seeds
 
 
-def law_runs() -> list[Run]:
-    """Return the runs that the law is fitted on, the mean of their seeds: dense, with the shipped recipe."""
+def law_runs(studies: Sequence[str] = FITTED_ON) -> list[Run]:
+    """Return runs of dense models with the shipped recipe, each the mean of its seeds."""
     return [
         Run(float(str(parameters)), float(str(tokens)), statistics.mean(losses))
-        for (_, _, _, parameters, tokens, _), losses in means(("law", "validation")).items()
+        for (_, _, _, parameters, tokens, _), losses in means(studies).items()
     ]
 
 
@@ -197,6 +200,7 @@ def main(argv: Sequence[str]) -> int:
     kinds.add_parser("table")
     kinds.add_parser("draws")
     kinds.add_parser("fit")
+    kinds.add_parser("draw").add_argument("picture", type=Path, metavar="FILE.svg")
     expected = kinds.add_parser("predict")
     expected.add_argument("--parameters", type=float, required=True)
     expected.add_argument("--tokens", type=float, required=True)
@@ -221,6 +225,8 @@ def main(argv: Sequence[str]) -> int:
             )
     elif args.what == "fit":
         FITTED.write_text(json.dumps(asdict(fitted()), indent=1) + "\n", encoding="utf-8")
+    elif args.what == "draw":
+        args.picture.write_text(svg(FittedLaw.load(), law_runs(), law_runs(PREDICTED)), encoding="utf-8")
     else:
         found = fit(law_runs()).expect(args.parameters, args.tokens)
         print(f"{found.loss:.4f} bits a byte, ± {found.margin:.4f}")
