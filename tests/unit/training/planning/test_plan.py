@@ -133,4 +133,5 @@ def test_a_budget_names_the_best_size() -> None:
 
 
 def test_an_optimizer_that_the_law_does_not_know_gets_no_expected_loss() -> None:
-    assert "expected of prose" not in plan("t4x2.json", "zero_allow_untested_optimizer=true", "optimizer.type=RMSprop", 'optimizer.params={"lr":1e-3}')
+    rmsprop = ("zero_allow_untested_optimizer=true", 'optimizer={"type":"RMSprop","params":{"lr":1e-3}}')
+    assert "expected of prose" not in plan("t4x2.json", *rmsprop)
