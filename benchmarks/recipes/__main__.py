@@ -23,7 +23,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import inputs
 from benchmarks.recipes.law import Run, fit, size_for, tokens_for
@@ -115,41 +115,49 @@ def results() -> list[dict[str, Any]]:
     return list(read_json_lines(RESULTS)) if RESULTS.is_file() else []
 
 
-def means(studies: Sequence[str]) -> dict[tuple[object, ...], list[float]]:
-    """Return the losses of all seeds of each experiment, by study, sizes, tokens and what it changed."""
-    seeds: defaultdict[tuple[object, ...], list[float]] = defaultdict(list)
+class Experiment(NamedTuple):
+    """What runs that differ in the seed alone have in common; `body` are the active parameters beside the embedding."""
+
+    study: str
+    hidden: int
+    experts: bool
+    body: float
+    tokens: float
+    changed: str
+
+
+def experiments(studies: Sequence[str]) -> dict[Experiment, float]:
+    """Return the mean loss over the seeds of each experiment that ended well."""
+    seeds: defaultdict[Experiment, list[float]] = defaultdict(list)
     for result in results():
         if result["study"] in studies and result["bits_per_byte"]:
-            key = (result["study"], result["hidden"], result["experts"], result["parameters"], result["tokens"])
-            seeds[(*key, " ".join(result["set"]))].append(result["bits_per_byte"])
-    return seeds
+            body = result["parameters"] - result["vocabulary"] * result["hidden"]
+            shape = result["study"], result["hidden"], result["experts"]
+            seeds[Experiment(*shape, body, result["tokens"], " ".join(result["set"]))].append(result["bits_per_byte"])
+    return {experiment: statistics.mean(losses) for experiment, losses in seeds.items()}
 
 
 def law_runs(studies: Sequence[str] = FITTED_ON) -> list[Run]:
-    """Return runs of dense models with the shipped recipe, each the mean of its seeds."""
-    return [
-        Run(float(str(parameters)), float(str(tokens)), statistics.mean(losses))
-        for (_, _, _, parameters, tokens, _), losses in means(studies).items()
-    ]
+    """Return runs of dense models with the shipped recipe."""
+    return [Run(found.body, found.tokens, loss) for found, loss in experiments(studies).items()]
 
 
 def fitted() -> FittedLaw:
     """Return the law of all runs, with what AdamW and idle experts count by it."""
-    law = fit(law_runs())
-    best: dict[object, tuple[float, float]] = {}
-    for (_, _, _, parameters, tokens, _), losses in means(("adamw",)).items():
-        length = float(str(tokens)) / tokens_for(law.law, float(str(parameters)), statistics.mean(losses))
-        best[parameters] = min(best.get(parameters, (math.inf, 0.0)), (statistics.mean(losses), length))
-    lengths = [length for _, length in best.values()]
-    shares = []
-    for (_, hidden, _, parameters, tokens, _), losses in means(("experts",)).items():
-        active = float(str(parameters))
-        idle = Size(int(str(hidden)), experts=True).idle(4000)
-        shares.append((size_for(law.law, float(str(tokens)), statistics.mean(losses)) - active) / idle)
+    fit_of_all = fit(law_runs())
+    law, best = fit_of_all.law, {}
+    for found, loss in experiments(("adamw",)).items():
+        best[found.body] = min(
+            best.get(found.body, (math.inf, 1.0)), (loss, found.tokens / tokens_for(law, found.body, loss))
+        )
+    shares = [
+        (size_for(law, found.tokens, loss) - found.body) / Size(found.hidden, experts=True).idle(4000)
+        for found, loss in experiments(("experts",)).items()
+    ]
     return replace(
-        law,
-        adamw_tokens=round(statistics.geometric_mean(lengths), 2) if lengths else 1.0,
-        idle_share=round(statistics.mean(shares), 2) if shares else 0.0,
+        fit_of_all,
+        adamw_tokens=round(statistics.geometric_mean(length for _, length in best.values()), 2),
+        idle_share=max(0.0, round(statistics.mean(shares), 2)),
     )
 
 
@@ -171,9 +179,10 @@ def table() -> Iterator[str]:
     except ValueError as why:
         yield f"no law yet: {why}"
         return
+    root = 1 / law.token_exponent
     yield (
-        f"L = {law.floor:.3f} + {law.size_factor:.3f} / N^{law.size_exponent:.3f} + "
-        f"{law.token_factor:.3f} / D^{law.token_exponent:.3f}, N and D in millions"
+        f"L = {law.floor:.3f} + ({law.size_factor**root:.3f} / N^{law.size_exponent * root:.3f} + "
+        f"{law.token_factor**root:.3f} / D)^{law.token_exponent:.3f}, N (without the embedding) and D in millions"
     )
 
 
@@ -202,7 +211,7 @@ def main(argv: Sequence[str]) -> int:
     kinds.add_parser("fit")
     kinds.add_parser("draw").add_argument("picture", type=Path, metavar="FILE.svg")
     expected = kinds.add_parser("predict")
-    expected.add_argument("--parameters", type=float, required=True)
+    expected.add_argument("--parameters", type=float, required=True, help="without the embedding")
     expected.add_argument("--tokens", type=float, required=True)
     args = parser.parse_args(argv)
     if args.what == "run":

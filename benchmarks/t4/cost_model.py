@@ -311,6 +311,7 @@ def resolved(scenario: Scenario) -> Resolved:
         use_moe=config.use_moe,
     )
     sets = [
+        "train_batch_size=auto",
         f"train_micro_batch_size_per_gpu={scenario.micro_batch}",
         f"zero_optimization.stage={scenario.stage}",
         f"gradient_accumulation_steps={scenario.accumulation}",

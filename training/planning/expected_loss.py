@@ -1,5 +1,6 @@
-"""What loss to expect of a run: L = E + A / N^a + B / D^b for N parameters and D tokens (Hoffmann et al., 2022).
+"""What loss to expect of a run: L = E + ((A / N^a)^(1/b) + B / D)^b for N parameters beside the embedding and D tokens.
 
+That is Kaplan et al. (2020), equation 1.5, with a floor: the more parameters, the more tokens they need to be of use.
 The constants, in `expected_loss.json`, were fitted by `python -m benchmarks.recipes fit` on runs of the fast recipe
 over natural Chinese prose; docs/dev/recipes.md holds the runs, and what became of predictions made before a run. On
 other text the figure is another one; what a larger model or more tokens change is a guide there too.
@@ -26,7 +27,7 @@ _SIZES = np.logspace(-1.5, 4, 400)  # millions of parameters among which the bes
 
 @dataclass(frozen=True)
 class Law:
-    """The five constants; N and D in millions, the loss in bits a byte."""
+    """The five constants; N and D in millions, the loss in bits a byte. `token_factor` is B to the power of b."""
 
     floor: float
     size_factor: float
@@ -36,8 +37,10 @@ class Law:
 
     def __call__(self, parameters: float, tokens: float) -> float:
         """Return the loss that it expects of so many parameters and tokens."""
-        of_size = self.size_factor / (parameters / MILLION) ** self.size_exponent
-        return self.floor + of_size + self.token_factor / (tokens / MILLION) ** self.token_exponent
+        size, length = parameters / MILLION, tokens / MILLION
+        of_size = (self.size_factor / size**self.size_exponent) ** (1 / self.token_exponent)
+        of_tokens = self.token_factor ** (1 / self.token_exponent) / length
+        return self.floor + (of_size + of_tokens) ** self.token_exponent
 
     @classmethod
     def of(cls, logarithms: Sequence[float]) -> Law:
@@ -98,7 +101,7 @@ class FittedLaw:
     def size(self, model: ModelConfig) -> float:
         """Return the parameters that a network counts for: those a token meets, and a part of the idle experts'."""
         total, active = count_parameters(model)
-        return active + self.idle_share * (total - active)
+        return active - model.vocab_size * model.hidden_size + self.idle_share * (total - active)
 
     def best_size(self, operations: float, text: float) -> tuple[float, float]:
         """Return the parameters and tokens with the lowest loss that so many operations can train, 6 N D of them.
