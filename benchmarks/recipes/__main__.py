@@ -21,7 +21,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,11 +154,11 @@ def fitted() -> FittedLaw:
         (size_for(law, found.tokens, loss) - found.body) / Size(found.hidden, experts=True).idle(4000)
         for found, loss in experiments(("experts",)).items()
     ]
-    return replace(
-        fit_of_all,
-        adamw_tokens=round(statistics.geometric_mean(length for _, length in best.values()), 2),
-        idle_share=max(0.0, round(statistics.mean(shares), 2)),
-    )
+    found = {
+        "adamw_tokens": round(statistics.geometric_mean(length for _, length in best.values()), 2),
+        "idle_share": max(0.0, round(statistics.mean(shares), 2)),
+    }
+    return fit_of_all.model_copy(update=found)
 
 
 def table() -> Iterator[str]:
@@ -175,14 +175,20 @@ def table() -> Iterator[str]:
         size = f"{float(str(parameters)) / 1e6:.2f} | {float(str(tokens)) / 1e6:.1f}"
         yield f"| {study} | {shape} | {size} | {changed} | {statistics.mean(losses):.4f} | {spread} |"
     try:
-        law = fit(law_runs()).law
+        both = fit(law_runs())
     except ValueError as why:
         yield f"no law yet: {why}"
         return
+    law = both.law
     root = 1 / law.token_exponent
     yield (
         f"L = {law.floor:.3f} + ({law.size_factor**root:.3f} / N^{law.size_exponent * root:.3f} + "
-        f"{law.token_factor**root:.3f} / D)^{law.token_exponent:.3f}, N (without the embedding) and D in millions"
+        f"{law.token_factor**root:.3f} / D)^{law.token_exponent:.3f}"
+    )
+    other = both.forms[1].law()
+    yield (
+        f"L = {other.floor:.3f} + {other.size_factor:.3f} / N^{other.size_exponent:.3f} + "
+        f"{other.token_factor:.3f} / D^{other.token_exponent:.3f}, N (without the embedding) and D in millions"
     )
 
 
@@ -233,7 +239,7 @@ def main(argv: Sequence[str]) -> int:
                 f"{seeds} seeds against {seeds}: called different in {share:.1%} of 1,000 draws of {len(losses)} runs"
             )
     elif args.what == "fit":
-        FITTED.write_text(json.dumps(asdict(fitted()), indent=1) + "\n", encoding="utf-8")
+        FITTED.write_text(fitted().model_dump_json(indent=1) + "\n", encoding="utf-8")
     elif args.what == "draw":
         args.picture.write_text(svg(FittedLaw.load(), law_runs(), law_runs(PREDICTED)), encoding="utf-8")
     else:

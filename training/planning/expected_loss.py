@@ -1,9 +1,10 @@
-"""What loss to expect of a run: L = E + ((A / N^a)^(1/b) + B / D)^b for N parameters beside the embedding and D tokens.
+"""What loss to expect of a run of N parameters beside the embedding and D tokens, by laws fitted on small runs.
 
-That is Kaplan et al. (2020), equation 1.5, with a floor: the more parameters, the more tokens they need to be of use.
-The constants, in `expected_loss.json`, were fitted by `python -m benchmarks.recipes fit` on runs of the fast recipe
-over natural Chinese prose; docs/dev/recipes.md holds the runs, and what became of predictions made before a run. On
-other text the figure is another one; what a larger model or more tokens change is a guide there too.
+Two forms, L = E + ((A / N^a)^(1/b) + B / D)^b (Kaplan et al., 2020, equation 1.5, with a floor) and
+L = E + A / N^a + B / D^b (Hoffmann et al., 2022), agree near the runs and part far away from them: the first is what is
+expected, and how far the second is from it goes into the interval. `python -m benchmarks.recipes fit` fitted the
+constants, in `expected_loss.json`, on runs of the fast recipe over natural Chinese prose; docs/dev/recipes.md holds
+the runs, and what became of predictions. On other text the figure is another one.
 """
 
 from __future__ import annotations
@@ -15,20 +16,27 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel
 
 from common.files import read_object
 from model import ModelConfig, count_parameters
 
 FITTED = Path(__file__).with_suffix(".json")
 MILLION = 1e6
-HALF_LIFE = 15.4  # passes over a text (Muennighoff et al., 2023): their R*, how fast repeated tokens lose their worth
-_SIZES = np.logspace(-1.5, 4, 400)  # millions of parameters among which the best size is looked for
+HALF_LIFE = 15.4  # passes over a text, R* of Muennighoff et al. (2023): how fast repeated tokens lose their worth
+GOOD_PASSES = 4  # that are nearly as good as new text (the same)
+TOKENS_A_PARAMETER = 20  # where compute is spent best (Hoffmann et al., 2022)
 
 
 @dataclass(frozen=True)
 class Law:
-    """The five constants; N and D in millions, the loss in bits a byte. `token_factor` is B to the power of b."""
+    """The five constants of either form; N and D in millions, the loss in bits a byte.
 
+    `coupled` is the first form, in which more parameters need more tokens to be of use. `token_factor` is B to the
+    power of b there.
+    """
+
+    coupled: bool
     floor: float
     size_factor: float
     size_exponent: float
@@ -37,16 +45,10 @@ class Law:
 
     def __call__(self, parameters: float, tokens: float) -> float:
         """Return the loss that it expects of so many parameters and tokens."""
-        size, length = parameters / MILLION, tokens / MILLION
-        of_size = (self.size_factor / size**self.size_exponent) ** (1 / self.token_exponent)
-        of_tokens = self.token_factor ** (1 / self.token_exponent) / length
-        return self.floor + (of_size + of_tokens) ** self.token_exponent
-
-    @classmethod
-    def of(cls, logarithms: Sequence[float]) -> Law:
-        """Return the law whose floor and factors are given by their logarithms, as they are fitted."""
-        floor, size_factor, a, token_factor, b = logarithms
-        return cls(math.exp(floor), math.exp(size_factor), a, math.exp(token_factor), b)
+        of_size = self.size_factor / (parameters / MILLION) ** self.size_exponent
+        of_tokens = self.token_factor / (tokens / MILLION) ** self.token_exponent
+        power = self.token_exponent if self.coupled else 1.0
+        return self.floor + (of_size ** (1 / power) + of_tokens ** (1 / power)) ** power
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,34 @@ class Expectation:
         return f"{self.loss:.2f} ± {max(self.margin, 0.01):.2f}"
 
 
-@dataclass(frozen=True)
-class FittedLaw:
-    """A law with its uncertainty, and what is needed to use it for other networks and optimizers."""
+class FittedForm(BaseModel):
+    """The constants of one form, the floor and the factors by their logarithms, and how well they are known."""
 
-    logarithms: Sequence[float]
-    covariance: Sequence[Sequence[float]]
+    coupled: bool
+    logarithms: list[float]
+    covariance: list[list[float]]
     misfit: float
     """Standard deviation of its own runs around it, as a share of the loss."""
+
+    def law(self, logarithms: Sequence[float] | None = None) -> Law:
+        """Return the law itself, or one with other constants."""
+        floor, size_factor, a, token_factor, b = self.logarithms if logarithms is None else logarithms
+        return Law(self.coupled, math.exp(floor), math.exp(size_factor), a, math.exp(token_factor), b)
+
+    def expect(self, parameters: float, tokens: float) -> Expectation:
+        """Return what to expect; the interval is that of the constants (by the delta method) and of single runs."""
+        place, expected = np.asarray(self.logarithms), self.law()(parameters, tokens)
+        steps = 1e-4 * np.eye(len(place))
+        around = [[self.law(place + sign * step)(parameters, tokens) for sign in (1, -1)] for step in steps]
+        slope = np.array([(above - below) / 2e-4 for above, below in around])
+        variance = slope @ np.asarray(self.covariance) @ slope + (self.misfit * expected) ** 2
+        return Expectation(expected, 1.96 * math.sqrt(variance))
+
+
+class FittedLaw(BaseModel):
+    """Both forms, and what is needed to use them for other networks and optimizers."""
+
+    forms: tuple[FittedForm, FittedForm]
     largest_parameters: float
     largest_tokens: float
     adamw_tokens: float = 1.0
@@ -82,36 +104,29 @@ class FittedLaw:
 
     @cached_property
     def law(self) -> Law:
-        """The law itself."""
-        return Law.of(self.logarithms)
+        """The law whose loss is expected."""
+        return self.forms[0].law()
 
     def expect(self, parameters: float, tokens: float) -> Expectation:
-        """Return what to expect; the interval is that of the constants (by the delta method) and of single runs."""
-        place = np.asarray(self.logarithms, dtype=float)
-
-        def loss(constants: np.ndarray) -> float:
-            return Law.of(constants.tolist())(parameters, tokens)
-
-        steps = 1e-4 * np.eye(len(place))
-        slope = np.array([(loss(place + step) - loss(place - step)) / 2e-4 for step in steps])
-        expected = loss(place)
-        variance = slope @ np.asarray(self.covariance) @ slope + (self.misfit * expected) ** 2
-        return Expectation(expected, 1.96 * math.sqrt(variance))
+        """Return what to expect by the first form; how far the second is from it widens the interval."""
+        expected, other = (form.expect(parameters, tokens) for form in self.forms)
+        return Expectation(expected.loss, math.hypot(expected.margin, other.loss - expected.loss))
 
     def size(self, model: ModelConfig) -> float:
         """Return the parameters that a network counts for: those a token meets, and a part of the idle experts'."""
         total, active = count_parameters(model)
         return active - model.vocab_size * model.hidden_size + self.idle_share * (total - active)
 
-    def best_size(self, operations: float, text: float) -> tuple[float, float]:
-        """Return the parameters and tokens with the lowest loss that so many operations can train, 6 N D of them.
 
-        `text` are the tokens of the text, of which more than one pass is worth less.
-        """
-        sizes = _SIZES * MILLION
-        losses = [self.law(size, worth(operations / (6 * size), text)) for size in sizes]
-        best = float(sizes[int(np.argmin(losses))])
-        return best, operations / (6 * best)
+def best_size(operations: float, text: float) -> tuple[float, float]:
+    """Return about the parameters (active, with the embedding) and tokens that so many operations are spent best on.
+
+    They are 6 N D of them. The rule is that of Hoffmann et al., whose runs were as large as ours would have to be, and
+    not our own law; a text of `text` tokens is read four times at most.
+    """
+    size = math.sqrt(operations / (6 * TOKENS_A_PARAMETER))
+    tokens = min(operations / (6 * size), GOOD_PASSES * text)
+    return operations / (6 * tokens), tokens
 
 
 def worth(tokens: float, text: float) -> float:

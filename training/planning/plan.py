@@ -11,7 +11,7 @@ from model import count_parameters
 from model.kernels import NAMES
 from training.config.resolve import Resolved
 from training.config.settings import ACCUMULATION, MICRO
-from training.planning.expected_loss import FittedLaw, worth
+from training.planning.expected_loss import TOKENS_A_PARAMETER, FittedLaw, best_size, worth
 from training.planning.flops import training_flops_per_token
 from training.planning.memory import ROUTING_IMBALANCE, MemoryEstimate
 from training.planning.micro_batch import CLOSE, Memory, with_micro_batch
@@ -178,11 +178,10 @@ class Plan:
             "docs/dev/recipes.md)"
         ]
         if self.budget is not None:
-            best, best_tokens = law.best_size(training_flops_per_token(model, seq_len) * tokens, text)
-            expected = law.expect(best, worth(best_tokens, text))
+            size, best = best_size(training_flops_per_token(model, seq_len) * tokens, text)
             lines.append(
-                f"          the lowest in this budget: {expected} with about {best / 1e6:.0f} M parameters and "
-                f"{_tokens(round(best_tokens))} of this text"
+                f"          this budget is best spent on about {size / 1e6:.0f} M active parameters and "
+                f"{_tokens(round(best))} (Hoffmann et al.: {TOKENS_A_PARAMETER} tokens a parameter; 4 passes at most)"
             )
         return lines
 

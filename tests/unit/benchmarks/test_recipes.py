@@ -13,7 +13,7 @@ from benchmarks.recipes.studies import LAYERS, SEQ_LEN, STUDIES, Size
 from model import ModelConfig
 from training.planning.expected_loss import Law
 
-TRUE = Law(0.6, 0.5, 0.35, 1.2, 0.3)
+TRUE = Law(True, 0.55, 1.3, 0.1, 1.6, 0.2)
 
 
 def runs(noise: float = 0.0) -> list[Run]:
@@ -55,7 +55,7 @@ def test_sizes_are_models_and_lengths_count_their_parameters(hidden: int, expert
 
 
 def test_the_table_and_the_law_are_of_what_was_recorded(tmp_path, monkeypatch) -> None:
-    shared = {"study": "law", "hidden": 64, "experts": False, "set": [], "state": "finished"}
+    shared = {"study": "law", "hidden": 64, "vocabulary": 0, "experts": False, "set": [], "state": "finished"}
     found = [
         shared
         | {"parameters": run.parameters, "tokens": run.tokens, "seed": seed, "bits_per_byte": run.loss + seed / 100}
@@ -66,8 +66,8 @@ def test_the_table_and_the_law_are_of_what_was_recorded(tmp_path, monkeypatch) -
     path.write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
     monkeypatch.setattr(recipes, "RESULTS", path)
     lines = list(recipes.table())
-    assert len(lines) == 2 + len(runs()) + 1
-    assert "0.0141" in lines[2] and lines[-1].startswith("L = 0.")
+    assert len(lines) == 2 + len(runs()) + 2
+    assert "0.0141" in lines[2] and lines[-2].startswith("L = 0.") and lines[-1].endswith("D in millions")
     assert [run.loss for run in recipes.law_runs()] == pytest.approx([run.loss for run in runs()])
 
 

@@ -7,21 +7,33 @@ import math
 import pytest
 
 from model import ModelConfig, count_parameters
-from training.planning.expected_loss import HALF_LIFE, FittedLaw, worth
+from training.planning.expected_loss import HALF_LIFE, FittedForm, FittedLaw, best_size, worth
 
-LAW = FittedLaw([math.log(0.5), 0.0, 0.3, 0.5, 0.3], [[0.0] * 5] * 5, 0.01, 1e6, 1e7, 2.0, 0.25)
+NOTHING = [[0.0] * 5] * 5
+COUPLED = FittedForm(coupled=True, logarithms=[math.log(0.5), 0.0, 0.1, 0.5, 0.2], covariance=NOTHING, misfit=0.01)
+SUM = FittedForm(coupled=False, logarithms=[math.log(0.5), 0.0, 0.3, 0.5, 0.3], covariance=NOTHING, misfit=0.01)
+LAW = FittedLaw(forms=(COUPLED, SUM), largest_parameters=1e6, largest_tokens=1e7, adamw_tokens=2.0, idle_share=0.25)
 
 
-def test_the_law_of_a_million_parameters_and_tokens_is_the_sum_of_its_factors() -> None:
-    assert LAW.expect(1e6, 1e6).loss == pytest.approx(0.5 + 1.0 + math.exp(0.5))
+def test_at_a_million_parameters_and_tokens_the_factors_alone_count() -> None:
+    assert SUM.expect(1e6, 1e6).loss == pytest.approx(0.5 + 1.0 + math.exp(0.5))
+    assert COUPLED.expect(1e6, 1e6).loss == pytest.approx(0.5 + (1.0 + math.exp(0.5) ** 5) ** 0.2)
 
 
-def test_the_interval_holds_what_single_runs_miss_and_what_is_unknown_of_the_constants() -> None:
-    alone = LAW.expect(1e6, 1e6)
+def test_where_either_is_plentiful_the_other_decides() -> None:
+    assert COUPLED.law()(1e6, 1e20) == pytest.approx(0.5 + 1.0)
+    assert COUPLED.law()(1e60, 1e6) == pytest.approx(0.5 + math.exp(0.5))
+
+
+def test_the_interval_holds_single_runs_the_constants_and_how_far_the_forms_are_apart() -> None:
+    alone = SUM.expect(1e6, 1e6)
     assert alone.margin == pytest.approx(1.96 * 0.01 * alone.loss)
     floor = [[0.04, 0, 0, 0, 0], *([[0.0] * 5] * 4)]
-    wider = FittedLaw(LAW.logarithms, floor, 0.0, 1e6, 1e7).expect(1e6, 1e6)
+    wider = SUM.model_copy(update={"covariance": floor, "misfit": 0.0}).expect(1e6, 1e6)
     assert wider.margin == pytest.approx(1.96 * 0.2 * 0.5, rel=1e-3)  # of the floor, 0.5, by its logarithm
+    both, first = LAW.expect(1e8, 1e9), COUPLED.expect(1e8, 1e9)
+    apart = SUM.expect(1e8, 1e9).loss - first.loss
+    assert both.loss == first.loss and both.margin == pytest.approx(math.hypot(first.margin, apart))
 
 
 def test_one_pass_is_worth_itself_and_many_no_more_than_a_limit() -> None:
@@ -31,26 +43,23 @@ def test_one_pass_is_worth_itself_and_many_no_more_than_a_limit() -> None:
     assert worth(1e12, 10e6) / 10e6 == pytest.approx(1 + HALF_LIFE)
 
 
-def test_the_best_size_is_that_of_the_closed_form() -> None:
-    operations = 6 * 1e6 * 1e6 * 400
-    ratio = (0.3 * 1.0 / (0.3 * math.exp(0.5))) ** (1 / 0.6)
-    size, tokens = LAW.best_size(operations, text=1e18)
-    assert size == pytest.approx(ratio * math.sqrt(400) * 1e6, rel=0.05)
-    assert 6 * size * tokens == pytest.approx(operations)
+def test_compute_is_spent_on_twenty_tokens_a_parameter() -> None:
+    size, tokens = best_size(1e17, text=1e12)
+    assert tokens == pytest.approx(20 * size) and 6 * size * tokens == pytest.approx(1e17)
 
 
-def test_little_text_is_read_less_often_by_a_larger_network() -> None:
-    plenty, _ = LAW.best_size(1e16, text=1e12)
-    little, _ = LAW.best_size(1e16, text=1e6)
-    assert little > plenty
+def test_little_text_is_read_four_times_by_a_larger_network() -> None:
+    size, tokens = best_size(1e17, text=1e6)
+    assert tokens == 4e6 and 6 * size * tokens == pytest.approx(1e17)
 
 
 def test_idle_experts_count_in_part() -> None:
     dense = ModelConfig(hidden_size=64, num_hidden_layers=2, use_moe=False)
     moe = ModelConfig(hidden_size=64, num_hidden_layers=2)
-    assert LAW.size(dense) == count_parameters(dense)[0]
+    embedding = dense.vocab_size * 64
+    assert LAW.size(dense) == count_parameters(dense)[0] - embedding
     total, active = count_parameters(moe)
-    assert LAW.size(moe) == pytest.approx(active + 0.25 * (total - active))
+    assert LAW.size(moe) == pytest.approx(active - embedding + 0.25 * (total - active))
 
 
 def test_the_shipped_law_knows_its_largest_run() -> None:

@@ -127,9 +127,9 @@ def test_the_expected_loss_falls_with_the_tokens_and_is_said_for_both_optimizers
 
 def test_a_budget_names_the_best_size() -> None:
     text = plan("t4x2.json", config=ModelConfig(), budget=36_000)
-    found = re.search(r"the lowest in this budget: ([\d.]+) ± [\d.]+ with about (\d+) M parameters", text)
-    assert found and 1 <= int(found[2]) < 10_000
-    assert "the lowest" not in plan("t4x2.json", config=ModelConfig())
+    found = re.search(r"best spent on about (\d+) M active parameters and ([\d.]+) G tokens", text)
+    assert found and 20 * int(found[1]) == pytest.approx(1000 * float(found[2]), rel=0.02)
+    assert "best spent" not in plan("t4x2.json", config=ModelConfig())
 
 
 def test_an_optimizer_that_the_law_does_not_know_gets_no_expected_loss() -> None:
