@@ -163,17 +163,20 @@ def fitted() -> FittedLaw:
 
 def table() -> Iterator[str]:
     """Yield a line for each experiment, and the law if there are runs enough to fit it."""
-    seeds: defaultdict[tuple[object, ...], list[float]] = defaultdict(list)
+    seeds: defaultdict[tuple[object, ...], list[dict[str, Any]]] = defaultdict(list)
     for result in results():
         shape = f"{result['hidden']}{' experts' * result['experts']}"
         key = (result["study"], shape, result["parameters"], result["tokens"], " ".join(result["set"]))
-        seeds[key].append(result["bits_per_byte"] or float("nan"))
-    yield "| study | hidden | M parameters | M tokens | set | bits a byte | standard deviation |"
-    yield "|---|---|---|---|---|---|---|"
-    for (study, shape, parameters, tokens, changed), losses in seeds.items():
+        seeds[key].append(result)
+    yield "| study | hidden | M parameters | M tokens | set | bits a byte | standard deviation | greedy loops |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for (study, shape, parameters, tokens, changed), found in seeds.items():
+        losses = [result["bits_per_byte"] or math.nan for result in found]
+        loops = [result["loops"] for result in found if result.get("loops") is not None]
         spread = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
         size = f"{float(str(parameters)) / 1e6:.2f} | {float(str(tokens)) / 1e6:.1f}"
-        yield f"| {study} | {shape} | {size} | {changed} | {statistics.mean(losses):.4f} | {spread} |"
+        looping = f"{statistics.mean(loops):.0%}" if loops else ""
+        yield f"| {study} | {shape} | {size} | {changed} | {statistics.mean(losses):.4f} | {spread} | {looping} |"
     try:
         both = fit(law_runs())
     except ValueError as why:

@@ -99,9 +99,11 @@ LINEAR = '{"type":"WarmupDecayLR","params":{"total_num_steps":"auto","warmup_num
 CONSTANT = '{"type":"WarmupLR","params":{"warmup_num_steps":"auto","warmup_type":"linear"}}'
 
 STUDIES: Mapping[str, Study] = {
-    # AdamW's half keeps its 5e-2
-    "rates": Study(_dense(32, 64, 128), (10,), ("optimizer.params.muon_lr=0.005,0.01,0.02,0.04",)),
-    "adam_rates": Study(_dense(32, 64), (10,), ("optimizer.params.adam_lr=0.0125,0.025,0.1",)),
+    # beside 0.02 for Muon and 5e-2 for AdamW's half, as the file has them
+    "rates": Study(_dense(32, 64, 128), (10,), ("optimizer.params.muon_lr=0.005,0.01,0.02,0.04",), (1, 2)),
+    "wide_rates": Study(_dense(128), (2,), ("optimizer.params.muon_lr=0.01,0.04",)),
+    "adam_rates": Study(_dense(32, 64), (10,), ("optimizer.params.adam_lr=0.0125,0.025",)),
+    "wide_adam_rates": Study(_dense(128), (2,), ("optimizer.params.adam_lr=0.0125,0.025",)),
     "long_rates": Study(_dense(32), (80,), ("optimizer.params.adam_lr=0.0125,0.05", "optimizer.params.muon_lr=0.02")),
     "adamw": Study(
         _dense(32, 64), (10,), ("optimizer.params.lr=2e-4,1e-3,2e-3,4e-3,8e-3",), config="t4x2.json", fixed=REFERENCE
