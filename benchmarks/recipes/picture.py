@@ -41,7 +41,8 @@ def svg(law: FittedLaw, runs: Sequence[Run], predicted: Sequence[Run]) -> str:
         *_axes(x, y, low, high, right),
     ]
     sizes = sorted({run.parameters for run in [*runs, *predicted]})
-    for size, colour in zip([*sizes, EXTENDED], [*_COLOURS[: len(sizes)], "#999"], strict=True):
+    # the shade of what is extended lies below the lines
+    for size, colour in zip([EXTENDED, *sizes], ["#999", *_COLOURS[: len(sizes)]], strict=True):
         parts += _size(law, size, colour, x, y, high)
         for made, mark in ((runs, _point), (predicted, _cross)):
             parts += [mark(x(run.tokens), y(run.loss), colour) for run in made if run.parameters == size]
@@ -62,7 +63,8 @@ def _axes(x: Axis, y: Axis, low: float, high: float, right: float) -> Iterator[s
 def _size(law: FittedLaw, size: float, colour: str, x: Axis, y: Axis, high: float) -> Iterator[str]:
     """Yield the law's line for a size, broken where no run was, and its interval for the size that none had."""
     expected = [(tokens, law.expect(size, tokens)) for tokens in map(float, _PLACES)]
-    shown = [(tokens, found) for tokens, found in expected if found.loss + found.margin < high]
+    least = law.largest_tokens if size == EXTENDED else FEWEST
+    shown = [(tokens, found) for tokens, found in expected if tokens >= least and found.loss + found.margin < high]
     if size == EXTENDED:
         edge = [(x(tokens), y(found.loss + found.margin)) for tokens, found in shown]
         edge += [(x(tokens), y(found.loss - found.margin)) for tokens, found in reversed(shown)]
