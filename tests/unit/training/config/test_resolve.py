@@ -138,6 +138,15 @@ def test_ampere_computes_in_bf16():
 
 
 @pytest.mark.parametrize(
+    ("device", "processes", "precision", "accumulation"),
+    [(T4X2, 2, "fp16", 2), (replace(T4X2, count=1), 1, "fp16", 4), (A100X2, 2, "bf16", 2)],
+)
+def test_the_fast_file_fits_one_gpu_and_two_old_and_new(device, processes, precision, accumulation):
+    result = resolved(name="t4x2_fast", device=device, run=replace(RUN, world_size=processes))
+    assert (result.precision, result.accumulation, result.train_batch) == (precision, accumulation, 128)
+
+
+@pytest.mark.parametrize(
     ("device", "method"), [(CPU, "polar"), (OLD_CPU, "polar"), (T4X2, "gram"), (A100X2, "standard")]
 )
 def test_muons_iteration_is_chosen_for_the_device(device, method):
