@@ -114,7 +114,8 @@ def _plan(chosen: Chosen, world: World, console: Console) -> int:
             )
         steps = max(1, int(options.budget * speed / (draft.train_batch * options.max_seq_len)))
     console.say(f"config    {os.path.relpath(chosen.config_path)}{chosen.why}")
-    plan = Plan(draft.resolve(rows, steps), rows, memory, options.kernels, options.budget)
+    resolved, from_scratch = draft.resolve(rows, steps), options.init_from is None
+    plan = Plan(resolved, rows, memory, options.kernels, options.budget, from_scratch)
     for line in plan.lines(options.plan_utilisation):
         console.say(line)
     return 0

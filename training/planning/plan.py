@@ -42,6 +42,8 @@ class Plan:
     """`--kernels`; auto is planned as if the GPU took all of them."""
     budget: float | None = None
     """Seconds that the length of the run was worked out from."""
+    from_scratch: bool = True
+    """Whether the weights begin at random, as those of the runs that the expected loss comes from."""
 
     def lines(self, utilisation: float) -> list[str]:
         """Return what is printed; hours are counted at `utilisation` (0 to 1) of the device's datasheet peak."""
@@ -166,7 +168,7 @@ class Plan:
 
     def _loss_lines(self) -> list[str]:
         """Return what loss to expect by a law fitted on natural prose, where it knows the optimizer."""
-        if self.resolved.optimizer_name.lower() not in ("muon", "adam", "adamw"):
+        if not self.from_scratch or self.resolved.optimizer_name.lower() not in ("muon", "adam", "adamw"):
             return []
         law, model, seq_len = FittedLaw.load(), self.memory.model, self.memory.seq_len
         text, tokens = self.rows * seq_len, self.resolved.total_steps * self.resolved.train_batch * seq_len

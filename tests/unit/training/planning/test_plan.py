@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def plan(
     rows: int = REFERENCE_ROWS,
     seq_len: int = 512,
     world: int = 2,
-    budget: float | None = None,
+    **more: Any,
 ) -> str:
     facts = RunFacts(
         world_size=world,
@@ -54,7 +55,7 @@ def plan(
     )
     resolved = check(load(CONFIGS / file, list(sets)), facts, device, source=file).resolve(rows)
     memory = Memory(config, device, world, seq_len)
-    return "\n".join(Plan(resolved, rows, memory, budget=budget).lines(0.35))
+    return "\n".join(Plan(resolved, rows, memory, **more).lines(0.35))
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,10 @@ def test_a_budget_names_the_best_size() -> None:
     found = re.search(r"best spent on about (\d+) M active parameters and ([\d.]+) G tokens", text)
     assert found and 20 * int(found[1]) == pytest.approx(1000 * float(found[2]), rel=0.02)
     assert "best spent" not in plan("t4x2.json", config=ModelConfig())
+
+
+def test_of_a_model_that_was_trained_before_no_loss_is_expected() -> None:
+    assert "expected of prose" not in plan("t4x2.json", from_scratch=False)
 
 
 def test_an_optimizer_that_the_law_does_not_know_gets_no_expected_loss() -> None:
