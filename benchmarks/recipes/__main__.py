@@ -38,7 +38,7 @@ from training.planning.expected_loss import FITTED, FittedLaw
 from training.processes.lock import RunLock
 
 RESULTS = Path(__file__).with_name("results.jsonl")
-FITTED_ON, PREDICTED = ("law", "dense", "validation"), ("hour",)
+FITTED_ON, PREDICTED = ("law", "dense", "validation", "hour"), ("validation", "hour")
 REPEATS = ("repetition", "greedy_repetition", "loops", "copying")  # of the text that the model writes at the end
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
@@ -116,12 +116,12 @@ def results() -> list[dict[str, Any]]:
 
 
 class Experiment(NamedTuple):
-    """What runs that differ in the seed alone have in common; `body` are the active parameters beside the embedding."""
+    """What runs that differ in the seed alone have in common; `parameters` are those that a token meets."""
 
     study: str
     hidden: int
     experts: bool
-    body: float
+    parameters: float
     tokens: float
     changed: str
 
@@ -131,15 +131,14 @@ def experiments(studies: Sequence[str]) -> dict[Experiment, float]:
     seeds: defaultdict[Experiment, list[float]] = defaultdict(list)
     for result in results():
         if result["study"] in studies and result["bits_per_byte"]:
-            body = result["parameters"] - result["vocabulary"] * result["hidden"]
-            shape = result["study"], result["hidden"], result["experts"]
-            seeds[Experiment(*shape, body, result["tokens"], " ".join(result["set"]))].append(result["bits_per_byte"])
+            shape = (result[name] for name in ("study", "hidden", "experts", "parameters", "tokens"))
+            seeds[Experiment(*shape, " ".join(result["set"]))].append(result["bits_per_byte"])
     return {experiment: statistics.mean(losses) for experiment, losses in seeds.items()}
 
 
 def law_runs(studies: Sequence[str] = FITTED_ON) -> list[Run]:
     """Return runs of dense models with the shipped recipe."""
-    return [Run(found.body, found.tokens, loss) for found, loss in experiments(studies).items()]
+    return [Run(found.parameters, found.tokens, loss) for found, loss in experiments(studies).items()]
 
 
 def fitted() -> FittedLaw:
@@ -147,11 +146,11 @@ def fitted() -> FittedLaw:
     fit_of_all = fit(law_runs())
     law, best = fit_of_all.law, {}
     for found, loss in experiments(("adamw",)).items():
-        best[found.body] = min(
-            best.get(found.body, (math.inf, 1.0)), (loss, found.tokens / tokens_for(law, found.body, loss))
+        best[found.parameters] = min(
+            best.get(found.parameters, (math.inf, 1.0)), (loss, found.tokens / tokens_for(law, found.parameters, loss))
         )
     shares = [
-        (size_for(law, found.tokens, loss) - found.body) / Size(found.hidden, experts=True).idle(4000)
+        (size_for(law, found.tokens, loss) - found.parameters) / Size(found.hidden, experts=True).idle(4000)
         for found, loss in experiments(("experts",)).items()
     ]
     found = {
@@ -191,7 +190,7 @@ def table() -> Iterator[str]:
     other = both.forms[1].law()
     yield (
         f"L = {other.floor:.3f} + {other.size_factor:.3f} / N^{other.size_exponent:.3f} + "
-        f"{other.token_factor:.3f} / D^{other.token_exponent:.3f}, N (without the embedding) and D in millions"
+        f"{other.token_factor:.3f} / D^{other.token_exponent:.3f}, N and D in millions"
     )
 
 
@@ -220,7 +219,7 @@ def main(argv: Sequence[str]) -> int:
     kinds.add_parser("fit")
     kinds.add_parser("draw").add_argument("picture", type=Path, metavar="FILE.svg")
     expected = kinds.add_parser("predict")
-    expected.add_argument("--parameters", type=float, required=True, help="without the embedding")
+    expected.add_argument("--parameters", type=float, required=True, help="that a token meets")
     expected.add_argument("--tokens", type=float, required=True)
     args = parser.parse_args(argv)
     if args.what == "run":

@@ -24,7 +24,7 @@ FLOOR, FLOOR_DEVIATION = math.log(0.55), 0.3
 
 @dataclass(frozen=True)
 class Run:
-    """Parameters beside the embedding, tokens and the loss (bits a byte of held-out text) at the end."""
+    """Parameters that a token meets, tokens and the loss (bits a byte of held-out text) at the end."""
 
     parameters: float
     tokens: float
