@@ -3,8 +3,8 @@
 Two forms, L = E + ((A / N^a)^(1/b) + B / D)^b (Kaplan et al., 2020, equation 1.5, with a floor) and
 L = E + A / N^a + B / D^b (Hoffmann et al., 2022), agree near the runs and part far away from them: the first is what is
 expected, and how far the second is from it goes into the interval, as does how far a prediction was once off.
-`python -m benchmarks.recipes fit` fitted the constants, in `expected_loss.json`, on runs of the fast recipe over natural
-Chinese prose; docs/dev/recipes.md holds the runs. On other text the figure is another one.
+`python -m benchmarks.recipes fit` fitted the constants, in `expected_loss.json`, on runs of the fast recipe over prose
+in Chinese; docs/dev/recipes.md holds the runs. On other text the figure is another one.
 """
 
 from __future__ import annotations
