@@ -154,7 +154,7 @@ def fitted() -> FittedLaw:
         for found, loss in experiments(("experts",)).items()
     ]
     found = {
-        "adamw_tokens": round(statistics.geometric_mean(length for _, length in best.values()), 2),
+        "adamw_tokens": round(min(length for _, length in best.values()), 2),
         "idle_share": max(0.0, round(statistics.mean(shares), 2)),
     }
     return fit_of_all.model_copy(update=found)

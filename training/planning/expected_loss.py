@@ -96,7 +96,7 @@ class FittedLaw(BaseModel):
     largest_parameters: float
     largest_tokens: float
     adamw_tokens: float = 1.0
-    """Tokens that AdamW at its best learning rate needs to the loss that the fast recipe has after one."""
+    """Tokens that AdamW at its best learning rate needs, at least, to the loss that the fast recipe has after one."""
     idle_share: float = 0.0
     """What a parameter of an expert that a token does not take counts, beside one that it meets."""
 
