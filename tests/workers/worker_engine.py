@@ -52,6 +52,7 @@ MOE = ModelConfig(
 )
 DENSE = replace(MOE, use_moe=False)
 SPLIT = replace(MOE, ep_size=2)
+ON_T4 = ("fp16.enabled=true", "bf16.enabled=false", "gradient_accumulation_steps=2")  # what "auto" becomes there
 FP32 = ("fp16.enabled=false", "train_batch_size=auto", "train_micro_batch_size_per_gpu=4")
 # Gradient norms are about 0.5, so every step is clipped. AdamW's usual eps of 1e-8 would turn the rounding of tiny
 # gradients into whole steps, and hide behind it what is to be compared.
@@ -97,8 +98,9 @@ def answers() -> MaskedStream:
 
 
 def resolved(here: Here, name: str, *overrides: str, config: ModelConfig, steps: int = 8) -> Resolved:
-    """A file of ds_configs/ as train.py would resolve it, without its monitor."""
-    written = load(CONFIGS / f"{name}.json", [*overrides, "tensorboard.enabled=false"])
+    """A file of ds_configs/ as train.py would resolve it on the device it is made for, without its monitor."""
+    on_t4 = ON_T4 if name == "t4x2_fast" else ()
+    written = load(CONFIGS / f"{name}.json", [*on_t4, *overrides, "tensorboard.enabled=false"])
     facts = RunFacts(
         world_size=here.world.size,
         epochs=1,
