@@ -123,15 +123,14 @@ class FittedLaw(BaseModel):
         return active + self.idle_share * (total - active)
 
 
-def best_size(operations: float, text: float) -> tuple[float, float]:
-    """Return about the parameters (active, with the embedding) and tokens that so many operations are spent best on.
+def best_size(operations: float, text: float) -> tuple[float, bool]:
+    """Return about how many active parameters (with the embedding) so many operations are spent best on.
 
-    They are 6 N D of them. The rule is that of Hoffmann et al., whose runs were as large as ours would have to be, and
-    not our own law; a text of `text` tokens is read four times at most.
+    Also whether a text of `text` tokens, read four times, is too little for more. The rule is that of Hoffmann et al.,
+    whose runs were as large as ours would have to be, and not our own law.
     """
-    size = math.sqrt(operations / (6 * TOKENS_A_PARAMETER))
-    tokens = min(operations / (6 * size), GOOD_PASSES * text)
-    return operations / (6 * tokens), tokens
+    by_compute, by_text = math.sqrt(operations / (6 * TOKENS_A_PARAMETER)), GOOD_PASSES * text / TOKENS_A_PARAMETER
+    return min(by_compute, by_text), by_text < by_compute
 
 
 def worth(tokens: float, text: float) -> float:

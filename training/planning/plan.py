@@ -180,10 +180,13 @@ class Plan:
             "docs/dev/recipes.md)"
         ]
         if self.budget is not None:
-            size, best = best_size(training_flops_per_token(model, seq_len) * tokens, text)
+            best, text_is_short = best_size(training_flops_per_token(model, seq_len) * tokens, text)
+            many = f"about {best / 1e6:.3g} M active parameters and {_tokens(round(TOKENS_A_PARAMETER * best))}"
+            rule = f"Hoffmann et al.: {TOKENS_A_PARAMETER} tokens a parameter"
             lines.append(
-                f"          this budget is best spent on about {size / 1e6:.0f} M active parameters and "
-                f"{_tokens(round(best))} (Hoffmann et al.: {TOKENS_A_PARAMETER} tokens a parameter; 4 passes at most)"
+                f"          this text, read 4 times, is enough for {many}: for more, more text is needed ({rule})"
+                if text_is_short
+                else f"          this budget is best spent on {many} ({rule})"
             )
         return lines
 

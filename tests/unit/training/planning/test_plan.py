@@ -128,9 +128,11 @@ def test_the_expected_loss_falls_with_the_tokens_and_is_said_for_both_optimizers
 
 def test_a_budget_names_the_best_size() -> None:
     text = plan("t4x2.json", config=ModelConfig(), budget=36_000)
-    found = re.search(r"best spent on about (\d+) M active parameters and ([\d.]+) G tokens", text)
-    assert found and 20 * int(found[1]) == pytest.approx(1000 * float(found[2]), rel=0.02)
+    found = re.search(r"best spent on about ([\d.]+) M active parameters and ([\d.]+) G tokens", text)
+    assert found and 20 * float(found[1]) == pytest.approx(1000 * float(found[2]), rel=0.02)
     assert "best spent" not in plan("t4x2.json", config=ModelConfig())
+    little = plan("t4x2.json", config=ModelConfig(), rows=20_000, budget=36_000)
+    assert "enough for about 2.05 M active parameters and 40.96 M tokens: for more, more text is needed" in little
 
 
 def test_of_a_model_that_was_trained_before_no_loss_is_expected() -> None:
