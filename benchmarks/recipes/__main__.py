@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import inputs
-from benchmarks.recipes.law import Run, fit, size_for, tokens_for
+from benchmarks.recipes.law import Run, fit, tokens_for
 from benchmarks.recipes.picture import svg
 from benchmarks.recipes.studies import SEQ_LEN, STUDIES, Size, Study
 from common.files import read_json_lines
@@ -38,6 +38,7 @@ from training.planning.expected_loss import FITTED, FittedLaw
 from training.processes.lock import RunLock
 
 RESULTS = Path(__file__).with_name("results.jsonl")
+# "hour" is the run of two processes in docs/dev/recipes.md, recorded by hand
 FITTED_ON, PREDICTED = ("law", "dense", "validation", "hour"), ("validation", "hour")
 REPEATS = ("repetition", "greedy_repetition", "loops", "copying")  # of the text that the model writes at the end
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -126,68 +127,57 @@ class Experiment(NamedTuple):
     changed: str
 
 
-def experiments(studies: Sequence[str]) -> dict[Experiment, float]:
-    """Return the mean loss over the seeds of each experiment that ended well."""
-    seeds: defaultdict[Experiment, list[float]] = defaultdict(list)
+def by_experiment(studies: Sequence[str] = ()) -> dict[Experiment, list[dict[str, Any]]]:
+    """Return the recorded runs of some studies, or of all, those that differ in the seed alone together."""
+    seeds: defaultdict[Experiment, list[dict[str, Any]]] = defaultdict(list)
     for result in results():
-        if result["study"] in studies and result["bits_per_byte"]:
+        if not studies or result["study"] in studies:
             shape = (result[name] for name in ("study", "hidden", "experts", "parameters", "tokens"))
-            seeds[Experiment(*shape, " ".join(result["set"]))].append(result["bits_per_byte"])
-    return {experiment: statistics.mean(losses) for experiment, losses in seeds.items()}
+            seeds[Experiment(*shape, " ".join(result["set"]))].append(result)
+    return seeds
 
 
-def law_runs(studies: Sequence[str] = FITTED_ON) -> list[Run]:
-    """Return runs of dense models with the shipped recipe."""
-    return [Run(found.parameters, found.tokens, loss) for found, loss in experiments(studies).items()]
+def runs(*studies: str) -> list[Run]:
+    """Return the experiments of some studies with the mean loss of the seeds that ended well."""
+    found = []
+    for experiment, results_of_seeds in by_experiment(studies).items():
+        if losses := [result["bits_per_byte"] for result in results_of_seeds if result["bits_per_byte"]]:
+            found.append(Run(experiment.parameters, experiment.tokens, statistics.mean(losses)))
+    return found
 
 
 def fitted() -> FittedLaw:
-    """Return the law of all runs, with what AdamW and idle experts count by it."""
-    fit_of_all = fit(law_runs())
-    law, best = fit_of_all.law, {}
-    for found, loss in experiments(("adamw",)).items():
-        best[found.parameters] = min(
-            best.get(found.parameters, (math.inf, 1.0)), (loss, found.tokens / tokens_for(law, found.parameters, loss))
-        )
-    shares = [
-        (size_for(law, found.tokens, loss) - found.parameters) / Size(found.hidden, experts=True).idle(4000)
-        for found, loss in experiments(("experts",)).items()
-    ]
-    found = {
-        "adamw_tokens": round(min(length for _, length in best.values()), 2),
-        "idle_share": max(0.0, round(statistics.mean(shares), 2)),
-    }
-    return fit_of_all.model_copy(update=found)
+    """Return the law of dense models with the shipped recipe, with what AdamW needs by it."""
+    law = fit(runs(*FITTED_ON))
+    expected = law.forms[0].law()
+    lengths = [run.tokens / tokens_for(expected, run.parameters, run.loss) for run in runs("adamw")]
+    return law.model_copy(update={"adamw_tokens": round(min(lengths), 2)})
 
 
 def table() -> Iterator[str]:
     """Yield a line for each experiment, and the law if there are runs enough to fit it."""
-    seeds: defaultdict[tuple[object, ...], list[dict[str, Any]]] = defaultdict(list)
-    for result in results():
-        shape = f"{result['hidden']}{' experts' * result['experts']}"
-        key = (result["study"], shape, result["parameters"], result["tokens"], " ".join(result["set"]))
-        seeds[key].append(result)
     yield "| study | hidden | M parameters | M tokens | set | bits a byte | standard deviation | greedy loops |"
     yield "|---|---|---|---|---|---|---|---|"
-    for (study, shape, parameters, tokens, changed), found in seeds.items():
+    for experiment, found in by_experiment().items():
         losses = [result["bits_per_byte"] or math.nan for result in found]
         loops = [result["loops"] for result in found if result.get("loops") is not None]
         spread = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-        size = f"{float(str(parameters)) / 1e6:.2f} | {float(str(tokens)) / 1e6:.1f}"
         looping = f"{statistics.mean(loops):.0%}" if loops else ""
-        yield f"| {study} | {shape} | {size} | {changed} | {statistics.mean(losses):.4f} | {spread} | {looping} |"
+        shape = f"{experiment.hidden}{' experts' * experiment.experts}"
+        size = f"{experiment.parameters / 1e6:.2f} | {experiment.tokens / 1e6:.1f} | {experiment.changed}"
+        mean = statistics.mean(losses)
+        yield f"| {experiment.study} | {shape} | {size} | {mean:.4f} | {spread} | {looping} |"
     try:
-        both = fit(law_runs())
+        both = fit(runs(*FITTED_ON))
     except ValueError as why:
         yield f"no law yet: {why}"
         return
-    law = both.law
+    law, other = (form.law() for form in both.forms)
     root = 1 / law.token_exponent
     yield (
         f"L = {law.floor:.3f} + ({law.size_factor**root:.3f} / N^{law.size_exponent * root:.3f} + "
         f"{law.token_factor**root:.3f} / D)^{law.token_exponent:.3f}"
     )
-    other = both.forms[1].law()
     yield (
         f"L = {other.floor:.3f} + {other.size_factor:.3f} / N^{other.size_exponent:.3f} + "
         f"{other.token_factor:.3f} / D^{other.token_exponent:.3f}, N and D in millions"
@@ -243,9 +233,9 @@ def main(argv: Sequence[str]) -> int:
     elif args.what == "fit":
         FITTED.write_text(fitted().model_dump_json(indent=1) + "\n", encoding="utf-8")
     elif args.what == "draw":
-        args.picture.write_text(svg(FittedLaw.load(), law_runs(), law_runs(PREDICTED)), encoding="utf-8")
+        args.picture.write_text(svg(FittedLaw.load(), runs(*FITTED_ON), runs(*PREDICTED)), encoding="utf-8")
     else:
-        found = fit(law_runs()).expect(args.parameters, args.tokens)
+        found = fit(runs(*FITTED_ON)).expect(args.parameters, args.tokens)
         print(f"{found.loss:.4f} bits a byte, ± {found.margin:.4f}")
     return 0
 

@@ -76,8 +76,3 @@ def _fit(runs: Sequence[Run], *, coupled: bool) -> FittedForm:
 def tokens_for(law: Law, parameters: float, loss: float) -> float:
     """Return the tokens after which a size has a loss by the law; ValueError if it never has."""
     return MILLION * math.exp(brentq(lambda log: law(parameters, MILLION * math.exp(log)) - loss, -10, 20))
-
-
-def size_for(law: Law, tokens: float, loss: float) -> float:
-    """Return the parameters that have a loss after so many tokens by the law; ValueError if none have."""
-    return MILLION * math.exp(brentq(lambda log: law(MILLION * math.exp(log), tokens) - loss, -10, 20))

@@ -47,11 +47,6 @@ class Size:
         shape = self.fields() | {name.removeprefix(SHAPE): json.loads(value) for name, value in pairs}
         return count_parameters(ModelConfig(vocab_size=vocabulary, **shape))[1]
 
-    def idle(self, vocabulary: int) -> int:
-        """Return how many parameters lie in the experts that a token does not take."""
-        total, active = count_parameters(ModelConfig(vocab_size=vocabulary, **self.fields()))
-        return total - active
-
     def flags(self, study: Study) -> list[str]:
         """Return train.py's flags for the shape, without what the study sets itself."""
         tried = {value.split("=", 1)[0].removeprefix(SHAPE) for value in study.values}
@@ -95,8 +90,6 @@ REFERENCE = (
     "train_batch_size=16",
     "gradient_accumulation_steps=1",
 )
-LINEAR = '{"type":"WarmupDecayLR","params":{"total_num_steps":"auto","warmup_num_steps":"auto","warmup_type":"linear"}}'
-CONSTANT = '{"type":"WarmupLR","params":{"warmup_num_steps":"auto","warmup_type":"linear"}}'
 
 STUDIES: Mapping[str, Study] = {
     # beside 0.02 for Muon and 5e-2 for AdamW's half, as the file has them
@@ -111,7 +104,6 @@ STUDIES: Mapping[str, Study] = {
     "batch_4": Study(_dense(64), (10,), ("optimizer.params.muon_lr=0.01",), rows=4),
     "batch_64": Study(_dense(64), (10,), ("optimizer.params.muon_lr=0.02,0.04",), rows=64),
     "floors": Study(_dense(64), (10,), ("scheduler.params.cos_min_ratio=0.1",)),
-    "schedules": Study(_dense(64), (10,), (f"scheduler={LINEAR},{CONSTANT}",)),
     "decay": Study(_dense(64), (10,), ("optimizer.params.weight_decay=0.1",)),
     "betas": Study(_dense(64), (10,), ("optimizer.params.momentum=0.95",)),
     "law": Study(_dense(32, 48, 64, 96, 128), (2, 4, 8, 16)),
@@ -123,6 +115,6 @@ STUDIES: Mapping[str, Study] = {
     "balance": Study(_experts(64), (10,), ("bufudu.router_aux_loss_coef=0.01",)),
     "many": Study(_experts(64), (10,), ("bufudu.num_experts=16",)),
     "depth": Study(_dense(64), (10,), ("bufudu.num_hidden_layers=1,6",)),
-    "heads": Study(_dense(64), (10,), ("bufudu.num_attention_heads=4",), fixed=("bufudu.num_key_value_heads=1",)),
+    "heads": Study(_dense(64), (10,), ("bufudu.num_attention_heads=4",)),
     "rope": Study(_dense(64), (10,), ("bufudu.rope_theta=10000",)),
 }

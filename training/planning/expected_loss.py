@@ -3,8 +3,8 @@
 Two forms, L = E + ((A / N^a)^(1/b) + B / D)^b (Kaplan et al., 2020, equation 1.5, with a floor) and
 L = E + A / N^a + B / D^b (Hoffmann et al., 2022), agree near the runs and part far away from them: the first is what is
 expected, and how far the second is from it goes into the interval, as does how far a prediction was once off.
-`python -m benchmarks.recipes fit` fitted the constants, in `expected_loss.json`, on runs of the fast recipe over prose
-in Chinese; docs/dev/recipes.md holds the runs. On other text the figure is another one.
+`python -m benchmarks.recipes fit` fitted the constants, in `expected_loss.json`, on runs of cpu_x2.json's recipe over
+prose in Chinese; docs/dev/recipes.md holds the runs. On other text the figure is another one.
 """
 
 from __future__ import annotations
@@ -12,22 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel
 
 from common.files import read_object
-from model import ModelConfig, count_parameters
 
 FITTED = Path(__file__).with_suffix(".json")
 MILLION = 1e6
 HALF_LIFE = 15.4  # passes over a text, R* of Muennighoff et al. (2023): how fast repeated tokens lose their worth
 GOOD_PASSES = 4  # that are nearly as good as new text (the same)
-FAR_MISS = (
-    0.02  # of the loss for each factor e of compute beyond the largest run: one prediction missed by 5 % at 12 times
-)
+# Of the loss, for each factor e of compute beyond the largest run: one prediction missed by 5 % at 12 times
+FAR_MISS = 0.02
 TOKENS_A_PARAMETER = 20  # where compute is spent best (Hoffmann et al., 2022)
 
 
@@ -90,25 +87,18 @@ class FittedForm(BaseModel):
 
 
 class FittedLaw(BaseModel):
-    """Both forms, and what is needed to use them for other networks and optimizers."""
+    """Both forms, the largest run behind them, and what another optimizer needs."""
 
     forms: tuple[FittedForm, FittedForm]
     largest_parameters: float
     largest_tokens: float
     adamw_tokens: float = 1.0
-    """Tokens that AdamW at its best learning rate needs, at least, to the loss that the fast recipe has after one."""
-    idle_share: float = 0.0
-    """What a parameter of an expert that a token does not take counts, beside one that it meets."""
+    """Tokens that AdamW at the best rate tried needs, at least, to the loss that Muon has after one."""
 
     @classmethod
     def load(cls, path: Path = FITTED) -> FittedLaw:
         """Read the fitted constants."""
         return cls(**read_object(path))
-
-    @cached_property
-    def law(self) -> Law:
-        """The law whose loss is expected."""
-        return self.forms[0].law()
 
     def expect(self, parameters: float, tokens: float) -> Expectation:
         """Return what to expect by the first form; how far the second and the runs are from it widens the interval."""
@@ -116,11 +106,6 @@ class FittedLaw(BaseModel):
         beyond = max(0.0, math.log(parameters * tokens / (self.largest_parameters * self.largest_tokens)))
         missed = FAR_MISS * beyond * expected.loss
         return Expectation(expected.loss, math.hypot(expected.margin, other.loss - expected.loss, missed))
-
-    def size(self, model: ModelConfig) -> float:
-        """Return the parameters that a network counts for: those a token meets, and a part of the idle experts'."""
-        total, active = count_parameters(model)
-        return active + self.idle_share * (total - active)
 
 
 def best_size(operations: float, text: float) -> tuple[float, bool]:

@@ -172,11 +172,11 @@ class Plan:
             return []
         law, model, seq_len = FittedLaw.load(), self.memory.model, self.memory.seq_len
         text, tokens = self.rows * seq_len, self.resolved.total_steps * self.resolved.train_batch * seq_len
-        size, length = law.size(model), worth(tokens, text)
+        size, length = count_parameters(model)[1], worth(tokens, text)
         fast, adamw = law.expect(size, length), law.expect(size, length / law.adamw_tokens)
         lines = [
-            f"loss      {fast} bits a byte expected of prose with Muon as in t4x2_fast.json, {adamw} with AdamW at its "
-            f"best rate (extended from runs of at most {law.largest_parameters / 1e6:.1f} M parameters: "
+            f"loss      {fast} bits a byte expected of prose with Muon, {adamw} with AdamW, both at the best rates "
+            f"tried (extended from runs of {law.largest_parameters / 1e6:.1f} M parameters at most: "
             "docs/dev/recipes.md)"
         ]
         if self.budget is not None:

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from benchmarks.recipes import __main__ as recipes
-from benchmarks.recipes.law import Run, fit, size_for, tokens_for
+from benchmarks.recipes.law import Run, fit, tokens_for
 from benchmarks.recipes.studies import LAYERS, SEQ_LEN, STUDIES, Size
 from model import ModelConfig
 from training.planning.expected_loss import Law
@@ -33,9 +33,8 @@ def test_the_margin_grows_with_noise_and_holds_the_truth() -> None:
     assert abs(noisy.loss - TRUE(2e6, 60e6)) < noisy.margin
 
 
-def test_tokens_and_sizes_are_found_by_their_loss() -> None:
+def test_tokens_are_found_by_their_loss() -> None:
     assert tokens_for(TRUE, 2e6, TRUE(2e6, 60e6)) == pytest.approx(60e6)
-    assert size_for(TRUE, 60e6, TRUE(2e6, 60e6)) == pytest.approx(2e6)
     with pytest.raises(ValueError):
         tokens_for(TRUE, 2e6, 0.5)
 
@@ -55,7 +54,7 @@ def test_sizes_are_models_and_lengths_count_their_parameters(hidden: int, expert
 
 
 def test_the_table_and_the_law_are_of_what_was_recorded(tmp_path, monkeypatch) -> None:
-    shared = {"study": "law", "hidden": 64, "vocabulary": 0, "experts": False, "set": [], "state": "finished"}
+    shared = {"study": "law", "hidden": 64, "experts": False, "set": [], "state": "finished"}
     found = [
         shared
         | {"parameters": run.parameters, "tokens": run.tokens, "seed": seed, "bits_per_byte": run.loss + seed / 100}
@@ -68,7 +67,7 @@ def test_the_table_and_the_law_are_of_what_was_recorded(tmp_path, monkeypatch) -
     lines = list(recipes.table())
     assert len(lines) == 2 + len(runs()) + 2
     assert "0.0141" in lines[2] and lines[-2].startswith("L = 0.") and lines[-1].endswith("D in millions")
-    assert [run.loss for run in recipes.law_runs()] == pytest.approx([run.loss for run in runs()])
+    assert [run.loss for run in recipes.runs("law")] == pytest.approx([run.loss for run in runs()])
 
 
 def test_equal_runs_are_seldom_called_different_and_unequal_ones_often() -> None:

@@ -6,13 +6,12 @@ import math
 
 import pytest
 
-from model import ModelConfig, count_parameters
 from training.planning.expected_loss import FAR_MISS, HALF_LIFE, FittedForm, FittedLaw, best_size, worth
 
 NOTHING = [[0.0] * 5] * 5
 COUPLED = FittedForm(coupled=True, logarithms=[math.log(0.5), 0.0, 0.1, 0.5, 0.2], covariance=NOTHING, misfit=0.01)
 SUM = FittedForm(coupled=False, logarithms=[math.log(0.5), 0.0, 0.3, 0.5, 0.3], covariance=NOTHING, misfit=0.01)
-LAW = FittedLaw(forms=(COUPLED, SUM), largest_parameters=1e6, largest_tokens=1e7, adamw_tokens=2.0, idle_share=0.25)
+LAW = FittedLaw(forms=(COUPLED, SUM), largest_parameters=1e6, largest_tokens=1e7, adamw_tokens=2.0)
 
 
 def test_at_a_million_parameters_and_tokens_the_factors_alone_count() -> None:
@@ -63,17 +62,9 @@ def test_little_text_read_four_times_bounds_the_size() -> None:
     assert 20 * size == pytest.approx(4e6) and text_is_short
 
 
-def test_idle_experts_count_in_part() -> None:
-    dense = ModelConfig(hidden_size=64, num_hidden_layers=2, use_moe=False)
-    moe = ModelConfig(hidden_size=64, num_hidden_layers=2)
-    assert LAW.size(dense) == count_parameters(dense)[0]
-    total, active = count_parameters(moe)
-    assert LAW.size(moe) == pytest.approx(active + 0.25 * (total - active))
-
-
 def test_the_shipped_law_knows_its_largest_run() -> None:
     law = FittedLaw.load()
-    assert 1 < law.adamw_tokens < 20 and 0 <= law.idle_share <= 1
+    assert 1 < law.adamw_tokens < 20
     found = law.expect(law.largest_parameters, law.largest_tokens)
     assert 1.5 < found.loss < 2.2 and found.margin < 0.1
     assert law.expect(45e6, 7e8).margin > found.margin
