@@ -5,6 +5,7 @@
     python -m benchmarks.recipes fit                            the law, into training/planning/expected_loss.json
     python -m benchmarks.recipes draw docs/recipes.svg          the runs and the law as a picture
     python -m benchmarks.recipes predict --parameters 1.3e6 --tokens 26e6
+    python -m benchmarks.recipes average --run RUN --data DIR   the loss of the mean of its last 1, 2, ... checkpoints
     python -m benchmarks.recipes draws                          how often two halves of equal runs are called different
 
 Every run is one process, so that two studies can share a machine's two cores. Runs that end are added to
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import inputs
+from benchmarks.recipes.averaging import averages
 from benchmarks.recipes.law import Run, fit, tokens_for
 from benchmarks.recipes.picture import svg
 from benchmarks.recipes.studies import SEQ_LEN, STUDIES, Size, Study
@@ -204,6 +206,10 @@ def main(argv: Sequence[str]) -> int:
     train.add_argument("--work", type=Path, required=True, metavar="DIR")
     train.add_argument("--sizes", type=int, nargs="+", metavar="HIDDEN", help="only these of the study's sizes")
     train.add_argument("--lengths", type=float, nargs="+", metavar="N", help="only these of its tokens a parameter")
+    mean = kinds.add_parser("average")
+    mean.add_argument("--run", type=Path, required=True, metavar="DIR", help="of one process, with --keep_last many")
+    mean.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder made by prepare.py")
+    mean.add_argument("--most", type=int, default=10, metavar="N", help="checkpoints (%(default)s)")
     kinds.add_parser("table")
     kinds.add_parser("draws")
     kinds.add_parser("fit")
@@ -221,6 +227,9 @@ def main(argv: Sequence[str]) -> int:
         sizes = [size for size in study.sizes if not args.sizes or size.hidden in args.sizes]
         lengths = [length for length in study.tokens_a_parameter if not args.lengths or length in args.lengths]
         run(replace(study, sizes=sizes, tokens_a_parameter=lengths), args.study, args.data, args.work)
+    elif args.what == "average":
+        for count, loss in averages(args.run, args.data, SEQ_LEN, args.most):
+            print(f"{count:2d} checkpoints {loss:.4f}", flush=True)
     elif args.what == "table":
         print("\n".join(table()))
     elif args.what == "draws":

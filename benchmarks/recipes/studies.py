@@ -91,13 +91,24 @@ REFERENCE = (
     "gradient_accumulation_steps=1",
 )
 
+
+def _scheduler(kind: str, **params: object) -> str:
+    warm_up = {"warmup_num_steps": "auto", "warmup_type": "linear"}
+    return "scheduler=" + json.dumps({"type": kind, "params": warm_up | params})
+
+
 STUDIES: Mapping[str, Study] = {
     # beside 0.02 for Muon and 5e-2 for AdamW's half, as the file has them
     "rates": Study(_dense(32, 64, 128), (10,), ("optimizer.params.muon_lr=0.005,0.01,0.02,0.04",), (1, 2)),
     "wide_rates": Study(_dense(128), (2,), ("optimizer.params.muon_lr=0.01,0.04",)),
     "adam_rates": Study(_dense(32, 64), (10,), ("optimizer.params.adam_lr=0.0125,0.025",)),
     "wide_adam_rates": Study(_dense(128), (2,), ("optimizer.params.adam_lr=0.0125,0.025",)),
-    "long_rates": Study(_dense(32), (80,), ("optimizer.params.adam_lr=0.0125,0.05", "optimizer.params.muon_lr=0.02")),
+    "widest_rates": Study(
+        _dense(256), (0.2,), ("optimizer.params.muon_lr=0.01,0.02,0.04", "optimizer.params.adam_lr=0.025")
+    ),
+    "widest_adam_rates": Study(_dense(256), (0.2,), ("optimizer.params.adam_lr=0.0125,0.05",)),
+    "long_rates": Study(_dense(32), (80,), ("optimizer.params.muon_lr=0.01,0.02,0.04",)),
+    "long_adam_rates": Study(_dense(32, 64), (40, 80), ("optimizer.params.adam_lr=0.0125",)),
     "adamw": Study(
         _dense(32, 64), (10,), ("optimizer.params.lr=2e-4,1e-3,2e-3,4e-3,8e-3",), config="t4x2.json", fixed=REFERENCE
     ),
@@ -105,6 +116,10 @@ STUDIES: Mapping[str, Study] = {
     "batch_64": Study(_dense(64), (10,), ("optimizer.params.muon_lr=0.02,0.04",), rows=64),
     "floors": Study(_dense(64), (10,), ("scheduler.params.cos_min_ratio=0.1",)),
     "decay": Study(_dense(64), (10,), ("optimizer.params.weight_decay=0.1",)),
+    "linear": Study(
+        _dense(64), (10,), fixed=(_scheduler("WarmupDecayLR", total_num_steps="auto", warmup_max_lr=[0.02, 5e-2]),)
+    ),
+    "constant": Study(_dense(64), (10,), fixed=(_scheduler("WarmupLR"),)),
     "betas": Study(_dense(64), (10,), ("optimizer.params.momentum=0.95",)),
     "law": Study(_dense(32, 48, 64, 96, 128), (2, 4, 8, 16)),
     # three times the compute of the largest run of the law, up to that length
@@ -113,8 +128,18 @@ STUDIES: Mapping[str, Study] = {
     "experts": Study(_experts(32, 64, 96), (10, 40)),
     "dense": Study(_dense(32, 64, 96), (10, 40)),
     "balance": Study(_experts(64), (10,), ("bufudu.router_aux_loss_coef=0.01",)),
-    "many": Study(_experts(64), (10,), ("bufudu.num_experts=16",)),
+    # as wide together as the dense layer: 1/8 of it each, of which a token takes eight
+    "many": Study(
+        _experts(64),
+        (10,),
+        ("bufudu.num_experts=16", "bufudu.num_experts_per_tok=8", "bufudu.moe_intermediate_size=22"),
+    ),
+    # lengths of equal compute with 2,000, 4,000, 8,000 and 16,000 entries, each a corpus of its own
+    "vocabulary": Study(_dense(128), (3.15, 2, 1.01, 0.4)),
+    # texts of one source, each cleaned in another way
+    "cleaning": Study(_dense(64), (10,), seeds=(1, 2)),
     "depth": Study(_dense(64), (10,), ("bufudu.num_hidden_layers=1,6",)),
     "heads": Study(_dense(64), (10,), ("bufudu.num_attention_heads=4",)),
+    "initial": Study(_dense(64), (10,), ("bufudu.initializer_range=0.01,0.04",)),
     "rope": Study(_dense(64), (10,), ("bufudu.rope_theta=10000",)),
 }

@@ -86,7 +86,11 @@ class Options:
         None, "optimizer steps between evaluations; if not given, a twentieth of the run", positive, "N"
     )
     eval_tokens: int = _flag(
-        200_000, "validation tokens in an evaluation, spread over the split; 0 means all", whole, "N"
+        200_000,
+        "validation tokens in an evaluation, spread over the split; 0 means all "
+        "(20,000 at most before the first step of a new network)",
+        whole,
+        "N",
     )
     sample_interval: int | None = _flag(
         None, "optimizer steps between text samples; if not given, 1000 or a tenth of a shorter run", positive, "N"

@@ -14,7 +14,7 @@ from training.context import RunContext
 from training.engine.protocol import Engine
 from training.evaluation.generation import RepetitionEvaluator, SampleWriter
 from training.evaluation.language import FEWEST_STEPS, final_figures
-from training.evaluation.validation import Evaluation, evaluate, intervals
+from training.evaluation.validation import Evaluation, enough_untrained, evaluate, intervals
 from training.monitoring.recorder import Recorder
 from training.session import Session
 
@@ -28,6 +28,7 @@ class Evaluator:
         self.seq_len, seed = options.max_seq_len, options.seed
         self.val, self.tokenizer = corpus.split("val"), load_tokenizer(corpus.tokenizer_path)
         self.rows, self.row_length = measured_rows(self.val, options.eval_tokens, self.seq_len)
+        self.first_rows = self.rows if options.init_from else enough_untrained(self.rows, self.row_length)
         self.every = intervals(options, context.resolved.total_steps)
         self.repetition = RepetitionEvaluator(self.val, config, seq_len=self.seq_len, seed=seed, world=context.world)
         self.samples = SampleWriter(self.val, self.tokenizer, config, seq_len=self.seq_len, seed=seed)
@@ -66,7 +67,7 @@ class Evaluator:
         result = evaluate(
             self.engine,
             self.val,
-            self.rows,
+            self.rows if state.step else self.first_rows,
             seq_len=self.row_length,
             micro_batch=self.context.resolved.micro_batch,
             world=self.context.world,

@@ -71,7 +71,8 @@ def _check_engine(report: Report, trial: TrialEngine, context: RunContext, cost:
     """Check what needs an engine."""
     options, resolved = context.options, context.resolved
     rows = trial.rows(checked_rows(resolved.micro_batch, options.max_seq_len))
-    trial.step(rows)  # an fp16 loss scale settles, and what is slow the first time is over
+    if resolved.precision == "fp16":
+        trial.step(rows)  # its loss scale settles, with steps that are skipped
     untrained, without_gradient = _check_untrained(report, trial, rows, context.config)
     cost = cost or _measure_cost(trial, len(rows), untrained.micro_seconds)
     report.add("memory", cost_checks.check_memory(cost, context.device, resolved))

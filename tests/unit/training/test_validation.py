@@ -74,3 +74,11 @@ def test_ranks_make_the_same_passes_and_rows_count_once(monkeypatch, rows, micro
 def test_perplexity_is_infinite_rather_than_an_error():
     assert validation.Evaluation(1e4, 1, 0.0).perplexity == float("inf")
     assert validation.Evaluation(0.0, 1, 0.0).perplexity == 1.0
+
+
+@pytest.mark.parametrize("rows", [1, 78, 79, 790, 5000])
+def test_an_untrained_network_is_evaluated_on_about_20_000_tokens_of_all_parts_of_the_text(rows):
+    chosen = validation.enough_untrained(list(range(rows)), 256)
+    assert min(rows * 256, 20_000) <= len(chosen) * 256 < 2 * 20_000
+    assert chosen[0] == 0 and rows - 1 - chosen[-1] < rows / len(chosen)
+    assert len(set(np.diff(chosen))) <= 1
