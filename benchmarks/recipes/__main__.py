@@ -91,20 +91,12 @@ def _record(found: list[dict[str, Any]]) -> None:
 
 
 def _arguments(study: Study, size: Size, steps: int, data: Path) -> Iterator[str]:
-    """Yield train.py's flags: one evaluation of the whole held-out text, at the end."""
+    """Yield train.py's flags: an evaluation of the whole held-out text at the end, checkpoints of the last half."""
     yield from ("--deepspeed_config", str(CONFIGS / study.config), "--data", str(data), "--skip_preflight")
     yield from size.flags(study)
-    yield from ("--max_seq_len", str(SEQ_LEN), "--max_steps", str(steps), "--eval_interval", str(steps))
-    yield from (
-        "--sample_interval",
-        "1000000",
-        "--save_interval",
-        "1000",
-        "--log_interval",
-        "100",
-        "--eval_tokens",
-        "1000000000",
-    )
+    shared = {"max_seq_len": SEQ_LEN, "max_steps": steps, "eval_interval": steps, "eval_tokens": 0, "log_interval": 100}
+    saves = {"sample_interval": 1_000_000, "save_interval": max(1, steps // 20), "keep_last": 10}
+    yield from (word for name, value in (shared | saves).items() for word in (f"--{name}", str(value)))
     yield from ("--set", f"train_micro_batch_size_per_gpu={study.rows}", *study.fixed)
 
 

@@ -103,10 +103,7 @@ STUDIES: Mapping[str, Study] = {
     "wide_rates": Study(_dense(128), (2,), ("optimizer.params.muon_lr=0.01,0.04",)),
     "adam_rates": Study(_dense(32, 64), (10,), ("optimizer.params.adam_lr=0.0125,0.025",)),
     "wide_adam_rates": Study(_dense(128), (2,), ("optimizer.params.adam_lr=0.0125,0.025",)),
-    "widest_rates": Study(
-        _dense(256), (0.2,), ("optimizer.params.muon_lr=0.01,0.02,0.04", "optimizer.params.adam_lr=0.025")
-    ),
-    "widest_adam_rates": Study(_dense(256), (0.2,), ("optimizer.params.adam_lr=0.0125,0.05",)),
+    "widest_adam_rates": Study(_dense(256), (0.2,), ("optimizer.params.adam_lr=0.0125,0.025,0.05",)),
     "long_rates": Study(_dense(32), (80,), ("optimizer.params.muon_lr=0.01,0.02,0.04",)),
     "long_adam_rates": Study(_dense(32, 64), (40, 80), ("optimizer.params.adam_lr=0.0125",)),
     "adamw": Study(
@@ -126,7 +123,7 @@ STUDIES: Mapping[str, Study] = {
     "validation": Study(_dense(96), (8, 16)),
     "equal": Study(_dense(32), (3,), seeds=range(1, 25)),
     "experts": Study(_experts(32, 64, 96), (10, 40)),
-    "dense": Study(_dense(32, 64, 96), (10, 40)),
+    "dense": Study(_dense(32, 64, 96), (10, 40, 80)),
     "balance": Study(_experts(64), (10,), ("bufudu.router_aux_loss_coef=0.01",)),
     # as wide together as the dense layer: 1/8 of it each, of which a token takes eight
     "many": Study(
@@ -137,7 +134,7 @@ STUDIES: Mapping[str, Study] = {
     # lengths of equal compute with 2,000, 4,000, 8,000 and 16,000 entries, each a corpus of its own
     "vocabulary": Study(_dense(128), (3.15, 2, 1.01, 0.4)),
     # texts of one source, each cleaned in another way
-    "cleaning": Study(_dense(64), (10,), seeds=(1, 2)),
+    "cleaning": Study(_dense(64), (10,)),
     "depth": Study(_dense(64), (10,), ("bufudu.num_hidden_layers=1,6",)),
     "heads": Study(_dense(64), (10,), ("bufudu.num_attention_heads=4",)),
     "initial": Study(_dense(64), (10,), ("bufudu.initializer_range=0.01,0.04",)),
