@@ -48,9 +48,7 @@ class Chosen:
     def checked(self, processes: int, device: Device | None = None) -> Draft:
         """Find every contradiction that does not need the data; `device` is the one to plan for."""
         options, model, device = self.options, self.model, device or self.device
-        facts = RunFacts(
-            processes, options.epochs, options.max_steps, self.output, model.num_experts, model.ep_size, model.use_moe
-        )
+        facts = RunFacts(processes, options.epochs, options.max_steps, self.output, model)
 
         def checked(config: dict[str, Any]) -> Draft:
             return check(config, facts, device, source=os.path.relpath(self.config_path))

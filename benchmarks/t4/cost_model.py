@@ -306,9 +306,7 @@ def resolved(scenario: Scenario) -> Resolved:
         epochs=1,
         max_steps=None,
         output=Path("unused"),
-        num_experts=config.num_experts,
-        ep_size=config.ep_size,
-        use_moe=config.use_moe,
+        model=config,
     )
     sets = [
         "train_batch_size=auto",

@@ -45,9 +45,7 @@ class ConfigCase:
             epochs=options.epochs,
             max_steps=options.max_steps,
             output=folder / "run",
-            num_experts=model.num_experts,
-            ep_size=model.ep_size,
-            use_moe=model.use_moe,
+            model=model,
         )
         draft = check(config, run, choices.pick(DEVICES), source=path.name)
         resolved = draft.resolve(rows)

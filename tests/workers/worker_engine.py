@@ -106,9 +106,7 @@ def resolved(here: Here, name: str, *overrides: str, config: ModelConfig, steps:
         epochs=1,
         max_steps=steps,
         output=here.folder,
-        num_experts=config.num_experts,
-        ep_size=config.ep_size,
-        use_moe=config.use_moe,
+        model=config,
     )
     return check(written, facts, detect(), source=name).resolve(ROWS)
 

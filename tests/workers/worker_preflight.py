@@ -184,9 +184,7 @@ class Scenario:
             epochs=1,
             max_steps=self.steps,
             output=output,
-            num_experts=config.num_experts,
-            ep_size=config.ep_size,
-            use_moe=config.use_moe,
+            model=config,
         )
         device = detect()
         resolved = check(load(CONFIGS / f"{name}.json", overrides), facts, device, source=name).resolve(

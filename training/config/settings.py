@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.hardware import Device
+from model.config import ModelConfig
 
 BATCH, MICRO, ACCUMULATION = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 
@@ -20,9 +21,7 @@ class RunFacts:
     max_steps: int | None
     """The length of the run, if a flag gives it."""
     output: Path
-    num_experts: int
-    ep_size: int
-    use_moe: bool
+    model: ModelConfig
 
 
 @dataclass(frozen=True)

@@ -53,16 +53,16 @@ def check_zero(case: Case, problems: Problems) -> None:
         # besides, DeepSpeed's expert layers refuse it; a model of this size gains nothing by it
         what = "train.py reads whole weights, which ZeRO-3 takes apart, to evaluate, export and save."
         problems.add(f"{key}stage", what, "Use --set zero_optimization.stage=2.")
-    if case.run.use_moe and case.zero_stage in (1, 2) and zero.get("reduce_scatter") is False:
+    if case.run.model.use_moe and case.zero_stage in (1, 2) and zero.get("reduce_scatter") is False:
         problems.add(f"{key}reduce_scatter", "DeepSpeed wants it true for a model with experts.", "Set it to true.")
-    if case.run.use_moe and case.zero_stage == 2 and zero.get("contiguous_gradients") is False:
+    if case.run.model.use_moe and case.zero_stage == 2 and zero.get("contiguous_gradients") is False:
         hint = "Set it to true."
         problems.add(f"{key}contiguous_gradients", "ZeRO-2 wants it true for a model with experts.", hint)
 
 
 def check_gradients(case: Case, problems: Problems) -> None:
     """Check for what DeepSpeed asserts of the gradients' types, sums and norm."""
-    zero, types, experts = case.block("zero_optimization"), case.block("data_types"), case.run.use_moe
+    zero, types, experts = case.block("zero_optimization"), case.block("data_types"), case.run.model.use_moe
     if case.zero_stage == 2 and zero.get("reduce_scatter", True):
         what = f"ZeRO-2 cannot do it with reduce_scatter{', which experts need' if experts else ''}."
         for name, neutral in (("prescale_gradients", False), ("gradient_predivide_factor", 1)):
@@ -165,12 +165,12 @@ def check_warmup(settings: Settings, total: int | None, problems: Problems) -> N
 
 def check_experts(case: Case, problems: Problems) -> None:
     """Check that the experts can be split over the processes; the model has checked that they can be split at all."""
-    run, world = case.run, case.run.world_size
-    if run.ep_size > 1 and not run.use_moe:
-        problems.add("--ep_size", f"{run.ep_size}, but --use_moe false has no experts.", "Use --ep_size 1.")
-    elif world % run.ep_size:
-        what = f"{world} process{'es' if world > 1 else ''} cannot form groups of {run.ep_size}."
-        fitting = [size for size in range(1, world + 1) if world % size == 0 == run.num_experts % size]
+    model, world = case.run.model, case.run.world_size
+    if model.ep_size > 1 and not model.use_moe:
+        problems.add("--ep_size", f"{model.ep_size}, but --use_moe false has no experts.", "Use --ep_size 1.")
+    elif world % model.ep_size:
+        what = f"{world} process{'es' if world > 1 else ''} cannot form groups of {model.ep_size}."
+        fitting = [size for size in range(1, world + 1) if world % size == 0 == model.num_experts % size]
         hint = f"It can be {' or '.join(map(str, fitting))}, or start more processes."
         problems.add("--ep_size", what, hint)
 

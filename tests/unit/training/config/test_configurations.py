@@ -11,6 +11,7 @@ import pytest
 from configurations import CONFIGURATIONS
 
 from common.hardware import Device
+from model import ModelConfig
 from training.config import features, schema
 from training.config.load import load
 from training.config.resolve import check
@@ -18,7 +19,7 @@ from training.config.settings import RunFacts
 
 CONFIGS = Path(__file__).parents[4] / "ds_configs"
 CPU = Device("cpu", 2, "Some Processor", 8 * 2**30, None, True, True, True, None)
-RUN = RunFacts(world_size=2, epochs=1, max_steps=8, output=Path("runs/x"), num_experts=4, ep_size=1, use_moe=True)
+RUN = RunFacts(world_size=2, epochs=1, max_steps=8, output=Path("runs/x"), model=ModelConfig())
 # Tried by hand on a CPU: it prints the memory in use at every pass, in ten times the time of the step
 BY_HAND = ("memory_breakdown",)
 # In every file of ds_configs/, and so in every real run
@@ -68,7 +69,7 @@ def test_no_key_is_let_through_that_was_never_stepped():
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_each_is_let_through(name):
     wanted = CONFIGURATIONS[name]
-    facts = replace(RUN, use_moe=not wanted.dense)
+    facts = replace(RUN, model=ModelConfig(use_moe=not wanted.dense))
     config = load(CONFIGS / f"{wanted.base}.json", [*wanted.changes, "train_batch_size=auto"])
     assert check(config, facts, CPU, source=name).resolve(100).total_steps == 8
 

@@ -11,6 +11,7 @@ import pytest
 
 from common.errors import UserError
 from common.hardware import Device
+from model import ModelConfig
 from training.config import command_line, foreign_flags
 from training.config.load import load
 from training.config.resolve import check
@@ -19,7 +20,7 @@ from training.config.settings import RunFacts
 T4X2 = Device("cuda", 2, "Tesla T4", 15 * 2**30, (7, 5), False, True, True, None)
 A100X2 = Device("cuda", 2, "NVIDIA A100-SXM4-40GB", 40 * 2**30, (8, 0), True, True, True, None)
 CPU = Device("cpu", 2, "Some Processor", 8 * 2**30, None, False, False, True, None)
-RUN = RunFacts(world_size=2, epochs=5.0, max_steps=None, output=Path("runs/x"), num_experts=4, ep_size=1, use_moe=True)
+RUN = RunFacts(world_size=2, epochs=5.0, max_steps=None, output=Path("runs/x"), model=ModelConfig())
 T4X2_JSON = Path(__file__).parents[4] / "ds_configs" / "t4x2.json"
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from common.hardware import Device
+from model import ModelConfig
 from training.config import schema
 from training.config.load import load
 from training.config.resolve import check
@@ -32,13 +33,11 @@ RUN = RunFacts(
     epochs=5.0,
     max_steps=None,
     output=Path("runs/first"),
-    num_experts=4,
-    ep_size=1,
-    use_moe=True,
+    model=ModelConfig(),
 )
 MACHINES = {
     "t4x2": (T4X2, RUN),
-    "t4x2_ep2": (T4X2, replace(RUN, ep_size=2)),
+    "t4x2_ep2": (T4X2, replace(RUN, model=ModelConfig(ep_size=2))),
     "t4x2_fast": (T4X2, RUN),
     "t4x1": (replace(T4X2, count=1), replace(RUN, world_size=1)),
     "ampere_x2": (A100X2, RUN),
@@ -385,8 +384,8 @@ def test_contradiction_with_the_machine(name, overrides, device, words):
     ("facts", "words"),
     [
         ({"world_size": 1}, ["train_batch_size", "gradient_accumulation_steps=8 keeps the batch of 256"]),
-        ({"ep_size": 4}, ["2 processes cannot form groups of 4", "It can be 1 or 2"]),
-        ({"ep_size": 2, "use_moe": False}, ["--use_moe false has no experts"]),
+        ({"model": ModelConfig(ep_size=4)}, ["2 processes cannot form groups of 4", "It can be 1 or 2"]),
+        ({"model": ModelConfig(ep_size=2, use_moe=False)}, ["--use_moe false has no experts"]),
     ],
 )
 def test_contradiction_with_the_run(facts, words):
@@ -400,7 +399,7 @@ def test_muon_may_be_clipped_widely():
 
 
 def test_zero3_is_refused_for_dense_models_too():
-    message = complaint("zero_optimization.stage=3", run=replace(RUN, use_moe=False))
+    message = complaint("zero_optimization.stage=3", run=replace(RUN, model=ModelConfig(use_moe=False)))
     assert "takes apart" in message
     assert "--set zero_optimization.stage=2" in message
 
@@ -413,7 +412,7 @@ def test_all_problems_come_at_once_and_numbered():
         "scheduler.params.warmup_num_steps=99999",
         "optimizer.params.lr=-1",
         device=CPU,
-        run=replace(RUN, ep_size=4, max_steps=27_600),
+        run=replace(RUN, model=ModelConfig(ep_size=4), max_steps=27_600),
     )
     assert message.startswith("t4x2.json: 7 problems, nothing was started.")
     for key in (

@@ -65,9 +65,7 @@ def resolved(config: ModelConfig, *sets: str, file: str = "t4x2.json", world: in
         epochs=1,
         max_steps=None,
         output=Path("unused"),
-        num_experts=config.num_experts,
-        ep_size=config.ep_size,
-        use_moe=config.use_moe,
+        model=config,
     )
     return check(load(ROOT / "ds_configs" / file, [*common, *sets]), facts, CPU, source=file).resolve(1000)
 

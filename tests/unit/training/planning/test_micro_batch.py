@@ -15,7 +15,7 @@ from training.planning.plan import PLANNED_T4X2
 
 CONFIG = Path(__file__).parents[4] / "ds_configs" / "t4x2.json"
 DENSE = ModelConfig(hidden_size=64, num_hidden_layers=2, use_moe=False, vocab_size=512, intermediate_size=96)
-FACTS = RunFacts(2, 1.0, None, Path("runs/x"), 4, 1, False)
+FACTS = RunFacts(2, 1.0, None, Path("runs/x"), ModelConfig(use_moe=False))
 SMALL = replace(PLANNED_T4X2, memory_bytes=900 * 2**20)
 AUTO = ("train_micro_batch_size_per_gpu=auto", "gradient_accumulation_steps=auto")
 

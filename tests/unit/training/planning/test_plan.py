@@ -49,9 +49,7 @@ def plan(
         epochs=5,
         max_steps=None,
         output=Path("unused"),
-        num_experts=config.num_experts,
-        ep_size=config.ep_size,
-        use_moe=config.use_moe,
+        model=config,
     )
     resolved = check(load(CONFIGS / file, list(sets)), facts, device, source=file).resolve(rows)
     memory = Memory(config, device, world, seq_len)

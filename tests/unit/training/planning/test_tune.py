@@ -51,7 +51,7 @@ class Machine:
 
 
 def tuner(machine, *, model=DENSE, minutes=60.0, said=None):
-    facts = RunFacts(2, 1.0, None, Path("runs/x"), model.num_experts, model.ep_size, model.use_moe)
+    facts = RunFacts(2, 1.0, None, Path("runs/x"), model)
     return Tuner(
         load(CONFIG, []),
         lambda config: check(config, facts, PLANNED_T4X2, source="t4x2.json"),
@@ -168,7 +168,7 @@ def test_an_interruption_keeps_what_was_measured(tmp_path):
 def work(**changes):
     """A trial of a corpus that is not there."""
     model = replace(DENSE, **changes)
-    facts = RunFacts(1, 1.0, None, Path("runs/x"), model.num_experts, model.ep_size, model.use_moe)
+    facts = RunFacts(1, 1.0, None, Path("runs/x"), model)
     config = load(CONFIG, ["train_batch_size=auto", "fp16.enabled=false"])
     resolved = check(config, facts, PLANNED_T4X2, source="t4x2.json").unscheduled()
     return Work(Options(max_seq_len=64), model, resolved, Path("data/nowhere"))
