@@ -17,6 +17,7 @@ from training.config.schema import AUTO, DEEPSPEED_AUTO
 from training.config.settings import ACCUMULATION, BATCH, MICRO, Case, Settings
 
 _LATER = ("scheduler.params.total_num_steps", "scheduler.params.warmup_num_steps")
+_PEAK = "scheduler.params.warmup_max_lr"
 _NO_RULE = (
     "optimizer.params.lr",
     "optimizer.params.muon_lr",
@@ -52,7 +53,14 @@ class Filler:
                 self._put(block, path, value, why)
                 continue
             del block[key]
-            if path in _NO_RULE:
+            if path == _PEAK and self.case.optimizer == "muon" and self.case.schedule == "WarmupDecayLR":
+                what = "one rate for all weights, and Muon has two, muon_lr and adam_lr."
+                hint = (
+                    "Take WarmupCosineLR, which keeps both, or write a list of a rate for each of DeepSpeed's groups: "
+                    "[muon_lr, adam_lr] without experts."
+                )
+                self.problems.add(path, what, hint)
+            elif path in _NO_RULE:
                 name = show(self.case.optimizer_name or None)
                 self.problems.add(path, f"no recipe has a value of it for {name}.", "Write it.")
             else:
@@ -81,8 +89,8 @@ class Filler:
             return "standard" if device.bf16_fast else "gram", bf16
         if path.endswith((".output_path", ".job_name")):
             return self._place(path)
-        if path == "scheduler.params.warmup_max_lr":  # DeepSpeed's default is 0.001, whatever the optimizer's rate
-            return params.get("lr", params.get("muon_lr")), "the optimizer's"
+        if path == _PEAK:  # DeepSpeed's default is 0.001 for WarmupDecayLR, and each group's own for WarmupLR
+            return None if {"muon_lr", "adam_lr"} <= params.keys() else params.get("lr"), "the optimizer's"
         if path.endswith(".device"):
             return "none", "nothing is offloaded"
         if path.startswith("optimizer.params.") and self.case.optimizer not in ("muon", "adam", "adamw"):

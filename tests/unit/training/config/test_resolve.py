@@ -232,6 +232,15 @@ def test_other_schedules_pass(scheduler, warmup, peak):
     assert result.config["scheduler"]["params"].get("total_num_steps", 27_600) == 27_600
 
 
+def test_no_schedule_gives_both_halves_of_muon_one_rate():
+    constant = 'scheduler={"type":"WarmupLR","params":{"warmup_num_steps":10,"warmup_max_lr":"auto"}}'
+    assert "warmup_max_lr" not in resolved(constant, name="t4x2_fast").config["scheduler"]["params"]
+    linear = 'scheduler={"type":"WarmupDecayLR","params":{"total_num_steps":"auto","warmup_max_lr":"auto"}}'
+    message = complaint(linear, name="t4x2_fast")
+    assert "scheduler.params.warmup_max_lr: one rate" in message and "Take WarmupCosineLR" in message
+    assert resolved(linear).peak_lr == 2e-4
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
