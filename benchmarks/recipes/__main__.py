@@ -91,10 +91,11 @@ def _record(found: list[dict[str, Any]]) -> None:
 
 
 def _arguments(study: Study, size: Size, steps: int, data: Path) -> Iterator[str]:
-    """Yield train.py's flags: an evaluation of the whole held-out text at the end, checkpoints of the last half."""
+    """Yield train.py's flags: evaluations of the whole held-out text, checkpoints of the last half."""
     yield from ("--deepspeed_config", str(CONFIGS / study.config), "--data", str(data), "--skip_preflight")
     yield from size.flags(study)
-    shared = {"max_seq_len": SEQ_LEN, "max_steps": steps, "eval_interval": steps, "eval_tokens": 0, "log_interval": 100}
+    shared = {"max_seq_len": SEQ_LEN, "max_steps": steps, "eval_tokens": 0, "log_interval": 100}
+    shared["eval_interval"] = math.ceil(steps / study.evaluations)
     saves = {"sample_interval": 1_000_000, "save_interval": max(1, steps // 20), "keep_last": 10}
     yield from (word for name, value in (shared | saves).items() for word in (f"--{name}", str(value)))
     yield from ("--set", f"train_micro_batch_size_per_gpu={study.rows}", *study.fixed)

@@ -59,7 +59,7 @@ class Study:
     """Values to try, each combined with each, at some sizes and lengths.
 
     `values` are `sweep.py --set`'s: key=value,value. `tokens_a_parameter` are the lengths. `fixed` is what all runs of
-    the study change in `config`, and `rows` is the batch.
+    the study change in `config`, and `rows` is the batch. A run is evaluated so often, the last time at its end.
     """
 
     sizes: Sequence[Size]
@@ -69,6 +69,7 @@ class Study:
     config: str = "cpu_x2.json"
     fixed: Sequence[str] = ()
     rows: int = 16
+    evaluations: int = 1
 
     def steps(self, size: Size, vocabulary: int, tokens_a_parameter: float) -> int:
         """Return the optimizer steps that give each parameter of a size so many tokens."""
@@ -83,10 +84,10 @@ def _experts(*hidden: int) -> tuple[Size, ...]:
     return tuple(Size(width, experts=True) for width in hidden)
 
 
-# the reference run's AdamW, schedule and clipping with the batch of the other studies, in bf16
+# the reference run's AdamW, schedule and clipping with the batch of the other studies, in their precision
 REFERENCE = (
     "fp16.enabled=false",
-    "bf16.enabled=true",
+    "bf16.enabled=auto",
     "train_batch_size=16",
     "gradient_accumulation_steps=1",
 )
@@ -109,6 +110,16 @@ STUDIES: Mapping[str, Study] = {
     "adamw": Study(
         _dense(32, 64), (10,), ("optimizer.params.lr=2e-4,1e-3,2e-3,4e-3,8e-3",), config="t4x2.json", fixed=REFERENCE
     ),
+    "wide_adamw": Study(
+        _dense(128),
+        (2,),
+        ("optimizer.params.lr=4e-3,8e-3",),
+        config="t4x2.json",
+        fixed=REFERENCE,
+        evaluations=8,
+    ),
+    # the same length with Muon, as in "law", for its curve
+    "wide_muon": Study(_dense(128), (2,), evaluations=8),
     "batch_4": Study(_dense(64), (10,), ("optimizer.params.muon_lr=0.01",), rows=4),
     "batch_64": Study(_dense(64), (10,), ("optimizer.params.muon_lr=0.02,0.04",), rows=64),
     "floors": Study(_dense(64), (10,), ("scheduler.params.cos_min_ratio=0.1",)),
