@@ -145,7 +145,7 @@ def fitted() -> FittedLaw:
     """Return the law of dense models with the shipped recipe, with what AdamW needs by it."""
     law = fit(runs(*FITTED_ON))
     expected = law.forms[0].law()
-    lengths = [run.tokens / tokens_for(expected, run.parameters, run.loss) for run in runs("adamw")]
+    lengths = [run.tokens / tokens_for(expected, run.parameters, run.loss) for run in runs("adamw", "wide_adamw")]
     return law.model_copy(update={"adamw_tokens": round(min(lengths), 2)})
 
 
