@@ -21,7 +21,9 @@ FLAT_STEPS = 200
 SLOW_STEPS = 1000
 FLAT_FALL = 0.03  # nats from one quarter of those steps to the next: with less than that (or less than noise) it stands
 FLAT_LINES = 8  # lines of metrics that this takes: two a quarter
-LINES = 3  # lines of metrics, or evaluations, in a row before a trend is one
+LINES = 3  # lines of metrics, or evaluations, in a row before a trend is one ...
+# ... and steps, where there is a line for every step: after a short warm-up, healthy routers and losses swing for ten
+TREND_STEPS = 20
 
 # exp(entropy of the load) is the number of experts in use: between the K that must be (collapsed) and all E (balanced),
 # a layer below a quarter of the way has lost most of what it could choose from
@@ -128,14 +130,22 @@ def flat_loss(train: list[dict[str, Any]], unigram: float, warmup: int) -> str |
     )
 
 
+def lines_of_a_trend(train: list[dict[str, Any]]) -> int:
+    """Return how many of the last lines are LINES or more, from TREND_STEPS steps ago or longer."""
+    return max(LINES, sum(row["step"] >= train[-1]["step"] - TREND_STEPS for row in train))
+
+
 def router_collapsed(train: list[dict[str, Any]], experts_per_token: int, warmup: int) -> str | None:
-    """Return a message if a layer sends nearly all tokens to the same few experts, LINES lines in a row."""
-    recent = [row for row in train if row["step"] > warmup and row.get("expert_load")][-LINES:]
-    if len(recent) < LINES:
+    """Return a message if a layer has sent nearly all tokens to the same few experts all along a trend's lines."""
+    rows = [row for row in train if row["step"] > warmup and row.get("expert_load")]
+    recent = rows[-lines_of_a_trend(train) :]
+    if len(recent) < LINES or recent[-1]["step"] - recent[0]["step"] < TREND_STEPS:
         return None
     for layer, share in enumerate(recent[-1]["expert_load"]):
         limit = experts_per_token + COLLAPSED * (len(share) - experts_per_token)
-        if len(share) > experts_per_token and all(experts_in_use(row["expert_load"][layer]) < limit for row in recent):
+        # a router that swings from expert to expert has not collapsed: all of them learn
+        mean = [fmean(loads) for loads in zip(*(row["expert_load"][layer] for row in recent), strict=True)]
+        if len(share) > experts_per_token and experts_in_use(mean) < limit:
             entropy = recent[-1].get("router_entropy")
             sure = f", and the router's entropy is {entropy[layer]:.2f} of its maximum" if entropy else ""
             used = experts_in_use(share)
@@ -172,8 +182,9 @@ def exploding_gradients(train: list[dict[str, Any]]) -> str | None:
             f"{usual:.3g}; training is about to be lost: {fix}"
         )
     losses = [r["loss"] for r in train if finite(r.get("loss"))]
-    means = [fmean(losses[i : i + LINES]) for i in range(len(losses) - LINES + 1)]
-    if len(means) > 2 * LINES and means[-1] > min(means[:-LINES]) + RISEN:
+    lines = lines_of_a_trend(train)
+    means = [fmean(losses[i : i + lines]) for i in range(len(losses) - lines + 1)]
+    if len(means) > lines + LINES and means[-1] > min(means[:-lines]) + RISEN:
         return (
             f"the loss has risen to {means[-1]:.2f} nats a token from {min(means):.2f}: steps have become too long "
             f"and undo what was learned; {fix}"

@@ -152,6 +152,25 @@ def test_a_router_may_be_skewed_while_it_warms_up_or_for_a_moment():
     assert raised(rows) == []
 
 
+def test_a_router_may_swing_from_expert_to_expert():
+    one = [[float(expert == chosen) for expert in range(4)] for chosen in range(4)]
+    swinging = [train_row(step, healthy_loss(step), load=[one[step // 10 % 4]] * 2) for step in range(60, 300, 10)]
+    assert raised(swinging, experts_per_token=1) == []
+
+
+def test_a_few_steps_are_no_trend_where_each_has_its_line():
+    """The steps after a warm-up of ten, as a run of 100 at hidden 256 had them."""
+    losses = [8.8 - step / 10 for step in range(9)] + [8.0, 9.0, 9.5, 9.5, 9.3, 9.0, 8.4] + [7.5] * 60
+    rows = [
+        train_row(step, loss, load=[[0.99, 0.01, 0, 0]] * 2 if step < 20 else EVEN) for step, loss in enumerate(losses)
+    ]
+    assert raised(rows, warmup=5, experts_per_token=1) == []
+    collapsed = [train_row(step, 7.0, load=[[0.99, 0.01, 0, 0]] * 2) for step in range(100)]
+    assert raised(collapsed, warmup=5, experts_per_token=1)[0] == ("router_collapsed", 26)
+    climbing = [train_row(step, 5.0 if step < 50 else 5.0 + (step - 50) / 10) for step in range(100)]
+    assert [name for name, _ in raised(climbing, warmup=5)] == ["exploding_gradients"]
+
+
 def test_the_collapsed_layer_is_named_with_its_load_and_entropy():
     rows = [
         train_row(step, healthy_loss(step), load=[EVEN[0], [0.5, 0.5, 0, 0]], entropy=0.07)
