@@ -113,7 +113,7 @@ STUDIES: Mapping[str, Study] = {
     "wide_adamw": Study(
         _dense(128),
         (2,),
-        ("optimizer.params.lr=4e-3,8e-3",),
+        ("optimizer.params.lr=2e-3,4e-3,8e-3",),
         config="t4x2.json",
         fixed=REFERENCE,
         evaluations=8,
