@@ -6,6 +6,7 @@ python -m benchmarks.curve runs/muon runs/adamw both.svg
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -79,11 +80,14 @@ def svg(curves: Mapping[str, Points], baselines: Mapping[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    if not 3 <= len(sys.argv) <= 2 + len(COLOURS):
-        print(f"usage: python -m benchmarks.curve RUN [RUN ..., {len(COLOURS)} at most] OUTPUT.svg", file=sys.stderr)
-        sys.exit(2)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=f"folder of a run, {len(COLOURS)} at most")
+    parser.add_argument("picture", type=Path, metavar="OUTPUT.svg")
+    given = parser.parse_args()
+    if len(given.runs) > len(COLOURS):
+        parser.error(f"{len(given.runs)} runs, where {len(COLOURS)} can be told apart")
     try:
-        main([Path(run) for run in sys.argv[1:-1]], Path(sys.argv[-1]))
+        main(given.runs, given.picture)
     except UserError as error:
         print(f"curve: {error}", file=sys.stderr)
         sys.exit(2)

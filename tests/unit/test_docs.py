@@ -76,7 +76,9 @@ def parse(script: list[str], arguments: list[str], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "argv", [script[-1], *arguments])
     try:
         if script[0] == "-m":
-            sys.modules.pop(f"{script[1]}.__main__", None)  # of another test: runpy would warn
+            for name in (script[1], f"{script[1]}.__main__"):  # of another test: runpy would warn
+                if not hasattr(sys.modules.get(name), "__path__"):
+                    monkeypatch.delitem(sys.modules, name, raising=False)
             runpy.run_module(script[1], run_name="__main__")
         else:
             assert "/" not in script[0], "packages are only importable from the repository's root: use python -m"
