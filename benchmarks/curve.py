@@ -85,7 +85,7 @@ if __name__ == "__main__":
     parser.add_argument("picture", type=Path, metavar="OUTPUT.svg")
     given = parser.parse_args()
     if len(given.runs) > len(COLOURS):
-        parser.error(f"{len(given.runs)} runs, where {len(COLOURS)} can be told apart")
+        parser.error(f"{len(given.runs)} runs: {len(COLOURS)} at most have a colour")
     try:
         main(given.runs, given.picture)
     except UserError as error:

@@ -6,6 +6,7 @@
     python -m benchmarks.recipes draw docs/recipes.svg          the runs and the law as a picture
     python -m benchmarks.recipes predict --parameters 1.3e6 --tokens 26e6
     python -m benchmarks.recipes average --run RUN --data DIR   the loss of the mean of its last 1, 2, ... checkpoints
+    python -m benchmarks.recipes dirty --input FILE --output FILE.jsonl.gz   the text of the study "cleaning"
     python -m benchmarks.recipes draws                          how often two halves of equal runs are called different
 
 Every run is one process, so that two studies can share a machine's two cores. Runs that end are added to
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import inputs
 from benchmarks.recipes.averaging import averages
+from benchmarks.recipes.dirty_text import write_dirty_text
 from benchmarks.recipes.law import Run, fit, tokens_for
 from benchmarks.recipes.picture import svg
 from benchmarks.recipes.studies import SEQ_LEN, STUDIES, Size, Study
@@ -94,10 +96,17 @@ def _arguments(study: Study, size: Size, steps: int, data: Path) -> Iterator[str
     """Yield train.py's flags: evaluations of the whole held-out text, checkpoints of the last half."""
     yield from ("--deepspeed_config", str(CONFIGS / study.config), "--data", str(data), "--skip_preflight")
     yield from size.flags(study)
-    shared = {"max_seq_len": SEQ_LEN, "max_steps": steps, "eval_tokens": 0, "log_interval": 100}
-    shared["eval_interval"] = math.ceil(steps / study.evaluations)
-    saves = {"sample_interval": 1_000_000, "save_interval": max(1, steps // 20), "keep_last": 10}
-    yield from (word for name, value in (shared | saves).items() for word in (f"--{name}", str(value)))
+    numbers = {
+        "max_seq_len": SEQ_LEN,
+        "max_steps": steps,
+        "eval_interval": math.ceil(steps / study.evaluations),
+        "eval_tokens": 0,
+        "log_interval": 100,
+        "sample_interval": 1_000_000,
+        "save_interval": max(1, steps // 20),
+        "keep_last": 10,
+    }
+    yield from (word for name, value in numbers.items() for word in (f"--{name}", str(value)))
     yield from ("--set", f"train_micro_batch_size_per_gpu={study.rows}", *study.fixed)
 
 
@@ -203,6 +212,9 @@ def main(argv: Sequence[str]) -> int:
     mean.add_argument("--run", type=Path, required=True, metavar="DIR", help="of one process, with --keep_last many")
     mean.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder made by prepare.py")
     mean.add_argument("--most", type=int, default=10, metavar="N", help="checkpoints (%(default)s)")
+    dirty = kinds.add_parser("dirty")
+    dirty.add_argument("--input", type=inputs.file, required=True, metavar="FILE", help=".jsonl[.gz|.zst]")
+    dirty.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl.gz")
     kinds.add_parser("table")
     kinds.add_parser("draws")
     kinds.add_parser("fit")
@@ -223,6 +235,8 @@ def main(argv: Sequence[str]) -> int:
     elif args.what == "average":
         for count, loss in averages(args.run, args.data, SEQ_LEN, args.most):
             print(f"{count:2d} checkpoints {loss:.4f}", flush=True)
+    elif args.what == "dirty":
+        write_dirty_text(args.input, args.output)
     elif args.what == "table":
         print("\n".join(table()))
     elif args.what == "draws":

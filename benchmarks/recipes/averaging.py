@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -53,13 +53,8 @@ def _bits_per_byte(model: CausalLM, corpus: Corpus, seq_len: int) -> float:
     stream = corpus.split("val")
     rows, length = measured_rows(stream, 0, seq_len)
     total = tokens = 0
-    for chosen in _batches(rows):
-        ids = torch.from_numpy(stream.batch(chosen, length))
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        ids = torch.from_numpy(stream.batch(rows[start : start + _ROWS_AT_ONCE], length))
         total += float(model.loss_sum(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()))
         tokens += ids[:, 1:].numel()
     return total / tokens / math.log(2) / corpus.manifest.splits["val"].bytes_per_target
-
-
-def _batches(rows: Sequence[int]) -> Iterator[list[int]]:
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        yield list(rows[start : start + _ROWS_AT_ONCE])

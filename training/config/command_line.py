@@ -88,7 +88,7 @@ class Options:
     eval_tokens: int = _flag(
         200_000,
         "validation tokens in an evaluation, spread over the split; 0 means all "
-        "(20,000 at most before the first step of a new network)",
+        "(some 20,000 before the first step of a new network)",
         whole,
         "N",
     )

@@ -131,7 +131,7 @@ def flat_loss(train: list[dict[str, Any]], unigram: float, warmup: int) -> str |
 
 
 def lines_of_a_trend(train: list[dict[str, Any]]) -> int:
-    """Return how many of the last lines are LINES or more, from TREND_STEPS steps ago or longer."""
+    """Return how many of the last lines make a trend: LINES, or all of TREND_STEPS steps if those are more."""
     return max(LINES, sum(row["step"] >= train[-1]["step"] - TREND_STEPS for row in train))
 
 
