@@ -34,7 +34,10 @@ def test_the_roles_of_a_run():
 def test_an_orphan_is_found_by_its_environment():
     mark = f"test-{os.getpid()}"
     subprocess.run(["sh", "-c", "sleep 60 &"], env=os.environ | {MARK: mark}, check=True, stdout=subprocess.DEVNULL)
-    found = find_processes(mark)
+    deadline = time.monotonic() + 10
+    # while the shell's child becomes `sleep`, its environment reads as empty
+    while not (found := find_processes(mark)) and time.monotonic() < deadline:
+        time.sleep(0.01)
     try:
         assert len(found) == 1
         assert find_processes(mark + "0") == []
