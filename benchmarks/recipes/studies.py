@@ -120,6 +120,16 @@ STUDIES: Mapping[str, Study] = {
     ),
     # the same length with Muon, as in "law", for its curve
     "wide_muon": Study(_dense(128), (2,), evaluations=8),
+    # as many steps as at 128
+    "widest_adamw": Study(
+        _dense(256),
+        (0.5,),
+        ("optimizer.params.lr=5e-4,1e-3,2e-3",),
+        config="t4x2.json",
+        fixed=REFERENCE,
+        evaluations=8,
+    ),
+    "widest_muon": Study(_dense(256), (0.5,), evaluations=8),
     "batch_4": Study(_dense(64), (10,), ("optimizer.params.muon_lr=0.01",), rows=4),
     "batch_64": Study(_dense(64), (10,), ("optimizer.params.muon_lr=0.02,0.04",), rows=64),
     "floors": Study(_dense(64), (10,), ("scheduler.params.cos_min_ratio=0.1",)),

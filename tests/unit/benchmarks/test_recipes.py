@@ -6,10 +6,12 @@ import json
 import random
 
 import pytest
+import torch
 
 from benchmarks.recipes import __main__ as recipes
 from benchmarks.recipes.law import Run, fit, tokens_for
 from benchmarks.recipes.studies import LAYERS, SEQ_LEN, STUDIES, Size
+from benchmarks.recipes.unlikelihood import candidates
 from model import ModelConfig
 from training.planning.expected_loss import Law
 
@@ -86,3 +88,10 @@ def test_a_study_of_shapes_counts_the_parameters_of_what_it_tries() -> None:
     assert "--num_hidden_layers" not in size.flags(study) and "--hidden_size" in size.flags(study)
     shallow, deep = (size.parameters(4000, [f"bufudu.num_hidden_layers={layers}"]) for layers in (1, 6))
     assert shallow < size.parameters(4000) < deep
+
+
+def test_what_is_punished_stands_in_the_window_and_is_not_next() -> None:
+    ids, targets = torch.tensor([[3, 5, 5, 7]]), torch.tensor([[5, 5, 7, 3]])
+    found = candidates(ids, targets, window=2, vocabulary=8)
+    assert [set(row.nonzero().flatten().tolist()) for row in found[0]] == [{3}, {3}, {5}, {5, 7}]
+    assert set(candidates(ids, targets, 4, 8)[0, 3].nonzero().flatten().tolist()) == {5, 7}
