@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 _NAME = "torch._dynamo"
 
@@ -33,6 +35,27 @@ def import_uncompiled(name: str) -> None:
     """Import a module whose functions would be compiled at their first call, as they are."""
     with mock.patch.object(torch, "compile", _as_it_is):
         importlib.import_module(name)
+
+
+@contextmanager
+def on_meta_device() -> Iterator[None]:
+    """Have modules made with shapes but without memory, to be counted or given weights.
+
+    The values that PyTorch's modules begin with, which nothing here keeps, would be computed there by code that imports
+    sympy.
+    """
+    with torch.device("meta"), _NoStartValues():
+        yield
+
+
+class _NoStartValues(TorchFunctionMode):
+    """Leaves tensors as they are where `torch.nn.init` would fill them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _as_it_is(function: Callable[..., Any] | None = None, *_args: Any, **_options: Any) -> Any:

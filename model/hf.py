@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.files import LFS_HINT, is_lfs_pointer, read_json, replace_files
+from common.uncompiled import on_meta_device
 from model.config import ModelConfig, ModelConfigError
 from model.moe import DeepSpeedMoE
 from model.transformer import CausalLM
@@ -79,7 +80,7 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch
         if pointers := [path for path in files if is_lfs_pointer(path)]:
             raise UserError(f"{pointers[0]}: {LFS_HINT}")
         weights = _read_tensors(files, config)
-        with torch.device("meta"):
+        with on_meta_device():
             model = CausalLM(config)
         model.load_state_dict(weights, strict=True, assign=True)
     except (SafetensorError, RuntimeError, OSError, ValueError, MemoryError) as error:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.uncompiled import on_meta_device
 from model.attention import Attention
 from model.config import ModelConfig
 from model.inference.generate import generate
@@ -173,7 +174,7 @@ class CausalLM(nn.Module):
 
 def count_parameters(config: ModelConfig) -> tuple[int, int]:
     """(total, active a token): the tied embedding counts once, and wholly, in both."""
-    with torch.device("meta"):
+    with on_meta_device():
         model = CausalLM(config.for_inference())
     total = sum(p.numel() for p in model.parameters())
     idle = config.num_experts - config.num_experts_per_tok if config.use_moe else 0

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from common.uncompiled import on_meta_device
 from model import CausalLM, ModelConfig
 from model.kernels import Kernels, likelihood, norms, products, routing
 
@@ -329,7 +330,7 @@ def count_step(
     kernels: Sequence[str] = (),
 ) -> list[Operation]:
     """Forward and backward pass of one micro-batch, without memory; where it is not known, experts get even shares."""
-    with torch.device("meta"):
+    with on_meta_device():
         model = CausalLM(replace(config, ep_size=1), expert_layer).to(dtype)
     model.use_kernels(Kernels.fused(kernels))
     ids = torch.empty((micro_batch, seq_len), dtype=torch.long, device="meta")

@@ -6,11 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from common.files import sync
+from common.uncompiled import on_meta_device
 from corpus.tokenizer import write_hf_tokenizer
 from model import CausalLM, ModelConfig, save_model
 from model.hf import hf_name, is_expert
@@ -39,7 +39,7 @@ def inference_model(engine: Engine, config: ModelConfig) -> CausalLM:
 
     No copy on a GPU. On CPU it is one in fp32: for the few rows of a decoding step bf16 takes half as long again.
     """
-    with torch.device("meta"):
+    with on_meta_device():
         model = CausalLM(config.for_inference())
     model.load_state_dict(gather_weights(engine, config), strict=True, assign=True)
     return (model.float() if engine.device.type == "cpu" else model).eval()

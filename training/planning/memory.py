@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from common.uncompiled import on_meta_device
 from model import CausalLM, ModelConfig, transformer
 from model.kernels import Kernels
 from training.config.resolve import Settings
@@ -148,7 +149,7 @@ class _MetaTrace:
         rows = routes * (alone.capacity_factor or 1.0) * config.hidden_size * DTYPES[resolved.precision].itemsize
         self.copied = int(config.num_hidden_layers * rows) if config.ep_size > 1 else 0
         self.moving = int(2 * rows) if config.ep_size > 1 else 0
-        with torch.device("meta"):
+        with on_meta_device():
             self.model = CausalLM(alone, _expert_layer).to(DTYPES[resolved.precision])
         self.model.use_kernels(Kernels.fused(kernels))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from common.uncompiled import on_meta_device
 from model import CausalLM, ModelConfig
 from training.config.resolve import Settings
 
@@ -38,7 +39,7 @@ class ParameterGroup:
 def parameter_split(config: ModelConfig, world_size: int, settings: Settings) -> list[ParameterGroup]:
     """Return the groups that training/engine/ and DeepSpeed make, in order: decayed, plain, experts; Muon's first."""
     muon = settings.optimizer_name.lower() == "muon"
-    with torch.device("meta"):
+    with on_meta_device():
         parameters = CausalLM(config.for_inference()).named_parameters()
     sizes: Counter[tuple[bool, bool, bool]] = Counter()
     for name, parameter in parameters:

@@ -51,3 +51,20 @@ def test_what_a_module_would_compile_is_taken_as_it_is(tmp_path, monkeypatch):
     assert module.with_options is module.plain
     assert module.without is module.plain
     assert torch.compile is before
+
+
+COUNTING = """
+import sys
+from model import CausalLM, ModelConfig, count_parameters
+from common.uncompiled import on_meta_device
+
+print(count_parameters(ModelConfig(vocab_size=500, hidden_size=64, num_attention_heads=2, num_key_value_heads=1))[0] > 0)
+with on_meta_device():
+    model = CausalLM(ModelConfig(vocab_size=500, hidden_size=64, num_attention_heads=2, num_key_value_heads=1))
+print({parameter.device.type for parameter in model.parameters()} == {"meta"}, "sympy" in sys.modules)
+"""
+
+
+def test_counting_parameters_needs_no_symbolic_mathematics():
+    done = subprocess.run([sys.executable, "-c", COUNTING], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True", "True", "False"], done.stderr
