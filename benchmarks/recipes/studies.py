@@ -124,7 +124,7 @@ STUDIES: Mapping[str, Study] = {
     "widest_adamw": Study(
         _dense(256),
         (0.5,),
-        ("optimizer.params.lr=5e-4,1e-3,2e-3",),
+        ("optimizer.params.lr=2e-3",),
         config="t4x2.json",
         fixed=REFERENCE,
         evaluations=8,
