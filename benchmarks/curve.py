@@ -16,6 +16,7 @@ from common.errors import UserError
 from corpus.shards import Corpus
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 320, 50, 40, 20, 190
+LINE = 13.0  # between two labels
 COLOURS = ("#c0392b", "#2471a3", "#1e8449", "#7d3c98")
 Points = Sequence[tuple[float, float]]
 """(million tokens, nats a token)"""
@@ -65,11 +66,13 @@ def svg(curves: Mapping[str, Points], baselines: Mapping[str, float]) -> str:
     ]
     for loss in range(least_loss, int(most_loss) + 1):
         parts.append(f'<text x="{LEFT - 8}" y="{y(loss) + 4}" text-anchor="end">{loss}</text>')
-    for label, loss in levels.items():
+    lowest = 0.0
+    for label, loss in sorted(levels.items(), key=lambda level: -level[1]):
         parts.append(
             f'<line x1="{LEFT}" x2="{right}" y1="{y(loss)}" y2="{y(loss)}" stroke="#999" stroke-dasharray="4 4"/>'
         )
-        parts.append(f'<text x="{right + 6}" y="{y(loss) + 4}">{label}: {loss:.2f}</text>')
+        lowest = max(y(loss) + 4, lowest + LINE)  # below the label above it
+        parts.append(f'<text x="{right + 6}" y="{lowest:.1f}">{label}: {loss:.2f}</text>')
     for colour, points in zip(COLOURS, curves.values(), strict=False):
         line = " ".join(f"{x(tokens)},{y(loss)}" for tokens, loss in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')

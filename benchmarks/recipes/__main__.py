@@ -43,7 +43,7 @@ from training.processes.lock import RunLock
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 # "hour" is the run of two processes in docs/dev/recipes.md, recorded by hand
-FITTED_ON, PREDICTED = ("law", "dense", "validation", "hour"), ("validation", "hour")
+FITTED_ON, PREDICTED = ("law", "dense", "validation", "hour", "widest_muon"), ("validation", "hour", "widest_muon")
 REPEATS = ("repetition", "greedy_repetition", "loops", "copying")  # of the text that the model writes at the end
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
@@ -154,7 +154,10 @@ def fitted() -> FittedLaw:
     """Return the law of dense models with the shipped recipe, with what AdamW needs by it."""
     law = fit(runs(*FITTED_ON))
     expected = law.forms[0].law()
-    lengths = [run.tokens / tokens_for(expected, run.parameters, run.loss) for run in runs("adamw", "wide_adamw")]
+    lengths = [
+        run.tokens / tokens_for(expected, run.parameters, run.loss)
+        for run in runs("adamw", "wide_adamw", "widest_adamw")
+    ]
     return law.model_copy(update={"adamw_tokens": round(min(lengths), 2)})
 
 
