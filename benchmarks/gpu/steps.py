@@ -241,7 +241,7 @@ def profile(bench: Bench) -> Lines:
 
 def muon(bench: Bench) -> Lines:
     """Train 30 steps with Muon, whose iteration runs in fp16 on a T4."""
-    config, flags = bench.config(bench.processes, "_muon"), batch(bench.processes, MICRO // 2, 1)
+    config, flags = bench.config(bench.processes, "_fast"), batch(bench.processes, MICRO // 2, 1)
     plan = bench.plan("plan-muon", *flags, config=config)
     try:
         session = bench.train("muon", *flags, "--max_steps", 30, "--skip_preflight", *QUIET, config=config)

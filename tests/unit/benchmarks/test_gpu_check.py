@@ -20,6 +20,7 @@ from benchmarks.gpu.table import FAILED, NOT_HERE, OK, RAN, WARNED, Line, by_kin
 from benchmarks.gpu.watched import _signalled
 from common import hardware
 from common.errors import UserError
+from training.config.load import load
 
 
 @pytest.fixture
@@ -113,6 +114,23 @@ def test_a_step_that_fails_is_a_line_and_the_rest_goes_on(bench, capsys):
     assert capsys.readouterr().out.splitlines()[2:] == [str(line) for line in lines]
     (line,) = check.check(bench, [steps.Step(late, 10)], 0.0)
     assert (line.verdict, line.found) == (FAILED, "no time left")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_muon_is_tried_with_the_recipe_that_is_shipped(tmp_path, monkeypatch, processes):
+    configs = []
+
+    def train(*_args, config, **_more):
+        configs.append(config)
+        raise Failed("far enough")
+
+    monkeypatch.setattr(Bench, "plan", lambda *_args, config: configs.append(config))
+    monkeypatch.setattr(Bench, "train", train)
+    monkeypatch.setattr(sessions, "wait", lambda *_args: None)
+    with pytest.raises(Failed, match="far enough"):
+        next(steps.muon(Bench(tmp_path, wanted=processes)))
+    planned, trained = (load(config)["optimizer"]["type"] for config in configs)
+    assert planned == trained == "Muon"
 
 
 def test_the_check_ends_where_there_is_no_gpu(bench):
