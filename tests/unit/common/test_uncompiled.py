@@ -58,9 +58,10 @@ import sys
 from model import CausalLM, ModelConfig, count_parameters
 from common.uncompiled import on_meta_device
 
-print(count_parameters(ModelConfig(vocab_size=500, hidden_size=64, num_attention_heads=2, num_key_value_heads=1))[0] > 0)
+config = ModelConfig(vocab_size=500, hidden_size=64, num_attention_heads=2, num_key_value_heads=1)
+print(count_parameters(config)[0] > 0)
 with on_meta_device():
-    model = CausalLM(ModelConfig(vocab_size=500, hidden_size=64, num_attention_heads=2, num_key_value_heads=1))
+    model = CausalLM(config)
 print({parameter.device.type for parameter in model.parameters()} == {"meta"}, "sympy" in sys.modules)
 """
 
