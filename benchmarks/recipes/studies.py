@@ -143,8 +143,8 @@ STUDIES: Mapping[str, Study] = {
     # three times the compute of the largest run of the law, up to that length
     "validation": Study(_dense(96), (8, 16)),
     "equal": Study(_dense(32), (3,), seeds=range(1, 25)),
-    "experts": Study(_experts(32, 64, 96), (10, 40)),
-    "dense": Study(_dense(32, 64, 96), (10, 40, 80)),
+    "experts": Study(_experts(32, 64, 96), (10, 20, 40)),
+    "dense": Study(_dense(32, 64, 96), (10, 20, 40, 80)),
     "balance": Study(_experts(64), (10,), ("bufudu.router_aux_loss_coef=0.01",)),
     # as wide together as the dense layer: 1/8 of it each, of which a token takes eight
     "many": Study(
