@@ -8,6 +8,7 @@ repetition figures are as ever, so that a run says what the term costs and what 
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 import torch
@@ -47,7 +48,12 @@ def punish_repeats(weight: float, window: int) -> None:
 
 
 if __name__ == "__main__":
-    punish_repeats(float(sys.argv[1]), int(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weight", type=float, metavar="WEIGHT")
+    parser.add_argument("window", type=int, metavar="WINDOW")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="FLAGS")
+    given = parser.parse_args()
+    punish_repeats(given.weight, given.window)
     from training.run import main
 
-    sys.exit(main(sys.argv[3:], __doc__ or ""))
+    sys.exit(main(given.flags, __doc__ or ""))
