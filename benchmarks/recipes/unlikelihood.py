@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import UserError
 from model import CausalLM
 from model.transformer import Losses
 
@@ -36,8 +37,10 @@ def punish_repeats(weight: float, window: int) -> None:
     def forward(
         self: CausalLM, ids_BT: Tensor, targets_BT: Tensor, divisor: float | None = None, counted: int | None = None
     ) -> Losses:
-        if divisor is not None:
-            raise NotImplementedError("targets that do not count")
+        if divisor is not None or self.config.use_moe:
+            raise UserError(
+                "unlikelihood is for a dense model on plain text: add --use_moe false, give no conversations"
+            )
         logits_BTV = self.packed_logits(ids_BT).float()
         lm = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
         seen_BTV = candidates(ids_BT, targets_BT, window, logits_BTV.shape[-1])
