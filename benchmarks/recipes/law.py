@@ -38,7 +38,7 @@ def fit(runs: Sequence[Run]) -> FittedLaw:
     return FittedLaw(
         forms=(_fit(runs, coupled=True), _fit(runs, coupled=False)),
         largest_parameters=max(run.parameters for run in runs),
-        largest_tokens=max(run.tokens for run in runs),
+        largest_compute=max(run.parameters * run.tokens for run in runs),
     )
 
 

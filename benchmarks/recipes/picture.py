@@ -12,11 +12,11 @@ import numpy as np
 
 from benchmarks.curve import LEFT, TOP, WIDTH
 from benchmarks.recipes.law import Run
+from model import ModelConfig, count_parameters
 from training.planning.expected_loss import MILLION, FittedLaw
 
 HEIGHT, BOTTOM, RIGHT = 420, 40, 140
 FEWEST, MOST = 2e5, 5e9  # tokens
-EXTENDED = 45e6  # parameters of the line that shows how far the law is extended: train.py's default sizes
 _COLOURS = ("#2c3e50", "#2980b9", "#16a085", "#e08e0b", "#c0392b", "#8e44ad", "#7f8c8d")
 _PLACES = np.geomspace(FEWEST, MOST, 60)
 Axis = Callable[[float], float]
@@ -24,8 +24,11 @@ Axis = Callable[[float], float]
 
 def svg(law: FittedLaw, runs: Sequence[Run], predicted: Sequence[Run]) -> str:
     """Return the picture: `runs` the law was fitted on as points, `predicted` ones, made afterwards, as crosses."""
-    losses = [run.loss for run in [*runs, *predicted]]
-    low, high = math.floor(10 * law.expect(EXTENDED, MOST).loss - 1) / 10, max(losses) + 0.05
+    made = [*runs, *predicted]
+    extended = float(count_parameters(ModelConfig())[1])
+    last = law.expect(extended, MOST)
+    low = math.floor(10 * (last.loss - last.margin)) / 10
+    high = max(run.loss for run in made) + 0.05
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
 
     def x(tokens: float) -> float:
@@ -39,13 +42,16 @@ def svg(law: FittedLaw, runs: Sequence[Run], predicted: Sequence[Run]) -> str:
         'font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         *_axes(x, y, low, high, right),
+        # the shade of what is extended lies below the lines
+        *_shade(law, extended, max(run.tokens for run in made), x, y, high),
+        *_line(law, extended, 0, "#999", x, y, high),
     ]
-    sizes = sorted({run.parameters for run in [*runs, *predicted]})
-    # the shade of what is extended lies below the lines
-    for size, colour in zip([EXTENDED, *sizes], ["#999", *_COLOURS[: len(sizes)]], strict=True):
-        parts += _size(law, size, colour, x, y, high)
-        for made, mark in ((runs, _point), (predicted, _cross)):
-            parts += [mark(x(run.tokens), y(run.loss), colour) for run in made if run.parameters == size]
+    sizes = sorted({run.parameters for run in made})
+    for size, colour in zip(sizes, _COLOURS[: len(sizes)], strict=True):
+        longest = max(run.tokens for run in made if run.parameters == size)
+        parts += _line(law, size, longest, colour, x, y, high)
+        for some, mark in ((runs, _point), (predicted, _cross)):
+            parts += [mark(x(run.tokens), y(run.loss), colour) for run in some if run.parameters == size]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -60,23 +66,26 @@ def _axes(x: Axis, y: Axis, low: float, high: float, right: float) -> Iterator[s
     yield f'<text x="{right}" y="{HEIGHT - 6}" text-anchor="end">tokens; bits a byte of held-out prose</text>'
 
 
-def _size(law: FittedLaw, size: float, colour: str, x: Axis, y: Axis, high: float) -> Iterator[str]:
-    """Yield the law's line for a size, broken where no run was, and its interval for the size that none had."""
-    expected = [(tokens, law.expect(size, tokens)) for tokens in map(float, _PLACES)]
-    least = law.largest_tokens if size == EXTENDED else FEWEST
-    shown = [(tokens, found) for tokens, found in expected if tokens >= least and found.loss + found.margin < high]
-    if size == EXTENDED:
-        edge = [(x(tokens), y(found.loss + found.margin)) for tokens, found in shown]
-        edge += [(x(tokens), y(found.loss - found.margin)) for tokens, found in reversed(shown)]
-        yield f'<polygon points="{_points(edge)}" fill="#eee"/>'
-    for near, dashes in ((True, ""), (False, ' stroke-dasharray="4 4"')):
-        line = [
-            (x(tokens), y(found.loss))
-            for tokens, found in shown
-            if (size != EXTENDED and tokens <= law.largest_tokens) is near
-        ]
-        yield f'<polyline points="{_points(line)}" fill="none" stroke="{colour}"{dashes}/>'
-    last = y(expected[-1][1].loss)
+def _shade(law: FittedLaw, size: float, least: float, x: Axis, y: Axis, high: float) -> Iterator[str]:
+    """Yield the interval of a size, from a length on."""
+    expected = [(tokens, law.expect(size, tokens)) for tokens in map(float, _PLACES) if tokens >= least]
+    shown = [(tokens, found) for tokens, found in expected if found.loss + found.margin < high]
+    edge = [(x(tokens), y(found.loss + found.margin)) for tokens, found in shown]
+    edge += [(x(tokens), y(found.loss - found.margin)) for tokens, found in reversed(shown)]
+    yield f'<polygon points="{_points(edge)}" fill="#eee"/>'
+
+
+def _line(law: FittedLaw, size: float, longest: float, colour: str, x: Axis, y: Axis, high: float) -> Iterator[str]:
+    """Yield the law's line for a size, dashed beyond its longest run."""
+    places = sorted({*map(float, _PLACES), longest or FEWEST})
+    expected = [(tokens, law.expect(size, tokens).loss) for tokens in places]
+    shown = [(x(tokens), y(loss), tokens) for tokens, loss in expected if loss < high]
+    for part, dashes in (
+        ([(across, down) for across, down, tokens in shown if tokens <= longest], ""),
+        ([(across, down) for across, down, tokens in shown if tokens >= longest], ' stroke-dasharray="4 4"'),
+    ):
+        yield f'<polyline points="{_points(part)}" fill="none" stroke="{colour}"{dashes}/>'
+    last = y(expected[-1][1])
     yield f'<text x="{WIDTH - RIGHT + 6}" y="{last + 4}" fill="{colour}">{size / MILLION:.3g} M parameters</text>'
 
 

@@ -14,7 +14,7 @@ from model import ModelConfig, count_parameters
 
 SEQ_LEN = 256
 SHAPE = "bufudu."  # the block of the JSON that holds the model's shape
-LAYERS: Mapping[int, int] = {32: 2, 48: 2, 64: 3, 96: 3, 128: 4, 192: 5, 256: 6}
+LAYERS: Mapping[int, int] = {32: 2, 48: 2, 64: 3, 96: 3, 128: 4, 192: 5, 256: 6, 512: 8}
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ def _experts(*hidden: int) -> tuple[Size, ...]:
     return tuple(Size(width, experts=True) for width in hidden)
 
 
-# the reference run's AdamW, schedule and clipping with the batch of the other studies, in their precision
+# the reference run's AdamW, schedule and clipping with the batch of a study, in the precision of the others
 REFERENCE = (
     "fp16.enabled=false",
     "bf16.enabled=auto",
-    "train_batch_size=16",
+    "train_batch_size=auto",
     "gradient_accumulation_steps=1",
 )
 
@@ -105,8 +105,32 @@ STUDIES: Mapping[str, Study] = {
     "adam_rates": Study(_dense(32, 64), (10,), ("optimizer.params.adam_lr=0.0125,0.025",)),
     "wide_adam_rates": Study(_dense(128), (2,), ("optimizer.params.adam_lr=0.0125,0.025",)),
     "widest_adam_rates": Study(_dense(256), (0.2,), ("optimizer.params.adam_lr=0.0125,0.025,0.05",)),
+    # the default model's width and depth
+    "default_adam_rates": Study(_dense(512), (0.024,), ("optimizer.params.adam_lr=0.003,0.006,0.0125,0.05",), rows=4),
+    "default_rates": Study(
+        _dense(512),
+        (0.024,),
+        ("optimizer.params.muon_lr=0.01,0.04",),
+        fixed=("optimizer.params.adam_lr=0.006",),
+        rows=4,
+    ),
+    "default_adamw": Study(
+        _dense(512),
+        (0.024,),
+        ("optimizer.params.lr=2e-4,1e-3",),
+        config="t4x2.json",
+        fixed=REFERENCE,
+        rows=4,
+    ),
     "long_rates": Study(_dense(32), (80,), ("optimizer.params.muon_lr=0.01,0.02,0.04",)),
     "long_adam_rates": Study(_dense(32, 64), (40, 80), ("optimizer.params.adam_lr=0.0125",)),
+    # experts against dense at the rate that is best at that length
+    "long_experts": Study((*_experts(64), *_dense(64)), (40,), ("optimizer.params.adam_lr=0.0125",)),
+    "long_low_rates": Study(_dense(64), (40,), ("optimizer.params.adam_lr=0.003",)),
+    # the middle of both rates and their neighbours, on a text of another kind
+    "other_text": Study(
+        _dense(64), (5,), ("optimizer.params.muon_lr=0.02,0.01,0.04",), fixed=("optimizer.params.adam_lr=0.05",)
+    ),
     "adamw": Study(
         _dense(32, 64), (10,), ("optimizer.params.lr=2e-4,1e-3,2e-3,4e-3,8e-3",), config="t4x2.json", fixed=REFERENCE
     ),

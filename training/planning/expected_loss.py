@@ -91,7 +91,8 @@ class FittedLaw(BaseModel):
 
     forms: tuple[FittedForm, FittedForm]
     largest_parameters: float
-    largest_tokens: float
+    largest_compute: float
+    """Parameters times tokens of the run that has the most of both together."""
     adamw_tokens: float = 1.0
     """Tokens that AdamW at the best rate tried needs, at least, to the loss that Muon has after one."""
 
@@ -101,11 +102,19 @@ class FittedLaw(BaseModel):
         return cls(**read_object(path))
 
     def expect(self, parameters: float, tokens: float) -> Expectation:
-        """Return what to expect by the first form; how far the second and the runs are from it widens the interval."""
+        """Return what to expect of Muon's recipe by the first form.
+
+        How far the second form is from it, and the distance to the largest run, widen the interval.
+        """
         expected, other = (form.expect(parameters, tokens) for form in self.forms)
-        beyond = max(0.0, math.log(parameters * tokens / (self.largest_parameters * self.largest_tokens)))
+        beyond = max(0.0, math.log(parameters * tokens / self.largest_compute))
         missed = FAR_MISS * beyond * expected.loss
         return Expectation(expected.loss, math.hypot(expected.margin, other.loss - expected.loss, missed))
+
+    def expect_adamw(self, parameters: float, tokens: float) -> Expectation:
+        """Return what to expect of AdamW: what Muon has after fewer tokens, and no more surely than Muon itself."""
+        expected = self.expect(parameters, tokens / self.adamw_tokens)
+        return Expectation(expected.loss, max(expected.margin, self.expect(parameters, tokens).margin))
 
 
 def best_size(operations: float, text: float) -> tuple[float, bool]:

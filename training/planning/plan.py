@@ -173,11 +173,11 @@ class Plan:
         law, model, seq_len = FittedLaw.load(), self.memory.model, self.memory.seq_len
         text, tokens = self.rows * seq_len, self.resolved.total_steps * self.resolved.train_batch * seq_len
         size, length = count_parameters(model)[1], worth(tokens, text)
-        fast, adamw = law.expect(size, length), law.expect(size, length / law.adamw_tokens)
+        fast, adamw = law.expect(size, length), law.expect_adamw(size, length)
         lines = [
-            f"loss      {fast} bits a byte expected of prose with Muon, {adamw} with AdamW, both at the best rates "
-            f"tried (extended from runs of {law.largest_parameters / 1e6:.1f} M parameters at most: "
-            "docs/dev/recipes.md)"
+            f"loss      {fast} bits a byte expected of prose with Muon, {adamw} with AdamW, each at the best rates "
+            "tried, whatever this file's are (extended from runs of "
+            f"{law.largest_parameters / 1e6:.1f} M parameters at most: docs/dev/recipes.md)"
         ]
         if self.budget is not None:
             best, text_is_short = best_size(training_flops_per_token(model, seq_len) * tokens, text)

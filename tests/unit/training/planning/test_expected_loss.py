@@ -11,7 +11,7 @@ from training.planning.expected_loss import FAR_MISS, HALF_LIFE, FittedForm, Fit
 NOTHING = [[0.0] * 5] * 5
 COUPLED = FittedForm(coupled=True, logarithms=[math.log(0.5), 0.0, 0.1, 0.5, 0.2], covariance=NOTHING, misfit=0.01)
 SUM = FittedForm(coupled=False, logarithms=[math.log(0.5), 0.0, 0.3, 0.5, 0.3], covariance=NOTHING, misfit=0.01)
-LAW = FittedLaw(forms=(COUPLED, SUM), largest_parameters=1e6, largest_tokens=1e7, adamw_tokens=2.0)
+LAW = FittedLaw(forms=(COUPLED, SUM), largest_parameters=1e6, largest_compute=1e13, adamw_tokens=2.0)
 
 
 def test_at_a_million_parameters_and_tokens_the_factors_alone_count() -> None:
@@ -65,6 +65,12 @@ def test_little_text_read_four_times_bounds_the_size() -> None:
 def test_the_shipped_law_knows_its_largest_run() -> None:
     law = FittedLaw.load()
     assert 1 < law.adamw_tokens < 20
-    found = law.expect(law.largest_parameters, law.largest_tokens)
+    found = law.expect(law.largest_parameters, law.largest_compute / law.largest_parameters)
     assert 1.5 < found.loss < 2.2 and found.margin < 0.1
     assert law.expect(45e6, 7e8).margin > found.margin
+
+
+def test_adamw_needs_more_tokens_and_is_known_no_better_than_muon() -> None:
+    muon, fewer = LAW.expect(2e6, 1e8), LAW.expect(2e6, 5e7)
+    adamw = LAW.expect_adamw(2e6, 1e8)
+    assert adamw.loss == fewer.loss > muon.loss and adamw.margin == max(fewer.margin, muon.margin)
