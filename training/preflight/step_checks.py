@@ -28,7 +28,6 @@ _UPDATE_WARNS, _UPDATE_FAILS = 0.45, 0.7  # rms of one update / rms of the weigh
 _TUNING_WARNS = 0.2  # the same for a network that is trained already
 _TUNED_FALL_FAILS = 0.005  # of the loss at the start, in OVERFIT_STEPS steps
 _FALL_FAILS, _FALL_WARNS = 0.06, 0.1  # of ln(V), in OVERFIT_STEPS steps at the peak learning rate
-_RISE_WARNS = 0.5  # nats above the untrained loss on the way: worse than guessing
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------
@@ -248,12 +247,6 @@ def check_overfit(start: float, losses: list[float], ratio: float, vocab_size: i
         return failed(text, "the updates are large enough, so check the loss and the data")
     if ratio > _UPDATE_WARNS:
         return warned(text, "the learning rate is high: watch the first hundred steps")
-    if max(losses) > start + _RISE_WARNS:
-        hint = (
-            "a learning rate is high, the run would first become worse than guessing: try a quarter of it; of Muon's "
-            "two that of the embedding (optimizer.params.adam_lr), which must be lower the wider the model is"
-        )
-        return warned(f"{path}, by way of {max(losses):.3f}; {size}", hint)
     if fall < _FALL_WARNS:
         return warned(text, "slow: the learning rate may be too low")
     return passed(text)

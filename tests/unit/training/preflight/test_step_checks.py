@@ -71,7 +71,6 @@ def test_updates_that_round_away():
         ([7.9, 11.9, 9.0] + [8.0] * 22, 0.3, "fail", "too high"),
         ([7.4, math.nan], 0.1, "fail", "too high"),
         ([6.9] * 24 + [5.0], 0.6, "warn", "watch"),
-        ([5.4, 7.5, 10.7, 8.3, 4.4, 2.6], 0.15, "warn", "adam_lr"),  # hidden 512, 5e-2 for the embedding
         ([7.5], 0.1, "warn", "slow"),
         ([7.6] * 25, 0.1, "fail", "large enough"),
     ],
