@@ -58,7 +58,11 @@ def embedding_scale(m: Measurements) -> Cause | None:
 
 def low_precision_weights(m: Measurements) -> Cause | None:
     """Find updates that are lost to rounding: the optimizer steps, but its own weights do not change."""
-    curve = [value for step, value in m.curve("train", "unchanged") if step > 1]
+    rates = m.curve("train", "lr")
+    low = AT_REST * max((rate for _, rate in rates), default=0.0)
+    # the last steps of a schedule that ends at 0 move few weights, whatever they are kept in
+    at_rest = {step for (_, before), (step, rate) in pairwise(rates) if max(before, rate) < low}
+    curve = [value for step, value in m.curve("train", "unchanged") if step > 1 and step not in at_rest]
     if not curve:
         return None
     idle = m.dead_experts  # an expert that no token reaches does not change either

@@ -261,6 +261,21 @@ def test_weights_that_barely_moved_because_updates_are_lost_are_not_blamed_on_th
     assert [cause.id for cause in find_causes(lost)] == ["low_precision_weights"]
 
 
+def test_the_last_steps_of_a_schedule_that_ends_at_0_lose_no_updates():
+    """601 steps with a line every 100: the last line is of one step, at a millionth of the peak."""
+    lines = [(100, 0.02, 0.0), (300, 0.012, 0.0), (500, 1.7e-3, 0.0), (600, 7e-7, 0.0), (601, 2e-7, 0.2)]
+
+    def ended(at_last: float) -> Measurements:
+        train = [
+            {"step": step, "split": "train", "loss": 5.8, "lr": rate, "unchanged": unchanged or at_last}
+            for step, rate, unchanged in lines
+        ]
+        return healthy(run=replace(run(), train=train))
+
+    assert find_causes(ended(0.0)) == []
+    assert first(ended(0.4)) == "low_precision_weights"
+
+
 def test_the_rate_is_not_assessed_during_the_warm_up():
     early = CASES["rate_too_low"]
     long = {"scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": 150, "total_num_steps": 9000}}}
