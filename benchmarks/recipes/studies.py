@@ -107,17 +107,17 @@ STUDIES: Mapping[str, Study] = {
     "widest_adam_rates": Study(_dense(256), (0.2,), ("optimizer.params.adam_lr=0.0125,0.025,0.05",)),
     # the default model's width and depth
     "default_adam_rates": Study(_dense(512), (0.024,), ("optimizer.params.adam_lr=0.003,0.006,0.0125,0.05",), rows=4),
-    "default_rates": Study(
+    # four times as many steps of two of its layers
+    "default_width_adam_rates": Study(
         _dense(512),
-        (0.024,),
-        ("optimizer.params.muon_lr=0.01,0.04",),
-        fixed=("optimizer.params.adam_lr=0.006",),
+        (0.096,),
+        ("bufudu.num_hidden_layers=2", "optimizer.params.adam_lr=0.003,0.0125,0.05"),
         rows=4,
     ),
     "default_adamw": Study(
         _dense(512),
         (0.024,),
-        ("optimizer.params.lr=2e-4,1e-3",),
+        ("optimizer.params.lr=1e-3",),
         config="t4x2.json",
         fixed=REFERENCE,
         rows=4,
