@@ -126,8 +126,7 @@ STUDIES: Mapping[str, Study] = {
     "long_adam_rates": Study(_dense(32, 64), (40, 80), ("optimizer.params.adam_lr=0.0125",)),
     # experts against dense at the rate that is best at that length
     "long_experts": Study((*_experts(64), *_dense(64)), (40,), ("optimizer.params.adam_lr=0.0125",)),
-    "long_low_rates": Study(_dense(64), (40,), ("optimizer.params.adam_lr=0.003",)),
-    # the middle of both rates and their neighbours, on a text of another kind
+    # on a text of another kind
     "other_text": Study(
         _dense(64), (5,), ("optimizer.params.muon_lr=0.02,0.01,0.04",), fixed=("optimizer.params.adam_lr=0.05",)
     ),

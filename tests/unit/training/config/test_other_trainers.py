@@ -366,7 +366,7 @@ def resolved(text: str, tmp_path: Path, device: Device):
             A100X2,
             (32, 1, 64),
             "bf16",
-            {"gradient_clipping": 0, "optimizer.params": {"muon_lr": 0.02, "adam_lr": 3e-3}, "scheduler": None},
+            {"gradient_clipping": 0, "optimizer.params": {"muon_lr": 0.02, "adam_lr": 1.25e-2}, "scheduler": None},
         ),
     ],
 )
