@@ -44,7 +44,7 @@ def svg(law: FittedLaw, runs: Sequence[Run], predicted: Sequence[Run]) -> str:
         *_axes(x, y, low, high, right),
         # the shade of what is extended lies below the lines
         *_shade(law, extended, max(run.tokens for run in made), x, y, high),
-        *_line(law, extended, 0, "#999", x, y, high),
+        *_line(law, extended, FEWEST, "#999", x, y, high),
     ]
     sizes = sorted({run.parameters for run in made})
     for size, colour in zip(sizes, _COLOURS[: len(sizes)], strict=True):
@@ -77,7 +77,7 @@ def _shade(law: FittedLaw, size: float, least: float, x: Axis, y: Axis, high: fl
 
 def _line(law: FittedLaw, size: float, longest: float, colour: str, x: Axis, y: Axis, high: float) -> Iterator[str]:
     """Yield the law's line for a size, dashed beyond its longest run."""
-    places = sorted({*map(float, _PLACES), longest or FEWEST})
+    places = sorted({*map(float, _PLACES), longest})
     expected = [(tokens, law.expect(size, tokens).loss) for tokens in places]
     shown = [(x(tokens), y(loss), tokens) for tokens, loss in expected if loss < high]
     for part, dashes in (

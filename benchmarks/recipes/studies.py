@@ -84,13 +84,24 @@ def _experts(*hidden: int) -> tuple[Size, ...]:
     return tuple(Size(width, experts=True) for width in hidden)
 
 
-# the reference run's AdamW, schedule and clipping with the batch of a study, in the precision of the others
-REFERENCE = (
-    "fp16.enabled=false",
-    "bf16.enabled=auto",
-    "train_batch_size=auto",
-    "gradient_accumulation_steps=1",
-)
+def _reference(
+    sizes: Sequence[Size], tokens_a_parameter: float, rates: str, *, rows: int = 16, evaluations: int = 1
+) -> Study:
+    """Return a study of learning rates of the reference run's AdamW, with a batch and precision like the others'."""
+    return Study(
+        sizes,
+        (tokens_a_parameter,),
+        (f"optimizer.params.lr={rates}",),
+        config="t4x2.json",
+        fixed=(
+            "fp16.enabled=false",
+            "bf16.enabled=auto",
+            "train_batch_size=auto",
+            "gradient_accumulation_steps=1",
+        ),
+        rows=rows,
+        evaluations=evaluations,
+    )
 
 
 def _scheduler(kind: str, **params: object) -> str:
@@ -114,14 +125,7 @@ STUDIES: Mapping[str, Study] = {
         ("bufudu.num_hidden_layers=2", "optimizer.params.adam_lr=0.003,0.0125,0.05"),
         rows=4,
     ),
-    "default_adamw": Study(
-        _dense(512),
-        (0.024,),
-        ("optimizer.params.lr=1e-3",),
-        config="t4x2.json",
-        fixed=REFERENCE,
-        rows=4,
-    ),
+    "default_adamw": _reference(_dense(512), 0.024, "1e-3", rows=4),
     "long_rates": Study(_dense(32), (80,), ("optimizer.params.muon_lr=0.01,0.02,0.04",)),
     "long_adam_rates": Study(_dense(32, 64), (40, 80), ("optimizer.params.adam_lr=0.0125",)),
     # experts against dense at the rate that is best at that length
@@ -130,28 +134,12 @@ STUDIES: Mapping[str, Study] = {
     "other_text": Study(
         _dense(64), (5,), ("optimizer.params.muon_lr=0.02,0.01,0.04",), fixed=("optimizer.params.adam_lr=0.05",)
     ),
-    "adamw": Study(
-        _dense(32, 64), (10,), ("optimizer.params.lr=2e-4,1e-3,2e-3,4e-3,8e-3",), config="t4x2.json", fixed=REFERENCE
-    ),
-    "wide_adamw": Study(
-        _dense(128),
-        (2,),
-        ("optimizer.params.lr=2e-3,4e-3,8e-3",),
-        config="t4x2.json",
-        fixed=REFERENCE,
-        evaluations=8,
-    ),
+    "adamw": _reference(_dense(32, 64), 10, "2e-4,1e-3,2e-3,4e-3,8e-3"),
+    "wide_adamw": _reference(_dense(128), 2, "2e-3,4e-3,8e-3", evaluations=8),
     # the same length with Muon, as in "law", for its curve
     "wide_muon": Study(_dense(128), (2,), evaluations=8),
     # as many steps as at 128
-    "widest_adamw": Study(
-        _dense(256),
-        (0.5,),
-        ("optimizer.params.lr=2e-3",),
-        config="t4x2.json",
-        fixed=REFERENCE,
-        evaluations=8,
-    ),
+    "widest_adamw": _reference(_dense(256), 0.5, "2e-3", evaluations=8),
     "widest_muon": Study(_dense(256), (0.5,), evaluations=8),
     "batch_4": Study(_dense(64), (10,), ("optimizer.params.muon_lr=0.01",), rows=4),
     "batch_64": Study(_dense(64), (10,), ("optimizer.params.muon_lr=0.02,0.04",), rows=64),

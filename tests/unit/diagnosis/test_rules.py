@@ -262,7 +262,7 @@ def test_weights_that_barely_moved_because_updates_are_lost_are_not_blamed_on_th
 
 
 def test_the_last_steps_of_a_schedule_that_ends_at_0_lose_no_updates():
-    """601 steps with a line every 100: the last line is of one step, at a millionth of the peak."""
+    """601 steps with a line every 100: the last line is of one step, at a hundred-thousandth of the peak."""
     lines = [(100, 0.02, 0.0), (300, 0.012, 0.0), (500, 1.7e-3, 0.0), (600, 7e-7, 0.0), (601, 2e-7, 0.2)]
 
     def ended(at_last: float) -> Measurements:
